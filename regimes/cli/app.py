@@ -1,0 +1,125 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regimes.cli.errors import speaking
+
+app = typer.Typer(
+    name="regimes",
+    help="Where does a network prune well, and which way should its training knobs turn?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="What to sweep; see sweeps/.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, e.g. runs/digits.")]
+Grid = Annotated[
+    Path,
+    typer.Argument(metavar="RUN|GRID.nc", help="A run's folder, or any netCDF grid with a knob, density, lmc, cka."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes (default: one per core; 0: in this process).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failed cell, or go on.")]
+Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Go on with a run that began with other numerics.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Rule = Annotated[str, typer.Option(help="How the thresholds are found.")]
+LmcCut = Annotated[float | None, typer.Option("--lmc", help="Fix the LMC cut instead of finding it.")]
+CkaCut = Annotated[float | None, typer.Option("--cka", help="Fix the CKA cut instead of finding it.")]
+
+
+@app.command()
+@speaking
+def plan(
+    sweep: SweepFile, out: Out = None, device: Device = "cpu", workers: Workers = None, as_json: Json = False
+) -> None:
+    """Say what a sweep would do: cells, trainings, what is done already, time and disk."""
+    from regimes.cli.show import show_plan
+
+    show_plan(sweep, out, device, workers, as_json)
+
+
+@app.command()
+@speaking
+def run(
+    sweep: SweepFile,
+    out: Out = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    fail_fast: FailFast = False,
+    allow_mixed: Mixed = False,
+) -> None:
+    """Run a sweep, or finish it: what is done is never done again."""
+    from regimes.cli.watch import run_watched
+
+    run_watched(sweep, out, workers=workers, device=device, fail_fast=fail_fast, allow_mixed=allow_mixed)
+
+
+@app.command()
+@speaking
+def status(run: Run, as_json: Json = False) -> None:
+    """Say how far a run is: stages done, pending, failed and why, damaged files."""
+    from regimes.cli.show import show_status
+
+    show_status(run, as_json)
+
+
+@app.command()
+@speaking
+def retry(
+    run: Run, workers: Workers = None, device: Device = "cpu", fail_fast: FailFast = False, allow_mixed: Mixed = False
+) -> None:
+    """Do a run's failed cells again."""
+    from regimes.cli.watch import retry_watched
+
+    retry_watched(run, workers=workers, device=device, fail_fast=fail_fast, allow_mixed=allow_mixed)
+
+
+@app.command()
+@speaking
+def clean(run: Run) -> None:
+    """Remove weights that no pending stage needs; a grown sweep makes them again where it must."""
+    from regimes.cli.show import show_clean
+
+    show_clean(run)
+
+
+@app.command()
+@speaking
+def classify(
+    grid: Grid,
+    out: Annotated[Path, typer.Option("--out", help="The netCDF file to write.")],
+    rule: Rule = "separation",
+    lmc: LmcCut = None,
+    cka: CkaCut = None,
+) -> None:
+    """Label every cell with its regime: thresholds found in the data, or given."""
+    from regimes.cli.show import show_classify
+
+    show_classify(grid, out, rule, lmc, cka)
+
+
+@app.command(name="map")
+@speaking
+def map_(
+    grid: Grid,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for figures and report (default: RUN/map).")] = None,
+    rule: Rule = "separation",
+    lmc: LmcCut = None,
+    cka: CkaCut = None,
+) -> None:
+    """Draw the phase diagram, one panel a metric (PNG, SVG), and a report page."""
+    from regimes.cli.show import show_map
+
+    show_map(grid, out, rule, lmc, cka)
+
+
+def main() -> None:
+    """Entry point of the ``regimes`` command."""
+    app()

@@ -1,0 +1,173 @@
+"""What the commands that look, label and draw print."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from regimes.errors import UserError
+
+KINDS = ("train", "prune", "retrain", "measure")
+
+
+def show_plan(sweep: Path, out: Path | None, device: str, workers: int | None, as_json: bool) -> None:
+    """Print what a sweep would do."""
+    from regimes.flow.estimate import estimate
+    from regimes.flow.run import default_workers, prepare
+
+    prepared = prepare(sweep, out, device)
+    progress, stages = prepared.progress, prepared.stages
+    todo = Counter(stage.kind for stage in progress.todo)
+    count = Counter(stage.kind for stage in stages)
+    workers = workers or default_workers(device)
+    cost = estimate(progress.todo, stages, prepared.lab, prepared.store, prepared.sweep.retrain)
+    trainings = {stage.training for stage in stages if stage.kind == "train"}  # type: ignore[attr-defined]
+    facts: dict[str, Any] = {
+        "name": prepared.sweep.name,
+        "folder": str(prepared.store.folder),
+        "data": prepared.lab.loaded.title,
+        "cells": count["prune"],
+        "dense_trainings": len(trainings),
+        "stages": {kind: {"all": count[kind], "todo": todo[kind]} for kind in KINDS},
+        "done": progress.done,
+        "failed": progress.failed,
+        "blocked": progress.blocked,
+        "damaged": list(progress.damaged),
+        "core_seconds": round(cost.core_seconds, 1),
+        "workers": workers,
+        "wall_seconds": round(cost.wall_seconds(workers), 1) if progress.todo else 0.0,
+        "disk_bytes": cost.disk_bytes,
+        "estimate": cost.source,
+        "numerics": str(prepared.spec.numerics),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    typer.echo(f"{facts['name']} -> {facts['folder']}   ({facts['data']})")
+    typer.echo(f"  cells (temperature x density x dense seed)  {facts['cells']}")
+    typer.echo(f"  distinct dense trainings                    {facts['dense_trainings']}")
+    for kind in KINDS:
+        what = {"train": "snapshots", "prune": "masks", "retrain": "retrained copies", "measure": "measurements"}[kind]
+        typer.echo(
+            f"  {kind:<8} {count[kind]:>6} {what:<17} done {count[kind] - todo[kind]:>6}   to do {todo[kind]:>6}"
+        )
+    _say_trouble(facts)
+    typer.echo(
+        f"  expected: {duration(facts['wall_seconds'])} with {workers} worker{'s' * (workers != 1)} "
+        f"({duration(cost.core_seconds)} of one core, {cost.source}), {size(cost.disk_bytes)} on disk"
+    )
+    typer.echo(f"  numerics: {facts['numerics']}")
+
+
+def show_status(run: Path, as_json: bool) -> None:
+    """Print how far a run is, from its files alone."""
+    from regimes.flow.store import Damaged, open_store
+
+    store = open_store(run)
+    layout = store.read_json("layout.json")
+    if layout is None:
+        raise UserError(f"{run}: layout.json is missing; write it again with: regimes run SWEEP.toml --out {run}")
+    states: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    failed: dict[str, str] = {}
+    damaged: list[str] = []
+    for stage in layout["stages"]:
+        state = "pending"
+        try:
+            record = store.read(stage["key"])
+            if record is not None:
+                state = record["status"]
+                store.check_weights(stage["key"], record)
+        except Damaged as error:
+            damaged.append(str(error))
+            state = "damaged"
+        failure = store.failure(stage["key"]) if state == "pending" else None
+        if failure is not None:
+            state = "failed"
+            place = ", ".join(f"{name}={value}" for name, value in stage["at"].items())
+            failed[f"{stage['kind']} {place}"] = failure["error"]
+        states[stage["kind"]][state] += 1
+    if as_json:
+        facts = {"name": layout["name"], "stages": states, "failed": failed, "damaged": damaged}
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    typer.echo(f"{layout['name']} in {run}")
+    for kind, counts in states.items():
+        typer.echo(f"  {kind:<8} " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    _say_trouble({"failed": failed, "damaged": damaged, "blocked": 0})
+    if failed:
+        typer.echo(f"  do them again with: regimes retry {run}")
+
+
+def show_clean(run: Path) -> None:
+    """Remove weights that nothing needs and print what was freed."""
+    from regimes.flow.clean import clean
+    from regimes.flow.run import prepare, sweep_of
+
+    prepared = prepare(sweep_of(run), run, mixed=True)
+    files, freed = clean(prepared.stages, prepared.progress, prepared.store)
+    typer.echo(f"{run}: removed {files} weight files, {size(freed)}")
+
+
+def show_classify(grid: Path, out: Path, rule: str, lmc: float | None, cka: float | None) -> None:
+    """Write a classified grid and print its thresholds and regimes."""
+    from regimes.phases.classify import classify
+    from regimes.record.grid import read_grid, save_grid
+
+    data = classify(read_grid(grid), rule, lmc, cka)
+    save_grid(data, out)
+    _say_regimes(data)
+    typer.echo(f"wrote {out}")
+
+
+def show_map(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: float | None) -> None:
+    """Draw a grid and print where the pictures are."""
+    from regimes.figures.draw import draw_map
+    from regimes.figures.facts import run_facts
+    from regimes.phases.classify import classify
+    from regimes.record.grid import read_grid, save_grid
+
+    data = classify(read_grid(grid), rule, lmc, cka)
+    folder = out or (grid / "map" if grid.is_dir() else grid.with_suffix("").with_name(f"{grid.stem}-map"))
+    files = draw_map(data, folder, run_facts(grid) if grid.is_dir() else None)
+    save_grid(data, folder / "grid.nc")
+    _say_regimes(data)
+    typer.echo(f"wrote {len(files) + 1} files; look at {folder / 'phase.png'} and {files[-1]}")
+
+
+def _say_regimes(data: Any) -> None:
+    from regimes.phases.classify import present
+
+    for note in data["regime"].attrs["thresholds"].split("; "):
+        typer.echo(note)
+    seen = ", ".join(f"{name}: {count} cells" if count else f"{name}: absent" for name, count in present(data).items())
+    unknown = int((data["regime"] == -1).sum())
+    typer.echo(seen + (f", unknown: {unknown}" if unknown else ""))
+
+
+def _say_trouble(facts: dict[str, Any]) -> None:
+    for key, error in list(facts["failed"].items())[:10]:
+        typer.echo(f"  failed   {key}: {error}")
+    if len(facts["failed"]) > 10:
+        typer.echo(f"  ... and {len(facts['failed']) - 10} more")
+    if facts["blocked"]:
+        typer.echo(f"  {facts['blocked']} stages wait for a failed one")
+    for line in facts["damaged"]:
+        typer.echo(f"  damaged  {line}; will be done again")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of a useful size."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes in words of a useful size."""
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

@@ -1,0 +1,138 @@
+"""Watch a run: a progress bar in a terminal, plain lines elsewhere; what to do next when it ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from regimes.cli.show import duration
+from regimes.errors import RunFailed
+
+if TYPE_CHECKING:
+    from regimes.flow.run import Prepared
+    from regimes.flow.stage import Outcome, Stage
+
+EVERY = 15.0  # seconds between plain lines
+
+
+class Watcher:
+    """Counts what is finished and shows it."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[cells]} cells, {task.fields[failures]} failed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            speed_estimate_period=120,
+        )
+        self.task: Any = None
+        self.open: dict[tuple[Any, ...], set[str]] = {}
+        self.cells = 0
+        self.failures = 0
+        self.spoken = time.monotonic()
+
+    def start(self, prepared: Prepared) -> None:
+        """Say what there is to do."""
+        for line in prepared.progress.damaged:
+            self.console.print(f"damaged: {line}; it is done again", highlight=False, markup=False)
+        for stage in prepared.stages:
+            if stage.kind != "train":
+                self.open.setdefault(_cell(stage), set())
+        for stage in prepared.progress.todo:
+            if stage.kind != "train":
+                self.open[_cell(stage)].add(stage.key)
+        self.cells = sum(not keys for keys in self.open.values())
+        todo = len(prepared.progress.todo)
+        if prepared.progress.done or not todo:
+            self.console.print(f"{prepared.progress.done} stages are done already, {todo} to do", highlight=False)
+        total = sum(stage.work for stage in prepared.progress.todo)
+        self.task = self.bar.add_task("starting", total=total, cells=self._count(), failures=0)
+        self.bar.start()
+
+    def __call__(self, stage: Stage, outcome: Outcome) -> None:
+        """Take note of one finished or failed stage."""
+        place = " ".join(f"{name}={value:g}" for name, value in stage.at.items())
+        keys = self.open.get(_cell(stage), set()) if stage.kind != "train" else set()
+        if outcome.error is None and stage.key in keys:
+            keys.discard(stage.key)
+            self.cells += not keys
+        if outcome.error is not None:
+            self.failures += 1
+            self.console.print(f"failed: {stage.kind} {place}: {outcome.error}", highlight=False, markup=False)
+        self.bar.update(
+            self.task,
+            advance=stage.work,
+            description=f"{stage.kind} {place}",
+            cells=self._count(),
+            failures=self.failures,
+        )
+        if self.bar.disable and time.monotonic() - self.spoken > EVERY:
+            self.spoken = time.monotonic()
+            task = self.bar.tasks[0]
+            share = task.completed / task.total if task.total else 1.0
+            elapsed = task.elapsed or 0.0
+            left = duration(elapsed / max(share, 1e-3) - elapsed)
+            self.console.print(
+                f"{share:4.0%}  {self._count()} cells, {self.failures} failed, about {left} left",
+                highlight=False,
+            )
+
+    def _count(self) -> str:
+        return f"{self.cells}/{len(self.open)}"
+
+
+def _cell(stage: Stage) -> tuple[Any, ...]:
+    return tuple(sorted((name, value) for name, value in stage.at.items() if name not in ("retrain_seed", "pair")))
+
+
+def run_watched(sweep: Any, out: Path | None, **how: Any) -> None:
+    """Run a sweep under a progress bar and say what came of it.
+
+    Raises:
+        RunFailed: some cells failed.
+    """
+    from regimes.flow.run import run
+
+    watcher = Watcher()
+    try:
+        result = run(sweep, out, on_start=watcher.start, watch=watcher, **how)
+    except KeyboardInterrupt:
+        watcher.bar.stop()
+        again = "the same command"
+        print(
+            f"regimes: stopped; nothing finished is lost. Go on with {again}: regimes {' '.join(sys.argv[1:])}",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    finally:
+        watcher.bar.stop()
+    progress = result.progress
+    typer.echo(f"{progress.done} of {len(result.stages)} stages done in {duration(result.seconds)}: {result.folder}")
+    if progress.failed:
+        first = next(iter(progress.failed.values()))
+        raise RunFailed(
+            f"{len(progress.failed)} stages failed ({first}), {progress.blocked} wait for them; "
+            f"see: regimes status {result.folder}; do them again: regimes retry {result.folder}"
+        )
+    if progress.todo:
+        raise RunFailed(f"{len(progress.todo)} stages are still to do; go on with the same command")
+    typer.echo(f"next: regimes map {result.folder}")
+
+
+def retry_watched(folder: Path, **how: Any) -> None:
+    """Do a run's failed cells again, under a progress bar."""
+    from regimes.flow.run import sweep_of
+
+    run_watched(sweep_of(folder), folder, retry_failed=True, **how)

@@ -1,0 +1,61 @@
+"""Augmentation as tensor operations on the device of the data: draw for a whole pass, apply batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regimes.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero padding, and horizontal flip.
+
+    Attributes:
+        pad: pixels of zero padding on each side as a fraction of the image side (4 of 32 pixels is 1/8), at least 1.
+        flip: whether images are mirrored left-right with probability 1/2.
+    """
+
+    pad: float
+    flip: bool
+
+    def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
+        """Draw (count, 3) integers: row offset, column offset, flip; one generator, on the CPU, for one pass."""
+        offsets = torch.randint(0, 2 * self.pixels(side) + 1, (count, 2), generator=generator)
+        flips = torch.randint(0, 1 + self.flip, (count, 1), generator=generator)
+        return torch.cat([offsets, flips], dim=1)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return augmented images (n, c, h, w); ``draws`` is (n, 3) as `draw` gives it, on the images' device."""
+        if self.pad == 0 and not self.flip:
+            return images
+        count, channels, height, width = images.shape
+        pixels = self.pixels(height)
+        padded = F.pad(images, (pixels,) * 4)
+        rows = draws[:, 0, None] + torch.arange(height, device=images.device)  # (n, h)
+        across = torch.arange(width, device=images.device)
+        across = torch.where(draws[:, 2, None] == 1, width - 1 - across, across)  # (n, w)
+        columns = draws[:, 1, None] + across
+        which = torch.arange(count, device=images.device)[:, None, None, None]
+        channel = torch.arange(channels, device=images.device)[None, :, None, None]
+        return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def pixels(self, side: int) -> int:
+        """Padding in pixels for images of this side."""
+        return max(1, round(self.pad * side)) if self.pad else 0
+
+    def check(self, input_shape: tuple[int, ...], name: str) -> None:
+        """Raise UserError when the inputs are no images (c, h, w) but the augmentation needs them."""
+        if (self.pad or self.flip) and len(input_shape) != 3:
+            raise UserError(
+                f"recipe.augment = '{name}' needs images (c, h, w), the data has shape {input_shape}; use 'none'"
+            )
+
+
+NONE = Augmentation(pad=0.0, flip=False)
+SHIFT = Augmentation(pad=1 / 8, flip=False)
+CROP_FLIP = Augmentation(pad=1 / 8, flip=True)

@@ -1,0 +1,34 @@
+"""Facts about a run for its report: what was asked, on what it ran, how long it took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from regimes.flow.store import Damaged, open_store
+
+
+def run_facts(run: str | Path) -> dict[str, Any]:
+    """Return what a run's own files tell.
+
+    Keys: ``name``, ``sweep`` (resolved), ``numerics``, ``processor``, ``cores``, ``versions``, ``python``, ``system``;
+    ``stages`` {kind: [count, hours of one core]}, ``wall_hours`` over all invocations.
+    """
+    store = open_store(run)
+    head, layout = store.read_json("run.json") or {}, store.read_json("layout.json") or {}
+    stages: dict[str, list[float]] = {}
+    for stage in layout.get("stages", []):
+        try:
+            record = store.read(stage["key"])
+        except Damaged:
+            continue
+        if record is not None:
+            entry = stages.setdefault(stage["kind"], [0, 0.0])
+            entry[0] += 1
+            entry[1] += record["seconds"] / 3600
+    log = store.folder / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    wall = sum(json.loads(line)["seconds"] for line in lines) / 3600
+    about = {"name": layout.get("name", str(run)), "sweep": layout.get("sweep"), "stages": stages, "wall_hours": wall}
+    return {**head, **about}

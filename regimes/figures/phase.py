@@ -1,0 +1,80 @@
+"""The phase diagram: regimes over temperature and density, and the border between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from regimes.figures.table import axis_titles, best_rows, table
+from regimes.phases.classify import MEANING, REGIMES, present
+
+# Told apart by the colour-blind and, by their lightness, in grey.
+COLOURS = {"unknown": "#e4e4e4", "I": "#a23b14", "II-A": "#f6d377", "II-B": "#4a8fb5"}
+INK = {"unknown": "#555555", "I": "#ffffff", "II-A": "#222222", "II-B": "#ffffff"}
+
+
+def phase_diagram(data: xr.Dataset) -> Figure:
+    """Draw regimes of a classified grid: a cell each, named and coloured, the border drawn between them.
+
+    A dot marks the temperature with the lowest test error at each density, where the grid has test errors.
+    """
+    cells = table(data["regime"], data)
+    rows, columns = cells.shape
+    figure = Figure(figsize=(max(5.2, 0.78 * columns + 1.6), max(3.4, 0.46 * rows + 1.9)), layout="constrained")
+    axes = figure.subplots()
+    names = cells.map(lambda number: REGIMES[int(number)])
+    sns.heatmap(
+        cells,
+        ax=axes,
+        cmap=ListedColormap([COLOURS[name] for name in REGIMES.values()]),
+        vmin=-1.5,
+        vmax=2.5,
+        cbar=False,
+        linewidths=0.6,
+        linecolor="#ffffff",
+    )
+    best = best_rows(data)
+    for (row, column), name in np.ndenumerate(names.to_numpy()):
+        label = "?" if name == "unknown" else name
+        axes.text(column + 0.5, row + 0.5, label, ha="center", va="center", color=INK[name], fontsize=9)
+        if best.get(column) == row:
+            axes.plot(column + 0.86, row + 0.2, "o", ms=5.5, mfc="#111111", mec="#ffffff", mew=1.0, clip_on=False)
+    draw_border(axes, cells.to_numpy())
+    density_title, temperature_title = axis_titles(data)
+    axes.set(xlabel=density_title, ylabel=temperature_title)
+    axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
+    axes.tick_params(axis="both", length=0)
+    axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
+    figure.legend(handles=_legend(data, bool(best)), loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
+    return figure
+
+
+def draw_border(axes: Axes, labels: np.ndarray) -> None:
+    """Draw a heavy line wherever two neighbouring cells have different labels."""
+    rows, columns = labels.shape
+    style: dict[str, Any] = {"color": "#111111", "lw": 2.2, "solid_capstyle": "round"}
+    for row, column in np.ndindex(rows, columns):
+        if column + 1 < columns and labels[row, column] != labels[row, column + 1]:
+            axes.plot([column + 1, column + 1], [row, row + 1], **style)
+        if row + 1 < rows and labels[row, column] != labels[row + 1, column]:
+            axes.plot([column, column + 1], [row + 1, row + 1], **style)
+
+
+def _legend(data: xr.Dataset, dots: bool) -> list[Patch | Line2D]:
+    counts = present(data)
+    handles: list[Patch | Line2D] = [
+        Patch(color=COLOURS[name], label=f"{name}  {text}" + ("" if counts[name] else "  (not seen in these data)"))
+        for name, text in MEANING.items()
+    ]
+    if dots:
+        label = "lowest test error at this density"
+        handles.append(Line2D([], [], ls="", marker="o", ms=5.5, mfc="#111111", mec="#ffffff", label=label))
+    return handles

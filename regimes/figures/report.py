@@ -1,0 +1,121 @@
+"""The report page: what was asked, on what it ran, how the lines were drawn, and what it means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from regimes.figures.panel import panel_names
+from regimes.figures.table import axis_titles, best_rows, table
+from regimes.phases.classify import MEANING, REGIMES, cell_mean, present, seeds_of
+from regimes.record.grid import knobs_of
+
+
+def write_report(data: xr.Dataset, out: Path, facts: dict[str, Any]) -> Path:
+    """Write ``README.md`` beside the figures."""
+    lines = [f"# Regimes of pruning: {data.attrs.get('title', facts.get('name', ''))}", ""]
+    lines += ["![phase diagram](phase.png)", "", *_reading(data), "", *_thresholds(data), ""]
+    lines += _by_density(data)
+    if facts:
+        lines += ["", *_run(facts)]
+    lines += ["", "## Panels", ""]
+    for name in panel_names(data):
+        lines += [f"![{name}]({name}.png)", ""]
+    path = out / "README.md"
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def _reading(data: xr.Dataset) -> Iterator[str]:
+    counts = present(data)
+    total = sum(counts.values())
+    yield "## What it shows"
+    yield ""
+    for name, count in counts.items():
+        share = f"{count} of {total} cells" if count else "not seen in these data"
+        yield f"- **{name}** ({MEANING[name]}): {share}."
+    unknown = int((data["regime"] == -1).sum())
+    if unknown:
+        yield f"- {unknown} cells are unknown: not measured, failed, or diverged."
+    seeds = seeds_of(data)
+    if seeds:
+        behind = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in seeds.items())
+        yield f"- Behind each cell: {behind.replace('_', ' ')}."
+    yield ""
+    yield (
+        "Read it so: in I the pruned network is poorly connected, and the wanted move is hotter; in II-A it is "
+        "connected but its retrained copies disagree, and the wanted move is colder; in II-B both are well (Zhou et "
+        "al. 2023, arXiv 2305.18383). Whether the test errors of *this* grid follow is told below, column by column."
+    )
+
+
+def _thresholds(data: xr.Dataset) -> Iterator[str]:
+    yield "## How the lines were drawn"
+    yield ""
+    yield f"Rule `{data['regime'].attrs['rule']}`."
+    yield ""
+    for note in data["regime"].attrs["thresholds"].split("; "):
+        yield f"- {note}."
+
+
+def _by_density(data: xr.Dataset) -> Iterator[str]:
+    """The table that lets the reader hold the regimes against the measured test error."""
+    best = best_rows(data)
+    if not best:
+        return
+    cells = table(data["regime"], data)
+    errors = table(cell_mean(data["test_error"], knobs_of(data)), data)
+    _, temperature = axis_titles(data)
+    name = temperature.split("   ")[0]
+    yield "## Lowest test error at each density"
+    yield ""
+    yield f"| density | lowest test error | at {name} | regime there | hottest, coldest | their regimes |"
+    yield "|---|---|---|---|---|---|"
+    for column, row in best.items():
+        regimes = [REGIMES[int(number)] for number in cells.iloc[:, column]]
+        column_errors = errors.iloc[:, column].to_numpy()
+        ends = ", ".join("-" if np.isnan(each) else f"{100 * each:.2f} %" for each in column_errors[[0, -1]])
+        yield (
+            f"| {cells.columns[column]} % | {100 * column_errors[row]:.2f} % | {cells.index[row]} | {regimes[row]} "
+            f"| {ends} | {regimes[0]}, {regimes[-1]} |"
+        )
+    yield ""
+    yield "The lowest error of a column is chosen on the test split, so it is a description, not advice. " + _noise(
+        data
+    )
+
+
+def _noise(data: xr.Dataset) -> str:
+    errors = data["test_error"]
+    seeds = [dim for dim in errors.dims if dim in ("dense_seed", "retrain_seed")]
+    count = int(np.prod([errors.sizes[dim] for dim in seeds])) if seeds else 1
+    if count < 2:
+        return "With one network a cell there is no spread to compare differences with."
+    deviation = float(np.sqrt(errors.var(seeds, ddof=1).mean())) / count**0.5
+    return f"Mind the noise: a cell's mean test error has a standard error of about {100 * deviation:.2f} points."
+
+
+def _run(facts: dict[str, Any]) -> Iterator[str]:
+    yield "## How it was made"
+    yield ""
+    numerics = facts.get("numerics", {})
+    yield f"- Hardware: {facts.get('processor')}, {facts.get('cores')} cores, {facts.get('system')}."
+    yield f"- Numerics: {', '.join(f'{key} {value}' for key, value in numerics.items())}."
+    versions = ", ".join(f"{name} {value}" for name, value in facts.get("versions", {}).items())
+    yield f"- Versions: Python {facts.get('python')}, {versions}."
+    for kind, (count, hours) in facts["stages"].items():
+        yield f"- {kind}: {count} stages, {hours:.3f} core-hours."
+    yield f"- Wall time over all invocations: {facts['wall_hours']:.3f} hours."
+    yield ""
+    yield "<details><summary>The sweep, with every default</summary>"
+    yield ""
+    yield "```json"
+    yield json.dumps(facts.get("sweep"), indent=1)
+    yield "```"
+    yield ""
+    yield "</details>"

@@ -1,0 +1,60 @@
+"""A grid as a table for drawing: density to the right, hotter upwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from regimes.record.grid import hotter_is_larger, knobs_of
+
+
+def table(values: xr.DataArray, data: xr.Dataset) -> pd.DataFrame:
+    """Return values over (temperatures, density) as rows and columns, the hottest row first.
+
+    Several knobs become one row label each, in the order of the grid's dimensions.
+    """
+    knobs = knobs_of(data)
+    arranged = values.transpose(*knobs, "density").sortby("density")
+    for knob in knobs:
+        arranged = arranged.sortby(knob, ascending=not hotter_is_larger(data, knob))
+    rows = [", ".join(part) for part in _labels(arranged, knobs)]
+    columns = [percent(each) for each in arranged["density"].values]
+    return pd.DataFrame(arranged.values.reshape(len(rows), len(columns)), index=rows, columns=columns)
+
+
+def _labels(arranged: xr.DataArray, knobs: list[str]) -> list[tuple[str, ...]]:
+    names = [[f"{value:g}" for value in arranged[knob].values] for knob in knobs]
+    if len(knobs) > 1:
+        names = [[f"{knob} {each}" for each in values] for knob, values in zip(knobs, names, strict=True)]
+    return [tuple(names[i][j] for i, j in enumerate(place)) for place in np.ndindex(*map(len, names))]
+
+
+def percent(density: float) -> str:
+    """A density as a column label, in percent without superfluous digits."""
+    return f"{100 * density:.3g}"
+
+
+def axis_titles(data: xr.Dataset) -> tuple[str, str]:
+    """Titles of the density and the temperature axis."""
+    names = []
+    for knob in knobs_of(data):
+        about = data[knob].attrs
+        units = about.get("units", "1")
+        title = about.get("long_name", knob)
+        names.append(title if units in ("1", "", "epochs") else f"{title} ({units})")
+    return "density (% of weights kept)", ", ".join(names) + "   (hotter ↑)"
+
+
+def best_rows(data: xr.Dataset) -> dict[int, int]:
+    """Per column, the row of the lowest mean test error; empty where the grid has no test error."""
+    if "test_error" not in data:
+        return {}
+    from regimes.phases.classify import cell_mean
+
+    errors = table(cell_mean(data["test_error"], knobs_of(data)), data).to_numpy()
+    return {
+        column: int(np.nanargmin(errors[:, column]))
+        for column in range(errors.shape[1])
+        if np.isfinite(errors[:, column]).any()
+    }

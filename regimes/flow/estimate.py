@@ -1,0 +1,136 @@
+"""What a plan will cost: time from this machine's own speed, disk from the sizes of what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+
+from regimes.flow.lab import Lab, one_thread
+from regimes.flow.stage import Stage
+from regimes.flow.store import Damaged, Store
+from regimes.flow.train import Train
+from regimes.landscape.error import CHUNK, evaluating
+from regimes.spec.recipe import Recipe
+from regimes.training.step import Stepper
+from regimes.training.streams import Stream
+from regimes.training.timeline import Timeline
+
+RECORD_BYTES = 3_000  # a typical record on disk
+STEPS = 12  # timed steps of a calibration, after as many warm ones
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expected cost of some stages.
+
+    Attributes:
+        core_seconds: on one core of this machine.
+        disk_bytes: records and weights that will be added.
+        source: "measured in this run" or "calibrated on this machine".
+    """
+
+    core_seconds: float
+    disk_bytes: int
+    source: str
+
+    def wall_seconds(self, workers: int) -> float:
+        """Expected wall time with so many workers, three seconds of start-up included."""
+        return self.core_seconds / max(1, workers) + 3.0
+
+
+def estimate(todo: Sequence[Stage], stages: Sequence[Stage], lab: Lab, store: Store, recipe: Recipe) -> Cost:
+    """Estimate what the stages to do will take.
+
+    Seconds per unit of work come from this run's own records where a kind of stage has some, otherwise from timing a
+    few steps and forward passes of the very model.
+    """
+    measured = _rates(stages, store)
+    kinds = {stage.kind for stage in todo}
+    rates = measured if kinds <= set(measured) else {**_calibrated(lab, recipe), **measured}
+    seconds = sum(work * rates[kind] for kind, work in _work(todo))
+    source = "measured in this run" if kinds <= set(measured) else "calibrated on this machine"
+    return Cost(seconds, disk(todo, lab), source)
+
+
+def disk(todo: Iterable[Stage], lab: Lab) -> int:
+    """Bytes that the stages will add."""
+    model = lab.new_model(seed=0)
+    state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    sizes = {"train": state + weights, "prune": weights // 32, "retrain": state, "measure": 0}
+    return sum(sizes[stage.kind] + RECORD_BYTES for stage in todo)
+
+
+def _work(stages: Iterable[Stage]) -> list[tuple[str, float]]:
+    """Work by stage; snapshots of one training count its way only once."""
+    longest: dict[str, Train] = {}
+    rest = []
+    for stage in stages:
+        if isinstance(stage, Train):
+            known = longest.get(stage.training)
+            longest[stage.training] = stage if known is None or stage.epoch > known.epoch else known
+        else:
+            rest.append((stage.kind, stage.work))
+    return [("train", stage.work) for stage in longest.values()] + rest
+
+
+def _rates(stages: Iterable[Stage], store: Store) -> dict[str, float]:
+    """Seconds per unit of work, by kind, from finished stages (snapshots record only their own stretch of the way)."""
+    seconds: dict[str, float] = {}
+    work: dict[str, float] = {}
+    for stage in stages:
+        try:
+            record = store.read(stage.key)
+        except Damaged:
+            continue
+        if record is not None and record["status"] == "ok" and not isinstance(stage, Train):
+            seconds[stage.kind] = seconds.get(stage.kind, 0.0) + record["seconds"]
+            work[stage.kind] = work.get(stage.kind, 0.0) + record["work"]
+    rates = {kind: seconds[kind] / work[kind] for kind in seconds if work[kind]}
+    return {**rates, "train": rates["retrain"]} if "retrain" in rates else rates
+
+
+def _calibrated(lab: Lab, recipe: Recipe) -> dict[str, float]:
+    """Seconds per forward pass of one image, in training and in measuring, of a fresh model on one thread."""
+    with one_thread():
+        model = lab.new_model(seed=0)
+        training = _training_rate(model, lab, recipe.model_copy(update={"sam_rho": 0.0}))
+        inputs = lab.data.train.inputs[:CHUNK]
+        with evaluating(model):
+            forward = _seconds(lambda: model(inputs), 3) / len(inputs)
+    return {"train": training, "retrain": training, "prune": training, "measure": forward}
+
+
+def _training_rate(model: torch.nn.Module, lab: Lab, recipe: Recipe) -> float:
+    from regimes.data import AUGMENTATIONS
+    from regimes.registry import load
+
+    data = lab.data.train
+    stream = Stream(("calibrate",), Timeline(recipe, len(data.targets)), data, load(AUGMENTATIONS, recipe.augment, ""))
+    stepper = Stepper(model, recipe, None)
+    model.train()
+    batches = [(x, y) for _, x, y in islice(stream.batches(0, STEPS), STEPS)]
+
+    def steps() -> None:
+        for inputs, targets in batches:
+            stepper(lambda x=inputs, y=targets: F.cross_entropy(model(x), y), 0.0)  # type: ignore[misc]
+
+    return _seconds(steps, 2) / (STEPS * 3 * recipe.batch_size)
+
+
+def _seconds(work: object, times: int) -> float:
+    """The shortest of a few timings, after one that does not count."""
+    assert callable(work)
+    found = []
+    for _ in range(times + 1):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return min(found[1:])

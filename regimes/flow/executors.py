@@ -1,0 +1,186 @@
+"""Executors: how fleets get done - in this process, or by a supervisor over spawned single-threaded processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from regimes.flow.lab import Lab, LabSpec, one_thread
+from regimes.flow.plan import Fleet
+from regimes.flow.stage import Outcome, Report
+from regimes.flow.store import Store
+from regimes.flow.work import do
+
+TRIES = 3  # a fleet whose worker died is handed out this often before it counts as failed
+
+
+class Stop(Exception):
+    """Raised by a report to end a run early (``--fail-fast``)."""
+
+
+def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int = 0) -> None:
+    """Do the fleets one after another in this process, on one thread: for small grids, notebooks and debugging."""
+    store = Store(spec.folder)
+    failed: set[str] = set()
+
+    def note(outcome: Outcome) -> None:
+        if outcome.error is not None:
+            failed.add(outcome.key)
+        report(outcome)
+
+    with one_thread():
+        lab = Lab(spec)
+        for fleet in fleets:
+            if not fleet.needs & failed:
+                do(fleet, lab, store, note)
+            else:
+                failed |= {stage.key for stage in fleet.stages}
+
+
+@dataclass
+class _Worker:
+    """A spawned process: fleets go in by its standard input, outcomes come out by its standard output."""
+
+    process: subprocess.Popen[bytes]
+    fleet: Fleet | None = None
+    finished: set[str] = field(default_factory=set)
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def give(self, fleet: Fleet) -> None:
+        self.fleet, self.finished = fleet, set()
+        try:
+            pickle.dump(fleet, self.stdin)
+            self.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has just died; its reader will say so
+
+
+class Supervisor:
+    """Hands fleets to workers as their needs are met, puts a dead worker's fleet back, and never waits in vain."""
+
+    def __init__(self, fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int) -> None:
+        self.waiting = list(fleets)
+        self.spec = spec
+        self.report = report
+        self.count = workers
+        self.store = Store(spec.folder)
+        self.open = {stage.key for fleet in self.waiting for stage in fleet.stages}
+        self.failed: set[str] = set()
+        self.deaths: dict[int, int] = {}
+        self.workers: list[_Worker] = []
+        self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
+
+    def run(self) -> None:
+        """Do all fleets; on any exception (Ctrl-C too) every worker is ended before it is passed on."""
+        try:
+            self.workers = [self._spawn() for _ in range(max(1, min(self.count, len(self.waiting))))]
+            for worker in list(self.workers):
+                self._hand_out(worker)
+            while any(worker.fleet for worker in self.workers):
+                self._handle(*self.events.get())
+        finally:
+            for worker in self.workers:
+                worker.process.kill()
+            for worker in self.workers:
+                worker.process.wait()
+
+    def _spawn(self) -> _Worker:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "regimes.flow.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            # A process group of its own: Ctrl-C is for the supervisor to hear, which then ends its workers.
+            process_group=0 if os.name == "posix" else None,
+        )
+        worker = _Worker(process)
+        try:
+            pickle.dump((self.spec, sys.path), worker.stdin)
+            worker.stdin.flush()
+        except BrokenPipeError:
+            pass
+        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        try:
+            while True:
+                self.events.put((worker, pickle.load(worker.process.stdout)))
+        except (EOFError, pickle.UnpicklingError, OSError):
+            self.events.put((worker, EOFError()))
+
+    def _handle(self, worker: _Worker, event: Any) -> None:
+        if isinstance(event, Outcome):
+            worker.finished.add(event.key)
+            self._close(event)
+            self._wake_idle()
+        elif isinstance(event, EOFError):
+            self._bury(worker)
+        else:  # the fleet is finished
+            worker.fleet = None
+            self._hand_out(worker)
+            self._wake_idle()
+
+    def _close(self, outcome: Outcome) -> None:
+        self.open.discard(outcome.key)
+        if outcome.error is not None:
+            self.failed.add(outcome.key)
+        self.report(outcome)
+
+    def _wake_idle(self) -> None:
+        for worker in self.workers:
+            if worker.fleet is None:
+                self._hand_out(worker)
+
+    def _hand_out(self, worker: _Worker) -> None:
+        """Give a worker the first fleet whose needs are met; drop fleets that wait for a failed stage."""
+        for fleet in list(self.waiting):
+            if fleet.needs & self.failed:
+                self.waiting.remove(fleet)
+                self.failed |= {stage.key for stage in fleet.stages}
+                self.open -= {stage.key for stage in fleet.stages}
+        for fleet in self.waiting:
+            if not fleet.needs & self.open:
+                self.waiting.remove(fleet)
+                worker.give(fleet)
+                return
+
+    def _bury(self, worker: _Worker) -> None:
+        """Replace a worker that died; its fleet is put back, or fails after too many deaths."""
+        self.workers.remove(worker)
+        code = worker.process.wait()
+        fleet = worker.fleet
+        if fleet is not None:
+            deaths = self.deaths[id(fleet)] = self.deaths.get(id(fleet), 0) + 1
+            if deaths < TRIES:
+                self.waiting.insert(0, fleet)
+            else:
+                for stage in fleet.stages:
+                    if stage.key not in worker.finished:
+                        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                        line = (
+                            f"the worker process died {deaths} times on it ({how}): out of memory, or a native crash?"
+                        )
+                        self.store.fail(stage.key, line, "", stage.at)
+                        self._close(Outcome(stage.key, line))
+        replacement = self._spawn()
+        self.workers.append(replacement)
+        self._wake_idle()
+
+
+def by_processes(fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int) -> None:
+    """Do the fleets in ``workers`` spawned processes of one thread each."""
+    Supervisor(fleets, spec, report, workers).run()

@@ -1,0 +1,173 @@
+"""The plan: every stage of a sweep, laid out in the order of the method, and which of them are still to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from regimes.flow.lab import Lab
+from regimes.flow.measure import Measure
+from regimes.flow.prune import Prune
+from regimes.flow.retrain import Retrain
+from regimes.flow.stage import Stage
+from regimes.flow.store import Damaged, Store
+from regimes.flow.train import Train
+from regimes.landscape import METRICS
+from regimes.landscape.metric import Metric
+from regimes.registry import load
+from regimes.spec.sweep import Sweep
+from regimes.training.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Stages of one kind that are handed out together: what a worker runs, and what is lost when it is killed.
+
+    Attributes:
+        kind: train, prune, retrain or measure.
+        stages: one training's snapshots, one network's masks, one retrained copy, or one pruned network's measurements.
+    """
+
+    kind: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def needs(self) -> set[str]:
+        """Keys of the stages that have to be done before."""
+        own = {stage.key for stage in self.stages}
+        return {need.key for stage in self.stages for need in stage.needs} - own
+
+
+def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
+    """Return every stage of a sweep, each after those it needs."""
+    split = lab.loaded
+    images = (len(split.train.targets), len(split.val.targets), len(split.test.targets))
+    Timeline(sweep.retrain, images[0])
+    stages: list[Stage] = []
+    for temperature in sweep.temperatures():
+        recipe = sweep.dense_recipe(temperature)
+        Timeline(recipe, images[0])  # says so when a batch does not fit the data
+        for dense_seed in range(sweep.dense_seeds):
+            at = {sweep.knobs[name].name: value for name, value in temperature.items()} | {"dense_seed": dense_seed}
+            dense = Train(lab.identity, recipe, dense_seed, at, images)
+            stages.append(dense)
+            for density in sweep.load.density:
+                pruned = Prune(dense, density, sweep.load.pruner, sweep.load.allocation)
+                copies = [Retrain(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
+                stages += [pruned, *copies, *_measurements(sweep, copies)]
+    return list({stage.key: stage for stage in stages}.values())
+
+
+def _measurements(sweep: Sweep, copies: Sequence[Retrain]) -> Iterator[Measure]:
+    for name in sweep.measure.metrics:
+        metric: Metric = load(METRICS, name, "metric")
+        options = sweep.measure.options(metric.table)
+        if metric.subject == "model":
+            yield from (Measure(name, options, (copy,), None) for copy in copies)
+        else:
+            for number, (i, j) in enumerate(sweep.pairs()):
+                yield Measure(name, options, (copies[i], copies[j]), number)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a store already holds of a plan.
+
+    Attributes:
+        todo: stages to do now, each after those it needs.
+        done: number of stages with a sound record.
+        failed: {key: error} of stages that raised.
+        blocked: number of stages that wait for a failed one.
+        damaged: a line for each file that is not what was written; their stages are among ``todo``.
+    """
+
+    todo: tuple[Stage, ...]
+    done: int
+    failed: dict[str, str]
+    blocked: int
+    damaged: tuple[str, ...]
+
+
+def survey(stages: Sequence[Stage], store: Store) -> Progress:
+    """Read every record of the plan, check every weight file, and say what is left to do.
+
+    Weights that were removed (``regimes clean``) are made again only where a stage to do needs them. Changes nothing.
+    """
+    damaged: list[str] = []
+    failed: dict[str, str] = {}
+    missing: set[str] = set()
+    numberless: set[str] = set()  # done, but without weights on disk
+    for stage in stages:
+        try:
+            record = store.read(stage.key)
+            if record is None:
+                missing.add(stage.key)
+            elif record.get("weights"):
+                store.check_weights(stage.key, record)
+                if not store.weights_file(stage.key).exists():
+                    numberless.add(stage.key)
+        except Damaged as error:
+            damaged.append(str(error))
+            missing.add(stage.key)
+    for key in missing:
+        failure = store.failure(key)
+        if failure is not None:
+            failed[key] = failure["error"]
+    todo, blocked = _closure(stages, missing, numberless, failed)
+    return Progress(todo, len(stages) - len(missing), failed, blocked, tuple(damaged))
+
+
+def _closure(
+    stages: Sequence[Stage], missing: set[str], numberless: set[str], failed: Iterable[str]
+) -> tuple[tuple[Stage, ...], int]:
+    """Stages to do, in order, and how many wait for a failed one."""
+    stuck = set(failed)
+    for stage in stages:
+        if stage.key in missing and any(need.key in stuck for need in stage.needs):
+            stuck.add(stage.key)
+    wanted = missing - stuck
+    for stage in reversed(stages):
+        if stage.key in wanted:
+            wanted |= {need.key for need in stage.needs if need.key in numberless}
+    return tuple(stage for stage in stages if stage.key in wanted), len(stuck) - len(set(failed))
+
+
+def fleets(stages: Iterable[Stage]) -> list[Fleet]:
+    """Group stages into fleets: what shares a network goes together, the long dense trainings first."""
+
+    def group(stage: Stage) -> tuple[int, str]:
+        if isinstance(stage, Train):
+            return 0, stage.training
+        if isinstance(stage, Prune):
+            return 1, stage.dense.key
+        if isinstance(stage, Measure):
+            return 3, stage.subjects[0].pruned.key
+        return 2, stage.key
+
+    stages = list(stages)
+    order = {stage.key: index for index, stage in enumerate(stages)}
+    grouped = [
+        list(members) for _, members in groupby(sorted(stages, key=lambda s: (group(s), order[s.key])), key=group)
+    ]
+    grouped.sort(key=lambda members: (members[0].kind != "train", order[members[0].key]))
+    return [Fleet(members[0].kind, tuple(members)) for members in grouped]
+
+
+def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:
+    """Where each stage's values stand: what a record needs to be put together without loading data or torch."""
+    knobs = [sweep.knobs[name] for name in sweep.temperature]
+    return {
+        "name": sweep.name,
+        "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
+        "coords": {
+            **{k.name: list(values) for k, values in zip(knobs, sweep.temperature.values(), strict=True)},
+            "density": list(sweep.load.density),
+            "dense_seed": list(range(sweep.dense_seeds)),
+            "retrain_seed": list(range(sweep.retrain_seeds)),
+            "pair": list(range(len(sweep.pairs()))),
+        },
+        "stages": [{"key": stage.key, "kind": stage.kind, "at": dict(stage.at)} for stage in stages],
+        "sweep": sweep.model_dump(mode="json"),
+    }

@@ -1,0 +1,197 @@
+"""Run a sweep: the experiment in a few lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from regimes.errors import UserError
+from regimes.flow.executors import Stop, by_processes, in_process
+from regimes.flow.lab import Lab, LabSpec, Numerics, numerics_of
+from regimes.flow.plan import Progress, fleets, lay_out, layout_of, survey
+from regimes.flow.stage import Outcome, Stage
+from regimes.flow.store import Store, open_store
+from regimes.registry import allow_imports_from
+from regimes.spec.check import read_sweep
+from regimes.spec.sweep import Sweep
+
+Watch = Callable[[Stage, Outcome], None]
+PACKAGES = ("regimes", "torch", "torchvision", "pyhessian", "optuna", "xarray", "seaborn", "typer", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind.
+
+    Attributes:
+        folder: of the run.
+        stages: of the whole plan.
+        progress: the survey after the run.
+        seconds: wall time of this invocation.
+    """
+
+    folder: Path
+    stages: Sequence[Stage]
+    progress: Progress
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep with its data loaded, its stages laid out and its folder surveyed."""
+
+    sweep: Sweep
+    spec: LabSpec
+    lab: Lab
+    store: Store
+    stages: list[Stage]
+    progress: Progress
+    imports_from: str
+
+
+def prepare(
+    sweep: Sweep | str | Path, out: str | Path | None = None, device: str = "cpu", mixed: bool = False
+) -> Prepared:
+    """Load the data, lay the stages out and look at what the folder already holds; writes nothing."""
+    imports_from = os.getcwd() if isinstance(sweep, Sweep) else str(Path(sweep).resolve().parent)
+    sweep = sweep if isinstance(sweep, Sweep) else read_sweep(sweep)
+    store = Store(out or Path("runs") / sweep.name)
+    numerics = numerics_of(device)
+    _same_numerics(store, numerics, mixed)
+    spec = LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder))
+    lab = Lab(spec)
+    lab.new_model(seed=0)  # a model that does not fit the data says so here, before any work
+    stages = lay_out(sweep, lab)
+    return Prepared(sweep, spec, lab, store, stages, survey(stages, store), imports_from)
+
+
+def run(
+    sweep: Sweep | str | Path,
+    out: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    device: str = "cpu",
+    fail_fast: bool = False,
+    allow_mixed: bool = False,
+    retry_failed: bool = False,
+    on_start: Callable[[Prepared], None] = lambda prepared: None,
+    watch: Watch = lambda stage, outcome: None,
+) -> Result:
+    """Run a sweep, or finish it: stages that are done are never done again.
+
+    Args:
+        sweep: a sweep, or the path of its TOML file.
+        out: the run's folder; None: ``runs/NAME``.
+        workers: processes; None: one per core (one on a CUDA device); 0: in this process.
+        device: "cpu", "cuda", "cuda:1", ...
+        fail_fast: stop at the first failure instead of going on with the rest.
+        allow_mixed: go on although the run began with other numerics (device type, torch version, ...).
+        retry_failed: do failed stages again.
+        on_start: called once, when it is known what there is to do.
+        watch: called for every finished or failed stage.
+
+    Raises:
+        UserError: a mistake in the sweep, or numerics that do not fit the run.
+    """
+    started = time.perf_counter()
+    prepared = prepare(sweep, out, device, allow_mixed)
+    store, stages = prepared.store, prepared.stages
+    _write_head(prepared)
+    if retry_failed:
+        for key in prepared.progress.failed:
+            store.failure_file(key).unlink(missing_ok=True)
+    if retry_failed or prepared.progress.damaged:
+        prepared = dataclasses.replace(prepared, progress=survey(stages, store))
+    on_start(prepared)
+    by_key = {stage.key: stage for stage in stages}
+
+    def report(outcome: Outcome) -> None:
+        watch(by_key[outcome.key], outcome)
+        if fail_fast and outcome.error is not None:
+            raise Stop
+
+    execute = in_process if workers == 0 else by_processes
+    try:
+        execute(fleets(prepared.progress.todo), prepared.spec, report, workers or default_workers(device))
+    except Stop:
+        pass
+    finally:
+        seconds = time.perf_counter() - started
+        _log(store, seconds)
+    return Result(store.folder, stages, survey(stages, store), seconds)
+
+
+def sweep_of(folder: str | Path) -> Sweep:
+    """The sweep that a run's folder was last made with.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    layout = open_store(folder).read_json("layout.json")
+    if layout is None:
+        raise UserError(f"{folder}: layout.json is missing; write it again with: regimes run SWEEP.toml --out {folder}")
+    allow_imports_from(layout["imports_from"])
+    return Sweep.model_validate(layout["sweep"])
+
+
+def default_workers(device: str) -> int:
+    """One single-threaded process per core; one process for a CUDA device."""
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _same_numerics(store: Store, numerics: Numerics, mixed: bool) -> None:
+    head = store.read_json("run.json")
+    if head is None or mixed:
+        return
+    began = Numerics(**head["numerics"])
+    if began != numerics:
+        raise UserError(
+            f"{store.folder}: this run began with {began}; here it would go on with {numerics}. "
+            "Numbers would no longer be equal bit for bit; go on all the same with --allow-mixed, or take another --out"
+        )
+
+
+def _write_head(prepared: Prepared) -> None:
+    store = prepared.store
+    store.remove_leftovers()
+    if store.read_json("run.json") is None:
+        store.write_json("run.json", {"numerics": dataclasses.asdict(prepared.spec.numerics), **environment()})
+    store.write_json(
+        "layout.json", {**layout_of(prepared.sweep, prepared.stages), "imports_from": prepared.imports_from}
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Hardware and versions, for the report."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": default_workers("cpu"),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _log(store: Store, seconds: float) -> None:
+    """Append this invocation's wall time; one short line, which the system writes in one piece."""
+    line = json.dumps({"finished": time.strftime("%Y-%m-%d %H:%M"), "seconds": round(seconds, 1)})
+    with open(store.folder / "log.jsonl", "a", encoding="utf-8") as stream:
+        stream.write(line + "\n")

@@ -1,0 +1,109 @@
+"""What a stage is: a frozen description with a key, the stages it needs, and a place in the grid."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from regimes.flow.lab import Lab
+from regimes.flow.store import Store
+from regimes.landscape.estimate import Estimate
+from regimes.landscape.metric import Curve, Variable
+
+Coordinates = Mapping[str, Any]  # {dimension: value}, where a stage's values stand in the record
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One unit of science: done once, kept under its key, never done again."""
+
+    @property
+    def kind(self) -> str:
+        """The stage of the flow: train, prune, retrain or measure."""
+
+    @property
+    def key(self) -> str:
+        """The content key."""
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """Stages whose weights this one starts from."""
+
+    @property
+    def at(self) -> Coordinates:
+        """Where its values stand in the record."""
+
+    @property
+    def work(self) -> float:
+        """Cost in forward passes of one image, for estimates of time."""
+
+    def describe(self) -> dict[str, Any]:
+        """The full description that the key is a hash of."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage: done, or failed with a line of error."""
+
+    key: str
+    error: str | None = None
+
+
+Report = Callable[[Outcome], None]
+
+
+@contextmanager
+def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[None]:
+    """Keep what a stage raises as its failure and let the others go on; a finished stage stays finished."""
+    try:
+        yield
+    except Exception as error:  # a user's model or data may raise anything
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        for stage in stages:
+            if not store.record_file(stage.key).exists():
+                store.fail(stage.key, line, traceback.format_exc(), stage.at)
+                report(Outcome(stage.key, line))
+
+
+def is_diverged(stage: Stage, store: Store) -> bool:
+    """Whether a finished stage ended in a loss that is not finite."""
+    record = store.read(stage.key)
+    return record is not None and record["status"] == "diverged"
+
+
+def record_of(stage: Stage, lab: Lab, started: float, values: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The record of a finished stage, ready to be stored."""
+    return {
+        "kind": stage.kind,
+        "status": "ok",
+        "at": dict(stage.at),
+        "values": dict(values),
+        "seconds": round(time.perf_counter() - started, 4),
+        "work": stage.work,
+        "numerics": lab.spec.numerics.id,
+        "description": stage.describe(),
+        **more,
+    }
+
+
+def value(measured: Estimate | Curve, variable: Variable) -> dict[str, Any]:
+    """One value as JSON: numbers that are not finite become null."""
+    about = {"units": variable.units, "long_name": variable.long_name}
+    if isinstance(measured, Curve):
+        at = [float(each) for each in measured.at]
+        return {
+            "value": [_finite(each) for each in measured.values],
+            "coordinate": measured.coordinate,
+            "at": at,
+            **about,
+        }
+    return {"value": _finite(measured.value), "stderr": _finite(measured.stderr), "samples": measured.samples, **about}
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None

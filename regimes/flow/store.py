@@ -1,0 +1,216 @@
+"""The store: one JSON record per finished stage, weights beside it; a kill at any instant harms nothing.
+
+Layout of a run folder::
+
+    run.json              numerics and environment the run began with
+    layout.json           the sweep as it was last run, and which stage stands where in its grid
+    records/ab/ab12….json one finished stage: values, history, description, checksum
+    weights/ab/ab12….safetensors
+    failures/ab12….json   a stage that raised: its error text
+
+No locks and no database: every file is written under a temporary name, flushed, and renamed. Any number of processes
+may write at once; two that do the same stage write the same bytes. This module does not import torch until weights are
+asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regimes.errors import UserError
+from regimes.spec.keys import canonical
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Record = dict[str, Any]
+
+
+class Damaged(Exception):
+    """A stored file that is truncated, altered or not readable; the text names it."""
+
+
+class Store:
+    """Files of one run folder, addressed by stage key."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    # -- records --------------------------------------------------------------------------------------------------
+
+    def record_file(self, key: str) -> Path:
+        """Where the record of a stage is kept."""
+        return self.folder / "records" / key[:2] / f"{key}.json"
+
+    def read(self, key: str) -> Record | None:
+        """Return a stage's record, None when it is not done.
+
+        Raises:
+            Damaged: the file is there but is not what was written.
+        """
+        return read_checked(self.record_file(key), expect_key=key)
+
+    def write(self, key: str, record: Record, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Keep a finished stage: its weights first, then the record that vouches for them."""
+        if weights is not None:
+            from safetensors.torch import save
+
+            content = save({name: tensor.contiguous() for name, tensor in weights.items()})
+            _replace(self.weights_file(key), content)
+            record = {**record, "weights": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
+        write_checked(self.record_file(key), {**record, "key": key})
+        self.failure_file(key).unlink(missing_ok=True)
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all records in the folder, readable or not."""
+        return (path.stem for path in sorted((self.folder / "records").glob("*/*.json")))
+
+    def drop(self, key: str) -> None:
+        """Forget a stage, so that it is done again."""
+        self.record_file(key).unlink(missing_ok=True)
+        self.weights_file(key).unlink(missing_ok=True)
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    def weights_file(self, key: str) -> Path:
+        """Where the weights of a stage are kept."""
+        return self.folder / "weights" / key[:2] / f"{key}.safetensors"
+
+    def weights(self, key: str) -> dict[str, Tensor]:
+        """Return the tensors kept with a stage.
+
+        Raises:
+            Damaged: the file is missing, or its bytes are not those the record vouches for.
+        """
+        from safetensors.torch import load
+
+        record = self.read(key)
+        content = self._vouched(key, record or {})
+        if content is None:
+            raise Damaged(f"{self.weights_file(key)}: missing")
+        return load(content)
+
+    def check_weights(self, key: str, record: Record) -> None:
+        """Raise Damaged when a stage's weights are there but are not those its record vouches for."""
+        self._vouched(key, record)
+
+    def _vouched(self, key: str, record: Record) -> bytes | None:
+        path = self.weights_file(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        promised = record.get("weights") or {}
+        if hashlib.sha256(content).hexdigest() != promised.get("sha256"):
+            raise Damaged(f"{path}: {len(content)} bytes, {promised.get('bytes')} were written; truncated or altered")
+        return content
+
+    # -- failures -------------------------------------------------------------------------------------------------
+
+    def failure_file(self, key: str) -> Path:
+        """Where the error of a failed stage is kept."""
+        return self.folder / "failures" / f"{key}.json"
+
+    def fail(self, key: str, error: str, trace: str, at: Mapping[str, Any]) -> None:
+        """Keep the error of a stage that raised."""
+        write_checked(self.failure_file(key), {"key": key, "error": error, "trace": trace, "at": dict(at)})
+
+    def failure(self, key: str) -> Record | None:
+        """The error of a failed stage, None when it has not failed; an unreadable one counts as none."""
+        try:
+            return read_checked(self.failure_file(key), expect_key=key)
+        except Damaged:
+            return None
+
+    # -- the run's own files --------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, content: Record) -> None:
+        """Keep one of the run's own files, e.g. run.json."""
+        write_checked(self.folder / name, content)
+
+    def read_json(self, name: str) -> Record | None:
+        """Read one of the run's own files; None when it is not there.
+
+        Raises:
+            Damaged: it is there but is not what was written.
+        """
+        return read_checked(self.folder / name)
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of writers that were killed and are no longer running."""
+        for path in self.folder.rglob(".*.tmp"):
+            writer = path.name.split(".")[1]
+            if not (writer.isdigit() and _alive(int(writer))):
+                path.unlink(missing_ok=True)
+
+
+def open_store(folder: str | Path) -> Store:
+    """Return the store of an existing run.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    store = Store(folder)
+    if not (store.folder / "run.json").exists():
+        raise UserError(f"{folder}: no run in this folder (run.json is missing); make one with: regimes run SWEEP.toml")
+    return store
+
+
+def write_checked(path: Path, content: Record) -> None:
+    """Write a JSON object with its checksum, atomically."""
+    body = canonical(content)
+    checksum = hashlib.sha256(body).hexdigest()
+    _replace(path, b'{"sha256":"' + checksum.encode() + b'","content":' + body + b"}\n")
+
+
+def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
+    """Read what `write_checked` wrote; None when the file is not there.
+
+    Raises:
+        Damaged: the file is truncated, altered, or belongs to another key.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Damaged(f"{path}: {error.strerror}") from error
+    try:
+        whole = json.loads(text)
+        content: Record = whole["content"]
+        good = hashlib.sha256(canonical(content)).hexdigest() == whole["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path}: truncated or not a record") from error
+    if not good or (expect_key is not None and content.get("key") != expect_key):
+        raise Damaged(f"{path}: altered, its checksum does not fit")
+    return content
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.getpid()}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

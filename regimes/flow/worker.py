@@ -1,0 +1,48 @@
+"""The worker process: reads fleets from standard input, does them, writes outcomes to standard output."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import sys
+import threading
+from typing import Any
+
+
+def main() -> None:
+    """Serve until the supervisor closes the pipe; when it is gone, so is this process, in the middle of work too."""
+    orders, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a user's code prints must not get between the answers
+    spec, path = pickle.load(orders)
+    sys.path[:] = path
+    inbox: queue.Queue[Any] = queue.Queue()
+    threading.Thread(target=_receive, args=(orders, inbox), daemon=True).start()
+
+    import torch
+
+    torch.set_num_threads(1)
+    from regimes.flow.lab import Lab
+    from regimes.flow.store import Store
+    from regimes.flow.work import do
+
+    def answer(message: Any) -> None:
+        pickle.dump(message, answers)
+        answers.flush()
+
+    lab, store = Lab(spec), Store(spec.folder)
+    while True:
+        do(inbox.get(), lab, store, answer)
+        answer("finished")
+
+
+def _receive(orders: Any, inbox: queue.Queue[Any]) -> None:
+    try:
+        while True:
+            inbox.put(pickle.load(orders))
+    except (EOFError, OSError, pickle.UnpicklingError):
+        os._exit(0)  # the supervisor has gone
+
+
+if __name__ == "__main__":
+    main()

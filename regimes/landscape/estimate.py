@@ -1,0 +1,42 @@
+"""What a measurement returns: a number that knows how sure it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number.
+
+    Attributes:
+        value: the number.
+        stderr: its standard error; 0.0 where the number is exact for the data it was measured on, NaN where unknown.
+        samples: how many draws, images or steps it rests on.
+        unit: unit of value and stderr; "1" for fractions and ratios.
+    """
+
+    value: float
+    stderr: float
+    samples: int
+    unit: str = "1"
+
+    @classmethod
+    def mean(cls, values: list[float], unit: str = "1") -> Estimate:
+        """The mean of independent draws, with the standard error of the mean (NaN for a single draw)."""
+        count = len(values)
+        centre = math.fsum(values) / count
+        if count < 2:
+            return cls(centre, math.nan, count, unit)
+        variance = math.fsum((value - centre) ** 2 for value in values) / (count - 1)
+        return cls(centre, math.sqrt(variance / count), count, unit)
+
+    @classmethod
+    def fraction(cls, successes: int, trials: int) -> Estimate:
+        """A fraction of trials, with its binomial standard error."""
+        share = successes / trials
+        return cls(share, math.sqrt(share * (1 - share) / trials), trials)
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {self.stderr:.2g}" + ("" if self.unit == "1" else f" {self.unit}")

@@ -1,0 +1,89 @@
+"""What a metric of a sweep is: what it needs, its options, what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regimes.data.dataset import Dataset, Split
+from regimes.landscape.estimate import Estimate
+from regimes.pruners.mask import Mask
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A retrained network and the mask it was trained under."""
+
+    model: nn.Module
+    mask: Mask | None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a metric measures with: the data, the loss (mean over a batch), and a generator on the CPU."""
+
+    data: Dataset
+    loss_fn: LossFn
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable that a metric puts into the record: its units and its long name."""
+
+    units: str
+    long_name: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measured function of one coordinate, e.g. the error along a line."""
+
+    values: Sequence[float]
+    coordinate: str
+    at: Sequence[float]
+
+
+Measured = Mapping[str, Estimate | Curve]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measurement that a sweep can name.
+
+    Attributes:
+        name: its name in ``[measure] metrics``.
+        subject: "model" for one retrained network, "pair" for two retrained copies of one pruned network.
+        options: a frozen dataclass of the options it takes, with their defaults.
+        table: the name of its table of options, ``[measure.TABLE]``; metrics may share one.
+        variables: {variable: what it is}, everything that ``measure`` returns.
+        measure: ``(subjects, probe, options) -> {variable: Estimate | Curve}``; the subjects are left as they were.
+        work: ``(options, images) -> forward passes of one image``, for the plan's estimate of time.
+    """
+
+    name: str
+    subject: Literal["model", "pair"]
+    options: type
+    table: str
+    variables: Mapping[str, Variable]
+    measure: Callable[[Sequence[Trained], Probe, Any], Measured]
+    work: Callable[[Any, int], float]
+
+
+def subset(split: Split, images: int) -> Split:
+    """A fixed random subset of a split (0 means all of it): the same images for every network of a run.
+
+    Drawn at random because data on a disk often stand class by class.
+    """
+    count = len(split.targets)
+    if images == 0 or images >= count:
+        return split
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:images].sort().values
+    order = order.to(split.targets.device)
+    return Split(split.inputs[order], split.targets[order])

@@ -1,0 +1,124 @@
+"""The Hessian of a mean loss as an operator: it is multiplied with vectors, never written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from regimes.errors import UserError
+from regimes.landscape.metric import LossFn
+from regimes.pruners.mask import Mask
+
+
+class HessianOperator:
+    """``H v`` for the Hessian H of the mean loss over (inputs, targets), on the live coordinates only.
+
+    H is taken in eval mode (BatchNorm with its running statistics, no dropout) with respect to every parameter that
+    requires a gradient: head, biases and BatchNorm included. Coordinates that a mask has pruned are left out, otherwise
+    a trace would count directions in which the network cannot move. The model's own gradients, mode and buffers are not
+    touched.
+
+    Cost: with one chunk the graph of the gradient is kept and each product costs about 1-2 gradients; with several the
+    graph is built again for every product, and memory stays that of one chunk.
+
+    Args:
+        model: any network.
+        loss_fn: (outputs, targets) -> mean loss.
+        data: inputs (n, ...), targets (n, ...).
+        mask: a `Mask` or {parameter name: boolean tensor}; None: every coordinate lives.
+        chunk: inputs per forward pass; 0: all at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        data: tuple[Tensor, Tensor],
+        mask: Mask | Mapping[str, Tensor] | None = None,
+        chunk: int = 0,
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        inputs, targets = data
+        if len(inputs) != len(targets) or len(inputs) == 0:
+            raise UserError(
+                f"the Hessian needs as many targets as inputs, above 0: got {len(inputs)} and {len(targets)}"
+            )
+        size = chunk or len(inputs)
+        self.chunks = list(zip(inputs.split(size), targets.split(size), strict=True))
+        self.count = len(inputs)
+        named = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.leaves = {name: each.detach().clone().requires_grad_() for name, each in named.items()}
+        self.buffers = {name: each.detach().clone() for name, each in model.named_buffers()}
+        self.live = _live(self.leaves, mask)
+        self.size = int(self.live.sum())
+        if self.size == 0:
+            raise UserError("no live parameter is left: the Hessian has no coordinates")
+        example = next(iter(self.leaves.values()))
+        self.device, self.dtype = example.device, example.dtype
+        self._kept = self._gradient(*self.chunks[0]) if len(self.chunks) == 1 else None
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """Return ``H v`` (size,) for a vector over the live coordinates (size,)."""
+        whole = torch.zeros(self.live.numel(), device=self.device, dtype=self.dtype)
+        whole[self.live] = vector.to(whole)
+        parts = [each.view_as(leaf) for each, leaf in zip(self._cut(whole), self.leaves.values(), strict=True)]
+        total = torch.zeros_like(whole)
+        for inputs, targets in self.chunks:
+            gradient = self._kept if self._kept is not None else self._gradient(inputs, targets)
+            total += self._product(gradient, parts) * (len(inputs) / self.count)
+        return total[self.live]
+
+    def rademacher(self, generator: torch.Generator) -> Tensor:
+        """A random vector of signs (size,), drawn on the CPU so that it is the same on every device."""
+        signs = torch.randint(0, 2, (self.size,), generator=generator, dtype=torch.int8)
+        return (2 * signs - 1).to(self.device, self.dtype)
+
+    def normal(self, generator: torch.Generator) -> Tensor:
+        """A random Gaussian vector (size,), drawn on the CPU."""
+        return torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+
+    def _cut(self, whole: Tensor) -> tuple[Tensor, ...]:
+        return whole.split([leaf.numel() for leaf in self.leaves.values()])
+
+    def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            loss = self.loss_fn(functional_call(self.model, (self.leaves, self.buffers), (inputs,)), targets)
+            leaves = list(self.leaves.values())
+            return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        finally:
+            for module in training:
+                module.training = True
+
+    def _product(self, gradient: tuple[Tensor, ...], parts: list[Tensor]) -> Tensor:
+        curved = [(each, part) for each, part in zip(gradient, parts, strict=True) if each.requires_grad]
+        leaves = list(self.leaves.values())
+        if not curved:  # a loss that is linear in every parameter
+            return torch.zeros(self.live.numel(), device=self.device, dtype=self.dtype)
+        outputs, vectors = zip(*curved, strict=True)
+        products = torch.autograd.grad(
+            outputs, leaves, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([each.reshape(-1) for each in products])
+
+
+def _live(leaves: dict[str, Tensor], mask: Mask | Mapping[str, Tensor] | None) -> Tensor:
+    layers = mask.layers if isinstance(mask, Mask) else dict(mask or {})
+    unknown = [name for name in layers if name not in leaves]
+    if unknown:
+        raise UserError(
+            f"the mask names {', '.join(unknown)}, which the model does not train; it has {', '.join(leaves)}"
+        )
+    parts = []
+    for name, leaf in leaves.items():
+        layer = layers.get(name)
+        if layer is not None and layer.shape != leaf.shape:
+            raise UserError(f"mask of {name} has shape {tuple(layer.shape)}, the parameter {tuple(leaf.shape)}")
+        parts.append(torch.ones(leaf.shape, dtype=torch.bool) if layer is None else layer.to("cpu", torch.bool))
+    device = next(iter(leaves.values())).device
+    return torch.cat([part.reshape(-1) for part in parts]).to(device)

@@ -1,0 +1,106 @@
+"""PyHessian 0.1 as a repaired reference: an independent implementation to hold our own numbers against.
+
+What is repaired, all of it on a copy of the user's model:
+
+- a second object on one model returns the Hessian doubled, since gradients add up: they are set to None first;
+- ``trace()`` may stop after two probes, always when the running mean is negative: a fixed count is forced;
+- it uses CUDA unless told otherwise, leaves the model in eval mode and fails on parameters the loss does not use;
+- it knows no masks: masked weights are written as ``weight * mask``, whose Hessian is zero on pruned coordinates;
+- it draws from torch's global generator: that is lent a seed and given back;
+- it reports no standard error: ours comes from the probes it returns.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from regimes.landscape.estimate import Estimate
+from regimes.landscape.metric import LossFn
+from regimes.models.build import torch_seeded
+from regimes.pruners.mask import Mask
+
+UNIT = "nat"
+
+
+def reference_trace(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: tuple[Tensor, Tensor],
+    mask: Mask | Mapping[str, Tensor] | None,
+    probes: int,
+    generator: torch.Generator,
+) -> Estimate:
+    """The trace by PyHessian's Hutchinson estimator with a fixed number of probes."""
+    with _reference(model, loss_fn, data, mask) as reference, _drawn_from(generator):
+        # No ratio lies below minus infinity, so exactly `probes` are drawn, whatever the sign of the running mean.
+        return Estimate.mean([float(each) for each in reference.trace(maxIter=probes, tol=-math.inf)], UNIT)
+
+
+def reference_top(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: tuple[Tensor, Tensor],
+    mask: Mask | Mapping[str, Tensor] | None,
+    tolerance: float,
+    max_steps: int,
+    generator: torch.Generator,
+) -> Estimate:
+    """The eigenvalue of largest magnitude by PyHessian's power iteration; as stderr the residual of its vector."""
+    with _reference(model, loss_fn, data, mask) as reference, _drawn_from(generator):
+        (value,), (vector,) = reference.eigenvalues(maxIter=max_steps, tol=tolerance, top_n=1)
+        images = torch.autograd.grad(reference.gradsH, reference.params, vector, retain_graph=True)
+        residual = sum(float((image - value * part).square().sum()) for image, part in zip(images, vector, strict=True))
+        return Estimate(float(value), residual**0.5, max_steps, UNIT)
+
+
+class _reference:  # noqa: N801 - used as a function
+    """A PyHessian object on a masked copy of the model, its gradient graph freed on leaving."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: Any) -> None:
+        copied = copy.deepcopy(model).eval()
+        copied.zero_grad(set_to_none=True)
+        self._freeze_unused(copied, loss_fn, data)
+        layers = mask.layers if isinstance(mask, Mask) else dict(mask or {})
+        for name, layer in layers.items():
+            owner, _, leaf = name.rpartition(".")
+            parametrize.register_parametrization(copied.get_submodule(owner), leaf, _Times(layer))
+        self.model, self.loss_fn, self.data = copied, loss_fn, data
+
+    def __enter__(self) -> Any:
+        from pyhessian import hessian
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*backward.*create_graph.*")
+            return hessian(self.model, self.loss_fn, data=self.data, cuda=self.data[0].is_cuda)
+
+    def __exit__(self, *exception: object) -> None:
+        self.model.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _freeze_unused(model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor]) -> None:
+        trained = [each for each in model.parameters() if each.requires_grad]
+        loss = loss_fn(model(data[0][:2]), data[1][:2])
+        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
+            if gradient is None:
+                parameter.requires_grad_(False)
+
+
+class _Times(nn.Module):
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = nn.Buffer(mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def _drawn_from(generator: torch.Generator) -> Any:
+    return torch_seeded(int(torch.randint(0, 2**31, (), generator=generator)))

@@ -1,0 +1,76 @@
+"""Pre-activation residual networks for small images, as the three-regime study trains them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regimes.errors import UserError
+
+
+class Block(nn.Module):
+    """BN, ReLU, 3x3 convolution, twice, added to the block's raw input (or its 1x1 projection)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = _conv(channels_in, channels_out, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.conv2 = _conv(channels_out, channels_out, 3, 1)
+        same = stride == 1 and channels_in == channels_out
+        self.shortcut: nn.Module = nn.Identity() if same else _conv(channels_in, channels_out, 1, stride)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        branch = self.conv1(F.relu(self.bn1(inputs)))
+        branch = self.conv2(F.relu(self.bn2(branch)))
+        out: Tensor = branch + self.shortcut(inputs)
+        return out
+
+
+class PreResNet(nn.Module):
+    """PreResNet of depth 6n+2: a 3x3 stem, three stages of n basic blocks, BN, ReLU, mean, linear head.
+
+    Basic blocks at every depth, 1x1 projection of the block's raw input where the shape changes, He-normal (fan-out)
+    convolutions. At width 16 on 32x32 colour images with ten classes it has 272,282, 855,578 and 1,730,522 parameters
+    at depth 20, 56 and 110 (Zhou et al. 2023, arXiv 2305.18383, public code).
+
+    Args:
+        input_shape: (channels, height, width).
+        classes: number of outputs.
+        depth: 6n+2 with n blocks a stage: 8, 14, 20, 56, 110, ...
+        width: channels of the first stage; the next two have twice and four times as many.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int, depth: int = 20, width: int = 16) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise UserError(
+                f"model.depth = {depth}: a PreResNet has depth 6n+2; allowed: 8, 14, 20, 26, 32, 44, 56, 110"
+            )
+        if len(input_shape) != 3:
+            raise UserError(
+                f"model 'preresnet' needs images (c, h, w), the data has inputs of shape {input_shape}; try 'mlp'"
+            )
+        self.stem = _conv(input_shape[0], width, 3, 1)
+        stages = []
+        before = width
+        for stage in range(3):
+            for index in range((depth - 2) // 6):
+                after = width * 2**stage
+                stages.append(Block(before, after, stride=2 if stage and not index else 1))
+                before = after
+        self.blocks = nn.Sequential(*stages)
+        self.bn = nn.BatchNorm2d(before)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (n, classes) of images (n, c, h, w)."""
+        features = F.relu(self.bn(self.blocks(self.stem(inputs))))
+        logits: Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

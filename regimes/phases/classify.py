@@ -1,0 +1,100 @@
+"""Label every cell of a grid with its regime."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from regimes.phases import RULES
+from regimes.phases.separation import Cuts
+from regimes.record.grid import SEEDS, check_grid, knobs_of
+from regimes.registry import load
+
+REGIMES = {-1: "unknown", 0: "I", 1: "II-A", 2: "II-B"}
+MEANING = {
+    "I": "poorly connected: a barrier stands between two retrained copies",
+    "II-A": "connected, outputs dissimilar",
+    "II-B": "connected, outputs similar",
+}
+
+
+def classify(
+    data: xr.Dataset, rule: str = "separation", lmc: float | None = None, cka: float | None = None
+) -> xr.Dataset:
+    """Return the grid with ``regime`` (int8, over knobs and density) and the cuts it rests on.
+
+    Regime I: LMC below its cut; II-A: connected, CKA below its cut at that density; II-B: connected and similar
+    (Zhou et al. 2023, arXiv 2305.18383); -1: not measured or diverged. The cuts are found in the data by the rule,
+    or given. ``regime.attrs`` says how each was found, which regimes are present, and which are not.
+
+    Args:
+        data: a record, or any grid with ``lmc`` and ``cka`` over at least one knob and ``density``; other dimensions
+            (seeds, pairs) are averaged over.
+        rule: a name in `RULES` or an import path.
+        lmc: a cut to take instead of the one in the data, at most 0.
+        cka: likewise, the same at every density.
+
+    Raises:
+        UserError: a grid that cannot be used; see `check_grid`.
+    """
+    data = check_grid(data.copy(), data.attrs.get("title", "grid"))
+    knobs = knobs_of(data)
+    means = {name: cell_mean(data[name], knobs) for name in ("lmc", "cka")}
+    noise = xr.Dataset({name: cell_noise(data, name, knobs) for name in ("lmc", "cka")})
+    given = {name: value for name, value in (("lmc", lmc), ("cka", cka)) if value is not None}
+    cuts: Cuts = load(RULES, rule, "rule")(means["lmc"], means["cka"], noise, given)
+    cka_cut = xr.DataArray([cuts.cka[float(each)] for each in data["density"].values], dims="density")
+    measured = np.isfinite(means["lmc"]) & np.isfinite(means["cka"])
+    labels = xr.where(means["lmc"] < cuts.lmc, 0, xr.where(means["cka"] < cka_cut, 1, 2))
+    regime = xr.where(measured, labels, -1).astype(np.int8).transpose(*knobs, "density")
+    data["regime"] = regime
+    data["regime"].attrs = _attrs(regime, cuts, rule)
+    data["cka_cut"] = cka_cut.assign_attrs(units="1", long_name="CKA below which connected cells are II-A")
+    return data
+
+
+def cell_mean(values: xr.DataArray, knobs: list[str]) -> xr.DataArray:
+    """Average over everything but the knobs and density: seeds, pairs, and whatever else a grid has."""
+    others = [dim for dim in values.dims if dim not in (*knobs, "density")]
+    return values.mean(others, skipna=True).transpose(*knobs, "density")
+
+
+def cell_noise(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
+    """The typical standard error of a cell's mean: from seeds where a cell has several, else from the images."""
+    values = data[name]
+    others = [dim for dim in values.dims if dim not in (*knobs, "density")]
+    count = values.notnull().sum(others) if others else xr.ones_like(values)
+    candidates = []
+    if others and int(count.max()) > 1:
+        variance = values.var(others, ddof=1, skipna=True) / count
+        candidates.append(float(np.sqrt(variance.where(count > 1).mean())))
+    if f"{name}_stderr" in data:
+        candidates.append(float(np.sqrt((data[f"{name}_stderr"] ** 2).mean() / max(1.0, float(count.mean())))))
+    finite = [each for each in candidates if np.isfinite(each)]
+    return xr.DataArray(max(finite, default=0.0))
+
+
+def present(data: xr.Dataset) -> dict[str, int]:
+    """How many cells each regime has, absent ones included."""
+    return {name: int((data["regime"] == number).sum()) for number, name in REGIMES.items() if number >= 0}
+
+
+def seeds_of(data: xr.Dataset) -> dict[str, int]:
+    """How many seeds and pairs stand behind a grid."""
+    return {name: data.sizes[name] for name in SEEDS if name in data.sizes}
+
+
+def _attrs(regime: xr.DataArray, cuts: Cuts, rule: str) -> dict[str, object]:
+    found = [name for number, name in REGIMES.items() if number >= 0 and bool((regime == number).any())]
+    absent = [name for name in MEANING if name not in found]
+    return {
+        "long_name": "regime of pruning",
+        "flag_values": np.array(list(REGIMES), dtype=np.int8),
+        "flag_meanings": " ".join(REGIMES.values()),
+        "rule": rule,
+        "lmc_cut": cuts.lmc,
+        "noise_lmc": cuts.noise_lmc,
+        "thresholds": "; ".join(cuts.notes),
+        "present": " ".join(found) or "none",
+        "absent": " ".join(absent) or "none",
+    }

@@ -1,0 +1,96 @@
+"""Prune: scores from a pruner, counts from an allocation, the best weights of each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from regimes.errors import UserError
+from regimes.pruners import ALLOCATIONS, PRUNERS
+from regimes.pruners.mask import Mask
+from regimes.registry import load
+
+if TYPE_CHECKING:
+    from regimes.data.dataset import Dataset
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a pruner may look at: the trained network, its prunable weights, training data, a generator."""
+
+    model: nn.Module
+    weights: dict[str, nn.Parameter]
+    data: Dataset | None
+    generator: torch.Generator
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that pruning may remove: of every convolution and linear layer but the last linear one.
+
+    The first convolution and 1x1 shortcuts are pruned too; the head, biases and BatchNorm are not (Zhou et al. 2023).
+
+    Raises:
+        UserError: nothing is left to prune.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+    linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
+    if linear:
+        layers.pop(linear[-1])
+    weights: dict[str, nn.Parameter] = {
+        f"{name}.weight" if name else "weight": _weight(layer) for name, layer in layers.items()
+    }
+    if not weights:
+        raise UserError(
+            f"{type(model).__name__} has no prunable layer: no convolution, and no linear layer but the last"
+        )
+    return weights
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def prune(
+    model: nn.Module,
+    density: float,
+    pruner: str = "magnitude",
+    allocation: str = "uniform",
+    data: Dataset | None = None,
+    generator: torch.Generator | None = None,
+) -> Mask:
+    """Return the mask that keeps ``round(density * prunable weights)`` weights; the model itself is not changed.
+
+    Args:
+        model: a trained network.
+        density: fraction of the prunable weights to keep, in (0, 1].
+        pruner: a name in `PRUNERS` or an import path of ``Candidate -> {name: scores}``; higher scores are kept.
+        allocation: a name in `ALLOCATIONS` or an import path of ``(scores, keep) -> {name: count}``.
+        data: training data, for pruners that look at it.
+        generator: on the CPU, for pruners that draw.
+
+    Raises:
+        UserError: a density outside (0, 1], an unknown name, or no prunable layer.
+    """
+    if not 0 < density <= 1:
+        raise UserError(f"density {density}: allowed: above 0 and up to 1 (the fraction of weights kept)")
+    weights = prunable(model)
+    candidate = Candidate(model, weights, data, generator or torch.Generator().manual_seed(0))
+    scores: dict[str, Tensor] = load(PRUNERS, pruner, "pruner")(candidate)
+    keep = max(1, round(density * sum(weight.numel() for weight in weights.values())))
+    counts: dict[str, int] = load(ALLOCATIONS, allocation, "allocation")(scores, keep)
+    return Mask({name: best(scores[name], counts[name]) for name in weights})
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` highest scores, ties to the lower index, so that the count is exact on every machine."""
+    order = torch.argsort(scores.flatten(), descending=True, stable=True)
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[order[:count]] = True
+    return mask.view(scores.shape)

@@ -1,0 +1,125 @@
+"""Put the records of a run together into one xarray.Dataset."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from regimes.errors import UserError
+from regimes.flow.store import Damaged, Record, Store, open_store
+
+STATUS = ("pending", "ok", "diverged", "failed")
+WORST = (1, 2, 0, 3)  # of several stages in one cell: ok < diverged < pending < failed
+CELL = ("density", "dense_seed")
+
+
+def open_record(run: str | Path) -> xr.Dataset:
+    """Return everything a run has measured so far.
+
+    Dimensions: the knob(s), ``density``, ``dense_seed``, and ``retrain_seed`` or ``pair``. Variables: ``test_error``,
+    ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, each with ``<name>_stderr`` where it is an
+    estimate; cells not measured are NaN and ``status`` (pending, ok, diverged, failed) says why. Every variable bears
+    ``units``, ``long_name`` and, for metrics, ``measured_with``.
+
+    Raises:
+        UserError: there is no run in the folder, or its layout cannot be read.
+    """
+    store = open_store(run)
+    try:
+        layout = store.read_json("layout.json")
+    except Damaged as error:
+        raise UserError(f"{error}; write it again with: regimes run SWEEP.toml --out {run}") from error
+    if layout is None:
+        raise UserError(f"{run}: layout.json is missing; write it again with: regimes run SWEEP.toml --out {run}")
+    grid = _Grid(layout)
+    for stage in layout["stages"]:
+        try:
+            record = store.read(stage["key"])
+        except Damaged:
+            record = None  # counts as not done; `regimes run` names it and does it again
+        failed = record is None and store.failure(stage["key"]) is not None
+        grid.add(stage, record, failed)
+    return grid.dataset(store)
+
+
+class _Grid:
+    """Arrays filled stage by stage."""
+
+    def __init__(self, layout: Record) -> None:
+        self.layout = layout
+        self.knobs = [knob["name"] for knob in layout["knobs"]]
+        self.coords: dict[str, list[Any]] = {name: sorted(values) for name, values in layout["coords"].items()}
+        self.index = {name: {value: i for i, value in enumerate(values)} for name, values in self.coords.items()}
+        self.arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+        self.attrs: dict[str, dict[str, Any]] = {}
+        shape = [len(self.coords[name]) for name in (*self.knobs, *CELL)]
+        self.status = np.full(shape, 1, dtype=np.int8)
+        self.order = (*self.knobs, "density", "dense_seed", "retrain_seed", "pair")
+
+    def add(self, stage: Record, record: Record | None, failed: bool) -> None:
+        """Put one stage's values where they belong, and its state into the cell's status."""
+        at = stage["at"]
+        state = STATUS.index("failed" if failed else "pending" if record is None else record["status"])
+        cell = tuple(self.index[name][at[name]] if name in at else slice(None) for name in (*self.knobs, *CELL))
+        worse = np.array(WORST).tolist().index
+        here = self.status[cell]
+        self.status[cell] = np.where(np.vectorize(worse)(here) < worse(state), np.int8(state), here)
+        if record is None:
+            return
+        prefix = "dense_" if stage["kind"] == "train" else ""
+        how = record["description"].get("options")
+        for name, entry in record["values"].items():
+            self._put(prefix + name, at, entry, how)
+
+    def _put(self, name: str, at: Record, entry: Record, how: Record | None) -> None:
+        dims = tuple(dim for dim in self.order if dim in at)
+        place = tuple(self.index[dim][at[dim]] for dim in dims)
+        attrs = {"units": entry["units"], "long_name": entry["long_name"]}
+        if how:
+            attrs["measured_with"] = ", ".join(f"{key}={value}" for key, value in sorted(how.items()))
+        if "coordinate" in entry:
+            self.coords.setdefault(entry["coordinate"], entry["at"])
+            self._set(name, (*dims, entry["coordinate"]), place, [_number(each) for each in entry["value"]], attrs)
+            return
+        self._set(name, dims, place, _number(entry["value"]), attrs)
+        if "stderr" in entry:
+            about = {"units": entry["units"], "long_name": f"standard error of {name}"}
+            self._set(f"{name}_stderr", dims, place, _number(entry["stderr"]), about)
+
+    def _set(self, name: str, dims: tuple[str, ...], place: tuple[int, ...], value: Any, attrs: Record) -> None:
+        if name not in self.arrays:
+            shape = [len(self.coords[dim]) for dim in dims]
+            self.arrays[name] = (dims, np.full(shape, np.nan))
+            self.attrs[name] = attrs
+        self.arrays[name][1][place] = value
+
+    def dataset(self, store: Store) -> xr.Dataset:
+        """The finished dataset."""
+        used = {dim for dims, _ in self.arrays.values() for dim in dims} | {*self.knobs, *CELL}
+        variables: dict[str, Any] = {name: (*self.arrays[name], self.attrs[name]) for name in sorted(self.arrays)}
+        variables["status"] = (
+            (*self.knobs, *CELL),
+            self.status,
+            {
+                "long_name": "state of the cell",
+                "flag_values": np.arange(len(STATUS), dtype=np.int8),
+                "flag_meanings": " ".join(STATUS),
+            },
+        )
+        data = xr.Dataset(variables, {name: values for name, values in self.coords.items() if name in used})
+        for knob in self.layout["knobs"]:
+            data[knob["name"]].attrs = {key: knob[key] for key in ("units", "long_name", "hotter")}
+        data["density"].attrs = {"units": "1", "long_name": "density (fraction of prunable weights kept)"}
+        data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
+        head = store.read_json("run.json") or {}
+        if "numerics" in head:
+            data.attrs["numerics"] = ", ".join(f"{key}={value}" for key, value in head["numerics"].items())
+        return data
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,116 @@
+"""Grids from anywhere: a run's folder, or any netCDF file with a knob, ``density``, ``lmc`` and ``cka``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from regimes.errors import UserError
+from regimes.knobs import KNOBS, Knob
+from regimes.record.assemble import open_record
+from regimes.registry import load
+
+SEEDS = ("dense_seed", "retrain_seed", "pair")
+
+
+def read_grid(path: str | Path) -> xr.Dataset:
+    """Return the grid behind a run's folder or a netCDF file, checked by `check_grid`.
+
+    Raises:
+        UserError: there is neither, or the grid cannot be used; one line says why.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return check_grid(open_record(path), str(path))
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; a run's folder or a netCDF grid is expected")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            data = opened.load()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a netCDF-4 file: {str(error).splitlines()[0]}") from error
+    return check_grid(data, str(path))
+
+
+def save_grid(data: xr.Dataset, path: str | Path) -> None:
+    """Write a grid as netCDF.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        data.to_netcdf(path, engine="h5netcdf")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def knobs_of(data: xr.Dataset) -> list[str]:
+    """The temperature dimensions of a grid: those named as a knob, or whose coordinate says which way is ``hotter``."""
+    return [str(dim) for dim in data.sizes if str(dim) in KNOBS or "hotter" in data[str(dim)].attrs]
+
+
+def hotter_is_larger(data: xr.Dataset, knob: str) -> bool:
+    """Whether larger values of a knob are hotter, as the coordinate says or else the registry."""
+    says = data[knob].attrs.get("hotter")
+    if says not in ("larger", "smaller"):
+        known: Knob = load(KNOBS, knob, "knob")
+        says = known.hotter
+    return says == "larger"
+
+
+def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
+    """Return the grid with what a reader needs filled in (titles, units); refuse one that would mislead.
+
+    Raises:
+        UserError: one line: what is missing, or which numbers cannot be what their name says.
+    """
+    knobs = knobs_of(data)
+    if not knobs:
+        have = ", ".join(str(dim) for dim in data.sizes) or "none"
+        raise UserError(f"{name}: no dimension is named as a knob; allowed: {', '.join(KNOBS)}; it has {have}")
+    if "density" not in data.sizes:
+        raise UserError(f"{name}: no dimension 'density' (fraction of weights kept, in (0, 1])")
+    for variable in ("lmc", "cka"):
+        if variable not in data:
+            raise UserError(f"{name}: no variable '{variable}'; lmc and cka over a knob and density are needed")
+        missing = [dim for dim in (*knobs, "density") if dim not in data[variable].dims]
+        if missing:
+            raise UserError(f"{name}: '{variable}' lacks the dimension {', '.join(missing)}")
+    for dim in (*knobs, "density"):
+        if dim not in data.coords:
+            raise UserError(f"{name}: the dimension '{dim}' has no coordinate values")
+    _check_numbers(data, name)
+    for knob in knobs:
+        if knob in KNOBS:
+            known: Knob = load(KNOBS, knob, "knob")
+            defaults = {"units": known.unit, "long_name": known.long_name, "hotter": known.hotter}
+            data[knob].attrs = defaults | data[knob].attrs
+    data["density"].attrs.setdefault("long_name", "density (fraction of prunable weights kept)")
+    data.attrs.setdefault("title", Path(name).stem)
+    return data
+
+
+def _check_numbers(data: xr.Dataset, name: str) -> None:
+    density = data["density"].values
+    if np.any(~np.isfinite(density)) or np.any(density <= 0):
+        raise UserError(f"{name}: density must lie in (0, 1], found {np.nanmin(density):g}")
+    if np.any(density > 1):
+        raise UserError(f"{name}: density up to {density.max():g}: percent? allowed: (0, 1]; divide by 100")
+    cka, lmc = data["cka"].values, data["lmc"].values
+    if not np.any(np.isfinite(lmc) & np.isfinite(cka)) if lmc.shape == cka.shape else not np.isfinite(lmc).any():
+        raise UserError(f"{name}: no cell has both lmc and cka: nothing to classify yet")
+    if np.nanmin(cka) < -0.2 or np.nanmax(cka) > 1.001:
+        raise UserError(
+            f"{name}: cka from {np.nanmin(cka):g} to {np.nanmax(cka):g}; allowed: 0 to 1 (fractions, 1 = alike)"
+        )
+    if np.nanmax(np.abs(lmc)) > 1:
+        raise UserError(
+            f"{name}: lmc from {np.nanmin(lmc):g} to {np.nanmax(lmc):g}; a fraction of error is expected: percent?"
+        )
+    if np.nanmax(lmc) > 0.1 and np.nanmax(lmc) > 3 * abs(min(0.0, float(np.nanmin(lmc)))):
+        raise UserError(
+            f"{name}: lmc is mostly positive (up to {np.nanmax(lmc):g}): sign flipped? lmc = (E(0)+E(1))/2 - E(t*), "
+            "negative where there is a barrier"
+        )

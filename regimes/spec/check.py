@@ -1,0 +1,241 @@
+"""Read a sweep file and name all its mistakes at once, one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from regimes.data import AUGMENTATIONS, DATASETS
+from regimes.errors import UserError
+from regimes.knobs import KNOBS
+from regimes.landscape import METRICS
+from regimes.models import MODELS
+from regimes.pruners import ALLOCATIONS, PRUNERS
+from regimes.registry import Registry, allow_imports_from, load, nearest, options_of
+from regimes.spec.recipe import RECIPES, Recipe
+from regimes.spec.sweep import Load, Measure, Named, Sweep
+
+TABLES = ("data", "model", "recipe", "retrain", "temperature", "load", "measure")
+PLAIN = ("name", "dense_seeds", "retrain_seeds")
+REQUIRED = ("data", "model", "temperature", "load")
+GIVEN = ("input_shape", "classes")
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Return the sweep a TOML file describes, with all defaults filled in.
+
+    Raises:
+        UserError: one line for each mistake in the file: file, key, what is wrong, what is allowed.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such sweep file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; a sweep file is expected, e.g. sweeps/digits.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    allow_imports_from(str(path.resolve().parent))
+    return resolve(raw, str(path), default_name=path.stem)
+
+
+def resolve(raw: Mapping[str, Any], source: str = "sweep", default_name: str = "sweep") -> Sweep:
+    """Return the sweep that a parsed TOML file (a plain dict) describes; see `read_sweep`."""
+    checker = _Checker(source)
+    sweep = checker.sweep(raw, default_name)
+    UserError.collect(checker.mistakes)
+    assert sweep is not None
+    return sweep
+
+
+class _Checker:
+    """Checks table by table and goes on after a mistake, so that all are found in one reading."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.mistakes: list[str] = []
+
+    def sweep(self, raw: Mapping[str, Any], default_name: str) -> Sweep | None:
+        for key in raw:
+            if key not in (*TABLES, *PLAIN):
+                self.say(key, f"unknown key{nearest(key, (*TABLES, *PLAIN))}; allowed: {', '.join((*PLAIN, *TABLES))}")
+        for key in REQUIRED:
+            if key not in raw:
+                self.say(key, f"missing; a sweep needs the tables {', '.join(REQUIRED)}")
+        for key in TABLES:
+            if key in raw and not isinstance(raw[key], Mapping):
+                self.say(key, f"must be a table [{key}], got {raw[key]!r}")
+                raw = {**raw, key: {}}
+        plain = {key: self.plain(key, kind, raw, default) for key, (kind, default) in _plain(default_name).items()}
+        data = self.named("data", raw, DATASETS, "data set", given=())
+        model = self.named("model", raw, MODELS, "model", given=GIVEN)
+        recipe = self.recipe(raw, data)
+        retrain = self.retrain(raw, recipe)
+        temperature = self.temperature(raw, recipe)
+        load_axis = self.load(raw)
+        measure = self.measure(raw, plain["retrain_seeds"])
+        if self.mistakes:
+            return None
+        checked: dict[str, Any] = {"data": data, "model": model, "recipe": recipe, "retrain": retrain, **plain}
+        checked |= {"temperature": temperature, "load": load_axis, "measure": measure}
+        return Sweep(**checked)
+
+    def say(self, key: str, text: str) -> None:
+        self.mistakes.append(f"{self.source}: {key}: {text}")
+
+    def table(self, kind: Any, key: str, values: Any) -> Any:
+        """Validate values against a pydantic type; None after a mistake."""
+        try:
+            return TypeAdapter(kind).validate_python(values)
+        except ValidationError as error:
+            fields = list(getattr(kind, "model_fields", {}))
+            for each in error.errors():
+                where = ".".join(str(part) for part in (key, *each["loc"]) if str(part) != "")
+                if each["type"] == "extra_forbidden":
+                    name = str(each["loc"][-1])
+                    self.say(where, f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields)}")
+                elif each["type"] == "missing":
+                    self.say(where, "missing")
+                else:
+                    message = each["msg"].removeprefix("Input ").removeprefix("Value error, ")
+                    self.say(where, f"{message}, got {each['input']!r}")
+            return None
+
+    def known(self, key: str, name: str, registry: Registry, what: str) -> Any:
+        """The object behind a name; None after a mistake."""
+        try:
+            return load(registry, name, what)
+        except UserError as error:
+            self.say(key, str(error))
+            return None
+
+    def plain(self, key: str, kind: Any, raw: Mapping[str, Any], default: Any) -> Any:
+        return self.table(kind, key, raw.get(key, default))
+
+    def named(
+        self, key: str, raw: Mapping[str, Any], registry: Registry, what: str, given: Iterable[str]
+    ) -> Named | None:
+        if key not in raw:
+            return None
+        named: Named | None = self.table(Named, key, raw[key])
+        if named is None:
+            return None
+        builder = self.known(f"{key}.name", named.name, registry, what)
+        if builder is not None:
+            self.options(key, named.options, options_of(builder, given))
+        return named
+
+    def options(self, key: str, options: Mapping[str, Any], allowed: list[str] | None) -> None:
+        if allowed is None:
+            return
+        for name in options:
+            if name not in allowed:
+                self.say(f"{key}.{name}", f"unknown key{nearest(name, allowed)}; allowed: name, {', '.join(allowed)}")
+
+    def recipe(self, raw: Mapping[str, Any], data: Named | None) -> Recipe | None:
+        given = dict(raw.get("recipe", {}))
+        own = data.name if data is not None and data.name in RECIPES else "three-regime"
+        base = given.pop("base", own)
+        if base not in RECIPES:
+            self.say("recipe.base", f"unknown recipe '{base}'{nearest(base, RECIPES)}; allowed: {', '.join(RECIPES)}")
+            base = "three-regime"
+        return self.recipe_from(RECIPES[base], "recipe", given)
+
+    def retrain(self, raw: Mapping[str, Any], recipe: Recipe | None) -> Recipe | None:
+        return self.recipe_from(recipe or Recipe(), "retrain", dict(raw.get("retrain", {})))
+
+    def recipe_from(self, base: Recipe, key: str, given: dict[str, Any]) -> Recipe | None:
+        if "stop" in given:
+            self.say(f"{key}.stop", "is set by the knob: write [temperature] epochs = [...] instead")
+            given.pop("stop")
+        recipe: Recipe | None = self.table(Recipe, key, {**base.model_dump(), **given})
+        if recipe is not None:
+            self.known(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation")
+        return recipe
+
+    def temperature(self, raw: Mapping[str, Any], recipe: Recipe | None) -> dict[str, tuple[Any, ...]] | None:
+        table = raw.get("temperature")
+        if table is None:
+            return None
+        if not table:
+            self.say("temperature", f"needs at least one knob with its values; allowed: {', '.join(KNOBS)}")
+        return {name: self.values(f"temperature.{name}", name, given, recipe) for name, given in table.items()}
+
+    def values(self, key: str, name: str, given: Any, recipe: Recipe | None) -> tuple[Any, ...]:
+        knob = self.known(key, name, KNOBS, "knob")
+        values = self.axis(key, given)
+        if knob is None:
+            return ()
+        for value in values:
+            if not knob.accepts(value):
+                self.say(key, f"{value!r} is no {knob.long_name}; allowed: {knob.allowed}")
+            elif name == "epochs" and recipe is not None and value > recipe.epochs:
+                self.say(key, f"{value} lies beyond the schedule's horizon recipe.epochs = {recipe.epochs}")
+        return tuple(knob.kind(value) for value in values if knob.accepts(value))
+
+    def axis(self, key: str, given: Any) -> list[Any]:
+        if not isinstance(given, list) or not given:
+            self.say(key, f"must be a list of at least one value, got {given!r}")
+            return []
+        for value in dict.fromkeys(each for each in given if given.count(each) > 1):
+            self.say(key, f"{value!r} stands there {given.count(value)} times; once is enough")
+        return given
+
+    def load(self, raw: Mapping[str, Any]) -> Load | None:
+        table = raw.get("load")
+        if table is None:
+            return None
+        if "density" in table:
+            self.axis("load.density", table["density"])
+        axis: Load | None = self.table(Load, "load", table)
+        if axis is not None:
+            self.known("load.pruner", axis.pruner, PRUNERS, "pruner")
+            self.known("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
+        return axis
+
+    def measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> Measure | None:
+        measure: Measure | None = self.table(Measure, "measure", raw.get("measure", {}))
+        if measure is None:
+            return None
+        self.axis("measure.metrics", list(measure.metrics))
+        metrics = [self.known("measure.metrics", name, METRICS, "metric") for name in measure.metrics]
+        chosen = [metric for metric in metrics if metric is not None]
+        tables = {load(METRICS, name, "metric").table: load(METRICS, name, "metric") for name in METRICS}
+        tables |= {metric.table: metric for metric in chosen}
+        for name, options in (measure.model_extra or {}).items():
+            if name not in tables:
+                allowed = f"metrics, and the tables {', '.join(sorted(tables))}"
+                self.say(f"measure.{name}", f"unknown key{nearest(name, tables)}; allowed: {allowed}")
+            elif not isinstance(options, Mapping):
+                self.say(f"measure.{name}", f"must be a table [measure.{name}], got {options!r}")
+            else:
+                self.metric_options(f"measure.{name}", tables[name].options, options)
+        for metric in chosen:
+            if metric.subject == "pair" and retrain_seeds is not None and retrain_seeds < 2:
+                self.say("retrain_seeds", f"metric '{metric.name}' compares two retrained copies; allowed: 2 or more")
+        return measure
+
+    def metric_options(self, key: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        for name in options:
+            if name not in fields:
+                self.say(f"{key}.{name}", f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields) or 'none'}")
+        self.table(kind, key, {name: value for name, value in options.items() if name in fields})
+
+
+def _plain(default_name: str) -> dict[str, tuple[Any, Any]]:
+    fields = Sweep.model_fields
+    return {
+        "name": (_type_of(fields["name"]), default_name),
+        **{key: (_type_of(fields[key]), fields[key].default) for key in ("dense_seeds", "retrain_seeds")},
+    }
+
+
+def _type_of(field: Any) -> Any:
+    return Annotated[(field.annotation, *field.metadata)]

@@ -1,0 +1,70 @@
+"""Training recipes: every number that training depends on, and named defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of a sweep file: no unknown keys, no silent conversions of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Recipe(Section):
+    """How a network is trained. The defaults are those of the three-regime study (arXiv 2305.18383).
+
+    Attributes:
+        epochs: the schedule's horizon.
+        batch_size: images in one step; the last, smaller batch of a pass is dropped.
+        epoch_batch: the batch size at which an epoch is counted; None: ``batch_size``. The batch-size knob sets it to
+            the recipe's own, so that all its values take the same number of steps.
+        learning_rate: at the start; it changes by ``schedule``.
+        schedule: "step": times ``gamma`` at each of ``milestones``; "cosine": to 0 at the horizon; "constant".
+        milestones: shares of the horizon.
+        gamma: factor at a milestone.
+        momentum: of SGD.
+        nesterov: whether momentum is Nesterov's.
+        weight_decay: on every parameter.
+        sam_rho: radius of sharpness-aware minimisation; 0: plain SGD.
+        label_smoothing: of the training loss.
+        augment: a name in `AUGMENTATIONS`.
+        stop: the epoch at which training is stopped early, its schedule unchanged; None: the horizon. Set by the epochs
+            knob, not by a file.
+        last: epochs over which test and validation error are averaged (never the best epoch).
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 160
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    epoch_batch: Annotated[int, Field(ge=2)] | None = None
+    learning_rate: Positive = 0.1
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    gamma: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 1e-4
+    sam_rho: NonNegative = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: str = "crop-flip"
+    stop: Annotated[int, Field(ge=1)] | None = None
+    last: Annotated[int, Field(ge=1)] = 5
+
+    def science(self) -> dict[str, Any]:
+        """Everything that changes the weights along the way: all fields but where training stops."""
+        return self.model_dump(exclude={"stop"})
+
+
+# The recipe a data set is trained with unless the sweep file names another: a recipe called as the data set is that
+# data set's own, "three-regime" is everyone else's.
+RECIPES: dict[str, Recipe] = {
+    "three-regime": Recipe(),
+    "digits": Recipe(epochs=40, batch_size=64, augment="none"),
+    "synthetic": Recipe(epochs=20, batch_size=64, augment="none"),
+}

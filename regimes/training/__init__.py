@@ -1,0 +1,1 @@
+"""Training one network: schedule, data order, SGD and SAM steps, snapshots."""

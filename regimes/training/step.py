@@ -1,0 +1,89 @@
+"""One optimisation step: SGD, or sharpness-aware minimisation, on the live weights only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regimes.pruners.mask import Mask
+from regimes.spec.recipe import Recipe
+
+
+class Stepper:
+    """Steps of one network under one recipe and, where it is pruned, one mask.
+
+    The optimiser is torch's SGD. Gradients of masked weights are set to zero before they are used anywhere, so that
+    neither momentum, weight decay nor SAM's ascent ever moves a masked weight away from zero.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, mask: Mask | None) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.named = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.parameters: list[Tensor] = list(self.named.values())
+        self.masked, self.factors = mask.factors(model) if mask else ([], [])
+        self.norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+        self.sgd = torch.optim.SGD(
+            self.parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            foreach=True,
+        )
+
+    def __call__(self, loss: Callable[[], Tensor], learning_rate: float) -> Tensor:
+        """Take one step down ``loss()``; returns the loss before it, still on the device."""
+        self.sgd.param_groups[0]["lr"] = learning_rate
+        before = self._backward(loss)
+        if self.recipe.sam_rho:
+            self._sharpness_aware(loss)
+        self.sgd.step()
+        return before
+
+    def _backward(self, loss: Callable[[], Tensor]) -> Tensor:
+        self.sgd.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        gradients = [(each.grad, factor) for each, factor in zip(self.masked, self.factors, strict=True)]
+        present = [(gradient, factor) for gradient, factor in gradients if gradient is not None]
+        if present:
+            torch._foreach_mul_(*(list(each) for each in zip(*present, strict=True)))
+        return value.detach()
+
+    @torch.no_grad()
+    def _sharpness_aware(self, loss: Callable[[], Tensor]) -> None:
+        """Replace the gradient by the one at ``w + rho g/|g|`` (Foret et al. 2021), BatchNorm statistics untouched."""
+        moved = [each for each in self.parameters if each.grad is not None]
+        here = [each.clone() for each in moved]
+        gradients = [each.grad for each in moved if each.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        ascent = torch._foreach_mul(gradients, self.recipe.sam_rho / (norm + 1e-12))
+        torch._foreach_add_(moved, list(ascent))
+        with self._statistics_frozen(), torch.enable_grad():
+            self._backward(loss)
+        torch._foreach_copy_(moved, here)
+
+    @contextmanager
+    def _statistics_frozen(self) -> Iterator[None]:
+        for norm in self.norms:
+            norm.track_running_stats = False  # batch statistics are used, the running ones not updated
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.track_running_stats = True
+
+    def momentum(self) -> dict[str, Tensor]:
+        """The momentum buffers by parameter name: with the weights, all that a later step depends on."""
+        state = self.sgd.state
+        return {name: state[each]["momentum_buffer"] for name, each in self.named.items() if each in state}
+
+    def set_momentum(self, buffers: dict[str, Tensor]) -> None:
+        """Put momentum buffers back, so that training goes on as if it had never stopped."""
+        for name, buffer in buffers.items():
+            self.sgd.state[self.named[name]]["momentum_buffer"] = buffer.clone()
