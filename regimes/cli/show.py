@@ -36,7 +36,7 @@ def show_plan(sweep: Path, out: Path | None, device: str, workers: int | None, a
         "done": progress.done,
         "failed": progress.failed,
         "blocked": progress.blocked,
-        "damaged": list(progress.damaged),
+        "damaged": list(progress.damaged.values()),
         "core_seconds": round(cost.core_seconds, 1),
         "workers": workers,
         "wall_seconds": round(cost.wall_seconds(workers), 1) if progress.todo else 0.0,

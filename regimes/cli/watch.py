@@ -45,7 +45,7 @@ class Watcher:
 
     def start(self, prepared: Prepared) -> None:
         """Say what there is to do."""
-        for line in prepared.progress.damaged:
+        for line in prepared.progress.damaged.values():
             self.console.print(f"damaged: {line}; it is done again", highlight=False, markup=False)
         for stage in prepared.stages:
             if stage.kind != "train":

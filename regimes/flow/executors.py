@@ -21,8 +21,8 @@ from regimes.flow.work import do
 TRIES = 3  # a fleet whose worker died is handed out this often before it counts as failed
 
 
-class Stop(Exception):
-    """Raised by a report to end a run early (``--fail-fast``)."""
+class Stop(BaseException):
+    """Raised by a report to end a run early (``--fail-fast``); no stage may take it for its own failure."""
 
 
 def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int = 0) -> None:

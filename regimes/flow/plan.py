@@ -80,14 +80,14 @@ class Progress:
         done: number of stages with a sound record.
         failed: {key: error} of stages that raised.
         blocked: number of stages that wait for a failed one.
-        damaged: a line for each file that is not what was written; their stages are among ``todo``.
+        damaged: {key: line} for each file that is not what was written; those stages are among ``todo``.
     """
 
     todo: tuple[Stage, ...]
     done: int
     failed: dict[str, str]
     blocked: int
-    damaged: tuple[str, ...]
+    damaged: dict[str, str]
 
 
 def survey(stages: Sequence[Stage], store: Store) -> Progress:
@@ -95,7 +95,7 @@ def survey(stages: Sequence[Stage], store: Store) -> Progress:
 
     Weights that were removed (``regimes clean``) are made again only where a stage to do needs them. Changes nothing.
     """
-    damaged: list[str] = []
+    damaged: dict[str, str] = {}
     failed: dict[str, str] = {}
     missing: set[str] = set()
     numberless: set[str] = set()  # done, but without weights on disk
@@ -109,14 +109,14 @@ def survey(stages: Sequence[Stage], store: Store) -> Progress:
                 if not store.weights_file(stage.key).exists():
                     numberless.add(stage.key)
         except Damaged as error:
-            damaged.append(str(error))
+            damaged[stage.key] = str(error)
             missing.add(stage.key)
     for key in missing:
         failure = store.failure(key)
         if failure is not None:
             failed[key] = failure["error"]
     todo, blocked = _closure(stages, missing, numberless, failed)
-    return Progress(todo, len(stages) - len(missing), failed, blocked, tuple(damaged))
+    return Progress(todo, len(stages) - len(missing), failed, blocked, damaged)
 
 
 def _closure(

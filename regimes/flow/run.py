@@ -108,9 +108,10 @@ def run(
     if retry_failed:
         for key in prepared.progress.failed:
             store.failure_file(key).unlink(missing_ok=True)
-    if retry_failed or prepared.progress.damaged:
         prepared = dataclasses.replace(prepared, progress=survey(stages, store))
     on_start(prepared)
+    for key in prepared.progress.damaged:
+        store.drop(key)
     by_key = {stage.key: stage for stage in stages}
 
     def report(outcome: Outcome) -> None:

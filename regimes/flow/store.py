@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +66,6 @@ class Store:
             record = {**record, "weights": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
         write_checked(self.record_file(key), {**record, "key": key})
         self.failure_file(key).unlink(missing_ok=True)
-
-    def keys(self) -> Iterator[str]:
-        """The keys of all records in the folder, readable or not."""
-        return (path.stem for path in sorted((self.folder / "records").glob("*/*.json")))
 
     def drop(self, key: str) -> None:
         """Forget a stage, so that it is done again."""

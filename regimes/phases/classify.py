@@ -40,9 +40,9 @@ def classify(
     data = check_grid(data.copy(), data.attrs.get("title", "grid"))
     knobs = knobs_of(data)
     means = {name: cell_mean(data[name], knobs) for name in ("lmc", "cka")}
-    noise = xr.Dataset({name: cell_noise(data, name, knobs) for name in ("lmc", "cka")})
+    noise = {name: cell_stderr(data, name, knobs) for name in ("lmc", "cka")}
     given = {name: value for name, value in (("lmc", lmc), ("cka", cka)) if value is not None}
-    cuts: Cuts = load(RULES, rule, "rule")(means["lmc"], means["cka"], noise, given)
+    cuts: Cuts = load(RULES, rule, "rule")(means, noise, given)
     cka_cut = xr.DataArray([cuts.cka[float(each)] for each in data["density"].values], dims="density")
     measured = np.isfinite(means["lmc"]) & np.isfinite(means["cka"])
     labels = xr.where(means["lmc"] < cuts.lmc, 0, xr.where(means["cka"] < cka_cut, 1, 2))
@@ -59,19 +59,21 @@ def cell_mean(values: xr.DataArray, knobs: list[str]) -> xr.DataArray:
     return values.mean(others, skipna=True).transpose(*knobs, "density")
 
 
-def cell_noise(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
-    """The typical standard error of a cell's mean: from seeds where a cell has several, else from the images."""
+def cell_stderr(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
+    """Standard error of each cell's mean: the spread over its seeds and pairs, or that of the images if larger.
+
+    A grid with one value a cell has only the images' error, which knows nothing of seeds; one without it gets 0.
+    """
     values = data[name]
     others = [dim for dim in values.dims if dim not in (*knobs, "density")]
     count = values.notnull().sum(others) if others else xr.ones_like(values)
-    candidates = []
+    variance = xr.zeros_like(count, dtype=float)
     if others and int(count.max()) > 1:
         variance = values.var(others, ddof=1, skipna=True) / count
-        candidates.append(float(np.sqrt(variance.where(count > 1).mean())))
     if f"{name}_stderr" in data:
-        candidates.append(float(np.sqrt((data[f"{name}_stderr"] ** 2).mean() / max(1.0, float(count.mean())))))
-    finite = [each for each in candidates if np.isfinite(each)]
-    return xr.DataArray(max(finite, default=0.0))
+        images = (data[f"{name}_stderr"] ** 2).mean(others) / count.clip(1)
+        variance = xr.where(images > variance.fillna(0.0), images, variance)
+    return (variance.fillna(0.0) ** 0.5).transpose(*knobs, "density")
 
 
 def present(data: xr.Dataset) -> dict[str, int]:

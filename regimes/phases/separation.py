@@ -10,20 +10,23 @@ the least variance within the groups, among cuts below -2 noise whose upper grou
 work: ``y = -log10(1 - CKA)`` is split in two groups that share one slope in log density, ``y = a_k + b log10 d``, and
 (b, cut) are those that leave the least variance within the groups, b >= 0.
 
-A split is believed only where the groups' centres are further apart than twice the noise; otherwise the regime is
-reported as absent.
+A split is believed only where it explains more than the noise can make up: the standard deviation between the groups
+has to exceed twice the standard error of a cell. Otherwise the regime is reported as absent.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
 
+Cells = Mapping[str, xr.DataArray]  # {"lmc": ..., "cka": ...} over (knobs..., density)
+
 FLOOR = 0.005  # of training error: LMC differences below half a percent are never read as a barrier
-CLOSE = 1e-4  # CKA beyond 0.9999 is not told apart
+CLOSE = 1e-6  # CKA beyond 0.999999 is not told apart
 CONVENTION = 0.9  # where connected cells show no two groups: similar from here on; said to be a convention
 
 
@@ -34,7 +37,7 @@ class Cuts:
     Attributes:
         lmc: cells below are poorly connected.
         cka: {density: cut}: connected cells below are dissimilar.
-        noise_lmc: standard error of a cell's mean LMC.
+        noise_lmc: standard error of a cell's mean LMC, of the better connected half (barriers scatter with their size).
         notes: how each cut was found, in words.
     """
 
@@ -44,15 +47,16 @@ class Cuts:
     notes: list[str] = field(default_factory=list)
 
 
-def separation(lmc: xr.DataArray, cka: xr.DataArray, noise: xr.Dataset, given: dict[str, float]) -> Cuts:
+def separation(means: Cells, stderr: Cells, given: Mapping[str, float]) -> Cuts:
     """Find both cuts on cell means.
 
     Args:
-        lmc, cka: cell means over (knobs..., density), NaN where not measured.
-        noise: ``lmc`` and ``cka``, the standard error of the cell means, as scalars.
+        means: "lmc" and "cka", cell means over (knobs..., density), NaN where not measured.
+        stderr: the standard errors of those means.
         given: cuts that the user fixes: {"lmc": ..., "cka": ...}; they are taken as they are.
     """
-    noise_lmc = max(float(noise["lmc"]), FLOOR)
+    lmc, cka = means["lmc"], means["cka"]
+    noise_lmc = max(_typical(stderr["lmc"].values[(lmc >= lmc.median()).values]), FLOOR)
     notes = []
     if "lmc" in given:
         lmc_cut = given["lmc"]
@@ -64,10 +68,14 @@ def separation(lmc: xr.DataArray, cka: xr.DataArray, noise: xr.Dataset, given: d
     if "cka" in given:
         notes.append(f"CKA cut {given['cka']:g}: given")
         return Cuts(lmc_cut, {float(d): given["cka"] for d in densities}, noise_lmc, notes)
-    connected = (lmc >= lmc_cut) & np.isfinite(cka)
-    spread = cka.density.broadcast_like(cka)
-    cuts, note = cka_split(cka.values[connected], spread.values[connected], densities, float(noise["cka"]))
+    connected = ((lmc >= lmc_cut) & np.isfinite(cka)).values
+    density = cka["density"].broadcast_like(cka).values
+    cuts, note = cka_split(cka.values[connected], stderr["cka"].values[connected], density[connected], densities)
     return Cuts(lmc_cut, cuts, noise_lmc, [*notes, note])
+
+
+def _typical(stderr: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(stderr**2))) if len(stderr) else 0.0
 
 
 def lmc_split(lmc: np.ndarray, noise: float) -> tuple[float, str]:
@@ -91,51 +99,46 @@ def lmc_split(lmc: np.ndarray, noise: float) -> tuple[float, str]:
         best = min(best, (within, float(np.sinh(cut) * noise)))
     cut = best[1]
     how = "largest separation" if np.isfinite(best[0]) else "twice the noise, no clear separation"
-    return cut, f"LMC cut {cut:.3g}: {how}, noise of a cell's mean {noise:.2g}"
+    return cut, f"LMC cut {cut:.3g}: {how}, noise {noise:.2g}"
 
 
 def cka_split(
-    cka: np.ndarray, density: np.ndarray, densities: np.ndarray, noise: float
+    cka: np.ndarray, stderr: np.ndarray, density: np.ndarray, densities: np.ndarray
 ) -> tuple[dict[float, float], str]:
     """Return the CKA cut at each density, and how it was found."""
     one = {float(each): CONVENTION for each in densities}
     if len(cka) < 4:
         return one, f"CKA cut {CONVENTION:g}: a convention, fewer than four connected cells"
     y, x = _stretch(cka), np.log10(density)
-    slope, offset, centres = _two_lines(x, y)
-    typical = float(np.median(cka))
-    width = noise / max(1 - typical, CLOSE) / np.log(10)  # the noise on the stretched scale
-    if centres[1] - centres[0] <= 2 * width or not np.isfinite(centres).all():
-        return (
-            one,
-            f"CKA cut {CONVENTION:g}: a convention, connected cells show no two groups beyond the noise ({noise:.2g})",
-        )
+    noise = _typical(stderr / np.clip(1 - cka, CLOSE, None) / np.log(10))  # on the stretched scale
+    slope, offset, between = _two_lines(x, y)
+    if not between > 2 * noise:
+        return one, f"CKA cut {CONVENTION:g}: a convention, connected cells show no two groups beyond the noise"
     cuts = {float(d): float(1 - 10.0 ** -(offset + slope * np.log10(d))) for d in densities}
-    ends = [f"{cuts[float(each)]:.3g} at density {each:g}" for each in (densities.min(), densities.max())]
-    return (
-        cuts,
-        f"CKA cut from {' to '.join(ends)}: largest separation with a common slope, noise of a cell's mean {noise:.2g}",
-    )
+    ends = [f"{cuts[float(each)]:.4g} at density {each:g}" for each in (densities.min(), densities.max())]
+    how = f"largest separation with a common slope, {between / max(noise, 1e-9):.1f} times the noise"
+    return cuts, f"CKA cut from {' to '.join(ends)}: {how}"
 
 
 def _stretch(cka: np.ndarray) -> np.ndarray:
     return -np.log10(np.clip(1 - cka, CLOSE, None))
 
 
-def _two_lines(x: np.ndarray, y: np.ndarray) -> tuple[float, float, tuple[float, float]]:
-    """Split y into two groups around parallel lines; returns slope, offset of the cut, the groups' mean offsets."""
+def _two_lines(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Split y into two groups around parallel lines; returns slope, offset of the cut, deviation between the groups."""
     steepest = max(0.0, float(np.polyfit(x, y, 1)[0])) if np.ptp(x) > 0 else 0.0
-    best = (np.inf, 0.0, 0.0, (np.nan, np.nan))
+    best = (np.inf, 0.0, 0.0, 0.0)
     for slope in np.linspace(0.0, 2 * steepest, 41):
         rest = np.sort(y - slope * x)
         count = np.arange(1, len(rest))
-        below = np.cumsum(rest)[:-1]
-        squares = np.cumsum(rest**2)[:-1]
-        above = rest.sum() - below
-        within = (squares - below**2 / count) + ((rest**2).sum() - squares - above**2 / (len(rest) - count))
-        within[[0, -1]] += np.inf if len(rest) > 4 else 0.0  # a group of one cell is an outlier
-        place = int(np.argmin(within))
-        if within[place] < best[0] - 1e-12:
-            centres = (below[place] / count[place], above[place] / (len(rest) - count[place]))
-            best = (float(within[place]), float(slope), float((rest[place] + rest[place + 1]) / 2), centres)
-    return best[1], best[2], best[3]
+        low = np.cumsum(rest)[:-1] / count
+        high = (rest.sum() - np.cumsum(rest)[:-1]) / (len(rest) - count)
+        between = count * (len(rest) - count) / len(rest) * (high - low) ** 2
+        if len(rest) > 4:
+            between[[0, -1]] = 0.0  # a group of one cell is an outlier
+        place = int(np.argmax(between))
+        within = float(((rest - rest.mean()) ** 2).sum() - between[place])
+        if within < best[0] - 1e-12:
+            deviation = float(np.sqrt(between[place] / len(rest)))
+            best = (within, float(slope), float((rest[place] + rest[place + 1]) / 2), deviation)
+    return best[1:]

@@ -155,7 +155,7 @@ class _Checker:
             self.say(f"{key}.stop", "is set by the knob: write [temperature] epochs = [...] instead")
             given.pop("stop")
         recipe: Recipe | None = self.table(Recipe, key, {**base.model_dump(), **given})
-        if recipe is not None:
+        if recipe is not None and (key == "recipe" or "augment" in given):
             self.known(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation")
         return recipe
 
@@ -192,7 +192,8 @@ class _Checker:
         if table is None:
             return None
         if "density" in table:
-            self.axis("load.density", table["density"])
+            densities = self.axis("load.density", table["density"])
+            table = {**table, "density": densities or [1.0]}  # an empty or missing list has been spoken of
         axis: Load | None = self.table(Load, "load", table)
         if axis is not None:
             self.known("load.pruner", axis.pruner, PRUNERS, "pruner")

@@ -65,6 +65,6 @@ class Recipe(Section):
 # data set's own, "three-regime" is everyone else's.
 RECIPES: dict[str, Recipe] = {
     "three-regime": Recipe(),
-    "digits": Recipe(epochs=40, batch_size=64, augment="none"),
+    "digits": Recipe(epochs=20, batch_size=64, augment="none"),
     "synthetic": Recipe(epochs=20, batch_size=64, augment="none"),
 }

@@ -1,0 +1,86 @@
+"""Shared by all tests: one torch thread, and sweeps small enough to run in a second or two."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from regimes.flow.run import Result, run
+from regimes.spec.check import resolve
+
+torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "dense_seeds": 1,
+    "retrain_seeds": 2,
+    "data": {"name": "synthetic", "shape": [8], "train": 200, "test": 80, "spread": 2.0},
+    "model": {"name": "mlp", "widths": [12, 12], "batch_norm": True},
+    "recipe": {"epochs": 4, "batch_size": 32},
+    "temperature": {"epochs": [2, 4]},
+    "load": {"density": [0.2, 0.6]},
+    "measure": {"metrics": ["error", "lmc", "cka"]},
+}
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A sweep as a plain dict, to be changed at will."""
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture
+def run_tiny(tmp_path: Path) -> Callable[..., Result]:
+    """Run a sweep given as a dict, in this process, in a folder of the test's own."""
+
+    def go(sweep: dict[str, Any], out: str = "run", **how: Any) -> Result:
+        return run(resolve(sweep), tmp_path / out, **{"workers": 0, **how})
+
+    return go
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Type a regimes command as a user would, in an empty folder."""
+
+    def go(*words: object, **how: Any) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("regimes")), *map(str, words)]
+        environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, **how
+        )
+
+    return go
+
+
+def write_toml(path: Path, sweep: dict[str, Any]) -> Path:
+    """Write a sweep as a TOML file (tables of plain values and lists only)."""
+    import json
+
+    tables = {key: value for key, value in sweep.items() if isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in sweep.items() if key not in tables]
+    for name, table in tables.items():
+        lines.append(f"[{name}]")
+        lines += [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _key(key: str) -> str:
+    return key if key.isidentifier() else f'"{key}"'
+
+
+def _value(value: Any) -> str:
+    import json
+
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)

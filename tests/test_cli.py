@@ -1,0 +1,263 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import write_toml
+
+Sweep = dict[str, Any]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def toml(tiny: Sweep, tmp_path: Path) -> Path:
+    return write_toml(tmp_path / "tiny.toml", tiny)
+
+
+def test_help_is_quick_and_light(cli: Cli) -> None:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        out = cli("--help")
+        times.append(time.perf_counter() - started)
+    assert out.returncode == 0
+    for command in ("plan", "run", "status", "retry", "clean", "classify", "map"):
+        assert command in out.stdout
+    assert min(times) < 0.3
+    code = (
+        "import sys, regimes.cli; sys.argv = ['regimes', '--help']\ntry: regimes.cli.main()\nexcept SystemExit: pass\n"
+    )
+    code += "print([each for each in ('torch', 'numpy', 'xarray') if each in sys.modules])"
+    light = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert light.stdout.strip().endswith("[]")
+
+
+def test_from_sweep_file_to_phase_diagram(cli: Cli, toml: Path, tmp_path: Path) -> None:
+    plan = json.loads(cli("plan", toml, "--json").stdout)
+    assert (plan["cells"], plan["dense_trainings"], plan["done"]) == (4, 1, 0)
+    assert plan["wall_seconds"] > 0
+    assert not (tmp_path / "runs").exists()
+    ran = cli("run", toml, "--workers", 2)
+    assert ran.returncode == 0, ran.stderr
+    assert "30 of 30 stages done" in ran.stdout
+    assert "next: regimes map runs/tiny" in ran.stdout
+    assert "4 cells" in cli("plan", toml).stdout or "done     16   to do      0" in cli("plan", toml).stdout
+    status = cli("status", "runs/tiny")
+    assert "retrain  8 ok" in status.stdout
+    assert json.loads(cli("status", "runs/tiny", "--json").stdout)["stages"]["measure"] == {"ok": 16}
+    drawn = cli("map", "runs/tiny")
+    assert drawn.returncode == 0, drawn.stderr
+    for name in ("phase.png", "phase.svg", "lmc.png", "cka.svg", "test_error.png", "README.md", "grid.nc"):
+        assert (tmp_path / "runs/tiny/map" / name).stat().st_size > 500
+    page = (tmp_path / "runs/tiny/map/README.md").read_text()
+    for expected in ("Hardware: ", "Versions: Python 3", "retrain: 8 stages", '"batch_size": 32', "Rule `separation`"):
+        assert expected in page
+    labelled = cli("classify", "runs/tiny", "--out", "out.nc", "--lmc", "-0.01", "--cka", "0.9")
+    assert labelled.returncode == 0, labelled.stderr
+    with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as data:
+        assert data.regime.dtype == np.int8
+    assert "removed 14 weight files" in cli("clean", "runs/tiny").stdout
+    assert "to do      0" in cli("plan", toml).stdout
+
+
+def test_a_grid_from_elsewhere(cli: Cli, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    dims, shape = ("batch_size", "density"), (3, 4)
+    lmc, cka = -0.3 * rng.random(shape), rng.random(shape)
+    coords = {"batch_size": [512, 32, 128], "density": [0.1, 0.05, 0.2, 0.8]}
+    xr.Dataset({"lmc": (dims, lmc), "cka": (dims, cka)}, coords).to_netcdf(tmp_path / "g.nc", engine="h5netcdf")
+    assert cli("classify", "g.nc", "--out", "o.nc").returncode == 0
+    drawn = cli("map", "g.nc")
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "g-map/phase.png").exists()
+    assert cli("map", "o.nc", "--out", "again").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "none.toml"], "regimes: none.toml: no such sweep file"),
+        (["plan", "."], "is a folder"),
+        (["status", "nowhere"], "nowhere: no run in this folder"),
+        (["map", "nowhere"], "nowhere: no such file or folder"),
+        (["retry", "nowhere"], "nowhere: no run in this folder"),
+        (["clean", "nowhere"], "nowhere: no run in this folder"),
+        (["run", "tiny.toml", "--device", "cuda"], "no CUDA device is at hand; allowed here: cpu"),
+        (["run", "tiny.toml", "--device", "tpu"], "--device tpu: allowed: cpu, cuda"),
+        (["map", "tiny.toml"], "not a netCDF-4 file"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_two(cli: Cli, toml: Path, words: list[str], said: str) -> None:
+    out = cli(*words)
+    assert out.returncode == 2
+    assert said in out.stderr
+    assert "Traceback" not in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_in_a_sweep_come_all_at_once(cli: Cli, tiny: Sweep, tmp_path: Path) -> None:
+    tiny["load"]["densty"] = [1]
+    tiny["model"]["name"] = "mpl"
+    out = cli("plan", write_toml(tmp_path / "bad.toml", tiny))
+    assert out.returncode == 2
+    lines = out.stderr.strip().splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("regimes: ") and "bad.toml" in line for line in lines)
+    assert "did you mean 'mlp'" in out.stderr
+
+
+def test_a_model_that_does_not_fit_the_data_is_said_before_any_work(cli: Cli, tiny: Sweep, tmp_path: Path) -> None:
+    tiny["model"] = {"name": "preresnet", "depth": 8}
+    out = cli("run", write_toml(tmp_path / "x.toml", tiny))
+    assert out.returncode == 2
+    assert "needs images (c, h, w), the data has inputs of shape (8,)" in out.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+OWN = """
+import torch
+from torch import nn
+from regimes import Dataset
+
+def data(n=120):
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    return Dataset.from_arrays(train=(x[:80], y[:80]), test=(x[80:], y[80:]), title="mine")
+
+def net(input_shape, classes, width=8):
+    return nn.Sequential(nn.Linear(input_shape[0], width), nn.Tanh(), nn.Linear(width, classes))
+
+def halves(candidate):
+    return {name: torch.arange(w.numel(), dtype=torch.float).view_as(w) for name, w in candidate.weights.items()}
+"""
+
+
+def test_a_model_data_and_pruner_of_ones_own(cli: Cli, tiny: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/own.py").write_text(OWN)
+    tiny |= {"data": {"name": "own:data", "n": 150}, "model": {"name": "own:net", "width": 10}}
+    tiny["recipe"] = {"epochs": 4, "batch_size": 16, "augment": "none"}
+    tiny["load"] |= {"pruner": "own:halves"}
+    file = write_toml(tmp_path / "mine/s.toml", tiny)
+    ran = cli("run", file, "--workers", 2)
+    assert ran.returncode == 0, ran.stderr
+    (tmp_path / "mine/own.py").write_text(OWN.replace("Tanh", "ReLU"))
+    plan = json.loads(cli("plan", file, "--json").stdout)
+    assert plan["done"] == 0  # another network, other cells
+    tiny["model"]["widht"] = 3
+    out = cli("plan", write_toml(tmp_path / "mine/t.toml", tiny))
+    assert "model.widht: unknown key (did you mean 'width'?); allowed: name, width" in out.stderr
+
+
+def test_failures_are_seen_at_once_kept_and_retried(cli: Cli, tiny: Sweep, tmp_path: Path) -> None:
+    flaky = OWN + "\nimport os\ndef bad(candidate):\n    if not os.path.exists('mended'): raise ValueError('no luck')\n"
+    flaky += "    return halves(candidate)\n"
+    (tmp_path / "flaky.py").write_text(flaky)
+    tiny["load"] |= {"pruner": "flaky:bad"}
+    file = write_toml(tmp_path / "s.toml", tiny)
+    ran = cli("run", file)
+    assert ran.returncode == 1
+    assert "failed: prune epochs=2 dense_seed=0 density=0.2: ValueError: no luck" in ran.stderr
+    assert "do them again: regimes retry runs/tiny" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    status = cli("status", "runs/tiny").stdout
+    assert "prune    4 failed" in status
+    assert "ValueError: no luck" in status
+    assert cli("run", file).returncode == 1
+    (tmp_path / "mended").touch()
+    again = cli("retry", "runs/tiny")
+    assert again.returncode == 0, again.stderr
+    assert "30 of 30 stages done" in again.stdout
+
+
+# -- interruptions ----------------------------------------------------------------------------------------------------
+
+
+def start(file: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("regimes")), "run", str(file), *more]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def records(run: Path) -> set[str]:
+    return {path.stem for path in run.glob("records/*/*.json")}
+
+
+def wait_for_records(run: Path, count: int, seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while len(records(run)) < count:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def longer(tiny: Sweep, tmp_path: Path) -> Path:
+    """A sweep of some hundred stages, each short."""
+    tiny["recipe"] = {"epochs": 30, "batch_size": 16}
+    tiny["temperature"] = {"epochs": [5, 15, 30], "batch_size": [8, 32]}
+    tiny["load"]["density"] = [0.1, 0.2, 0.4, 0.8]
+    return write_toml(tmp_path / "longer.toml", tiny)
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(longer: Path, tmp_path: Path) -> None:
+    process = start(longer, tmp_path, "--workers", "2")
+    wait_for_records(tmp_path / "runs/tiny", 5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "nothing finished is lost. Go on with the same command: regimes run" in errors
+    assert "Traceback" not in errors
+    left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False)
+    assert not left.stdout.strip()
+
+
+def test_killed_twenty_times_and_still_the_same_numbers(longer: Path, tmp_path: Path) -> None:
+    """kill -9 at random instants, of the command or of a worker: no finished cell lost, no bad record, same numbers."""
+    import regimes
+    from regimes.flow.store import Store
+
+    random = np.random.default_rng(time.time_ns())
+    run, store = tmp_path / "runs/tiny", Store(tmp_path / "runs/tiny")
+    kills = 0
+    while kills < 20:
+        before = records(run)
+        process = start(longer, tmp_path, "--workers", "2")
+        time.sleep(random.uniform(1.5, 4.5))
+        victims = [process.pid]
+        if random.random() < 0.3:
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+            victims = [int(each) for each in children.stdout.split()][:1] + victims
+        for victim in victims:
+            try:
+                os.kill(victim, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()
+        kills += 1
+        after = records(run)
+        assert before <= after
+        for key in after:
+            assert store.read(key) is not None  # raises where a record is torn
+        if process.returncode == 0:  # finished before the blow: begin again, elsewhere
+            run.rename(tmp_path / f"runs/finished-{kills}")
+    final = subprocess.run([*process.args, "--workers", "2"], cwd=tmp_path, capture_output=True, text=True, check=True)  # type: ignore[misc]
+    assert "stages done" in final.stdout
+    calm = subprocess.run(
+        [*process.args, "--workers", "0", "--out", "calm"], cwd=tmp_path, capture_output=True, check=True
+    )  # type: ignore[misc]
+    assert calm.returncode == 0
+    xr.testing.assert_identical(regimes.open(run), regimes.open(tmp_path / "calm"))
+    assert not list(run.rglob("*.tmp"))

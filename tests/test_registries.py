@@ -1,0 +1,177 @@
+"""Conformance: what every entry of every registry has to hold. Add a line to a registry, be tested."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from regimes.data import AUGMENTATIONS, DATASETS
+from regimes.data.dataset import Dataset
+from regimes.errors import UserError
+from regimes.knobs import KNOBS
+from regimes.landscape import METRICS
+from regimes.landscape.estimate import Estimate
+from regimes.landscape.metric import Curve, Probe, Trained
+from regimes.models import MODELS
+from regimes.models.build import build
+from regimes.pruners import ALLOCATIONS, PRUNERS
+from regimes.pruners.prune import prunable, prune
+from regimes.registry import load
+from regimes.spec.recipe import RECIPES, Recipe
+
+IMAGE = (3, 8, 8)
+
+
+def small(name: str, seed: int = 0) -> torch.nn.Module:
+    options = {"preresnet": {"depth": 8, "width": 4}, "mlp": {"widths": [10, 10], "batch_norm": True}}
+    return build(name, options.get(name, {}), IMAGE, 5, seed)
+
+
+# -- knobs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_knob_changes_only_fields_of_a_recipe(name: str) -> None:
+    knob = load(KNOBS, name, "knob")
+    assert knob.name == name
+    value = knob.kind(knob.low + 1)
+    assert knob.accepts(value)
+    changes = knob.changes(Recipe(), value)
+    assert changes
+    assert set(changes) <= set(Recipe.model_fields)
+    assert Recipe().model_copy(update=changes) != Recipe()
+
+
+@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize("bad", [-1, math.nan, math.inf, True, "8", None, [1]])
+def test_knob_refuses_what_is_no_value(name: str, bad: object) -> None:
+    assert not load(KNOBS, name, "knob").accepts(bad)
+
+
+def test_whole_number_knobs_refuse_fractions() -> None:
+    assert not load(KNOBS, "epochs", "knob").accepts(1.5)
+    assert load(KNOBS, "epochs", "knob").accepts(2.0)
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str) -> None:
+    data: Dataset = load(DATASETS, name, "data set")()
+    again: Dataset = load(DATASETS, name, "data set")()
+    assert data.fingerprint == again.fingerprint
+    rows = [{tuple(row.tolist()) for row in split.inputs.flatten(1)} for split in (data.train, data.val, data.test)]
+    assert all(len(split.targets) > 20 for split in (data.train, data.val, data.test))
+    assert not rows[0] & rows[1]
+    assert not rows[0] & rows[2]
+    assert not rows[1] & rows[2]
+    for split in (data.train, data.val, data.test):
+        assert set(split.targets.tolist()) == set(range(data.classes))
+        assert torch.isfinite(split.inputs).all()
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_keeps_shapes_and_repeats_itself(name: str) -> None:
+    augmentation = load(AUGMENTATIONS, name, "augmentation")
+    images = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    draws = [augmentation.draw(6, 8, torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*draws)
+    assert augmentation.apply(images, draws[0]).shape == images.shape
+    still = torch.tensor([[augmentation.pixels(8), augmentation.pixels(8), 0]]).expand(6, 3)
+    assert torch.equal(augmentation.apply(images, still), images)
+
+
+# -- models and pruners -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_is_drawn_from_its_seed_alone(name: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, same, other = small(name, 3), small(name, 3), small(name, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert one(torch.zeros(2, *IMAGE)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("density", [0.03, 0.1, 0.5, 1.0])
+def test_density_is_exact_and_the_mask_is_reproducible(
+    model: str, pruner: str, allocation: str, density: float
+) -> None:
+    network = small(model)
+    weights = {name: each.detach().clone() for name, each in network.named_parameters()}
+    masks = [prune(network, density, pruner, allocation, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    total = sum(each.numel() for each in prunable(network).values())
+    assert masks[0].size == total
+    assert masks[0].kept == round(density * total)
+    assert all(torch.equal(masks[0].layers[name], masks[1].layers[name]) for name in masks[0].layers)
+    assert all(torch.equal(weights[name], each) for name, each in network.named_parameters())
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def probe() -> Probe:
+    make = load(DATASETS, "synthetic", "data set")
+    data = make(shape=IMAGE, classes=5, train=120, test=60)
+    return Probe(data, F.cross_entropy, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("model", MODELS)
+def test_metric_gives_what_it_promises_and_leaves_networks_alone(name: str, model: str) -> None:
+    metric = load(METRICS, name, "metric")
+    assert metric.name == name
+    networks = [small(model, seed) for seed in range(2 if metric.subject == "pair" else 1)]
+    for network in networks:
+        network.train()
+    mask = prune(networks[0], 0.3)
+    for network in networks:
+        mask.apply(network)
+    state = [{key: each.clone() for key, each in network.state_dict().items()} for network in networks]
+    options = metric.options()
+    measured = [metric.measure([Trained(each, mask) for each in networks], probe(), options) for _ in range(2)]
+    assert set(measured[0]) == set(metric.variables)
+    for variable, value in measured[0].items():
+        assert isinstance(value, (Estimate, Curve))
+        if isinstance(value, Estimate):
+            assert math.isfinite(value.value)
+            assert value.value == measured[1][variable].value
+    for network, before in zip(networks, state, strict=True):
+        assert all(torch.equal(before[key], each) for key, each in network.state_dict().items())
+        assert all(each.grad is None for each in network.parameters())
+        assert all(module.training for module in network.modules())
+    assert metric.work(options, 1000) > 0
+    assert dataclasses.is_dataclass(metric.options)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("registry", "what"), [(KNOBS, "knob"), (MODELS, "model"), (METRICS, "metric")])
+def test_unknown_name_says_what_is_allowed(registry: dict[str, str], what: str) -> None:
+    name = next(iter(registry))
+    with pytest.raises(UserError, match=f"did you mean '{name}'") as error:
+        load(registry, name + "x", what)
+    assert all(each in str(error.value) for each in registry)
+
+
+def test_import_path_works_where_a_name_does() -> None:
+    assert load(PRUNERS, "regimes.pruners.magnitude:magnitude", "pruner") is load(PRUNERS, "magnitude", "pruner")
+    with pytest.raises(UserError, match=r"has no 'magnitud'.*did you mean 'magnitude'"):
+        load(PRUNERS, "regimes.pruners.magnitude:magnitud", "pruner")
+    with pytest.raises(UserError, match=r"cannot import pruner 'nowhere.at_all:f'"):
+        load(PRUNERS, "nowhere.at_all:f", "pruner")
+
+
+def test_recipes_name_known_augmentations() -> None:
+    assert all(recipe.augment in AUGMENTATIONS for recipe in RECIPES.values())

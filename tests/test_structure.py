@@ -1,0 +1,84 @@
+"""What the design promises of the package itself: light start, one-way imports, no torch where maps are made."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "regimes"
+# A folder imports only folders above it.
+ORDER = ["errors", "registry", "knobs", "data", "models", "pruners", "landscape", "spec", "training", "flow", "record"]
+ORDER += ["phases", "figures", "cli"]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports while it runs (not for type checking only)."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    checking = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in checking:
+            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+        elif isinstance(node, ast.Import) and id(node) not in checking:
+            found |= {each.name for each in node.names}
+    return {each for each in found if each.startswith("regimes.")}
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_imports_go_one_way(folder: str) -> None:
+    files = list((PACKAGE / folder).glob("*.py")) or [PACKAGE / f"{folder}.py"]
+    allowed = set(ORDER[: ORDER.index(folder) + 1])
+    for file in files:
+        homes = {each.split(".")[1] for each in imports(file)}
+        assert homes <= allowed, f"{file.name} imports {homes - allowed}"
+
+
+def test_every_folder_has_its_place_in_the_order() -> None:
+    homes = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert homes - {"__init__", "__pycache__"} == set(ORDER)
+
+
+@pytest.mark.parametrize(
+    ("statement", "never"),
+    [
+        ("import regimes", ["torch", "xarray", "seaborn", "numpy"]),
+        ("import regimes.cli", ["torch", "xarray", "seaborn", "numpy", "pydantic", "rich.progress"]),
+        ("import regimes; regimes.open, regimes.classify, regimes.draw_map", ["torch", "torchvision", "optuna"]),
+        ("import regimes.figures.facts, regimes.record.grid, regimes.cli.show", ["torch"]),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, never: list[str]) -> None:
+    code = f"import sys; {statement}; print([each for each in {never!r} if each in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names_are_there() -> None:
+    import regimes
+
+    for name in regimes.__all__:
+        assert getattr(regimes, name) is not None
+    assert set(dir(regimes)) == set(regimes.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        regimes.nothing  # noqa: B018
+
+
+def test_no_file_is_longer_than_a_room() -> None:
+    long = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 260} == {}
+
+
+def test_commands_are_a_few_lines_each() -> None:
+    tree = ast.parse((PACKAGE / "cli" / "app.py").read_text())
+    commands = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for command in commands:
+        assert len(command.body) <= 15
