@@ -69,6 +69,7 @@ def test_a_record_survives_netcdf(tiny: Sweep, run_tiny: Run, tmp_path: Path) ->
     save_grid(record, tmp_path / "x.nc")
     back = read_grid(tmp_path / "x.nc")
     xr.testing.assert_equal(back, record)
+    assert back.epochs.attrs["hotter"] == "smaller"
     assert back.regime.dtype == np.int8
     assert back.status.dtype == np.int8
     assert list(back.regime.attrs["flag_values"]) == [-1, 0, 1, 2]

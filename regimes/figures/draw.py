@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from regimes.errors import UserError
-from regimes.figures.panel import panel, panel_names
+from regimes.figures.panel import panel, panel_names, with_excess
 from regimes.figures.phase import phase_diagram
 from regimes.figures.report import write_report
 
@@ -33,7 +33,7 @@ def draw_map(data: xr.Dataset, out: str | Path, facts: dict[str, Any] | None = N
     """
     if "regime" not in data:
         raise UserError("this grid has no regimes yet; classify it first")
-    out = Path(out)
+    data, out = with_excess(data), Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(STEADY):

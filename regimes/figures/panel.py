@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import seaborn as sns
 import xarray as xr
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from regimes.figures.phase import draw_border
@@ -27,6 +27,16 @@ def panel_names(data: xr.Dataset) -> list[str]:
         and name not in SKIPPED
         and not str(name).endswith("_stderr")
     ]
+
+
+def with_excess(data: xr.Dataset) -> xr.Dataset:
+    """Add the normalised test error: each cell's mean minus the lowest of its density, which shows the way to turn."""
+    if "test_error" not in data:
+        return data
+    errors = cell_mean(data["test_error"], knobs_of(data))
+    excess = errors - errors.min(knobs_of(data))
+    about = {"units": "1", "long_name": "test error above the lowest at the same density"}
+    return data.assign(test_error_excess=(excess.dims, excess.values, about))
 
 
 def panel(data: xr.Dataset, name: str) -> Figure:
@@ -64,11 +74,13 @@ def panel(data: xr.Dataset, name: str) -> Figure:
 
 
 def _scale(name: str, numbers: np.ndarray) -> tuple[str, Normalize | None]:
-    """Colours for a variable: around zero for LMC, light to dark for the others."""
+    """Colours for a variable: around zero for LMC, light to dark for the others, by ratio where they span decades."""
     finite = numbers[np.isfinite(numbers)]
     if name == "lmc" and len(finite):
         reach = max(float(np.abs(finite).max()), 1e-6)
         return "PuOr", TwoSlopeNorm(0.0, -reach, reach)
+    if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
+        return "cividis", LogNorm(float(finite.min()), float(finite.max()))
     return "cividis", None
 
 

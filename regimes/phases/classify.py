@@ -47,9 +47,10 @@ def classify(
     measured = np.isfinite(means["lmc"]) & np.isfinite(means["cka"])
     labels = xr.where(means["lmc"] < cuts.lmc, 0, xr.where(means["cka"] < cka_cut, 1, 2))
     regime = xr.where(measured, labels, -1).astype(np.int8).transpose(*knobs, "density")
-    data["regime"] = regime
-    data["regime"].attrs = _attrs(regime, cuts, rule)
-    data["cka_cut"] = cka_cut.assign_attrs(units="1", long_name="CKA below which connected cells are II-A")
+    # As plain arrays: a labelled one would bring its own, bare coordinates and wipe out what they say of themselves.
+    data["regime"] = (regime.dims, regime.values, _attrs(regime, cuts, rule))
+    about = {"units": "1", "long_name": "CKA below which connected cells are II-A"}
+    data["cka_cut"] = (("density",), cka_cut.values, about)
     return data
 
 

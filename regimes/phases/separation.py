@@ -115,7 +115,7 @@ def cka_split(
     if not between > 2 * noise:
         return one, f"CKA cut {CONVENTION:g}: a convention, connected cells show no two groups beyond the noise"
     cuts = {float(d): float(1 - 10.0 ** -(offset + slope * np.log10(d))) for d in densities}
-    ends = [f"{cuts[float(each)]:.4g} at density {each:g}" for each in (densities.min(), densities.max())]
+    ends = [f"{cuts[float(each)]:.6g} at density {each:g}" for each in (densities.min(), densities.max())]
     how = f"largest separation with a common slope, {between / max(noise, 1e-9):.1f} times the noise"
     return cuts, f"CKA cut from {' to '.join(ends)}: {how}"
 
