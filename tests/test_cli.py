@@ -126,6 +126,33 @@ def test_a_model_that_does_not_fit_the_data_is_said_before_any_work(cli: Cli, ti
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_cannot_be_done_with_the_data_is_said_before_any_work(cli: Cli, tiny: Sweep, tmp_path: Path) -> None:
+    tiny["recipe"]["augment"] = "crop-flip"
+    out = cli("plan", write_toml(tmp_path / "x.toml", tiny))
+    assert out.returncode == 2
+    assert "recipe.augment = 'crop-flip' needs images (c, h, w), the data has shape (8,); use 'none'" in out.stderr
+    tiny["recipe"] = {"batch_size": 500}
+    out = cli("plan", write_toml(tmp_path / "x.toml", tiny))
+    assert "batch size 500 is larger than the training set of 180 images" in out.stderr
+
+
+def test_damaged_or_unwritable_run_files_get_a_line(cli: Cli, toml: Path, tmp_path: Path) -> None:
+    assert cli("run", toml).returncode == 0
+    layout = tmp_path / "runs/tiny/layout.json"
+    layout.write_text(layout.read_text()[:100])
+    for words in (["status", "runs/tiny"], ["map", "runs/tiny"], ["retry", "runs/tiny"]):
+        out = cli(*words)
+        assert out.returncode == 2
+        assert "layout.json: truncated or not a record; write it again with: regimes run" in out.stderr
+    assert cli("run", toml).returncode == 0  # which writes it again
+    assert cli("status", "runs/tiny").returncode == 0
+    (tmp_path / "file").touch()
+    out = cli("run", toml, "--out", "file/run")
+    assert out.returncode == 2
+    assert "Not a directory" in out.stderr
+    assert "Traceback" not in out.stderr
+
+
 OWN = """
 import torch
 from torch import nn

@@ -35,7 +35,7 @@ ZEROS = torch.zeros(1000, dtype=torch.int64)
 
 def test_a_hill_between_two_networks_is_negative() -> None:
     line = linear_connectivity(Threshold(-1.0, "hill"), Threshold(1.0, "hill"), (LEVELS, ZEROS))
-    assert line.lmc.value == pytest.approx(-0.5)
+    assert line.value == pytest.approx(-0.5)
     assert line.barrier == pytest.approx(0.5)
     assert line.t_star == 0.5
     assert line.t == pytest.approx(LINE)
@@ -43,14 +43,14 @@ def test_a_hill_between_two_networks_is_negative() -> None:
 
 def test_a_valley_between_two_networks_is_positive() -> None:
     line = linear_connectivity(Threshold(-1.0, "valley"), Threshold(1.0, "valley"), (LEVELS, ZEROS))
-    assert line.lmc.value == pytest.approx(0.5)  # x^2/2 from -1 to 1
+    assert line.value == pytest.approx(0.5)  # x^2/2 from -1 to 1
     assert line.barrier == 0.0
 
 
 def test_uneven_ends_count_by_their_mean() -> None:
     line = linear_connectivity(Threshold(0.0, "valley"), Threshold(1.0, "valley"), (LEVELS, ZEROS))
     gaps = [0.25 - t**2 / 2 for t in LINE]
-    assert line.lmc.value == pytest.approx(max(gaps, key=abs), abs=2e-3)
+    assert line.value == pytest.approx(max(gaps, key=abs), abs=2e-3)
 
 
 def test_a_network_is_connected_with_itself() -> None:
@@ -58,7 +58,7 @@ def test_a_network_is_connected_with_itself() -> None:
     inputs = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(60) % 4
     line = linear_connectivity(model, copy.deepcopy(model), (inputs, targets))
-    assert line.lmc.value == 0.0
+    assert line.value == 0.0
     assert len(set(line.error)) == 1
 
 
@@ -68,7 +68,7 @@ def test_swapping_the_ends_changes_nothing_but_the_direction() -> None:
     a, b = (build("preresnet", {"depth": 8, "width": 4}, (1, 8, 8), 4, seed) for seed in (0, 1))
     there, back = linear_connectivity(a, b, (inputs, targets)), linear_connectivity(b, a, (inputs, targets))
     assert there.error == pytest.approx(back.error[::-1], abs=0.04)
-    assert abs(there.lmc.value) == pytest.approx(abs(back.lmc.value), abs=0.04)
+    assert abs(there.value) == pytest.approx(abs(back.value), abs=0.04)
 
 
 def test_loss_along_the_line_of_a_quadratic_is_the_parabola() -> None:
@@ -119,8 +119,8 @@ def test_reestimated_statistics_are_those_of_the_inputs() -> None:
 def test_standard_error_is_that_of_the_images() -> None:
     line = linear_connectivity(Threshold(-1.0, "hill"), Threshold(1.0, "hill"), (LEVELS, ZEROS))
     # half the images are wrong in the middle only: the gap is -1 for them and 0 for the rest
-    assert line.lmc.stderr == pytest.approx((0.25 / 999) ** 0.5, rel=1e-3)
-    assert line.lmc.samples == 1000
+    assert line.stderr == pytest.approx((0.25 / 999) ** 0.5, rel=1e-3)
+    assert line.samples == 1000
 
 
 def test_networks_of_different_shape_are_refused() -> None:

@@ -14,7 +14,7 @@ import xarray as xr
 
 import regimes
 from regimes.errors import UserError
-from regimes.flow import executors, work
+from regimes.flow import executors, retrain, work
 from regimes.flow.plan import fleets
 from regimes.flow.run import Result, prepare, run
 from regimes.flow.store import Damaged, Store
@@ -156,6 +156,26 @@ def test_a_cell_that_raises_keeps_its_error_and_the_rest_goes_on(tiny: Sweep, ru
         assert failure is not None
         assert "broken_mlp" not in failure["error"]
         assert "too thin for me" in failure["trace"]
+
+
+def test_one_failed_copy_does_not_stop_what_the_others_allow(
+    tiny: Sweep, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = retrain._trained
+
+    def unlucky(stage: retrain.Retrain, *rest: Any) -> Any:
+        if stage.seed == 1:
+            raise ValueError("unlucky")
+        return trained(stage, *rest)
+
+    monkeypatch.setattr(retrain, "_trained", unlucky)
+    result = run_tiny({**tiny, "retrain_seeds": 3})
+    assert len(result.progress.failed) == 4
+    assert not result.progress.todo
+    record = regimes.open(result.folder)
+    assert record.cka.sel(pair=1).notnull().all()  # copies 0 and 2
+    assert record.cka.sel(pair=[0, 2]).isnull().all()
+    assert record.train_error.sel(retrain_seed=[0, 2]).notnull().all()
 
 
 def test_failed_cells_wait_for_a_retry(

@@ -31,5 +31,10 @@ def speaking(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:  # | head
             sys.stderr.close()
             sys.exit(0)
+        except OSError as error:  # a full disk, a folder that may not be written
+            if error.filename is None:
+                raise
+            print(f"regimes: {error.filename}: {error.strerror}", file=sys.stderr)
+            sys.exit(UserError.exit_code)
 
     return wrapped

@@ -9,8 +9,6 @@ from typing import Any
 
 import typer
 
-from regimes.errors import UserError
-
 KINDS = ("train", "prune", "retrain", "measure")
 
 
@@ -68,9 +66,7 @@ def show_status(run: Path, as_json: bool) -> None:
     from regimes.flow.store import Damaged, open_store
 
     store = open_store(run)
-    layout = store.read_json("layout.json")
-    if layout is None:
-        raise UserError(f"{run}: layout.json is missing; write it again with: regimes run SWEEP.toml --out {run}")
+    layout = store.layout
     states: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     failed: dict[str, str] = {}
     damaged: list[str] = []

@@ -41,6 +41,7 @@ class Watcher:
         self.open: dict[tuple[Any, ...], set[str]] = {}
         self.cells = 0
         self.failures = 0
+        self.way: dict[str, float] = {}
         self.spoken = time.monotonic()
 
     def start(self, prepared: Prepared) -> None:
@@ -57,7 +58,8 @@ class Watcher:
         todo = len(prepared.progress.todo)
         if prepared.progress.done or not todo:
             self.console.print(f"{prepared.progress.done} stages are done already, {todo} to do", highlight=False)
-        total = sum(stage.work for stage in prepared.progress.todo)
+        total = sum(self._advance(stage) for stage in prepared.progress.todo)
+        self.way.clear()
         self.task = self.bar.add_task("starting", total=total, cells=self._count(), failures=0)
         self.bar.start()
 
@@ -73,7 +75,7 @@ class Watcher:
             self.console.print(f"failed: {stage.kind} {place}: {outcome.error}", highlight=False, markup=False)
         self.bar.update(
             self.task,
-            advance=stage.work,
+            advance=self._advance(stage),
             description=f"{stage.kind} {place}",
             cells=self._count(),
             failures=self.failures,
@@ -88,6 +90,15 @@ class Watcher:
                 f"{share:4.0%}  {self._count()} cells, {self.failures} failed, about {left} left",
                 highlight=False,
             )
+
+    def _advance(self, stage: Stage) -> float:
+        """The work a stage adds: snapshots of one training share their way."""
+        training = getattr(stage, "training", None)
+        if training is None:
+            return stage.work
+        before = self.way.get(training, 0.0)
+        self.way[training] = max(before, stage.work)
+        return max(0.0, stage.work - before)
 
     def _count(self) -> str:
         return f"{self.cells}/{len(self.open)}"

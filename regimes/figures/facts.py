@@ -16,9 +16,9 @@ def run_facts(run: str | Path) -> dict[str, Any]:
     ``stages`` {kind: [count, hours of one core]}, ``wall_hours`` over all invocations.
     """
     store = open_store(run)
-    head, layout = store.read_json("run.json") or {}, store.read_json("layout.json") or {}
+    head, layout = store.head or {}, store.layout
     stages: dict[str, list[float]] = {}
-    for stage in layout.get("stages", []):
+    for stage in layout["stages"]:
         try:
             record = store.read(stage["key"])
         except Damaged:
@@ -30,5 +30,5 @@ def run_facts(run: str | Path) -> dict[str, Any]:
     log = store.folder / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     wall = sum(json.loads(line)["seconds"] for line in lines) / 3600
-    about = {"name": layout.get("name", str(run)), "sweep": layout.get("sweep"), "stages": stages, "wall_hours": wall}
+    about = {"name": layout["name"], "sweep": layout["sweep"], "stages": stages, "wall_hours": wall}
     return {**head, **about}

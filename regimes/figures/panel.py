@@ -88,6 +88,6 @@ def _digits(number: float) -> str:
     if not np.isfinite(number):
         return ""
     size = abs(number)
-    if size != 0 and (size >= 1000 or size < 0.001):
+    if size != 0 and (size >= 1e5 or size < 0.001):
         return f"{number:.1e}"
-    return f"{number:.3g}" if size >= 1 else f"{number:.3f}"
+    return f"{number:.0f}" if size >= 100 else f"{number:.3g}" if size >= 1 else f"{number:.3f}"

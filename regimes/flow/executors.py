@@ -38,10 +38,7 @@ def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: 
     with one_thread():
         lab = Lab(spec)
         for fleet in fleets:
-            if not fleet.needs & failed:
-                do(fleet, lab, store, note)
-            else:
-                failed |= {stage.key for stage in fleet.stages}
+            do(fleet.without(failed), lab, store, note)
 
 
 @dataclass
@@ -77,7 +74,7 @@ class Supervisor:
         self.store = Store(spec.folder)
         self.open = {stage.key for fleet in self.waiting for stage in fleet.stages}
         self.failed: set[str] = set()
-        self.deaths: dict[int, int] = {}
+        self.deaths: dict[str, int] = {}
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
 
@@ -146,12 +143,10 @@ class Supervisor:
                 self._hand_out(worker)
 
     def _hand_out(self, worker: _Worker) -> None:
-        """Give a worker the first fleet whose needs are met; drop fleets that wait for a failed stage."""
-        for fleet in list(self.waiting):
-            if fleet.needs & self.failed:
-                self.waiting.remove(fleet)
-                self.failed |= {stage.key for stage in fleet.stages}
-                self.open -= {stage.key for stage in fleet.stages}
+        """Give a worker the first fleet whose needs are met; stages that need a failed one are dropped."""
+        remaining = (fleet.without(self.failed) for fleet in self.waiting)
+        self.waiting = [fleet for fleet in remaining if fleet.stages]
+        self.open -= self.failed
         for fleet in self.waiting:
             if not fleet.needs & self.open:
                 self.waiting.remove(fleet)
@@ -163,21 +158,20 @@ class Supervisor:
         self.workers.remove(worker)
         code = worker.process.wait()
         fleet = worker.fleet
-        if fleet is not None:
-            deaths = self.deaths[id(fleet)] = self.deaths.get(id(fleet), 0) + 1
-            if deaths < TRIES:
-                self.waiting.insert(0, fleet)
-            else:
-                for stage in fleet.stages:
-                    if stage.key not in worker.finished:
-                        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                        line = (
-                            f"the worker process died {deaths} times on it ({how}): out of memory, or a native crash?"
-                        )
-                        self.store.fail(stage.key, line, "", stage.at)
-                        self._close(Outcome(stage.key, line))
-        replacement = self._spawn()
-        self.workers.append(replacement)
+        if fleet is None:
+            return  # it was idle: the others go on without it
+        left = tuple(stage for stage in fleet.stages if stage.key not in worker.finished)
+        deaths = max((self.deaths.get(stage.key, 0) for stage in left), default=0) + 1
+        self.deaths |= {stage.key: deaths for stage in left}
+        if deaths < TRIES:
+            self.waiting.insert(0, fleet)
+        else:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            line = f"the worker process died {deaths} times on it ({how}): out of memory, or a native crash?"
+            for stage in left:
+                self.store.fail(stage.key, line, "", stage.at)
+                self._close(Outcome(stage.key, line))
+        self.workers.append(self._spawn())
         self._wake_idle()
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from regimes.data import AUGMENTATIONS
+from regimes.data.dataset import Dataset
 from regimes.flow.lab import Lab
 from regimes.flow.measure import Measure
 from regimes.flow.prune import Prune
@@ -17,6 +19,7 @@ from regimes.flow.train import Train
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.registry import load
+from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Sweep
 from regimes.training.timeline import Timeline
 
@@ -39,16 +42,22 @@ class Fleet:
         own = {stage.key for stage in self.stages}
         return {need.key for stage in self.stages for need in stage.needs} - own
 
+    def without(self, failed: set[str]) -> Fleet:
+        """The fleet without the stages that need a failed one, each of which is added to ``failed``."""
+        left = tuple(stage for stage in self.stages if not any(need.key in failed for need in stage.needs))
+        failed |= {stage.key for stage in self.stages} - {stage.key for stage in left}
+        return self if len(left) == len(self.stages) else Fleet(self.kind, left)
+
 
 def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
     """Return every stage of a sweep, each after those it needs."""
     split = lab.loaded
     images = (len(split.train.targets), len(split.val.targets), len(split.test.targets))
-    Timeline(sweep.retrain, images[0])
+    _check_fits(sweep.retrain, split)
     stages: list[Stage] = []
     for temperature in sweep.temperatures():
         recipe = sweep.dense_recipe(temperature)
-        Timeline(recipe, images[0])  # says so when a batch does not fit the data
+        _check_fits(recipe, split)
         for dense_seed in range(sweep.dense_seeds):
             at = {sweep.knobs[name].name: value for name, value in temperature.items()} | {"dense_seed": dense_seed}
             dense = Train(lab.identity, recipe, dense_seed, at, images)
@@ -58,6 +67,12 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
                 copies = [Retrain(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
                 stages += [pruned, *copies, *_measurements(sweep, copies)]
     return list({stage.key: stage for stage in stages}.values())
+
+
+def _check_fits(recipe: Recipe, data: Dataset) -> None:
+    """Say so before any work when a batch is larger than the data, or the augmentation is not for such inputs."""
+    Timeline(recipe, len(data.train.targets))
+    load(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
 
 
 def _measurements(sweep: Sweep, copies: Sequence[Retrain]) -> Iterator[Measure]:

@@ -136,9 +136,7 @@ def sweep_of(folder: str | Path) -> Sweep:
     Raises:
         UserError: there is no run in the folder.
     """
-    layout = open_store(folder).read_json("layout.json")
-    if layout is None:
-        raise UserError(f"{folder}: layout.json is missing; write it again with: regimes run SWEEP.toml --out {folder}")
+    layout = open_store(folder).layout
     allow_imports_from(layout["imports_from"])
     return Sweep.model_validate(layout["sweep"])
 
@@ -151,7 +149,7 @@ def default_workers(device: str) -> int:
 
 
 def _same_numerics(store: Store, numerics: Numerics, mixed: bool) -> None:
-    head = store.read_json("run.json")
+    head = store.head
     if head is None or mixed:
         return
     began = Numerics(**head["numerics"])
@@ -165,7 +163,7 @@ def _same_numerics(store: Store, numerics: Numerics, mixed: bool) -> None:
 def _write_head(prepared: Prepared) -> None:
     store = prepared.store
     store.remove_leftovers()
-    if store.read_json("run.json") is None:
+    if store.head is None:
         store.write_json("run.json", {"numerics": dataclasses.asdict(prepared.spec.numerics), **environment()})
     store.write_json(
         "layout.json", {**layout_of(prepared.sweep, prepared.stages), "imports_from": prepared.imports_from}

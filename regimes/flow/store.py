@@ -126,6 +126,37 @@ class Store:
 
     # -- the run's own files --------------------------------------------------------------------------------------
 
+    @property
+    def head(self) -> Record | None:
+        """What run.json says of the numerics and the environment the run began with; None before a run.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            return self.read_json("run.json")
+        except Damaged as error:
+            raise UserError(
+                f"{error}; remove it, and `regimes run` takes this machine's numerics as the run's"
+            ) from error
+
+    @property
+    def layout(self) -> Record:
+        """What layout.json says: the sweep, and which stage stands where.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        try:
+            layout = self.read_json("layout.json")
+        except Damaged as error:
+            layout, problem = None, str(error)
+        else:
+            problem = f"{self.folder / 'layout.json'}: missing"
+        if layout is None:
+            raise UserError(f"{problem}; write it again with: regimes run SWEEP.toml --out {self.folder}")
+        return layout
+
     def write_json(self, name: str, content: Record) -> None:
         """Keep one of the run's own files, e.g. run.json."""
         write_checked(self.folder / name, content)

@@ -17,20 +17,19 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 
 
-@dataclass(frozen=True)
-class Connectivity:
+@dataclass(frozen=True, kw_only=True)
+class Connectivity(Estimate):
     """The line between two networks.
 
     Attributes:
-        lmc: ``(E(0)+E(1))/2 - E(t*)``, ``t* = argmax_t |(E(0)+E(1))/2 - E(t)|``: negative is a barrier, about 0
-            connected, positive means that the line is better than its ends.
+        value: LMC, ``(E(0)+E(1))/2 - E(t*)`` with ``t* = argmax_t |(E(0)+E(1))/2 - E(t)|``: negative is a barrier,
+            about 0 connected, positive means that the line is better than its ends.
         t: positions on the line, 0 the first network, 1 the second.
         error: E(t), the fraction of wrong answers at each position.
         loss: mean loss at each position.
         t_star: the position the value was taken at.
     """
 
-    lmc: Estimate
     t: tuple[float, ...]
     error: tuple[float, ...]
     loss: tuple[float, ...]
@@ -39,7 +38,7 @@ class Connectivity:
     @property
     def barrier(self) -> float:
         """Height of the barrier, ``max(0, -LMC)``."""
-        return max(0.0, -self.lmc.value)
+        return max(0.0, -self.value)
 
 
 def linear_connectivity(
@@ -81,8 +80,15 @@ def linear_connectivity(
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
     star = int(gaps.mean(dim=1).abs().argmax())
     gap = gaps[star]
-    value = Estimate(float(gap.mean()), float(gap.std() / len(gap) ** 0.5), len(gap))
-    return Connectivity(value, t, tuple(float(each.mean()) for each in wrong), tuple(losses), t[star])
+    return Connectivity(
+        value=float(gap.mean()),
+        stderr=float(gap.std() / len(gap) ** 0.5),
+        samples=len(gap),
+        t=t,
+        error=tuple(float(each.mean()) for each in wrong),
+        loss=tuple(losses),
+        t_star=t[star],
+    )
 
 
 @torch.no_grad()
@@ -108,7 +114,7 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> 
     split: Split = subset(probe.data.train, options.images)
     line = linear_connectivity(a.model, b.model, split, options.points, probe.loss_fn)
     return {
-        "lmc": line.lmc,
+        "lmc": line,
         "lmc_error": Curve(line.error, "t", line.t),
         "lmc_loss": Curve(line.loss, "t", line.t),
     }

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from regimes.errors import UserError
 from regimes.flow.store import Damaged, Record, Store, open_store
 
 STATUS = ("pending", "ok", "diverged", "failed")
@@ -29,12 +28,7 @@ def open_record(run: str | Path) -> xr.Dataset:
         UserError: there is no run in the folder, or its layout cannot be read.
     """
     store = open_store(run)
-    try:
-        layout = store.read_json("layout.json")
-    except Damaged as error:
-        raise UserError(f"{error}; write it again with: regimes run SWEEP.toml --out {run}") from error
-    if layout is None:
-        raise UserError(f"{run}: layout.json is missing; write it again with: regimes run SWEEP.toml --out {run}")
+    layout = store.layout
     grid = _Grid(layout)
     for stage in layout["stages"]:
         try:
@@ -115,7 +109,7 @@ class _Grid:
             data[knob["name"]].attrs = {key: knob[key] for key in ("units", "long_name", "hotter")}
         data["density"].attrs = {"units": "1", "long_name": "density (fraction of prunable weights kept)"}
         data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
-        head = store.read_json("run.json") or {}
+        head = store.head or {}
         if "numerics" in head:
             data.attrs["numerics"] = ", ".join(f"{key}={value}" for key, value in head["numerics"].items())
         return data
