@@ -50,7 +50,7 @@ def test_a_valley_between_two_networks_is_positive() -> None:
 def test_uneven_ends_count_by_their_mean() -> None:
     line = linear_connectivity(Threshold(0.0, "valley"), Threshold(1.0, "valley"), (LEVELS, ZEROS))
     gaps = [0.25 - t**2 / 2 for t in LINE]
-    assert line.value == pytest.approx(max(gaps, key=abs), abs=2e-3)
+    assert line.value == pytest.approx(max(gaps[1:-1], key=abs), abs=2e-3)
 
 
 def test_a_network_is_connected_with_itself() -> None:
@@ -62,13 +62,14 @@ def test_a_network_is_connected_with_itself() -> None:
     assert len(set(line.error)) == 1
 
 
-def test_swapping_the_ends_changes_nothing_but_the_direction() -> None:
-    inputs = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    targets = torch.arange(60) % 4
-    a, b = (build("preresnet", {"depth": 8, "width": 4}, (1, 8, 8), 4, seed) for seed in (0, 1))
-    there, back = linear_connectivity(a, b, (inputs, targets)), linear_connectivity(b, a, (inputs, targets))
-    assert there.error == pytest.approx(back.error[::-1], abs=0.04)
-    assert abs(there.value) == pytest.approx(abs(back.value), abs=0.04)
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (-1.0, 0.5), (0.2, 0.9)])
+@pytest.mark.parametrize("shape", ["hill", "valley"])
+def test_swapping_the_ends_changes_nothing_but_the_direction(shape: str, ends: tuple[float, float]) -> None:
+    a, b = (Threshold(end, shape) for end in ends)
+    there, back = linear_connectivity(a, b, (LEVELS, ZEROS)), linear_connectivity(b, a, (LEVELS, ZEROS))
+    assert there.error == pytest.approx(back.error[::-1])
+    assert there.value == pytest.approx(back.value)
+    assert there.t_star == pytest.approx(1 - back.t_star)
 
 
 def test_loss_along_the_line_of_a_quadratic_is_the_parabola() -> None:
@@ -110,8 +111,11 @@ def test_reestimated_statistics_are_those_of_the_inputs() -> None:
     reestimate_batch_norm(model, inputs, batch=64)
     assert torch.allclose(model[0].running_mean, inputs.mean(0))  # type: ignore[arg-type]
     assert torch.allclose(model[0].running_var, inputs.var(0))  # type: ignore[arg-type]
-    reestimate_batch_norm(model, inputs, batch=20)  # three equal batches of 16; the last two inputs are left out
-    assert torch.allclose(model[0].running_mean, inputs[:48].mean(0))  # type: ignore[arg-type]
+    reestimate_batch_norm(model, inputs, batch=20)  # three equal batches of 16; two inputs are left out
+    assert torch.allclose(model[0].running_mean, inputs.mean(0), atol=0.5)  # type: ignore[arg-type]
+    ordered = inputs[inputs[:, 0].argsort()]  # as data on a disk stand, class by class
+    reestimate_batch_norm(model, ordered, batch=10)
+    assert model[0].running_var[0] > 0.6 * inputs.var(0)[0]  # type: ignore[index]
     assert model[0].momentum == 0.1
     assert not model.training
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,7 @@ from regimes.flow.store import Damaged, Store
 from regimes.models.mlp import MLP
 from regimes.spec.check import resolve
 
+IN_WORKER = "regimes.flow.worker" in sys.orig_argv
 Sweep = dict[str, Any]
 Run = Callable[..., Result]
 
@@ -148,7 +152,7 @@ def test_a_cell_that_raises_keeps_its_error_and_the_rest_goes_on(tiny: Sweep, ru
         result = run_tiny(tiny, f"w{workers}", workers=workers)
         assert set(result.progress.failed.values()) == {"ValueError: too thin for me"}
         assert len(result.progress.failed) == 4
-        assert result.progress.blocked == 2 * 4
+        assert len(result.progress.blocked) == 2 * 4
         record = regimes.open(result.folder)
         assert (record.status.sel(density=0.2) == 3).all()
         assert (record.status.sel(density=0.6) == 1).all()
@@ -232,11 +236,10 @@ def test_a_worker_that_dies_is_replaced_and_its_fleet_put_back(
 
 
 def suicidal_mlp(input_shape: tuple[int, ...], classes: int) -> MLP:
-    """A model that ends the process it is trained in."""
-    import os
-
+    """A model that ends the worker it is trained in."""
     model = MLP(input_shape, classes, [4])
-    model.register_forward_pre_hook(lambda module, _: os._exit(9) if module.training else None)
+    if IN_WORKER:
+        model.register_forward_pre_hook(lambda module, _: os._exit(9) if module.training else None)
     return model
 
 
@@ -353,6 +356,8 @@ def test_keys_cover_the_science_and_nothing_else(tiny: Sweep, tmp_path: Path) ->
         return {stage.key for stage in prepare(resolve({**tiny, **change}), tmp_path / "none").stages}
 
     assert keys() == keys(name="renamed")
+    assert keys() == keys(measure={**tiny["measure"], "lmc": {"points": 11}})  # a default, written out
+    assert keys(model={"name": "mlp"}) == keys(model={"name": "mlp", "widths": [128, 128], "dropout": 0.0})
     assert keys() != keys(data={**tiny["data"], "seed": 1})
     assert keys() != keys(model={**tiny["model"], "widths": [12, 13]})
     for field, value in {"momentum": 0.8, "gamma": 0.2, "last": 2, "label_smoothing": 0.1, "nesterov": True}.items():
@@ -365,3 +370,180 @@ def test_leftovers_of_killed_writers_are_removed(tiny: Sweep, run_tiny: Run) -> 
     left.write_text("half a rec")
     run_tiny(tiny)
     assert not left.exists()
+
+
+# -- a user's own code ------------------------------------------------------------------------------------------------
+
+OWN = """
+import random
+import numpy as np
+import torch
+from torch import nn
+from regimes import Dataset
+from part import act
+
+def data(classes=2, seeded=True):
+    x = (np.random.default_rng(0) if seeded else np.random.default_rng()).standard_normal((160, 4)).astype("float32")
+    y = (x[:, 0] > 0).astype("int64")
+    made = Dataset.from_arrays(train=(x[:120], y[:120]), test=(x[120:], y[120:]), title="own")
+    return Dataset(made.train, made.val, made.test, classes, "own")
+
+def net(input_shape, classes):
+    model = nn.Sequential(nn.Linear(4, 8), act(), nn.Linear(8, classes))
+    with torch.no_grad():
+        model[0].weight.mul_(np.random.rand() + random.random())
+    return model
+
+def tied(input_shape, classes):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, classes))
+    model[2].weight = model[0].weight
+    return model
+
+def wide(input_shape, classes):
+    return nn.Linear(4, classes + 1)
+
+def everything(scores, keep):
+    return {name: score.numel() for name, score in scores.items()}
+
+def quitting(candidate):
+    raise SystemExit(0)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a user's folder: own.py, part.py and a sweep file that names them, under module names of its own."""
+    from conftest import write_toml
+
+    numbers = iter(range(99))
+
+    def make(**change: Any) -> Path:
+        number = f"{abs(hash(str(tmp_path)))}_{next(numbers)}"
+        folder = tmp_path / f"user{number}"
+        folder.mkdir()
+        (folder / f"own{number}.py").write_text(OWN.replace("from part", f"from part{number}"))
+        (folder / f"part{number}.py").write_text("from torch.nn import ReLU as act\n")
+        sweep = {**tiny, "data": {"name": f"own{number}:data"}, "model": {"name": f"own{number}:net"}}
+        sweep["recipe"] = {"epochs": 4, "batch_size": 16, "augment": "none"}
+        for table, values in change.items():
+            values = {
+                key: str(each).replace("own:", f"own{number}:") if "own:" in str(each) else each
+                for key, each in values.items()
+            }
+            sweep[table] = {**sweep[table], **values}
+        return write_toml(folder / "s.toml", sweep)
+
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    return make
+
+
+def test_a_model_that_draws_from_numpy_or_random_has_the_same_bits_too(
+    own: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = own()
+    results = [done(Store(run(file, tmp_path / f"r{workers}", workers=workers).folder)) for workers in (0, 2)]
+    assert results[0] == results[1]
+
+
+def test_a_changed_file_that_a_users_module_imports_changes_the_keys(own: Callable[..., Path]) -> None:
+    from regimes.sources import fingerprint, imported_sources
+
+    file = own()
+    module = next(file.parent.glob("own*.py"))
+    before = fingerprint(imported_sources(str(module)))
+    assert len(imported_sources(str(module))) == 2
+    part = next(file.parent.glob("part*.py"))
+    part.write_text("from torch.nn import Tanh as act\n")
+    assert fingerprint(imported_sources(str(module))) != before
+
+
+def test_a_module_edited_since_its_import_is_refused(own: Callable[..., Path], tmp_path: Path) -> None:
+    file = own()
+    prepare(file, tmp_path / "r")
+    next(file.parent.glob("part*.py")).write_text("from torch.nn import Tanh as act\n")
+    with pytest.raises(UserError, match="changed since it was imported; restart Python"):
+        prepare(file, tmp_path / "r")
+
+
+def test_the_number_of_classes_is_part_of_the_key(own: Callable[..., Path], tmp_path: Path) -> None:
+    keys = [{stage.key for stage in prepare(own(data={"classes": n}), tmp_path / "r").stages} for n in (2, 3)]
+    assert not keys[0] & keys[1]
+
+
+def test_data_that_differ_each_time_are_noticed(own: Callable[..., Path], tmp_path: Path) -> None:
+    result = run(own(data={"seeded": False}), tmp_path / "r", workers=1)
+    assert all("is not the same each time it is loaded" in error for error in result.progress.failed.values())
+    assert result.progress.failed
+
+
+def test_tied_weights_are_pruned_as_one(own: Callable[..., Path], tmp_path: Path) -> None:
+    assert not run(own(model={"name": "own:tied"}), tmp_path / "r", workers=0).progress.failed
+
+
+def test_a_model_with_wrong_outputs_is_said_before_any_work(own: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"for two inputs it returned \(2, 3\); logits of shape \(2, 2\)"):
+        prepare(own(model={"name": "own:wide"}), tmp_path / "r")
+
+
+def test_an_allocation_that_keeps_another_density_fails_in_words(own: Callable[..., Path], tmp_path: Path) -> None:
+    result = run(own(load={"allocation": "own:everything"}), tmp_path / "r", workers=0)
+    assert all("density 0." in error and "asks for" in error for error in result.progress.failed.values())
+    assert len(result.progress.failed) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_code_that_quits_is_a_failure(own: Callable[..., Path], tmp_path: Path, workers: int) -> None:
+    result = run(own(load={"pruner": "own:quitting"}), tmp_path / "r", workers=workers)
+    assert set(result.progress.failed.values()) == {"SystemExit: 0"}
+
+
+def reading_mlp(input_shape: tuple[int, ...], classes: int) -> MLP:
+    """A model whose user starts children: one that reads standard input, one that outlives a killed worker."""
+    subprocess.run(["cat"], check=True, capture_output=True)
+    if os.environ.get("REGIMES_TEST_FORK") and IN_WORKER:
+        subprocess.Popen(["sleep", "60"])
+        os.kill(os.getpid(), 9)
+    return MLP(input_shape, classes, [4])
+
+
+def test_children_of_a_users_code_stop_nobody(tiny: Sweep, run_tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    before = os.dup(0)
+    os.dup2(nothing, 0)  # pytest's own standard input may be anything
+    try:
+        tiny["model"] = {"name": "test_flow:reading_mlp"}
+        assert not run_tiny(tiny, workers=1).progress.todo
+        monkeypatch.setenv("REGIMES_TEST_FORK", "1")
+        result = run_tiny(tiny, "dying", workers=1)
+        assert all("died 3 times" in error for error in result.progress.failed.values())
+    finally:
+        os.dup2(before, 0)
+
+
+def test_a_failure_while_weights_are_made_again_is_kept(
+    tiny: Sweep, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regimes.flow.clean import clean
+    from regimes.training import train as training
+
+    result = run_tiny(tiny)
+    clean(result.stages, result.progress, Store(result.folder))
+    tiny["load"]["density"].append(0.4)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_epoch", lambda *_: 1 / 0)
+        broken = run_tiny(tiny)
+    assert set(broken.progress.failed.values()) == {"ZeroDivisionError: division by zero"}
+    assert len(broken.progress.failed) == 2  # the two snapshots
+    assert not broken.progress.todo
+    assert not run_tiny(tiny, retry_failed=True).progress.todo
+
+
+def test_run_json_that_was_removed_does_not_let_numerics_mix(
+    tiny: Sweep, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_tiny(tiny).folder / "run.json").unlink()
+    run_tiny(tiny)
+    (run_tiny(tiny).folder / "run.json").unlink()
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    with pytest.raises(UserError, match="--allow-mixed"):
+        run_tiny(tiny)

@@ -167,9 +167,13 @@ def test_pyhessian_agrees(network: tuple[nn.Module, tuple[Tensor, Tensor], Mask]
         assert abs(own.value - reference.value) < 4 * math.hypot(own.stderr, reference.stderr)
     assert reference.samples == 300
     assert own.stderr == pytest.approx(reference.stderr, rel=0.4)
+    H = exact(model.double(), (data[0].double(), data[1]), chosen)
+    assert abs(reference.value - float(H.trace())) < 4 * reference.stderr
+    model.float()
     top = hessian_top(model, F.cross_entropy, data, chosen, tolerance=1e-4)
     theirs = hessian_top(model, F.cross_entropy, data, chosen, tolerance=1e-6, max_steps=500, backend="pyhessian")
     assert top.value == pytest.approx(theirs.value, rel=1e-2)
+    assert theirs.value == pytest.approx(float(torch.linalg.eigvalsh(H)[-1]), rel=1e-2)
 
 
 def test_pyhessian_is_repaired_where_it_stops_or_breaks() -> None:
@@ -192,6 +196,8 @@ def test_mistakes_are_said_in_one_line() -> None:
         hessian_trace(model, F.cross_entropy, data, probes=1)
     with pytest.raises(UserError, match="allowed: own, pyhessian"):
         hessian_trace(model, F.cross_entropy, data, backend="other")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="takes neither rel_stderr nor chunk"):
+        hessian_trace(model, F.cross_entropy, data, rel_stderr=0.1, backend="pyhessian")
     with pytest.raises(UserError, match=r"the mask names nothing.here"):
         hessian_trace(model, F.cross_entropy, data, mask={"nothing.here": torch.ones(1)})
     with pytest.raises(UserError, match="no live parameter"):

@@ -95,6 +95,11 @@ def test_a_foreign_grid_is_enough() -> None:
     assert check_grid(own, "g").noise.attrs["hotter"] == "larger"
 
 
+def heated(data: xr.Dataset, hotter: str) -> xr.Dataset:
+    data["epochs"].attrs["hotter"] = hotter
+    return data
+
+
 NAN = (("epochs", "density"), np.full((3, 3), np.nan))
 
 
@@ -111,6 +116,11 @@ NAN = (("epochs", "density"), np.full((3, 3), np.nan))
         (grid(cka=grid().cka * 100), r"cka from .* allowed: 0 to 1"),
         (grid(lmc=grid().lmc * 100), r"lmc from .*percent\?"),
         (grid(lmc=-grid().lmc), r"lmc is mostly positive .*sign flipped\?"),
+        (grid().assign_coords(density=["a", "b", "c"]), r"'density' has values of type <U1; numbers"),
+        (grid().assign_coords(epochs=["a", "b", "c"]), r"'epochs' has values of type <U1; numbers"),
+        (grid(cka=(("epochs", "density"), np.full((3, 3), "x"))), r"'cka' has values of type <U1; numbers"),
+        (grid().assign_coords(epochs=[1, 1, 2]), r"the coordinate 'epochs' has a value twice"),
+        (heated(grid(), "yes"), r"epochs.hotter = 'yes'; allowed: larger, smaller"),
         (grid(lmc=NAN), r"no cell has both lmc and cka"),
     ],
 )
@@ -119,6 +129,16 @@ def test_a_grid_that_would_mislead_is_refused_in_one_line(data: xr.Dataset, said
         check_grid(data, "grid.nc")
     assert len(error.value.lines) == 1
     assert str(error.value).startswith("grid.nc: ")
+
+
+def test_whatever_else_a_foreign_grid_holds_is_averaged_over_or_left_alone(tmp_path: Path) -> None:
+    one = grid()
+    many = xr.concat([one, one + 0.001], dim="seed").transpose("density", "seed", "epochs")
+    many["lmc_stderr"] = one.lmc.abs() * 0 + 0.01
+    many["test_error"] = (("density",), [0.1, 0.2, 0.3])
+    many["note"] = (("epochs", "density"), np.full((3, 3), "text"))
+    files = regimes.draw_map(regimes.classify(many.assign(lmc=many.lmc.astype("float32"))), tmp_path)
+    assert {"phase.png", "lmc.png", "cka.png"} <= {path.name for path in files}
 
 
 def test_records_are_plain_json(tiny: Sweep, run_tiny: Run) -> None:

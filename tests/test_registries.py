@@ -26,6 +26,12 @@ from regimes.spec.recipe import RECIPES, Recipe
 IMAGE = (3, 8, 8)
 
 
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 272_282), (56, 855_578), (110, 1_730_522)])
+def test_preresnet_has_the_published_number_of_parameters(depth: int, parameters: int) -> None:
+    model = build("preresnet", {"depth": depth}, (3, 32, 32), 10, 0)
+    assert sum(each.numel() for each in model.parameters()) == parameters
+
+
 def small(name: str, seed: int = 0) -> torch.nn.Module:
     options = {"preresnet": {"depth": 8, "width": 4}, "mlp": {"widths": [10, 10], "batch_norm": True}}
     return build(name, options.get(name, {}), IMAGE, 5, seed)
@@ -79,7 +85,7 @@ def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str)
 def test_augmentation_keeps_shapes_and_repeats_itself(name: str) -> None:
     augmentation = load(AUGMENTATIONS, name, "augmentation")
     images = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    draws = [augmentation.draw(6, 8, torch.Generator().manual_seed(1)) for _ in range(2)]
+    draws = [augmentation.draw(6, (2, 8, 8), torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(*draws)
     assert augmentation.apply(images, draws[0]).shape == images.shape
     still = torch.tensor([[augmentation.pixels(8), augmentation.pixels(8), 0]]).expand(6, 3)

@@ -71,6 +71,9 @@ def test_never_nan() -> None:
     assert cka_of_features(still, still).value == 1.0
     assert cka_of_features(still, moving).value == 0.0
     assert cka_of_features(moving, still).value == 0.0
+    nearly = still.clone()
+    nearly[3, 1] = torch.nextafter(nearly[3, 1], torch.tensor(2.0))  # one rounding step is no variation
+    assert cka_of_features(nearly, still).value == 1.0
 
 
 def test_debiasing_takes_the_bias_of_few_samples_away() -> None:

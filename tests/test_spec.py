@@ -67,6 +67,28 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
         ("load", "density", [], r"load.density: must be a list of at least one value"),
         ("load", "density", 0.5, r"load.density: must be a list"),
         ("load", "densty", [0.5], r"load.densty: unknown key \(did you mean 'density'\?\); allowed: density, pruner"),
+        ("recipe", "learning_rate", "0.1", r"recipe.learning_rate: .*valid number, got '0.1'"),
+        ("recipe", "epochs", True, r"recipe.epochs: .*valid integer, got True"),
+        ("recipe", "epochs", 10**20, r"recipe.epochs: .*less than or equal to 1000000"),
+        ("recipe", "base", ["x"], r"recipe.base: unknown recipe '\['x'\]'"),
+        ("load", "density", [[0.1], [0.1]], r"load.density: must be a plain list of values, got \[0.1\] in it"),
+        ("load", "density", [0.6, "0.5"], r"load.density.1: .*valid number, got '0.5'"),
+        ("load", "pruner", "math:pi", r"load.pruner: 'math:pi' is a float; a function is expected"),
+        ("model", "name", "math:pi", r"model.name: 'math:pi' is a float; a function is expected"),
+        (
+            "measure",
+            "metrics",
+            ["math:sin"],
+            r"measure.metrics: 'math:sin' is a builtin_function_or_method; a Metric is",
+        ),
+        ("temperature", "math:pi", [1], r"temperature.math:pi: 'math:pi' is a float; a Knob is expected"),
+        ("temperature", "regimes.knobs.epochs:KNOB", [1], r"the knob 'epochs' stands there twice"),
+        ("model", "widths", float("nan"), r"model.widths: nan is no finite number"),
+        ("measure", "lmc", {"points": 2}, r"measure.lmc.points: .*greater than or equal to 3, got 2"),
+        ("measure", "cka", {"images": 2}, r"measure.cka.images: allowed: 0 \(all images\) or at least 8, got 2"),
+        ("measure", "hessian", {"images": "64"}, r"measure.hessian.images: .*valid integer, got '64'"),
+        ("measure", "hessian", {"probes": 1}, r"measure.hessian.probes: .*greater than or equal to 2, got 1"),
+        ("temperature", "epochs", [10**400], r"is no training epochs; allowed: whole numbers from 1 up"),
         ("load", "pruner", "magnitud", r"load.pruner: unknown pruner 'magnitud' \(did you mean 'magnitude'\?\)"),
         (
             "load",
@@ -115,7 +137,7 @@ def test_a_mistake_is_said_in_one_line(tiny: Sweep, table: str, key: str, value:
     tiny[table] = {**tiny.get(table, {}), key: value}
     lines = mistakes(tiny)
     assert len(lines) == 1
-    assert lines[0].startswith(f"s.toml: {table}.")
+    assert lines[0].startswith(f"s.toml: {table}")
     import re
 
     assert re.search(said, lines[0]), lines[0]

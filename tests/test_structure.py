@@ -11,7 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "regimes"
 # A folder imports only folders above it.
-ORDER = ["errors", "registry", "knobs", "data", "models", "pruners", "landscape", "spec", "training", "flow", "record"]
+ORDER = [
+    "errors",
+    "sources",
+    "registry",
+    "knobs",
+    "data",
+    "models",
+    "pruners",
+    "landscape",
+    "spec",
+    "training",
+    "flow",
+    "record",
+]
 ORDER += ["phases", "figures", "cli"]
 
 

@@ -91,16 +91,28 @@ def test_every_pass_sees_each_image_at_most_once_and_drops_the_rest() -> None:
 
 def test_crop_and_flip_equal_slicing_by_hand() -> None:
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    draws = CROP_FLIP.draw(5, 32, torch.Generator().manual_seed(1))
+    draws = CROP_FLIP.draw(5, (3, 32, 32), torch.Generator().manual_seed(1))
     out = CROP_FLIP.apply(images, draws)
     padded = F.pad(images, (4, 4, 4, 4))
     for image, (row, column, flip), result in zip(padded, draws.tolist(), out, strict=True):
         cut = image[:, row : row + 32, column : column + 32]
         assert torch.equal(result, cut.flip(-1) if flip else cut)
-    many = CROP_FLIP.draw(4000, 32, torch.Generator().manual_seed(2)).double()
+    many = CROP_FLIP.draw(4000, (3, 32, 32), torch.Generator().manual_seed(2)).double()
     assert many[:, :2].min() == 0
     assert many[:, :2].max() == 8
     assert many[:, 2].mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 32), (1, 32, 8)])
+def test_images_need_not_be_square(shape: tuple[int, int, int]) -> None:
+    images = torch.randn(200, *shape, generator=torch.Generator().manual_seed(0))
+    draws = CROP_FLIP.draw(200, shape, torch.Generator().manual_seed(1))
+    high, wide = shape[1] // 8, shape[2] // 8
+    assert draws[:, 0].max() == 2 * high
+    assert draws[:, 1].max() == 2 * wide
+    for image, (row, column, flip), result in zip(images, draws.tolist(), CROP_FLIP.apply(images, draws), strict=True):
+        cut = F.pad(image, (wide, wide, high, high))[:, row : row + shape[1], column : column + shape[2]]
+        assert torch.equal(result, cut.flip(-1) if flip else cut)
 
 
 def test_images_are_asked_for_where_augmentation_needs_them() -> None:

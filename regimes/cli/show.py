@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ def show_plan(sweep: Path, out: Path | None, device: str, workers: int | None, a
     progress, stages = prepared.progress, prepared.stages
     todo = Counter(stage.kind for stage in progress.todo)
     count = Counter(stage.kind for stage in stages)
+    done = Counter(stage.kind for stage in stages if stage.key in progress.done)
+    failed = {
+        place(stage.kind, stage.at): progress.failed[stage.key] for stage in stages if stage.key in progress.failed
+    }
     workers = workers or default_workers(device)
     cost = estimate(progress.todo, stages, prepared.lab, prepared.store, prepared.sweep.retrain)
     trainings = {stage.training for stage in stages if stage.kind == "train"}  # type: ignore[attr-defined]
@@ -30,10 +35,10 @@ def show_plan(sweep: Path, out: Path | None, device: str, workers: int | None, a
         "data": prepared.lab.loaded.title,
         "cells": count["prune"],
         "dense_trainings": len(trainings),
-        "stages": {kind: {"all": count[kind], "todo": todo[kind]} for kind in KINDS},
-        "done": progress.done,
-        "failed": progress.failed,
-        "blocked": progress.blocked,
+        "stages": {kind: {"all": count[kind], "done": done[kind], "todo": todo[kind]} for kind in KINDS},
+        "done": len(progress.done),
+        "failed": failed,
+        "blocked": len(progress.blocked),
         "damaged": list(progress.damaged.values()),
         "core_seconds": round(cost.core_seconds, 1),
         "workers": workers,
@@ -50,9 +55,7 @@ def show_plan(sweep: Path, out: Path | None, device: str, workers: int | None, a
     typer.echo(f"  distinct dense trainings                    {facts['dense_trainings']}")
     for kind in KINDS:
         what = {"train": "snapshots", "prune": "masks", "retrain": "retrained copies", "measure": "measurements"}[kind]
-        typer.echo(
-            f"  {kind:<8} {count[kind]:>6} {what:<17} done {count[kind] - todo[kind]:>6}   to do {todo[kind]:>6}"
-        )
+        typer.echo(f"  {kind:<8} {count[kind]:>6} {what:<17} done {done[kind]:>6}   to do {todo[kind]:>6}")
     _say_trouble(facts)
     typer.echo(
         f"  expected: {duration(facts['wall_seconds'])} with {workers} worker{'s' * (workers != 1)} "
@@ -66,7 +69,7 @@ def show_status(run: Path, as_json: bool) -> None:
     from regimes.flow.store import Damaged, open_store
 
     store = open_store(run)
-    layout = store.layout
+    layout, _ = store.layout, store.head
     states: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     failed: dict[str, str] = {}
     damaged: list[str] = []
@@ -83,8 +86,7 @@ def show_status(run: Path, as_json: bool) -> None:
         failure = store.failure(stage["key"]) if state == "pending" else None
         if failure is not None:
             state = "failed"
-            place = ", ".join(f"{name}={value}" for name, value in stage["at"].items())
-            failed[f"{stage['kind']} {place}"] = failure["error"]
+            failed[place(stage["kind"], stage["at"])] = failure["error"]
         states[stage["kind"]][state] += 1
     if as_json:
         facts = {"name": layout["name"], "stages": states, "failed": failed, "damaged": damaged}
@@ -101,9 +103,9 @@ def show_status(run: Path, as_json: bool) -> None:
 def show_clean(run: Path) -> None:
     """Remove weights that nothing needs and print what was freed."""
     from regimes.flow.clean import clean
-    from regimes.flow.run import prepare, sweep_of
+    from regimes.flow.run import prepare
 
-    prepared = prepare(sweep_of(run), run, mixed=True)
+    prepared = prepare(None, run, mixed=True)
     files, freed = clean(prepared.stages, prepared.progress, prepared.store)
     typer.echo(f"{run}: removed {files} weight files, {size(freed)}")
 
@@ -153,6 +155,11 @@ def _say_trouble(facts: dict[str, Any]) -> None:
         typer.echo(f"  {facts['blocked']} stages wait for a failed one")
     for line in facts["damaged"]:
         typer.echo(f"  damaged  {line}; will be done again")
+
+
+def place(kind: str, at: Mapping[str, Any]) -> str:
+    """A stage by its place in the grid, e.g. "retrain epochs=40 density=0.05 dense_seed=0"."""
+    return " ".join([kind, *(f"{name}={value:g}" for name, value in at.items())])
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from regimes.cli.show import duration
+from regimes.cli.show import duration, place
 from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Watcher:
         self.cells = sum(not keys for keys in self.open.values())
         todo = len(prepared.progress.todo)
         if prepared.progress.done or not todo:
-            self.console.print(f"{prepared.progress.done} stages are done already, {todo} to do", highlight=False)
+            self.console.print(f"{len(prepared.progress.done)} stages are done already, {todo} to do", highlight=False)
         total = sum(self._advance(stage) for stage in prepared.progress.todo)
         self.way.clear()
         self.task = self.bar.add_task("starting", total=total, cells=self._count(), failures=0)
@@ -65,18 +65,18 @@ class Watcher:
 
     def __call__(self, stage: Stage, outcome: Outcome) -> None:
         """Take note of one finished or failed stage."""
-        place = " ".join(f"{name}={value:g}" for name, value in stage.at.items())
+        where = place(stage.kind, stage.at)
         keys = self.open.get(_cell(stage), set()) if stage.kind != "train" else set()
         if outcome.error is None and stage.key in keys:
             keys.discard(stage.key)
             self.cells += not keys
         if outcome.error is not None:
             self.failures += 1
-            self.console.print(f"failed: {stage.kind} {place}: {outcome.error}", highlight=False, markup=False)
+            self.console.print(f"failed: {where}: {outcome.error}", highlight=False, markup=False)
         self.bar.update(
             self.task,
             advance=self._advance(stage),
-            description=f"{stage.kind} {place}",
+            description=where,
             cells=self._count(),
             failures=self.failures,
         )
@@ -130,11 +130,13 @@ def run_watched(sweep: Any, out: Path | None, **how: Any) -> None:
     finally:
         watcher.bar.stop()
     progress = result.progress
-    typer.echo(f"{progress.done} of {len(result.stages)} stages done in {duration(result.seconds)}: {result.folder}")
+    typer.echo(
+        f"{len(progress.done)} of {len(result.stages)} stages done in {duration(result.seconds)}: {result.folder}"
+    )
     if progress.failed:
         first = next(iter(progress.failed.values()))
         raise RunFailed(
-            f"{len(progress.failed)} stages failed ({first}), {progress.blocked} wait for them; "
+            f"{len(progress.failed)} stages failed ({first}), {len(progress.blocked)} wait for them; "
             f"see: regimes status {result.folder}; do them again: regimes retry {result.folder}"
         )
     if progress.todo:
@@ -144,6 +146,4 @@ def run_watched(sweep: Any, out: Path | None, **how: Any) -> None:
 
 def retry_watched(folder: Path, **how: Any) -> None:
     """Do a run's failed cells again, under a progress bar."""
-    from regimes.flow.run import sweep_of
-
-    run_watched(sweep_of(folder), folder, retry_failed=True, **how)
+    run_watched(None, folder, retry_failed=True, **how)

@@ -23,19 +23,22 @@ class Augmentation:
     pad: float
     flip: bool
 
-    def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
-        """Draw (count, 3) integers: row offset, column offset, flip; one generator, on the CPU, for one pass."""
-        offsets = torch.randint(0, 2 * self.pixels(side) + 1, (count, 2), generator=generator)
-        flips = torch.randint(0, 1 + self.flip, (count, 1), generator=generator)
-        return torch.cat([offsets, flips], dim=1)
+    def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw (count, 3) integers for inputs of a shape: row offset, column offset, flip.
+
+        One generator, on the CPU, for one pass.
+        """
+        highest = [2 * self.pixels(side) + 1 for side in shape[-2:]] if len(shape) == 3 else [1, 1]
+        draws = [torch.randint(0, each, (count,), generator=generator) for each in (*highest, 1 + self.flip)]
+        return torch.stack(draws, dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """Return augmented images (n, c, h, w); ``draws`` is (n, 3) as `draw` gives it, on the images' device."""
         if self.pad == 0 and not self.flip:
             return images
         count, channels, height, width = images.shape
-        pixels = self.pixels(height)
-        padded = F.pad(images, (pixels,) * 4)
+        high, wide = self.pixels(height), self.pixels(width)
+        padded = F.pad(images, (wide, wide, high, high))
         rows = draws[:, 0, None] + torch.arange(height, device=images.device)  # (n, h)
         across = torch.arange(width, device=images.device)
         across = torch.where(draws[:, 2, None] == 1, width - 1 - across, across)  # (n, w)

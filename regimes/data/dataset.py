@@ -70,8 +70,8 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every number in the splits: the data's part of each cell's key."""
-        digest = hashlib.sha256()
+        """A hash of every number in the splits and of the number of classes: the data's part of each cell's key."""
+        digest = hashlib.sha256(str(self.classes).encode())
         for split in (self.train, self.val, self.test):
             for tensor in split:
                 array = tensor.detach().cpu().contiguous()

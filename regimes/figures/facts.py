@@ -29,6 +29,13 @@ def run_facts(run: str | Path) -> dict[str, Any]:
             entry[1] += record["seconds"] / 3600
     log = store.folder / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    wall = sum(json.loads(line)["seconds"] for line in lines) / 3600
+    wall = sum(_seconds(line) for line in lines) / 3600
     about = {"name": layout["name"], "sweep": layout["sweep"], "stages": stages, "wall_hours": wall}
     return {**head, **about}
+
+
+def _seconds(line: str) -> float:
+    try:
+        return float(json.loads(line)["seconds"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0  # a line cut short by a kill

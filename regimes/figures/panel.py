@@ -18,11 +18,13 @@ SKIPPED = ("kept", "regime", "status", "cka_cut")
 
 def panel_names(data: xr.Dataset) -> list[str]:
     """The variables that get a panel: every measured one that depends on density and has no further coordinate."""
-    inside = {*knobs_of(data), "density", "dense_seed", "retrain_seed", "pair"}
+    averaged = {dim for name in ("lmc", "cka", "test_error") if name in data for dim in data[name].dims}
+    inside = {*knobs_of(data), *averaged, "density", "dense_seed", "retrain_seed", "pair"}
     return [
         str(name)
         for name, values in data.data_vars.items()
         if "density" in values.dims
+        and np.issubdtype(values.dtype, np.number)
         and set(map(str, values.dims)) <= inside
         and name not in SKIPPED
         and not str(name).endswith("_stderr")

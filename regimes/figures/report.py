@@ -12,7 +12,7 @@ import xarray as xr
 
 from regimes.figures.panel import panel_names
 from regimes.figures.table import axis_titles, best_rows, table
-from regimes.phases.classify import MEANING, REGIMES, cell_mean, present, seeds_of
+from regimes.phases.classify import MEANING, REGIMES, cell_mean, cell_stderr, present, seeds_of
 from regimes.record.grid import knobs_of
 
 
@@ -91,13 +91,14 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
 
 
 def _noise(data: xr.Dataset) -> str:
-    errors = data["test_error"]
-    seeds = [dim for dim in errors.dims if dim in ("dense_seed", "retrain_seed")]
-    count = int(np.prod([errors.sizes[dim] for dim in seeds])) if seeds else 1
-    if count < 2:
+    stderr = cell_stderr(data.drop_vars("test_error_stderr", errors="ignore"), "test_error", knobs_of(data))
+    typical = 100 * float(np.sqrt((stderr**2).mean()))
+    if not typical:
         return "With one network a cell there is no spread to compare differences with."
-    deviation = float(np.sqrt(errors.var(seeds, ddof=1).mean())) / count**0.5
-    return f"Mind the noise: a cell's mean test error has a standard error of about {100 * deviation:.2f} points."
+    noise = f"Mind the noise: a cell's mean test error has a standard error of about {typical:.2f} points"
+    if data.sizes.get("dense_seed", 2) > 1:
+        return f"{noise}."
+    return f"{noise} between retrained copies of one dense network; another dense seed may differ by more."
 
 
 def _run(facts: dict[str, Any]) -> Iterator[str]:
@@ -110,7 +111,7 @@ def _run(facts: dict[str, Any]) -> Iterator[str]:
     yield f"- Versions: Python {facts.get('python')}, {versions}."
     for kind, (count, hours) in facts["stages"].items():
         yield f"- {kind}: {count} stages, {hours:.3f} core-hours."
-    yield f"- Wall time over all invocations: {facts['wall_hours']:.3f} hours."
+    yield f"- Wall time of the invocations that ended by themselves: {facts['wall_hours']:.3f} hours."
     yield ""
     yield "<details><summary>The sweep, with every default</summary>"
     yield ""

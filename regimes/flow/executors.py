@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +27,7 @@ class Stop(BaseException):
     """Raised by a report to end a run early (``--fail-fast``); no stage may take it for its own failure."""
 
 
-def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int = 0) -> None:
+def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report) -> None:
     """Do the fleets one after another in this process, on one thread: for small grids, notebooks and debugging."""
     store = Store(spec.folder)
     failed: set[str] = set()
@@ -48,6 +50,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     fleet: Fleet | None = None
     finished: set[str] = field(default_factory=set)
+    listener: threading.Thread = field(default_factory=threading.Thread)
 
     @property
     def stdin(self) -> IO[bytes]:
@@ -88,14 +91,14 @@ class Supervisor:
                 self._handle(*self.events.get())
         finally:
             for worker in self.workers:
-                worker.process.kill()
+                _kill(worker.process)
             for worker in self.workers:
                 worker.process.wait()
 
     def _spawn(self) -> _Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "regimes.flow.worker"],
+            [sys.executable, "-P", "-m", "regimes.flow.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -104,12 +107,21 @@ class Supervisor:
         )
         worker = _Worker(process)
         try:
-            pickle.dump((self.spec, sys.path), worker.stdin)
+            pickle.dump(sys.path, worker.stdin)
+            pickle.dump(self.spec, worker.stdin)
             worker.stdin.flush()
         except BrokenPipeError:
             pass
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True)
+        worker.listener.start()
+        threading.Thread(target=self._await_death, args=(worker,), daemon=True).start()
         return worker
+
+    def _await_death(self, worker: _Worker) -> None:
+        # Not left to the end of its answers: children that a user's code has started may hold that pipe open.
+        worker.process.wait()
+        worker.listener.join(timeout=1.0)  # what it answered before it died counts
+        self.events.put((worker, EOFError()))
 
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
@@ -117,7 +129,7 @@ class Supervisor:
             while True:
                 self.events.put((worker, pickle.load(worker.process.stdout)))
         except (EOFError, pickle.UnpicklingError, OSError):
-            self.events.put((worker, EOFError()))
+            return
 
     def _handle(self, worker: _Worker, event: Any) -> None:
         if isinstance(event, Outcome):
@@ -157,6 +169,7 @@ class Supervisor:
         """Replace a worker that died; its fleet is put back, or fails after too many deaths."""
         self.workers.remove(worker)
         code = worker.process.wait()
+        _kill(worker.process)
         fleet = worker.fleet
         if fleet is None:
             return  # it was idle: the others go on without it
@@ -173,6 +186,14 @@ class Supervisor:
                 self._close(Outcome(stage.key, line))
         self.workers.append(self._spawn())
         self._wake_idle()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a worker and whatever a user's code has started in it."""
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def by_processes(fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int) -> None:

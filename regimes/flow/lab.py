@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from regimes.data import DATASETS
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
-from regimes.models import MODELS
+from regimes.models import GIVEN, MODELS
 from regimes.models.build import build
-from regimes.registry import load, source_id
+from regimes.registry import load, source_id, with_defaults
 from regimes.spec.keys import digest
 from regimes.spec.sweep import Named
 
@@ -50,7 +51,7 @@ class Numerics:
         return f"{self.engine}, {self.dtype}, {self.device} ({self.processor}), torch {self.torch}"
 
 
-def numerics_of(device: str, dtype: str = "float32") -> Numerics:
+def numerics_of(device: str) -> Numerics:
     """Return the numerics of this machine for a device.
 
     Raises:
@@ -60,12 +61,18 @@ def numerics_of(device: str, dtype: str = "float32") -> Numerics:
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {device}: no CUDA device is at hand; allowed here: cpu")
-        processor = torch.cuda.get_device_name(device)
-    elif kind == "cpu":
+        try:
+            processor = torch.cuda.get_device_name(device)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            count = torch.cuda.device_count()
+            raise UserError(
+                f"--device {device}: no such device; this machine has {count}, cuda:0 is the first"
+            ) from error
+    elif device == "cpu":
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     else:
         raise UserError(f"--device {device}: allowed: cpu, cuda, cuda:0, cuda:1, ...")
-    return Numerics("eager", dtype, kind, processor, torch.__version__.partition("+")[0])
+    return Numerics("eager", "float32", kind, processor, torch.__version__.partition("+")[0])
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class LabSpec:
         device: "cpu", "cuda", "cuda:1", ...
         numerics: what this run's numbers are made with.
         folder: of the run.
+        fingerprint: of the data, once they have been loaded; every process has to load the same.
     """
 
     data: Named
@@ -84,24 +92,39 @@ class LabSpec:
     device: str
     numerics: Numerics
     folder: str
+    fingerprint: str | None = None
 
 
 class Lab:
-    """Data, model and device of one sweep; loads nothing before it is asked for."""
+    """Data, model and device of one sweep; loads nothing before it is asked for.
+
+    On a CUDA device torch is held to deterministic kernels and full float32, since a key promises bits.
+    """
 
     def __init__(self, spec: LabSpec) -> None:
         self.spec = spec
+        if spec.numerics.device == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(spec.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
 
     @cached_property
     def loaded(self) -> Dataset:
         """The data as the data set's function returned it."""
-        data: Any = load(DATASETS, self.spec.data.name, "data set")(**self.spec.data.options)
+        make = load(DATASETS, self.spec.data.name, "data set")
+        with _speaking("data", self.spec.data.name):
+            data: Any = make(**self.spec.data.options)
         if not isinstance(data, Dataset):
             raise UserError(
                 f"data set '{self.spec.data.name}' returned {type(data).__name__}; it must return a regimes.Dataset, "
                 "e.g. Dataset.from_arrays(train=(x, y), test=(x, y), title=...)"
+            )
+        if self.spec.fingerprint not in (None, data.fingerprint):
+            raise UserError(
+                f"data set '{self.spec.data.name}' is not the same each time it is loaded; draw its numbers from a seed"
             )
         return data
 
@@ -114,24 +137,53 @@ class Lab:
     def identity(self) -> dict[str, Any]:
         """What every key of this sweep rests on: the numbers in the data, the model, a user's own source."""
         model = self.spec.model
-        return {
-            "data": self.loaded.fingerprint,
-            "model": {"name": model.name, "options": model.options, "source": source_id(MODELS, model.name, "model")},
-        }
+        options = with_defaults(load(MODELS, model.name, "model"), model.options, GIVEN)
+        source = source_id(MODELS, model.name, "model")
+        return {"data": self.loaded.fingerprint, "model": {"name": model.name, "options": options, "source": source}}
 
     def new_model(self, seed: int) -> nn.Module:
         """A model with fresh weights on the device; same seed, same bits."""
         data = self.loaded
-        model = build(self.spec.model.name, self.spec.model.options, data.input_shape, data.classes, seed)
+        with _speaking("model", self.spec.model.name):
+            model = build(self.spec.model.name, self.spec.model.options, data.input_shape, data.classes, seed)
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"returned {type(model).__name__}; it must return a torch.nn.Module")
         return model.to(self.device, self.dtype)
+
+    def check_model(self) -> None:
+        """Run a fresh model on a few inputs, so that one that does not fit the data says so before any work.
+
+        Raises:
+            UserError: the model has nothing to train, raises, or does not return one number per class and input.
+        """
+        with one_thread(), _speaking("model", self.spec.model.name):
+            model = self.new_model(seed=0)
+            if not any(each.requires_grad for each in model.parameters()):
+                raise ValueError("it has no parameters to train")
+            inputs = self.data.train.inputs[:2]
+            answers = model(inputs)
+            wanted = (len(inputs), self.loaded.classes)
+            if not isinstance(answers, Tensor) or tuple(answers.shape) != wanted:
+                got = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+                raise ValueError(f"for two inputs it returned {got}; logits of shape {wanted} are expected")
 
     def model_with(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """A model with stored weights."""
         model = self.new_model(seed=0)
-        model.load_state_dict(
-            {name: each for name, each in weights.items() if not name.startswith(("mask/", "momentum/"))}
-        )
+        model.load_state_dict({name: each for name, each in weights.items() if not name.startswith("momentum/")})
         return model
+
+
+@contextmanager
+def _speaking(table: str, name: str) -> Iterator[None]:
+    """Say in one line what a data set's or a model's function raises: mostly it is an option that does not fit."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = str(error).splitlines() or [""]
+        raise UserError(f"[{table}] name = '{name}' raised {type(error).__name__}: {lines[0]}") from error
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def measure(fleet: Sequence[Measure], lab: Lab, store: Store, report: Report) ->
     networks: dict[str, Trained] = {}
     for stage in fleet:
         started = time.perf_counter()
-        with attempt([stage], store, report):
+        with attempt([stage], store, report) as done:
             variables = stage.metric.variables
             if any(is_diverged(subject, store) for subject in stage.subjects):
                 nothing = Estimate(float("nan"), float("nan"), 0)
@@ -105,7 +105,7 @@ def measure(fleet: Sequence[Measure], lab: Lab, store: Store, report: Report) ->
                 )
                 values = {name: value(each, variables[name]) for name, each in measured.items()}
                 store.write(stage.key, record_of(stage, lab, started, values))
-            report(Outcome(stage.key))
+            done(Outcome(stage.key))
 
 
 def _probe(stage: Measure, lab: Lab) -> Probe:

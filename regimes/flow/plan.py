@@ -92,16 +92,16 @@ class Progress:
 
     Attributes:
         todo: stages to do now, each after those it needs.
-        done: number of stages with a sound record.
+        done: keys of the stages with a sound record.
         failed: {key: error} of stages that raised.
-        blocked: number of stages that wait for a failed one.
+        blocked: keys of the stages that wait for a failed one.
         damaged: {key: line} for each file that is not what was written; those stages are among ``todo``.
     """
 
     todo: tuple[Stage, ...]
-    done: int
+    done: frozenset[str]
     failed: dict[str, str]
-    blocked: int
+    blocked: frozenset[str]
     damaged: dict[str, str]
 
 
@@ -113,7 +113,7 @@ def survey(stages: Sequence[Stage], store: Store) -> Progress:
     damaged: dict[str, str] = {}
     failed: dict[str, str] = {}
     missing: set[str] = set()
-    numberless: set[str] = set()  # done, but without weights on disk
+    without_weights: set[str] = set()  # done, but without weights on disk
     for stage in stages:
         try:
             record = store.read(stage.key)
@@ -122,31 +122,34 @@ def survey(stages: Sequence[Stage], store: Store) -> Progress:
             elif record.get("weights"):
                 store.check_weights(stage.key, record)
                 if not store.weights_file(stage.key).exists():
-                    numberless.add(stage.key)
+                    without_weights.add(stage.key)
         except Damaged as error:
             damaged[stage.key] = str(error)
             missing.add(stage.key)
-    for key in missing:
+    for key in missing | without_weights:
         failure = store.failure(key)
         if failure is not None:
             failed[key] = failure["error"]
-    todo, blocked = _closure(stages, missing, numberless, failed)
-    return Progress(todo, len(stages) - len(missing), failed, blocked, damaged)
+    todo, blocked = _closure(stages, missing, without_weights, failed)
+    done = frozenset(stage.key for stage in stages if stage.key not in missing)
+    return Progress(todo, done, failed, blocked, damaged)
 
 
 def _closure(
-    stages: Sequence[Stage], missing: set[str], numberless: set[str], failed: Iterable[str]
-) -> tuple[tuple[Stage, ...], int]:
-    """Stages to do, in order, and how many wait for a failed one."""
+    stages: Sequence[Stage], missing: set[str], without_weights: set[str], failed: Iterable[str]
+) -> tuple[tuple[Stage, ...], frozenset[str]]:
+    """Stages to do, in order, and the keys of those that wait for a failed one."""
     stuck = set(failed)
+    remade = missing | without_weights
     for stage in stages:
-        if stage.key in missing and any(need.key in stuck for need in stage.needs):
+        if stage.key in remade and any(need.key in stuck for need in stage.needs):
             stuck.add(stage.key)
     wanted = missing - stuck
     for stage in reversed(stages):
         if stage.key in wanted:
-            wanted |= {need.key for need in stage.needs if need.key in numberless}
-    return tuple(stage for stage in stages if stage.key in wanted), len(stuck) - len(set(failed))
+            wanted |= {need.key for need in stage.needs if need.key in without_weights}
+    todo = tuple(stage for stage in stages if stage.key in wanted)
+    return todo, frozenset((stuck & missing).difference(failed))
 
 
 def fleets(stages: Iterable[Stage]) -> list[Fleet]:

@@ -76,7 +76,7 @@ def prune(fleet: Sequence[Prune], lab: Lab, store: Store, report: Report) -> Non
     """Prune one after another; the masks of one network at several densities come from the same scores."""
     for stage in fleet:
         started = time.perf_counter()
-        with attempt([stage], store, report):
+        with attempt([stage], store, report) as done:
             if is_diverged(stage.dense, store):
                 store.write(stage.key, {**record_of(stage, lab, started, {}), "status": "diverged"})
             else:
@@ -87,4 +87,4 @@ def prune(fleet: Sequence[Prune], lab: Lab, store: Store, report: Report) -> Non
                 layers = {name: int(layer.sum()) for name, layer in mask.layers.items()}
                 record = record_of(stage, lab, started, {"kept": kept}, layers=layers)
                 store.write(stage.key, record, mask.tensors())
-            report(Outcome(stage.key))
+            done(Outcome(stage.key))

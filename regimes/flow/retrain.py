@@ -57,7 +57,7 @@ class Retrain:
 
     def describe(self) -> dict[str, Any]:
         """All that the key rests on."""
-        recipe = self.recipe.model_dump()
+        recipe = self.recipe.science()
         return {"schema": SCHEMA, "stage": "retrain", "pruned": self.pruned.key, "recipe": recipe, "seed": self.seed}
 
 
@@ -65,7 +65,7 @@ def retrain(fleet: Sequence[Retrain], lab: Lab, store: Store, report: Report) ->
     """Retrain one copy after another."""
     for stage in fleet:
         started = time.perf_counter()
-        with attempt([stage], store, report):
+        with attempt([stage], store, report) as done:
             if is_diverged(stage.pruned, store):
                 snapshot = training.Snapshot(0, {}, {}, diverged=True)
             else:
@@ -76,7 +76,7 @@ def retrain(fleet: Sequence[Retrain], lab: Lab, store: Store, report: Report) ->
                 store.write(stage.key, {**record, "status": "diverged"})
             else:
                 store.write(stage.key, record, snapshot.weights)
-            report(Outcome(stage.key))
+            done(Outcome(stage.key))
 
 
 def _trained(stage: Retrain, lab: Lab, store: Store) -> training.Snapshot:

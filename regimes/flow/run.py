@@ -58,23 +58,29 @@ class Prepared:
 
 
 def prepare(
-    sweep: Sweep | str | Path, out: str | Path | None = None, device: str = "cpu", mixed: bool = False
+    sweep: Sweep | str | Path | None, out: str | Path | None = None, device: str = "cpu", mixed: bool = False
 ) -> Prepared:
     """Load the data, lay the stages out and look at what the folder already holds; writes nothing."""
-    imports_from = os.getcwd() if isinstance(sweep, Sweep) else str(Path(sweep).resolve().parent)
-    sweep = sweep if isinstance(sweep, Sweep) else read_sweep(sweep)
-    store = Store(out or Path("runs") / sweep.name)
+    if sweep is None:
+        sweep, imports_from = stored_sweep(out or "")
+    elif isinstance(sweep, Sweep):
+        imports_from = os.getcwd()
+    else:
+        imports_from = str(Path(sweep).resolve().parent)
+        sweep = read_sweep(sweep)
+    store = Store(Path("runs") / sweep.name if out is None else out)
     numerics = numerics_of(device)
     _same_numerics(store, numerics, mixed)
     spec = LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder))
     lab = Lab(spec)
-    lab.new_model(seed=0)  # a model that does not fit the data says so here, before any work
+    lab.check_model()
     stages = lay_out(sweep, lab)
+    spec = dataclasses.replace(spec, fingerprint=lab.loaded.fingerprint)
     return Prepared(sweep, spec, lab, store, stages, survey(stages, store), imports_from)
 
 
 def run(
-    sweep: Sweep | str | Path,
+    sweep: Sweep | str | Path | None,
     out: str | Path | None = None,
     *,
     workers: int | None = None,
@@ -88,7 +94,7 @@ def run(
     """Run a sweep, or finish it: stages that are done are never done again.
 
     Args:
-        sweep: a sweep, or the path of its TOML file.
+        sweep: a sweep, or the path of its TOML file; None: the one that the folder was last run with.
         out: the run's folder; None: ``runs/NAME``.
         workers: processes; None: one per core (one on a CUDA device); 0: in this process.
         device: "cpu", "cuda", "cuda:1", ...
@@ -110,7 +116,9 @@ def run(
             store.failure_file(key).unlink(missing_ok=True)
         prepared = dataclasses.replace(prepared, progress=survey(stages, store))
     on_start(prepared)
-    for key in prepared.progress.damaged:
+    for key in set(prepared.progress.damaged) & set(
+        survey(stages, store).damaged
+    ):  # another command may have been quicker
         store.drop(key)
     by_key = {stage.key: stage for stage in stages}
 
@@ -119,9 +127,11 @@ def run(
         if fail_fast and outcome.error is not None:
             raise Stop
 
-    execute = in_process if workers == 0 else by_processes
     try:
-        execute(fleets(prepared.progress.todo), prepared.spec, report, workers or default_workers(device))
+        if workers == 0:
+            in_process(fleets(prepared.progress.todo), prepared.spec, report)
+        else:
+            by_processes(fleets(prepared.progress.todo), prepared.spec, report, workers or default_workers(device))
     except Stop:
         pass
     finally:
@@ -130,15 +140,15 @@ def run(
     return Result(store.folder, stages, survey(stages, store), seconds)
 
 
-def sweep_of(folder: str | Path) -> Sweep:
-    """The sweep that a run's folder was last made with.
+def stored_sweep(folder: str | Path) -> tuple[Sweep, str]:
+    """The sweep that a run's folder was last made with, and the folder its user's own modules stand in.
 
     Raises:
         UserError: there is no run in the folder.
     """
     layout = open_store(folder).layout
     allow_imports_from(layout["imports_from"])
-    return Sweep.model_validate(layout["sweep"])
+    return Sweep.model_validate(layout["sweep"]), layout["imports_from"]
 
 
 def default_workers(device: str) -> int:
@@ -150,10 +160,11 @@ def default_workers(device: str) -> int:
 
 def _same_numerics(store: Store, numerics: Numerics, mixed: bool) -> None:
     head = store.head
-    if head is None or mixed:
+    if mixed:
         return
-    began = Numerics(**head["numerics"])
-    if began != numerics:
+    # Where run.json was removed, the records remember.
+    began = Numerics(**head["numerics"]) if head is not None else next(store.numerics(), numerics.id)
+    if began not in (numerics, numerics.id):
         raise UserError(
             f"{store.folder}: this run began with {began}; here it would go on with {numerics}. "
             "Numbers would no longer be equal bit for bit; go on all the same with --allow-mixed, or take another --out"

@@ -58,14 +58,23 @@ Report = Callable[[Outcome], None]
 
 
 @contextmanager
-def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[None]:
-    """Keep what a stage raises as its failure and let the others go on; a finished stage stays finished."""
+def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[Report]:
+    """Keep what stages raise as the failure of those not yet reported done; those that were stay done.
+
+    Yields the function to report with.
+    """
+    done: set[str] = set()
+
+    def note(outcome: Outcome) -> None:
+        done.add(outcome.key)
+        report(outcome)
+
     try:
-        yield
-    except Exception as error:  # a user's model or data may raise anything
+        yield note
+    except (Exception, SystemExit) as error:  # a user's model or data may raise anything
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         for stage in stages:
-            if not store.record_file(stage.key).exists():
+            if stage.key not in done:
                 store.fail(stage.key, line, traceback.format_exc(), stage.at)
                 report(Outcome(stage.key, line))
 
@@ -81,7 +90,7 @@ def record_of(stage: Stage, lab: Lab, started: float, values: Mapping[str, Any],
     return {
         "kind": stage.kind,
         "status": "ok",
-        "at": dict(stage.at),
+        "at": {name: each for name, each in stage.at.items() if name != "pair"},  # pairs are numbered by the sweep
         "values": dict(values),
         "seconds": round(time.perf_counter() - started, 4),
         "work": stage.work,

@@ -7,6 +7,7 @@ Layout of a run folder::
     records/ab/ab12….json one finished stage: values, history, description, checksum
     weights/ab/ab12….safetensors
     failures/ab12….json   a stage that raised: its error text
+    log.jsonl             a line for each time the run was worked on
 
 No locks and no database: every file is written under a temporary name, flushed, and renamed. Any number of processes
 may write at once; two that do the same stage write the same bytes. This module does not import torch until weights are
@@ -15,11 +16,14 @@ asked for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Record = dict[str, Any]
+_HOST = "".join(each for each in platform.node() if each.isalnum())[:20] or "host"  # a folder may be shared
 
 
 class Damaged(Exception):
@@ -67,10 +72,21 @@ class Store:
         write_checked(self.record_file(key), {**record, "key": key})
         self.failure_file(key).unlink(missing_ok=True)
 
+    def numerics(self) -> Iterator[str]:
+        """The ids of the numerics that sound records were made with."""
+        for path in (self.folder / "records").glob("*/*.json"):
+            with contextlib.suppress(Damaged):
+                record = read_checked(path)
+                if record is not None:
+                    yield record["numerics"]
+
     def drop(self, key: str) -> None:
         """Forget a stage, so that it is done again."""
-        self.record_file(key).unlink(missing_ok=True)
-        self.weights_file(key).unlink(missing_ok=True)
+        for path in (self.record_file(key), self.weights_file(key)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -102,6 +118,8 @@ class Store:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise Damaged(f"{path}: {error.strerror}") from error
         promised = record.get("weights") or {}
         if hashlib.sha256(content).hexdigest() != promised.get("sha256"):
             raise Damaged(f"{path}: {len(content)} bytes, {promised.get('bytes')} were written; truncated or altered")
@@ -170,9 +188,9 @@ class Store:
         return read_checked(self.folder / name)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of writers that were killed and are no longer running."""
-        for path in self.folder.rglob(".*.tmp"):
-            writer = path.name.split(".")[1]
+        """Remove temporary files of writers on this machine that were killed and are no longer running."""
+        for path in self.folder.rglob(f".{_HOST}.*.tmp"):
+            writer = path.name.split(".")[2]
             if not (writer.isdigit() and _alive(int(writer))):
                 path.unlink(missing_ok=True)
 
@@ -212,7 +230,7 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
         whole = json.loads(text)
         content: Record = whole["content"]
         good = hashlib.sha256(canonical(content)).hexdigest() == whole["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{path}: truncated or not a record") from error
     if not good or (expect_key is not None and content.get("key") != expect_key):
         raise Damaged(f"{path}: altered, its checksum does not fit")
@@ -220,16 +238,20 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.getpid()}.", suffix=".tmp", dir=path.parent)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{_HOST}.{os.getpid()}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk names no file by itself
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

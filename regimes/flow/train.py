@@ -88,7 +88,7 @@ def train(fleet: Sequence[Train], lab: Lab, store: Store, report: Report) -> Non
     stages = {stage.epoch: stage for stage in sorted(fleet, key=lambda stage: stage.epoch)}
     first = next(iter(stages.values()))
     started = time.perf_counter()
-    with attempt(fleet, store, report):
+    with attempt(fleet, store, report) as done:
         model = lab.new_model(seed_of("init", first.seed))
         snapshots = training.train(
             model, lab.data, first.recipe, ("dense", first.seed), list(stages), resume=_nearest(first, store)
@@ -96,7 +96,7 @@ def train(fleet: Sequence[Train], lab: Lab, store: Store, report: Report) -> Non
         for snapshot in snapshots:
             stage = stages[snapshot.epoch]
             store.write(stage.key, *_outcome(stage, lab, snapshot, started))
-            report(Outcome(stage.key))
+            done(Outcome(stage.key))
             started = time.perf_counter()
 
 

@@ -12,19 +12,24 @@ from typing import Any
 
 def main() -> None:
     """Serve until the supervisor closes the pipe; when it is gone, so is this process, in the middle of work too."""
-    orders, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a user's code prints must not get between the answers
-    spec, path = pickle.load(orders)
-    sys.path[:] = path
-    inbox: queue.Queue[Any] = queue.Queue()
-    threading.Thread(target=_receive, args=(orders, inbox), daemon=True).start()
+    # A user's code must neither read the orders nor print between the answers.
+    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
 
+    # Before the user's folder comes first on the path: a queue.py or random.py there must not stand in for Python's.
     import torch
 
     torch.set_num_threads(1)
     from regimes.flow.lab import Lab
     from regimes.flow.store import Store
     from regimes.flow.work import do
+
+    sys.path[:] = pickle.load(orders)
+    spec = pickle.load(orders)
+    inbox: queue.Queue[Any] = queue.Queue()
+    threading.Thread(target=_receive, args=(orders, inbox), daemon=True).start()
 
     def answer(message: Any) -> None:
         pickle.dump(message, answers)

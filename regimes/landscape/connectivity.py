@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, Strict
 from torch import Tensor, nn
 
 from regimes.data.dataset import Split
@@ -14,7 +16,7 @@ from regimes.errors import UserError
 from regimes.landscape.batchnorm import BATCH, reestimate_batch_norm
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import Curve, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class Connectivity(Estimate):
 
     Attributes:
         value: LMC, ``(E(0)+E(1))/2 - E(t*)`` with ``t* = argmax_t |(E(0)+E(1))/2 - E(t)|``: negative is a barrier,
-            about 0 connected, positive means that the line is better than its ends.
+            about 0 connected, positive means that the line is better than its ends. The ends themselves do not compete
+            for t*: there the gap is half the ends' difference, with the sign of whichever network is called first.
         t: positions on the line, 0 the first network, 1 the second.
         error: E(t), the fraction of wrong answers at each position.
         loss: mean loss at each position.
@@ -78,7 +81,7 @@ def linear_connectivity(
         wrong.append((answers.argmax(dim=1) != targets).double())
         losses.append(float(loss_fn(answers, targets)))
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
-    star = int(gaps.mean(dim=1).abs().argmax())
+    star = 1 + int(gaps[1:-1].mean(dim=1).abs().argmax())
     gap = gaps[star]
     return Connectivity(
         value=float(gap.mean()),
@@ -105,8 +108,8 @@ def move_to(walker: nn.Module, a: nn.Module, b: nn.Module, t: float) -> None:
 class LmcOptions:
     """Options of the metric "lmc": points on the line, training images used (0: all)."""
 
-    points: int = 11
-    images: int = 0
+    points: Annotated[int, Strict(), Field(ge=3)] = 11
+    images: Images = 0
 
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> Measured:

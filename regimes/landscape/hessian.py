@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, Strict
 from torch import Tensor, nn
 
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 from regimes.landscape.operator import HessianOperator
 from regimes.pruners.mask import Mask
 
@@ -59,6 +60,7 @@ def hessian_trace(
     if backend == "pyhessian":
         from regimes.landscape.pyhessian import reference_trace
 
+        _check(rel_stderr is None and chunk == 0, "hessian.backend = 'pyhessian' takes neither rel_stderr nor chunk")
         return reference_trace(model, loss_fn, data, mask, probes, generator)
     _check(backend == "own", f"hessian.backend = '{backend}': allowed: own, pyhessian")
     hessian = HessianOperator(model, loss_fn, data, mask, chunk)
@@ -97,10 +99,12 @@ def hessian_top(
         max_steps: the most Lanczos steps; each is one Hessian-vector product.
         model, loss_fn, data, mask, generator, chunk, backend: as in `hessian_trace`.
     """
+    _check(max_steps >= 1, f"max_steps = {max_steps}: at least 1 is needed")
     generator = generator or torch.Generator().manual_seed(0)
     if backend == "pyhessian":
         from regimes.landscape.pyhessian import reference_top
 
+        _check(chunk == 0, "hessian.backend = 'pyhessian' takes no chunk")
         return reference_top(model, loss_fn, data, mask, tolerance, max_steps, generator)
     _check(backend == "own", f"hessian.backend = '{backend}': allowed: own, pyhessian")
     return lanczos_top(HessianOperator(model, loss_fn, data, mask, chunk), generator, tolerance, max_steps)
@@ -154,12 +158,12 @@ class HessianOptions:
         backend: "own" or "pyhessian".
     """
 
-    images: int = 256
-    probes: int = 24
-    rel_stderr: float = 0.0
-    tolerance: float = 1e-2
-    max_steps: int = 40
-    chunk: int = 0
+    images: Images = 256
+    probes: Annotated[int, Strict(), Field(ge=2)] = 24
+    rel_stderr: Annotated[float, Strict(), Field(ge=0)] = 0.0
+    tolerance: Annotated[float, Strict(), Field(gt=0)] = 1e-2
+    max_steps: Annotated[int, Strict(), Field(ge=1)] = 40
+    chunk: Annotated[int, Strict(), Field(ge=0)] = 0
     backend: Backend = "own"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field, Strict
 from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset, Split
@@ -14,6 +15,15 @@ from regimes.landscape.estimate import Estimate
 from regimes.pruners.mask import Mask
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+def _enough(images: int) -> int:
+    if images and images < 8:
+        raise ValueError("allowed: 0 (all images) or at least 8")
+    return images
+
+
+Images = Annotated[int, Strict(), Field(ge=0), AfterValidator(_enough)]  # an option: how many images; 0: all
 
 
 @dataclass(frozen=True)

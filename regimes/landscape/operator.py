@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from regimes.errors import UserError
+from regimes.landscape.error import evaluating
 from regimes.landscape.metric import LossFn
 from regimes.pruners.mask import Mask
 
@@ -85,15 +86,10 @@ class HessianOperator:
         return whole.split([leaf.numel() for leaf in self.leaves.values()])
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
+        with evaluating(self.model), torch.enable_grad():
             loss = self.loss_fn(functional_call(self.model, (self.leaves, self.buffers), (inputs,)), targets)
             leaves = list(self.leaves.values())
             return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-        finally:
-            for module in training:
-                module.training = True
 
     def _product(self, gradient: tuple[Tensor, ...], parts: list[Tensor]) -> Tensor:
         curved = [(each, part) for each, part in zip(gradient, parts, strict=True) if each.requires_grad]

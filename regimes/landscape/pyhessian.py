@@ -24,10 +24,8 @@ from torch.nn.utils import parametrize
 
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn
-from regimes.models.build import torch_seeded
+from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
-
-UNIT = "nat"
 
 
 def reference_trace(
@@ -41,7 +39,7 @@ def reference_trace(
     """The trace by PyHessian's Hutchinson estimator with a fixed number of probes."""
     with _reference(model, loss_fn, data, mask) as reference, _drawn_from(generator):
         # No ratio lies below minus infinity, so exactly `probes` are drawn, whatever the sign of the running mean.
-        return Estimate.mean([float(each) for each in reference.trace(maxIter=probes, tol=-math.inf)], UNIT)
+        return Estimate.mean([float(each) for each in reference.trace(maxIter=probes, tol=-math.inf)], "nat")
 
 
 def reference_top(
@@ -53,12 +51,15 @@ def reference_top(
     max_steps: int,
     generator: torch.Generator,
 ) -> Estimate:
-    """The eigenvalue of largest magnitude by PyHessian's power iteration; as stderr the residual of its vector."""
+    """The eigenvalue by PyHessian's power iteration, which finds the one of largest *magnitude*, negative or not.
+
+    As its standard error stands the residual of its vector, as samples the most steps it may have taken.
+    """
     with _reference(model, loss_fn, data, mask) as reference, _drawn_from(generator):
         (value,), (vector,) = reference.eigenvalues(maxIter=max_steps, tol=tolerance, top_n=1)
         images = torch.autograd.grad(reference.gradsH, reference.params, vector, retain_graph=True)
         residual = sum(float((image - value * part).square().sum()) for image, part in zip(images, vector, strict=True))
-        return Estimate(float(value), residual**0.5, max_steps, UNIT)
+        return Estimate(float(value), residual**0.5, max_steps, "nat")
 
 
 class _reference:  # noqa: N801 - used as a function
@@ -103,4 +104,4 @@ class _Times(nn.Module):
 
 
 def _drawn_from(generator: torch.Generator) -> Any:
-    return torch_seeded(int(torch.randint(0, 2**31, (), generator=generator)))
+    return seeded(int(torch.randint(0, 2**31, (), generator=generator)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regimes.errors import UserError
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset
 
 On = Literal["softmax", "logits"]
 GROUPS = 20  # of the jackknife
@@ -54,7 +54,8 @@ def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False) -> Estimate:
     groups = min(GROUPS, len(X) // 4)
     if groups < 2:
         return Estimate(value, float("nan"), len(X))
-    group = torch.arange(len(X), device=X.device) % groups  # interleaved: data may stand class by class
+    # Groups drawn at random: data may stand class by class, or class after class in turn.
+    group = torch.randperm(len(X), generator=torch.Generator().manual_seed(0)).to(X.device) % groups
     left_out = torch.tensor([_cka(X[group != each], Y[group != each], debiased) for each in range(groups)])
     variance = (groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum())
     return Estimate(value, variance**0.5, len(X))
@@ -62,9 +63,9 @@ def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False) -> Estimate:
 
 def _centred(X: Tensor) -> Tensor:
     X = X.double()
-    X = X - X.mean(dim=0)
-    noise = 1e-7 * float(X.abs().max()) if len(X) else 0.0  # relative to the features' own spread
-    return X if float(X.norm()) > noise else torch.zeros_like(X)
+    centred = X - X.mean(dim=0)
+    rounding = 1e-6 * float(X.abs().max())  # float32 outputs that ought to be equal differ by less
+    return centred if float(centred.abs().max()) > rounding else torch.zeros_like(X)
 
 
 def _cka(X: Tensor, Y: Tensor, debiased: bool) -> float:
@@ -92,16 +93,20 @@ def _hsic_debiased(X: Tensor, Y: Tensor) -> float:
 
 @dataclass(frozen=True)
 class CkaOptions:
-    """Options of the metric "cka": what is compared, debiased or not, training images used (0: all)."""
+    """Options of the metric "cka": what is compared, debiased or not, images used (0: all) of which split.
+
+    The study takes un-augmented training images; where networks fit those perfectly, CKA saturates, and the validation
+    images tell more."""
 
     on: On = "softmax"
     debiased: bool = False
-    images: int = 0
+    images: Images = 0
+    split: Literal["train", "val", "test"] = "train"
 
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: CkaOptions) -> Measured:
     a, b = subjects
-    inputs = subset(probe.data.train, options.images).inputs
+    inputs = subset(getattr(probe.data, options.split), options.images).inputs
     return {"cka": cka(a.model, b.model, inputs, options.on, options.debiased)}
 
 

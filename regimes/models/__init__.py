@@ -4,6 +4,8 @@ A new model is one file beside this one and one line here. A builder takes ``inp
 options of its own, and returns a freshly initialised ``nn.Module``; a user's own is named by its import path.
 """
 
+GIVEN = ("input_shape", "classes")  # what the engine passes to every builder; the rest are the user's options
+
 MODELS = {
     "mlp": "regimes.models.mlp:MLP",
     "preresnet": "regimes.models.preresnet:PreResNet",

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from regimes.models import MODELS
 from regimes.registry import load
 
-GIVEN = ("input_shape", "classes")  # what the engine passes to every builder
-
 
 @contextmanager
-def torch_seeded(seed: int) -> Iterator[None]:
-    """Run with torch's own generators at ``seed`` and give them back as they were.
+def seeded(seed: int) -> Iterator[None]:
+    """Run with the global generators (torch's, numpy's, Python's) at ``seed`` and give them back as they were.
 
-    Layers initialise themselves, and dropout draws, from torch's global generator and take no other. So the engine
-    lends it a seed for the moment; nothing outside the block notices.
+    Layers initialise themselves, and dropout draws, from torch's global generator and take no other; a user's model may
+    use the others. So the engine lends them a seed for the moment; nothing outside the block notices.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
@@ -39,6 +46,6 @@ def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], c
         seed: of the initial weights.
     """
     builder = load(MODELS, name, "model")
-    with torch_seeded(seed):
+    with seeded(seed):
         model: nn.Module = builder(input_shape=input_shape, classes=classes, **options)
     return model

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import xarray as xr
 
+from regimes.errors import UserError
 from regimes.phases import RULES
 from regimes.phases.separation import Cuts
 from regimes.record.grid import SEEDS, check_grid, knobs_of
@@ -35,8 +38,12 @@ def classify(
         cka: likewise, the same at every density.
 
     Raises:
-        UserError: a grid that cannot be used; see `check_grid`.
+        UserError: a grid that cannot be used, see `check_grid`; a cut outside its range.
     """
+    if lmc is not None and not -1 <= lmc <= 0:
+        raise UserError(f"LMC cut {lmc:g}: allowed: -1 to 0 (a barrier is negative)")
+    if cka is not None and not 0 <= cka <= 1:
+        raise UserError(f"CKA cut {cka:g}: allowed: 0 to 1")
     data = check_grid(data.copy(), data.attrs.get("title", "grid"))
     knobs = knobs_of(data)
     means = {name: cell_mean(data[name], knobs) for name in ("lmc", "cka")}
@@ -61,20 +68,33 @@ def cell_mean(values: xr.DataArray, knobs: list[str]) -> xr.DataArray:
 
 
 def cell_stderr(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
-    """Standard error of each cell's mean: the spread over its seeds and pairs, or that of the images if larger.
+    """Standard error of each cell's mean: the spread over seeds, or that of the images where it is larger.
 
-    A grid with one value a cell has only the images' error, which knows nothing of seeds; one without it gets 0.
+    With several dense seeds it is their spread, each averaged first. With one, it is the spread over its copies or
+    pairs, which knows nothing of other dense networks; the m(m-1)/2 pairs among m copies share them, and where a pair's
+    value is the sum of two copies' effects, the variance of their mean is 4/m of the variance between pairs. The
+    images' error (``<name>_stderr``) is shared by all pairs and does not average out. A grid that has neither gets 0.
     """
     values = data[name]
-    others = [dim for dim in values.dims if dim not in (*knobs, "density")]
-    count = values.notnull().sum(others) if others else xr.ones_like(values)
-    variance = xr.zeros_like(count, dtype=float)
-    if others and int(count.max()) > 1:
-        variance = values.var(others, ddof=1, skipna=True) / count
+    others = [str(dim) for dim in values.dims if dim not in (*knobs, "density")]
+    if "dense_seed" in others and values.sizes["dense_seed"] > 1:
+        values = values.mean([dim for dim in others if dim != "dense_seed"])
+        variance = values.var("dense_seed", ddof=1) / values.notnull().sum("dense_seed")
+    elif others:
+        pairs = values.sizes.get("pair", 1)
+        shared = pairs * 4 / _copies(pairs) if "pair" in others else 1.0
+        variance = values.var(others, ddof=1) * shared / values.notnull().sum(others)
+    else:
+        variance = xr.zeros_like(values)
     if f"{name}_stderr" in data:
-        images = (data[f"{name}_stderr"] ** 2).mean(others) / count.clip(1)
+        images = (data[f"{name}_stderr"] ** 2).mean([dim for dim in data[f"{name}_stderr"].dims if dim in others])
         variance = xr.where(images > variance.fillna(0.0), images, variance)
     return (variance.fillna(0.0) ** 0.5).transpose(*knobs, "density")
+
+
+def _copies(pairs: int) -> int:
+    """The number m of copies where m(m-1)/2 = pairs."""
+    return (1 + math.isqrt(1 + 8 * pairs)) // 2
 
 
 def present(data: xr.Dataset) -> dict[str, int]:

@@ -1,33 +1,38 @@
-"""The rule "separation": thresholds where the measured values themselves fall apart, never inside the seed noise.
+"""The rule "separation": thresholds where the measured values themselves fall apart, never inside the noise.
 
 The three-regime study draws its lines by hand. Here is what we put in their place.
 
-*Connected or not.* LMC is about 0 for connected pairs and reaches far below for others, so it is looked at as
-``asinh(LMC / noise)``, linear inside the noise and logarithmic beyond. The cut is where a split in two groups leaves
-the least variance within the groups, among cuts below -2 noise whose upper group is centred on 0 within 3 noise.
+*Connected or not.* LMC is about 0 for connected pairs. A cell is beyond the noise when its mean lies more than z
+standard errors below 0, with z such that one of all cells would do so by chance in 5 % of grids. The cut is put in the
+middle of the gap (on the scale ``asinh(LMC / noise)``, linear inside the noise and logarithmic beyond) between the
+lowest cell within the noise and the highest beyond it.
 
 *Similar or not.* Only among connected cells. CKA rises with density along the border itself, so a fixed cut cannot
-work: ``y = -log10(1 - CKA)`` is split in two groups that share one slope in log density, ``y = a_k + b log10 d``, and
-(b, cut) are those that leave the least variance within the groups, b >= 0.
+work: ``y = -log10(1 - CKA)`` is split in two groups that share one slope in log density, ``y = a_k + b log10 d``,
+and (b, cut) are those that leave the least variance within the groups, b >= 0. The split is believed only where the
+standard deviation between the groups exceeds twice the standard error of a cell. A smooth gradient beyond the noise is
+split as well, in its middle: the regimes differ by degree, and a border through a continuum is a convention.
 
-A split is believed only where it explains more than the noise can make up: the standard deviation between the groups
-has to exceed twice the standard error of a cell. Otherwise the regime is reported as absent.
+What the data do not show is reported as absent. The standard errors take cells as independent of one another, although
+cells with the same seeds see the data in the same order.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 import xarray as xr
 
 Cells = Mapping[str, xr.DataArray]  # {"lmc": ..., "cka": ...} over (knobs..., density)
 
-FLOOR = 0.005  # of training error: LMC differences below half a percent are never read as a barrier
-CLOSE = 1e-6  # CKA beyond 0.999999 is not told apart
+FLOOR = 0.005  # of training error: the noise of LMC is never taken for less than half a percent
+CLOSE = 0.005  # CKA beyond 0.995 is not told apart
+STRETCHED_FLOOR = 0.05  # noise of log10(1 - CKA) where a grid tells none: 12 % of the distance from 1
 CONVENTION = 0.9  # where connected cells show no two groups: similar from here on; said to be a convention
+CHANCE = 0.05  # of grids without any barrier in which one is nevertheless seen
 
 
 @dataclass(frozen=True)
@@ -80,26 +85,17 @@ def _typical(stderr: np.ndarray) -> float:
 
 def lmc_split(lmc: np.ndarray, noise: float) -> tuple[float, str]:
     """Return the cut between poorly connected and connected values of LMC, and how it was found."""
-    scaled = np.sort(np.arcsinh(lmc / noise))
-    floor = -np.arcsinh(2.0)
-    if scaled[0] >= floor:
-        return (
-            -2 * noise,
-            f"LMC cut {-2 * noise:.3g}: no cell lies below twice the noise ({noise:.2g}), no barrier is seen",
-        )
-    if np.median(scaled[-max(1, len(scaled) // 10) :]) < -np.arcsinh(3.0):
-        return -2 * noise, f"LMC cut {-2 * noise:.3g}: every cell lies below the noise ({noise:.2g}), none is connected"
-    best = (np.inf, -2 * noise)
-    for low, high in itertools.pairwise(scaled):
-        cut = (low + high) / 2
-        below, above = scaled[scaled < cut], scaled[scaled >= cut]
-        if cut > floor or not len(below) or abs(np.median(above)) > np.arcsinh(3.0):
-            continue
-        within = len(below) * below.var() + len(above) * above.var()
-        best = min(best, (within, float(np.sinh(cut) * noise)))
-    cut = best[1]
-    how = "largest separation" if np.isfinite(best[0]) else "twice the noise, no clear separation"
-    return cut, f"LMC cut {cut:.3g}: {how}, noise {noise:.2g}"
+    z = NormalDist().inv_cdf(1 - CHANCE / len(lmc))
+    edge = -z * noise
+    about = f"{z:.1f} standard errors ({noise:.2g})"
+    beyond, within = lmc[lmc < edge], lmc[lmc >= edge]
+    if not len(beyond):
+        return edge, f"LMC cut {edge:.3g}: no cell lies more than {about} below 0, no barrier is seen"
+    if not len(within):
+        return edge, f"LMC cut {edge:.3g}: every cell lies more than {about} below 0, none is connected"
+    ends = np.arcsinh(np.array([beyond.max(), within.min()]) / noise)
+    cut = float(np.sinh(ends.mean()) * noise)
+    return cut, f"LMC cut {cut:.3g}: the gap between {beyond.max():.3g} and {within.min():.3g}, beyond {about}"
 
 
 def cka_split(
@@ -110,13 +106,16 @@ def cka_split(
     if len(cka) < 4:
         return one, f"CKA cut {CONVENTION:g}: a convention, fewer than four connected cells"
     y, x = _stretch(cka), np.log10(density)
-    noise = _typical(stderr / np.clip(1 - cka, CLOSE, None) / np.log(10))  # on the stretched scale
+    noise = max(_typical(stderr / np.clip(1 - cka, CLOSE, None) / np.log(10)), STRETCHED_FLOOR)
     slope, offset, between = _two_lines(x, y)
     if not between > 2 * noise:
-        return one, f"CKA cut {CONVENTION:g}: a convention, connected cells show no two groups beyond the noise"
-    cuts = {float(d): float(1 - 10.0 ** -(offset + slope * np.log10(d))) for d in densities}
+        return (
+            one,
+            f"CKA cut {CONVENTION:g}: a convention, connected cells show no two groups beyond the noise",
+        )
+    cuts = {float(d): float(np.clip(1 - 10.0 ** -(offset + slope * np.log10(d)), 0, 1)) for d in densities}
     ends = [f"{cuts[float(each)]:.6g} at density {each:g}" for each in (densities.min(), densities.max())]
-    how = f"largest separation with a common slope, {between / max(noise, 1e-9):.1f} times the noise"
+    how = f"largest separation with a common slope, {between / noise:.1f} times the noise"
     return cuts, f"CKA cut from {' to '.join(ends)}: {how}"
 
 

@@ -44,6 +44,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     weights: dict[str, nn.Parameter] = {
         f"{name}.weight" if name else "weight": _weight(layer) for name, layer in layers.items()
     }
+    named = dict(model.named_parameters())  # tied weights have one name there
+    weights = {name: weight for name, weight in weights.items() if name in named}
     if not weights:
         raise UserError(
             f"{type(model).__name__} has no prunable layer: no convolution, and no linear layer but the last"
@@ -85,7 +87,12 @@ def prune(
     scores: dict[str, Tensor] = load(PRUNERS, pruner, "pruner")(candidate)
     keep = max(1, round(density * sum(weight.numel() for weight in weights.values())))
     counts: dict[str, int] = load(ALLOCATIONS, allocation, "allocation")(scores, keep)
-    return Mask({name: best(scores[name], counts[name]) for name in weights})
+    mask = Mask({name: best(scores[name], counts[name]) for name in weights})
+    if mask.kept != keep:
+        raise UserError(
+            f"allocation '{allocation}' keeps {mask.kept} of {mask.size} weights; density {density:g} asks for {keep}"
+        )
+    return mask
 
 
 def best(scores: Tensor, count: int) -> Tensor:

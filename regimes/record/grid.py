@@ -81,6 +81,7 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
     for dim in (*knobs, "density"):
         if dim not in data.coords:
             raise UserError(f"{name}: the dimension '{dim}' has no coordinate values")
+    data = _as_numbers(data, (*knobs, "density"), name)
     _check_numbers(data, name)
     for knob in knobs:
         if knob in KNOBS:
@@ -92,6 +93,23 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
     return data
 
 
+def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Dataset:
+    """Refuse what is not numeric, or stands on an axis twice; a test error without the axes is dropped."""
+    wanted = ["lmc", "cka", *(each for each in ("test_error", "lmc_stderr", "cka_stderr") if each in data)]
+    for each in (*wanted, *axes):
+        if not np.issubdtype(data[each].dtype, np.number):
+            raise UserError(f"{name}: '{each}' has values of type {data[each].dtype}; numbers are expected")
+    for axis in axes:
+        values = data[axis].values
+        if len(np.unique(values)) != len(values) or not np.isfinite(values).all():
+            raise UserError(f"{name}: the coordinate '{axis}' has a value twice, or one that is not finite")
+        if data[axis].attrs.get("hotter", "larger") not in ("larger", "smaller"):
+            raise UserError(f"{name}: {axis}.hotter = '{data[axis].attrs['hotter']}'; allowed: larger, smaller")
+    if "test_error" in data and not set(axes) <= set(data["test_error"].dims):
+        data = data.drop_vars("test_error")
+    return data.assign({each: data[each].astype(float) for each in wanted if each in data})
+
+
 def _check_numbers(data: xr.Dataset, name: str) -> None:
     density = data["density"].values
     if np.any(~np.isfinite(density)) or np.any(density <= 0):
@@ -99,7 +117,7 @@ def _check_numbers(data: xr.Dataset, name: str) -> None:
     if np.any(density > 1):
         raise UserError(f"{name}: density up to {density.max():g}: percent? allowed: (0, 1]; divide by 100")
     cka, lmc = data["cka"].values, data["lmc"].values
-    if not np.any(np.isfinite(lmc) & np.isfinite(cka)) if lmc.shape == cka.shape else not np.isfinite(lmc).any():
+    if not bool((data["lmc"].notnull() & data["cka"].notnull()).any()):
         raise UserError(f"{name}: no cell has both lmc and cka: nothing to classify yet")
     if np.nanmin(cka) < -0.2 or np.nanmax(cka) > 1.001:
         raise UserError(

@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from regimes.data import AUGMENTATIONS, DATASETS
+from regimes.data.augment import Augmentation
 from regimes.errors import UserError
-from regimes.knobs import KNOBS
+from regimes.knobs import KNOBS, Knob
 from regimes.landscape import METRICS
-from regimes.models import MODELS
+from regimes.landscape.metric import Metric
+from regimes.models import GIVEN, MODELS
 from regimes.pruners import ALLOCATIONS, PRUNERS
 from regimes.registry import Registry, allow_imports_from, load, nearest, options_of
+from regimes.spec.checker import Checker
 from regimes.spec.recipe import RECIPES, Recipe
 from regimes.spec.sweep import Load, Measure, Named, Sweep
 
 TABLES = ("data", "model", "recipe", "retrain", "temperature", "load", "measure")
 PLAIN = ("name", "dense_seeds", "retrain_seeds")
 REQUIRED = ("data", "model", "temperature", "load")
-GIVEN = ("input_shape", "classes")
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -34,7 +34,7 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such sweep file") from error
     except IsADirectoryError as error:
@@ -47,19 +47,15 @@ def read_sweep(path: str | Path) -> Sweep:
 
 def resolve(raw: Mapping[str, Any], source: str = "sweep", default_name: str = "sweep") -> Sweep:
     """Return the sweep that a parsed TOML file (a plain dict) describes; see `read_sweep`."""
-    checker = _Checker(source)
+    checker = _SweepChecker(source)
     sweep = checker.sweep(raw, default_name)
     UserError.collect(checker.mistakes)
     assert sweep is not None
     return sweep
 
 
-class _Checker:
+class _SweepChecker(Checker):
     """Checks table by table and goes on after a mistake, so that all are found in one reading."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.mistakes: list[str] = []
 
     def sweep(self, raw: Mapping[str, Any], default_name: str) -> Sweep | None:
         for key in raw:
@@ -86,35 +82,6 @@ class _Checker:
         checked |= {"temperature": temperature, "load": load_axis, "measure": measure}
         return Sweep(**checked)
 
-    def say(self, key: str, text: str) -> None:
-        self.mistakes.append(f"{self.source}: {key}: {text}")
-
-    def table(self, kind: Any, key: str, values: Any) -> Any:
-        """Validate values against a pydantic type; None after a mistake."""
-        try:
-            return TypeAdapter(kind).validate_python(values)
-        except ValidationError as error:
-            fields = list(getattr(kind, "model_fields", {}))
-            for each in error.errors():
-                where = ".".join(str(part) for part in (key, *each["loc"]) if str(part) != "")
-                if each["type"] == "extra_forbidden":
-                    name = str(each["loc"][-1])
-                    self.say(where, f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields)}")
-                elif each["type"] == "missing":
-                    self.say(where, "missing")
-                else:
-                    message = each["msg"].removeprefix("Input ").removeprefix("Value error, ")
-                    self.say(where, f"{message}, got {each['input']!r}")
-            return None
-
-    def known(self, key: str, name: str, registry: Registry, what: str) -> Any:
-        """The object behind a name; None after a mistake."""
-        try:
-            return load(registry, name, what)
-        except UserError as error:
-            self.say(key, str(error))
-            return None
-
     def plain(self, key: str, kind: Any, raw: Mapping[str, Any], default: Any) -> Any:
         return self.table(kind, key, raw.get(key, default))
 
@@ -128,21 +95,14 @@ class _Checker:
             return None
         builder = self.known(f"{key}.name", named.name, registry, what)
         if builder is not None:
-            self.options(key, named.options, options_of(builder, given))
+            self.options(key, named.options, *options_of(builder, given))
         return named
-
-    def options(self, key: str, options: Mapping[str, Any], allowed: list[str] | None) -> None:
-        if allowed is None:
-            return
-        for name in options:
-            if name not in allowed:
-                self.say(f"{key}.{name}", f"unknown key{nearest(name, allowed)}; allowed: name, {', '.join(allowed)}")
 
     def recipe(self, raw: Mapping[str, Any], data: Named | None) -> Recipe | None:
         given = dict(raw.get("recipe", {}))
         own = data.name if data is not None and data.name in RECIPES else "three-regime"
         base = given.pop("base", own)
-        if base not in RECIPES:
+        if not isinstance(base, str) or base not in RECIPES:
             self.say("recipe.base", f"unknown recipe '{base}'{nearest(base, RECIPES)}; allowed: {', '.join(RECIPES)}")
             base = "three-regime"
         return self.recipe_from(RECIPES[base], "recipe", given)
@@ -156,7 +116,7 @@ class _Checker:
             given.pop("stop")
         recipe: Recipe | None = self.table(Recipe, key, {**base.model_dump(), **given})
         if recipe is not None and (key == "recipe" or "augment" in given):
-            self.known(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation")
+            self.known(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation", Augmentation)
         return recipe
 
     def temperature(self, raw: Mapping[str, Any], recipe: Recipe | None) -> dict[str, tuple[Any, ...]] | None:
@@ -165,27 +125,23 @@ class _Checker:
             return None
         if not table:
             self.say("temperature", f"needs at least one knob with its values; allowed: {', '.join(KNOBS)}")
-        return {name: self.values(f"temperature.{name}", name, given, recipe) for name, given in table.items()}
+        found = {name: self.values(f"temperature.{name}", name, given, recipe) for name, given in table.items()}
+        names = [knob.name for knob, _ in found.values() if knob is not None]
+        for name in dict.fromkeys(each for each in names if names.count(each) > 1):
+            self.say("temperature", f"the knob '{name}' stands there twice, by its name and by its import path")
+        return {name: values for name, (_, values) in found.items()}
 
-    def values(self, key: str, name: str, given: Any, recipe: Recipe | None) -> tuple[Any, ...]:
-        knob = self.known(key, name, KNOBS, "knob")
+    def values(self, key: str, name: str, given: Any, recipe: Recipe | None) -> tuple[Knob | None, tuple[Any, ...]]:
+        knob: Knob | None = self.known(key, name, KNOBS, "knob", Knob)
         values = self.axis(key, given)
         if knob is None:
-            return ()
+            return None, ()
         for value in values:
             if not knob.accepts(value):
                 self.say(key, f"{value!r} is no {knob.long_name}; allowed: {knob.allowed}")
-            elif name == "epochs" and recipe is not None and value > recipe.epochs:
+            elif knob.name == "epochs" and recipe is not None and value > recipe.epochs:
                 self.say(key, f"{value} lies beyond the schedule's horizon recipe.epochs = {recipe.epochs}")
-        return tuple(knob.kind(value) for value in values if knob.accepts(value))
-
-    def axis(self, key: str, given: Any) -> list[Any]:
-        if not isinstance(given, list) or not given:
-            self.say(key, f"must be a list of at least one value, got {given!r}")
-            return []
-        for value in dict.fromkeys(each for each in given if given.count(each) > 1):
-            self.say(key, f"{value!r} stands there {given.count(value)} times; once is enough")
-        return given
+        return knob, tuple(knob.kind(value) for value in values if knob.accepts(value))
 
     def load(self, raw: Mapping[str, Any]) -> Load | None:
         table = raw.get("load")
@@ -205,10 +161,11 @@ class _Checker:
         if measure is None:
             return None
         self.axis("measure.metrics", list(measure.metrics))
-        metrics = [self.known("measure.metrics", name, METRICS, "metric") for name in measure.metrics]
+        metrics = [self.known("measure.metrics", name, METRICS, "metric", Metric) for name in measure.metrics]
         chosen = [metric for metric in metrics if metric is not None]
         tables = {load(METRICS, name, "metric").table: load(METRICS, name, "metric") for name in METRICS}
         tables |= {metric.table: metric for metric in chosen}
+        resolved: dict[str, Any] = {}
         for name, options in (measure.model_extra or {}).items():
             if name not in tables:
                 allowed = f"metrics, and the tables {', '.join(sorted(tables))}"
@@ -216,18 +173,20 @@ class _Checker:
             elif not isinstance(options, Mapping):
                 self.say(f"measure.{name}", f"must be a table [measure.{name}], got {options!r}")
             else:
-                self.metric_options(f"measure.{name}", tables[name].options, options)
+                resolved[name] = self.metric_options(f"measure.{name}", tables[name].options, options)
         for metric in chosen:
             if metric.subject == "pair" and retrain_seeds is not None and retrain_seeds < 2:
                 self.say("retrain_seeds", f"metric '{metric.name}' compares two retrained copies; allowed: 2 or more")
-        return measure
+        return Measure(metrics=measure.metrics, **resolved)
 
-    def metric_options(self, key: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    def metric_options(self, key: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
         fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        for name in options:
+        for name, value in options.items():
+            self.plain_value(f"{key}.{name}", value)
             if name not in fields:
                 self.say(f"{key}.{name}", f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields) or 'none'}")
-        self.table(kind, key, {name: value for name, value in options.items() if name in fields})
+        checked = self.table(kind, key, {name: value for name, value in options.items() if name in fields})
+        return {} if checked is None else dataclasses.asdict(checked)
 
 
 def _plain(default_name: str) -> dict[str, tuple[Any, Any]]:

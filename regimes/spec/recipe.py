@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+from regimes.data import AUGMENTATIONS
+from regimes.registry import source_id
+
+# Strict: "0.1" is no number and true is no 1.
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Strict(), Field(gt=0, lt=1)]
+ShareOrZero = Annotated[float, Strict(), Field(ge=0, lt=1)]
+Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
+Batch = Annotated[int, Strict(), Field(ge=2, le=1_000_000_000)]
+Yes = Annotated[bool, Strict()]
 
 
 class Section(BaseModel):
-    """A frozen table of a sweep file: no unknown keys, no silent conversions of text to numbers."""
+    """A frozen table of a sweep file: no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Recipe(Section):
@@ -40,25 +48,26 @@ class Recipe(Section):
         last: epochs over which test and validation error are averaged (never the best epoch).
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 160
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    epoch_batch: Annotated[int, Field(ge=2)] | None = None
+    epochs: Count = 160
+    batch_size: Batch = 128
+    epoch_batch: Batch | None = None
     learning_rate: Positive = 0.1
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: tuple[Share, ...] = (0.5, 0.75)
     gamma: Positive = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
+    momentum: ShareOrZero = 0.9
+    nesterov: Yes = False
     weight_decay: NonNegative = 1e-4
     sam_rho: NonNegative = 0.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: ShareOrZero = 0.0
     augment: str = "crop-flip"
-    stop: Annotated[int, Field(ge=1)] | None = None
-    last: Annotated[int, Field(ge=1)] = 5
+    stop: Count | None = None
+    last: Count = 5
 
     def science(self) -> dict[str, Any]:
-        """Everything that changes the weights along the way: all fields but where training stops."""
-        return self.model_dump(exclude={"stop"})
+        """All that a training's records rest on but where it stops; one's own augmentation by its source."""
+        source = source_id(AUGMENTATIONS, self.augment, "augmentation")
+        return {**self.model_dump(exclude={"stop"}), **({"augment_source": source} if source else {})}
 
 
 # The recipe a data set is trained with unless the sweep file names another: a recipe called as the data set is that

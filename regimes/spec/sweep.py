@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, Strict
 
 from regimes.knobs import KNOBS, Knob, Value
 from regimes.registry import load
-from regimes.spec.recipe import Recipe, Section
+from regimes.spec.recipe import Count, Recipe, Section
 
-Density = Annotated[float, Field(gt=0, le=1)]
+Density = Annotated[float, Strict(), Field(gt=0, le=1)]
 Temperature = Mapping[str, Value]  # {knob: value}, one point of the grid of temperatures
 
 
@@ -65,7 +65,7 @@ class Sweep(Section):
         retrain_seeds: retrained copies per pruned network; pairs are formed among them.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     data: Named
     model: Named
     recipe: Recipe
@@ -73,8 +73,8 @@ class Sweep(Section):
     temperature: dict[str, tuple[Value, ...]]
     load: Load
     measure: Measure
-    dense_seeds: Annotated[int, Field(ge=1)] = 1
-    retrain_seeds: Annotated[int, Field(ge=1)] = 2
+    dense_seeds: Count = 1
+    retrain_seeds: Count = 2
 
     @cached_property
     def knobs(self) -> dict[str, Knob]:

@@ -60,7 +60,7 @@ class Stream:
     def _turn_to(self, number: int) -> None:
         device = self.split.targets.device
         count = len(self.split.targets)
-        side = self.split.inputs.shape[-1]
+        shape = tuple(self.split.inputs.shape[1:])
         self._order = torch.randperm(count, generator=generator_of(*self.role, "order", number)).to(device)
-        self._draws = self.augmentation.draw(count, side, generator_of(*self.role, "augment", number)).to(device)
+        self._draws = self.augmentation.draw(count, shape, generator_of(*self.role, "augment", number)).to(device)
         self._pass = number

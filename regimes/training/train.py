@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset
 from regimes.landscape.error import error_and_loss
-from regimes.models.build import torch_seeded
+from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
 from regimes.registry import load
 from regimes.spec.recipe import Recipe
@@ -101,7 +101,7 @@ def _epoch(model: nn.Module, stepper: Stepper, stream: Stream, epoch: int) -> fl
     total = torch.zeros((), dtype=torch.float64, device=stream.split.targets.device)
     smoothing = timeline.recipe.label_smoothing
     model.train()
-    with torch_seeded(0):
+    with seeded(0):
         for step, inputs, targets in stream.batches(
             epoch * timeline.steps_per_epoch, (epoch + 1) * timeline.steps_per_epoch
         ):
