@@ -17,10 +17,11 @@ import xarray as xr
 
 import regimes
 from regimes.errors import UserError
-from regimes.flow import executors, retrain, work
+from regimes.flow import executors, files, retrain, work
+from regimes.flow.files import Damaged
 from regimes.flow.plan import fleets
 from regimes.flow.run import Result, prepare, run
-from regimes.flow.store import Damaged, Store
+from regimes.flow.store import Store
 from regimes.models.mlp import MLP
 from regimes.spec.check import resolve
 
@@ -269,12 +270,12 @@ def damage(path: Path, how: str) -> None:
 def test_damaged_file_is_named_and_done_again(tiny: Sweep, run_tiny: Run, what: str, how: str) -> None:
     first = run_tiny(tiny)
     before = done(Store(first.folder))
-    files = sorted(first.folder.glob(what))
-    for index in (0, len(files) // 2):
-        damage(files[index], how)
+    found = sorted(first.folder.glob(what))
+    for index in (0, len(found) // 2):
+        damage(found[index], how)
     progress = prepare(resolve(tiny), first.folder).progress
     assert len(progress.damaged) == 2
-    assert all(str(files[index]) in " ".join(progress.damaged.values()) for index in (0, len(files) // 2))
+    assert all(str(found[index]) in " ".join(progress.damaged.values()) for index in (0, len(found) // 2))
     again = run_tiny(tiny)
     assert not again.progress.damaged
     assert not again.progress.todo
@@ -297,8 +298,8 @@ def test_removed_weights_are_made_again_only_where_needed(tiny: Sweep, run_tiny:
 
     result = run_tiny(tiny)
     before = done(Store(result.folder))
-    files, freed = clean(result.stages, result.progress, Store(result.folder))
-    assert files == 2 + 4 + 8
+    removed, freed = clean(result.stages, result.progress, Store(result.folder))
+    assert removed == 2 + 4 + 8
     assert freed > 0
     count.clear()
     run_tiny(tiny)
@@ -366,10 +367,14 @@ def test_keys_cover_the_science_and_nothing_else(tiny: Sweep, tmp_path: Path) ->
 
 def test_leftovers_of_killed_writers_are_removed(tiny: Sweep, run_tiny: Run) -> None:
     folder = run_tiny(tiny).folder
-    left = folder / "records" / ".999999999.abc.tmp"
-    left.write_text("half a rec")
+    killed, elsewhere = (folder / "records" / f".{host}.999999999.abc.tmp" for host in (files._HOST, "anotherhost"))
+    alive = folder / "records" / f".{files._HOST}.{os.getpid()}.abc.tmp"
+    for path in (killed, elsewhere, alive):
+        path.write_text("half a rec")
     run_tiny(tiny)
-    assert not left.exists()
+    assert not killed.exists()
+    assert elsewhere.exists()
+    assert alive.exists()
 
 
 # -- a user's own code ------------------------------------------------------------------------------------------------

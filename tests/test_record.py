@@ -134,7 +134,7 @@ def test_a_grid_that_would_mislead_is_refused_in_one_line(data: xr.Dataset, said
 def test_whatever_else_a_foreign_grid_holds_is_averaged_over_or_left_alone(tmp_path: Path) -> None:
     one = grid()
     many = xr.concat([one, one + 0.001], dim="seed").transpose("density", "seed", "epochs")
-    many["lmc_stderr"] = one.lmc.abs() * 0 + 0.01
+    many["lmc_stderr"] = 0 * one.lmc + 0.01
     many["test_error"] = (("density",), [0.1, 0.2, 0.3])
     many["note"] = (("epochs", "density"), np.full((3, 3), "text"))
     files = regimes.draw_map(regimes.classify(many.assign(lmc=many.lmc.astype("float32"))), tmp_path)

@@ -66,7 +66,8 @@ def show_plan(sweep: Path, out: Path | None, device: str, workers: int | None, a
 
 def show_status(run: Path, as_json: bool) -> None:
     """Print how far a run is, from its files alone."""
-    from regimes.flow.store import Damaged, open_store
+    from regimes.flow.files import Damaged
+    from regimes.flow.store import open_store
 
     store = open_store(run)
     layout, _ = store.layout, store.head

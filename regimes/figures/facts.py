@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regimes.flow.store import Damaged, open_store
+from regimes.flow.files import Damaged
+from regimes.flow.store import open_store
 
 
 def run_facts(run: str | Path) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
+from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab, one_thread
 from regimes.flow.stage import Stage
-from regimes.flow.store import Damaged, Store
+from regimes.flow.store import Store
 from regimes.flow.train import Train
 from regimes.landscape.error import CHUNK, evaluating
 from regimes.spec.recipe import Recipe

@@ -9,12 +9,13 @@ from typing import Any
 
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset
+from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab
 from regimes.flow.measure import Measure
 from regimes.flow.prune import Prune
 from regimes.flow.retrain import Retrain
 from regimes.flow.stage import Stage
-from regimes.flow.store import Damaged, Store
+from regimes.flow.store import Store
 from regimes.flow.train import Train
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric

@@ -18,27 +18,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regimes.errors import UserError
-from regimes.spec.keys import canonical
+from regimes.flow.files import Damaged, Record, read_checked, remove_leftovers, replace, write_checked
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Record = dict[str, Any]
-_HOST = "".join(each for each in platform.node() if each.isalnum())[:20] or "host"  # a folder may be shared
-
-
-class Damaged(Exception):
-    """A stored file that is truncated, altered or not readable; the text names it."""
 
 
 class Store:
@@ -67,7 +56,7 @@ class Store:
             from safetensors.torch import save
 
             content = save({name: tensor.contiguous() for name, tensor in weights.items()})
-            _replace(self.weights_file(key), content)
+            replace(self.weights_file(key), content)
             record = {**record, "weights": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
         write_checked(self.record_file(key), {**record, "key": key})
         self.failure_file(key).unlink(missing_ok=True)
@@ -188,11 +177,8 @@ class Store:
         return read_checked(self.folder / name)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of writers on this machine that were killed and are no longer running."""
-        for path in self.folder.rglob(f".{_HOST}.*.tmp"):
-            writer = path.name.split(".")[2]
-            if not (writer.isdigit() and _alive(int(writer))):
-                path.unlink(missing_ok=True)
+        """Remove temporary files of writers on this machine that were killed."""
+        remove_leftovers(self.folder)
 
 
 def open_store(folder: str | Path) -> Store:
@@ -205,61 +191,3 @@ def open_store(folder: str | Path) -> Store:
     if not (store.folder / "run.json").exists():
         raise UserError(f"{folder}: no run in this folder (run.json is missing); make one with: regimes run SWEEP.toml")
     return store
-
-
-def write_checked(path: Path, content: Record) -> None:
-    """Write a JSON object with its checksum, atomically."""
-    body = canonical(content)
-    checksum = hashlib.sha256(body).hexdigest()
-    _replace(path, b'{"sha256":"' + checksum.encode() + b'","content":' + body + b"}\n")
-
-
-def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
-    """Read what `write_checked` wrote; None when the file is not there.
-
-    Raises:
-        Damaged: the file is truncated, altered, or belongs to another key.
-    """
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Damaged(f"{path}: {error.strerror}") from error
-    try:
-        whole = json.loads(text)
-        content: Record = whole["content"]
-        good = hashlib.sha256(canonical(content)).hexdigest() == whole["sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{path}: truncated or not a record") from error
-    if not good or (expect_key is not None and content.get("key") != expect_key):
-        raise Damaged(f"{path}: altered, its checksum does not fit")
-    return content
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{_HOST}.{os.getpid()}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a full disk names no file by itself
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

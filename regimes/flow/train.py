@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab
 from regimes.flow.stage import Coordinates, Outcome, Report, attempt, record_of, value
-from regimes.flow.store import Damaged, Store
+from regimes.flow.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Variable
 from regimes.spec.keys import SCHEMA, digest, seed_of

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab
 from regimes.flow.measure import measure
 from regimes.flow.plan import Fleet
 from regimes.flow.prune import prune
 from regimes.flow.retrain import retrain
 from regimes.flow.stage import Outcome, Report
-from regimes.flow.store import Damaged, Store
+from regimes.flow.store import Store
 from regimes.flow.train import train
 
 WORK: dict[str, Callable[..., Any]] = {"train": train, "prune": prune, "retrain": retrain, "measure": measure}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from regimes.flow.store import Damaged, Record, Store, open_store
+from regimes.flow.files import Damaged, Record
+from regimes.flow.store import Store, open_store
 
 STATUS = ("pending", "ok", "diverged", "failed")
 WORST = (1, 2, 0, 3)  # of several stages in one cell: ok < diverged < pending < failed
