@@ -336,7 +336,12 @@ def test_killed_twenty_times_and_still_the_same_numbers(longer: Path, tmp_path: 
     while kills < 20:
         before = records(run)
         process = start(longer, tmp_path, "--workers", "2")
-        time.sleep(random.uniform(1.5, 4.5))
+        if random.random() < 0.2:  # while it starts
+            time.sleep(random.uniform(0.1, 3.0))
+        else:  # at work
+            while records(run) <= before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0.0, 0.6))
         victims = [process.pid]
         if random.random() < 0.3:
             children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)

@@ -116,10 +116,10 @@ def run(
             store.failure_file(key).unlink(missing_ok=True)
         prepared = dataclasses.replace(prepared, progress=survey(stages, store))
     on_start(prepared)
-    for key in set(prepared.progress.damaged) & set(
-        survey(stages, store).damaged
-    ):  # another command may have been quicker
-        store.drop(key)
+    if prepared.progress.damaged:
+        still = survey(stages, store).damaged  # another command may have mended them meanwhile
+        for key in still.keys() & prepared.progress.damaged.keys():
+            store.drop(key)
     by_key = {stage.key: stage for stage in stages}
 
     def report(outcome: Outcome) -> None:
