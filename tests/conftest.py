@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from regimes.flow import work
 from regimes.flow.run import Result, run
+from regimes.flow.store import Store
 from regimes.spec.check import resolve
 
 torch.set_num_threads(1)
@@ -61,10 +65,39 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return go
 
 
+def done(store: Store) -> dict[str, Any]:
+    """Everything of science in a store: values, histories and weights, not seconds."""
+    found = {}
+    for path in store.folder.glob("records/*/*.json"):
+        key, record = path.stem, store.read(path.stem)
+        assert record is not None
+        found[key] = (
+            record["status"],
+            json.dumps(record["values"]),
+            json.dumps(record.get("history")),
+            record.get("weights"),
+        )
+    return found
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the stages that are really done, by kind."""
+    counts: Counter[str] = Counter()
+
+    def counted(kind: str, do: Callable[..., None]) -> Callable[..., None]:
+        def go(fleet: Any, *rest: Any) -> None:
+            counts[kind] += len(fleet)
+            do(fleet, *rest)
+
+        return go
+
+    monkeypatch.setattr(work, "WORK", {kind: counted(kind, do) for kind, do in work.WORK.items()})
+    return counts
+
+
 def write_toml(path: Path, sweep: dict[str, Any]) -> Path:
     """Write a sweep as a TOML file (tables of plain values and lists only)."""
-    import json
-
     tables = {key: value for key, value in sweep.items() if isinstance(value, dict)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in sweep.items() if key not in tables]
     for name, table in tables.items():
@@ -79,8 +112,6 @@ def _key(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    import json
-
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + "}"
     return json.dumps(value)
