@@ -1,0 +1,89 @@
+"""Which engine trains: tried on the very model before the first run, kept with the run ever after."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from regimes.data.dataset import Dataset, Split
+from regimes.flow.lab import Lab, one_thread
+from regimes.registry import load
+from regimes.spec.recipe import Recipe
+from regimes.training import ENGINES
+from regimes.training.lane import Engine, Lane
+from regimes.training.stacked import has_private_randomness
+
+STEPS = 6  # of a trial
+WORTH = 0.95  # another engine has to take less than this share of eager's time
+
+
+def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int) -> str:
+    """Return the fastest engine for these networks that keeps its promise of bits.
+
+    A lane's bits must depend neither on its slot nor on its neighbours, at every batch size of the sweep; that is
+    tried, not assumed. Where an engine fails, raises, or gains nothing, "eager" it is.
+
+    Args:
+        lab: data, model, device.
+        recipes: of everything that will be trained; the last one counts for time.
+        networks: how many there will be; a handful is not worth stacking.
+    """
+    recipes = list({recipe.batch_size: recipe for recipe in recipes}.values())
+    if networks < load(ENGINES, "stacked", "engine").capacity or has_private_randomness(lab.new_model(seed=0)):
+        return "eager"
+    try:
+        eager, stacked = (seconds_per_image(lab, engine, recipes[-1]) for engine in ("eager", "stacked"))
+        good = stacked < WORTH * eager and all(keeps_bits(lab, "stacked", recipe) for recipe in recipes)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):  # an operation that vmap does not know
+        return "eager"
+    return "stacked" if good else "eager"
+
+
+def seconds_per_image(lab: Lab, engine: str, recipe: Recipe) -> float:
+    """Seconds of one training step per image and network, on one thread; the best of two short trials."""
+    kind: type[Engine] = load(ENGINES, engine, "engine")
+    with one_thread():
+        trial = kind(_lanes(lab, recipe, range(kind.capacity)), _few(lab.data, recipe))
+        found = []
+        for epoch in range(3):
+            started = time.perf_counter()
+            trial.epoch(epoch)
+            found.append(time.perf_counter() - started)
+    return min(found[1:]) / (kind.capacity * _steps(lab.data, recipe) * recipe.batch_size)
+
+
+def keeps_bits(lab: Lab, engine: str, recipe: Recipe) -> bool:
+    """Whether a network gets the same bits in the first slot as in others, beside other neighbours, and alone."""
+    kind: type[Engine] = load(ENGINES, engine, "engine")
+    ends = []
+    with one_thread():
+        for members in ([0, *range(1, kind.capacity)], [*range(20, 20 + kind.capacity - 1), 0], [40, 41, 0], [0]):
+            trial = kind(_lanes(lab, recipe, members), _few(lab.data, recipe))
+            trial.epoch(0)
+            slot = members.index(0)
+            weights, momentum = trial.state(slot)
+            ends.append(
+                ({**weights, **{f"momentum/{name}": each for name, each in momentum.items()}}, trial.errors()[slot])
+            )
+    first, judged = ends[0]
+    return all(
+        errors == judged and all(torch.equal(first[name], other[name]) for name in first) for other, errors in ends[1:]
+    )
+
+
+def _lanes(lab: Lab, recipe: Recipe, seeds: Sequence[int]) -> list[Lane]:
+    recipe = recipe.model_copy(update={"epochs": 3, "stop": None, "epoch_batch": None})
+    return [Lane(lab.new_model(seed), recipe, ("trial", seed)) for seed in seeds]
+
+
+def _few(data: Dataset, recipe: Recipe) -> Dataset:
+    """The same data with a training split of a few batches, so that an epoch is a few steps."""
+    images = _steps(data, recipe) * recipe.batch_size
+    return dataclasses.replace(data, train=Split(data.train.inputs[:images], data.train.targets[:images]))
+
+
+def _steps(data: Dataset, recipe: Recipe) -> int:
+    return min(STEPS, len(data.train.targets) // recipe.batch_size)

@@ -1,0 +1,63 @@
+"""The engine "eager": one network, plain PyTorch, step by step. The others are held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regimes.data.dataset import Dataset
+from regimes.landscape.error import error_and_loss
+from regimes.models.build import seeded
+from regimes.training.lane import Lane, Row, Tensors
+from regimes.training.step import Stepper
+
+
+class Eager:
+    """Trains one lane."""
+
+    capacity = 1
+
+    def __init__(self, lanes: Sequence[Lane], data: Dataset) -> None:
+        (self.lane,) = lanes
+        self.data = data
+        self.model = self.lane.model
+        self.stream = self.lane.stream(data)
+        self.stepper = Stepper(self.model, self.lane.recipe, self.lane.mask)
+        if self.lane.resume is not None:
+            self.model.load_state_dict(self.lane.resume.weights)
+            self.stepper.set_momentum(self.lane.resume.momentum)
+        if self.lane.mask is not None:
+            self.lane.mask.apply(self.model)
+
+    def epoch(self, number: int) -> list[float]:
+        """Train one scheduled epoch."""
+        timeline = self.stream.timeline
+        total = torch.zeros((), dtype=torch.float64, device=self.data.train.targets.device)
+        smoothing = self.lane.recipe.label_smoothing
+        steps = timeline.steps_per_epoch
+        self.model.train()
+        with seeded(0):
+            for step, inputs, targets in self.stream.batches(number * steps, (number + 1) * steps):
+
+                def loss(step: int = step, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+                    torch.manual_seed(self.stream.noise(step))  # dropout draws the same in both of SAM's passes
+                    return F.cross_entropy(self.model(inputs), targets, label_smoothing=smoothing)
+
+                total += self.stepper(loss, timeline.learning_rate(step))
+        return [float(total) / steps]
+
+    def errors(self) -> list[Row]:
+        """Validation and test error."""
+        splits = {"val_error": self.data.val, "test_error": self.data.test}
+        return [{name: error_and_loss(self.model, split, F.cross_entropy)[0].value for name, split in splits.items()}]
+
+    def state(self, lane: int) -> tuple[Tensors, Tensors]:
+        """State dict and momentum."""
+        return _copy(self.model.state_dict()), _copy(self.stepper.momentum())
+
+
+def _copy(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -1,0 +1,90 @@
+"""One network of a fleet, and what an engine does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from regimes.data import AUGMENTATIONS
+from regimes.data.dataset import Dataset
+from regimes.pruners.mask import Mask
+from regimes.registry import load
+from regimes.spec.recipe import Recipe
+from regimes.training.streams import Stream
+from regimes.training.timeline import Timeline
+
+Row = dict[str, Any]  # one epoch: epoch, train_loss and, where evaluated, test_error, val_error
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training at the end of an epoch: all that the next step depends on, and what was seen on the way.
+
+    Attributes:
+        epoch: scheduled epochs done.
+        weights: the model's state dict.
+        momentum: the optimiser's buffers by parameter name.
+        history: one row per epoch so far.
+        diverged: the loss was no longer finite; weights and momentum are then empty.
+    """
+
+    epoch: int
+    weights: Tensors
+    momentum: Tensors
+    history: list[Row] = field(default_factory=list)
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One training.
+
+    Attributes:
+        model: the network, on the data's device, with the weights to start from (or those of ``resume``).
+        recipe: how to train.
+        role: names the random stream: same role, same batches; see `Stream`.
+        mask: live weights; all others stay exactly zero.
+        resume: a snapshot of this very training to go on from.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    role: tuple[str | int, ...]
+    mask: Mask | None = None
+    resume: Snapshot | None = None
+
+    @property
+    def start(self) -> int:
+        """Epochs already done."""
+        return self.resume.epoch if self.resume else 0
+
+    def stream(self, data: Dataset) -> Stream:
+        """The batches of this training."""
+        timeline = Timeline(self.recipe, len(data.train.targets))
+        return Stream(self.role, timeline, data.train, load(AUGMENTATIONS, self.recipe.augment, "augmentation"))
+
+
+# What lanes of one fleet may differ in; all else in their recipes is equal.
+FREE = ("learning_rate", "weight_decay", "sam_rho", "stop")
+
+
+class Engine(Protocol):
+    """Takes the steps of up to ``capacity`` lanes at once; they start at one epoch and share all but `FREE`."""
+
+    capacity: ClassVar[int]
+
+    def __init__(self, lanes: Sequence[Lane], data: Dataset) -> None:
+        """Take over the lanes' models; nothing is computed yet."""
+
+    def epoch(self, number: int) -> list[float]:
+        """Train one scheduled epoch; returns each lane's mean batch loss."""
+
+    def errors(self) -> list[Row]:
+        """Each lane's validation and test error, in eval mode."""
+
+    def state(self, lane: int) -> tuple[Tensors, Tensors]:
+        """A lane's state dict and momentum buffers, copied to the CPU."""

@@ -1,0 +1,174 @@
+"""The engine "stacked": eight networks of one shape as one, by ``torch.func.vmap``, in lock-step.
+
+Small networks leave most of a core idle: a step is bound by the number of calls, not by arithmetic. Stacked, one call
+serves eight networks; convolutions become grouped ones over images whose channels lie next to each other.
+
+Always exactly eight lanes: a fleet that is not full is filled up with copies of its last lane, because the order of
+sums inside a kernel may depend on the number of lanes. With that number fixed, a lane's bits depend neither on its
+slot nor on its neighbours for most shapes; `regimes.flow.engine` tries it on the very model before it lets this engine
+be used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from regimes.data.dataset import Dataset, Split
+from regimes.landscape.error import CHUNK
+from regimes.training.lane import Lane, Row, Tensors
+
+LANES = 8
+
+
+class Stacked:
+    """Trains up to eight lanes at once."""
+
+    capacity = LANES
+
+    def __init__(self, lanes: Sequence[Lane], data: Dataset) -> None:
+        self.lanes = [*lanes, *[lanes[-1]] * (LANES - len(lanes))]
+        self.data = data
+        self.recipe = lanes[0].recipe
+        self.streams = [lane.stream(data) for lane in self.lanes]
+        self.base = copy.deepcopy(lanes[0].model)
+        self._load()
+        self.rho = self._per_lane([lane.recipe.sam_rho for lane in self.lanes])
+        self.decay = self._per_lane([lane.recipe.weight_decay for lane in self.lanes])
+        self.run = vmap(self._one, in_dims=(0, 0, 1), out_dims=0)
+        self.judge = vmap(self._one, in_dims=(0, 0, None), out_dims=0)
+
+    def _load(self) -> None:
+        for lane in self.lanes:
+            if lane.resume is not None:
+                lane.model.load_state_dict(lane.resume.weights)
+            if lane.mask is not None:
+                lane.mask.apply(lane.model)
+        parameters, self.buffers = stack_module_state([lane.model for lane in self.lanes])
+        self.parameters = {name: each.detach().requires_grad_() for name, each in parameters.items()}
+        self.buffers = {name: each.detach().clone() for name, each in self.buffers.items()}
+        self.leaves = list(self.parameters.values())
+        self.momentum = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
+        for slot, lane in enumerate(self.lanes):
+            for name, buffer in (lane.resume.momentum if lane.resume else {}).items():
+                self.momentum[name][slot] = buffer
+        self.factors = {
+            name: torch.stack([_factor(lane, name, each[0]) for lane in self.lanes])
+            for name, each in self.parameters.items()
+            if any(lane.mask is not None and name in lane.mask.layers for lane in self.lanes)
+        }
+
+    def _one(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(self.base, (parameters, buffers), (inputs,))
+        return outputs
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def epoch(self, number: int) -> list[float]:
+        """Train one scheduled epoch of every lane."""
+        timeline = self.streams[0].timeline
+        steps = timeline.steps_per_epoch
+        total = torch.zeros(LANES, dtype=torch.float64, device=self.data.train.targets.device)
+        self.base.train()
+        walks = [stream.batches(number * steps, (number + 1) * steps) for stream in self.streams]
+        for batches in zip(*walks, strict=True):
+            step = batches[0][0]
+            inputs = _side_by_side([inputs for _, inputs, _ in batches])
+            targets = torch.stack([targets for _, _, targets in batches])  # (lanes, batch)
+            total += self._step(inputs, targets, step)
+        return [float(each) / steps for each in total]
+
+    def _step(self, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        losses, gradients = self._gradients(inputs, targets, self.buffers)
+        if self.recipe.sam_rho:
+            gradients = self._sharpness_aware(inputs, targets, gradients)
+        rates = self._per_lane([stream.timeline.learning_rate(step) for stream in self.streams])
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                gradient, buffer = gradients[name], self.momentum[name]
+                gradient = gradient + _view(self.decay, parameter) * parameter
+                buffer.mul_(self.recipe.momentum).add_(gradient)
+                direction = gradient + self.recipe.momentum * buffer if self.recipe.nesterov else buffer
+                parameter.sub_(_view(rates, parameter) * direction)
+        return losses
+
+    def _gradients(self, inputs: Tensor, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
+        outputs = self.run(self.parameters, buffers, inputs)  # (lanes, batch, classes)
+        losses = F.cross_entropy(
+            outputs.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=self.recipe.label_smoothing
+        )
+        losses = losses.view(LANES, -1).mean(dim=1)
+        found = torch.autograd.grad(losses.sum(), self.leaves, allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(self.parameters, found, strict=True))
+        return losses.detach(), {
+            name: each * self.factors[name] if name in self.factors else each for name, each in gradients.items()
+        }
+
+    def _sharpness_aware(self, inputs: Tensor, targets: Tensor, gradients: Tensors) -> Tensors:
+        """The gradients at ``w + rho g/|g|`` of each lane, on a copy of the buffers that is thrown away."""
+        squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in gradients.values()]).sum(dim=0)
+        scale = self.rho / (squares.sqrt() + 1e-12)
+        here = {name: each.detach().clone() for name, each in self.parameters.items()}
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.add_(_view(scale, parameter) * gradients[name])
+        thrown_away = {name: each.clone() for name, each in self.buffers.items()}
+        _, worst = self._gradients(inputs, targets, thrown_away)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(here[name])
+        return worst
+
+    def _per_lane(self, values: list[float]) -> Tensor:
+        inputs = self.data.train.inputs
+        return torch.tensor(values, dtype=inputs.dtype, device=inputs.device)
+
+    # -- what is handed out ---------------------------------------------------------------------------------------
+
+    def errors(self) -> list[Row]:
+        """Validation and test error of every lane."""
+        val, test = self._wrong(self.data.val), self._wrong(self.data.test)
+        return [{"val_error": v, "test_error": t} for v, t in zip(val, test, strict=True)]
+
+    @torch.no_grad()
+    def _wrong(self, split: Split) -> list[float]:
+        self.base.eval()
+        wrong = torch.zeros(LANES, dtype=torch.int64, device=split.targets.device)
+        for inputs, targets in zip(split.inputs.split(CHUNK), split.targets.split(CHUNK), strict=True):
+            answers = self.judge(self.parameters, self.buffers, inputs)
+            wrong += (answers.argmax(dim=2) != targets).sum(dim=1)
+        return [int(each) / len(split.targets) for each in wrong]
+
+    def state(self, lane: int) -> tuple[Tensors, Tensors]:
+        """A lane's state dict, in the model's own order, and its momentum."""
+        stacked = {**self.parameters, **self.buffers}
+        weights = {name: stacked[name][lane].detach().cpu().clone() for name in self.base.state_dict()}
+        return weights, {name: each[lane].cpu().clone() for name, each in self.momentum.items()}
+
+
+def _factor(lane: Lane, name: str, like: Tensor) -> Tensor:
+    live = lane.mask.layers.get(name) if lane.mask is not None else None
+    return torch.ones_like(like) if live is None else live.to(like)
+
+
+def _side_by_side(batches: list[Tensor]) -> Tensor:
+    """Stack lanes along dimension 1; images so that the channels of all lanes lie next to each other in memory."""
+    stacked = torch.stack(batches, dim=1)  # (batch, lanes, ...)
+    if stacked.dim() != 5:
+        return stacked
+    whole = stacked.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    return whole.view(stacked.shape)
+
+
+def _view(per_lane: Tensor, like: Tensor) -> Tensor:
+    return per_lane.view(-1, *[1] * (like.dim() - 1))
+
+
+def has_private_randomness(model: nn.Module) -> bool:
+    """Whether a model draws random numbers while it trains, which stacked lanes would share."""
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
