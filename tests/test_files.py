@@ -84,7 +84,7 @@ def test_removed_weights_are_made_again_only_where_needed(tiny: Sweep, run_tiny:
 def test_clean_keeps_what_pending_stages_need(tiny: Sweep, run_tiny: Run, count: Counter[str]) -> None:
     from regimes.flow.clean import clean
 
-    tiny["model"] = {"name": "test_files:broken_mlp"}
+    tiny["model"] = {"name": "test_trouble:broken_mlp"}
     result = run_tiny(tiny)
     clean(result.stages, result.progress, Store(result.folder))
     kept = {path.stem for path in result.folder.glob("weights/*/*")}
@@ -97,7 +97,7 @@ def test_numerics_that_changed_are_refused_unless_allowed(
 ) -> None:
     run_tiny(tiny)
     monkeypatch.setattr(torch, "__version__", "9.9.9")
-    with pytest.raises(UserError, match=r"began with eager, float32, cpu .*--allow-mixed"):
+    with pytest.raises(UserError, match=r"began with stacked, float32, cpu .*--allow-mixed"):
         run_tiny(tiny)
     assert not run_tiny(tiny, allow_mixed=True).progress.todo
 

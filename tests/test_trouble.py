@@ -56,14 +56,14 @@ def test_a_cell_that_raises_keeps_its_error_and_the_rest_goes_on(tiny: Sweep, ru
 def test_one_failed_copy_does_not_stop_what_the_others_allow(
     tiny: Sweep, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = retrain._trained
+    lane = retrain._lane
 
     def unlucky(stage: retrain.Retrain, *rest: Any) -> Any:
         if stage.seed == 1:
             raise ValueError("unlucky")
-        return trained(stage, *rest)
+        return lane(stage, *rest)
 
-    monkeypatch.setattr(retrain, "_trained", unlucky)
+    monkeypatch.setattr(retrain, "_lane", unlucky)
     result = run_tiny({**tiny, "retrain_seeds": 3})
     assert len(result.progress.failed) == 4
     assert not result.progress.todo
@@ -162,7 +162,7 @@ def test_a_failure_while_weights_are_made_again_is_kept(
     clean(result.stages, result.progress, Store(result.folder))
     tiny["load"]["density"].append(0.4)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_epoch", lambda *_: 1 / 0)
+        patch.setattr(training, "_lockstep", lambda *_: 1 / 0)
         broken = run_tiny(tiny)
     assert set(broken.progress.failed.values()) == {"ZeroDivisionError: division by zero"}
     assert len(broken.progress.failed) == 2  # the two snapshots

@@ -31,7 +31,14 @@ def run_facts(run: str | Path) -> dict[str, Any]:
     log = store.folder / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     wall = sum(_seconds(line) for line in lines) / 3600
-    about = {"name": layout["name"], "sweep": layout["sweep"], "stages": stages, "wall_hours": wall}
+    about = {
+        "name": layout["name"],
+        "sweep": layout["sweep"],
+        "file": layout["origin"]["file"],
+        "folder": str(run),
+        "stages": stages,
+        "wall_hours": wall,
+    }
     return {**head, **about}
 
 

@@ -104,6 +104,7 @@ def _noise(data: xr.Dataset) -> str:
 def _run(facts: dict[str, Any]) -> Iterator[str]:
     yield "## How it was made"
     yield ""
+    yield f"- Commands: `regimes run {facts['file']} --out {facts['folder']}`, then `regimes map {facts['folder']}`."
     numerics = facts.get("numerics", {})
     yield f"- Hardware: {facts.get('processor')}, {facts.get('cores')} cores, {facts.get('system')}."
     yield f"- Numerics: {', '.join(f'{key} {value}' for key, value in numerics.items())}."

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
-import torch.nn.functional as F
 
+from regimes.flow.engine import seconds_per_image
 from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab, one_thread
 from regimes.flow.stage import Stage
@@ -17,12 +16,8 @@ from regimes.flow.store import Store
 from regimes.flow.train import Train
 from regimes.landscape.error import CHUNK, evaluating
 from regimes.spec.recipe import Recipe
-from regimes.training.step import Stepper
-from regimes.training.streams import Stream
-from regimes.training.timeline import Timeline
 
 RECORD_BYTES = 3_000  # a typical record on disk
-STEPS = 12  # timed steps of a calibration, after as many warm ones
 
 
 @dataclass(frozen=True)
@@ -98,30 +93,14 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[str, float]:
 
 def _calibrated(lab: Lab, recipe: Recipe) -> dict[str, float]:
     """Seconds per forward pass of one image, in training and in measuring, of a fresh model on one thread."""
+    plain = recipe.model_copy(update={"sam_rho": 0.0})
+    training = seconds_per_image(lab, lab.spec.numerics.engine, plain) / 3  # a step is about three forward passes
     with one_thread():
         model = lab.new_model(seed=0)
-        training = _training_rate(model, lab, recipe.model_copy(update={"sam_rho": 0.0}))
         inputs = lab.data.train.inputs[:CHUNK]
         with evaluating(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
     return {"train": training, "retrain": training, "prune": training, "measure": forward}
-
-
-def _training_rate(model: torch.nn.Module, lab: Lab, recipe: Recipe) -> float:
-    from regimes.data import AUGMENTATIONS
-    from regimes.registry import load
-
-    data = lab.data.train
-    stream = Stream(("calibrate",), Timeline(recipe, len(data.targets)), data, load(AUGMENTATIONS, recipe.augment, ""))
-    stepper = Stepper(model, recipe, None)
-    model.train()
-    batches = [(x, y) for _, x, y in islice(stream.batches(0, STEPS), STEPS)]
-
-    def steps() -> None:
-        for inputs, targets in batches:
-            stepper(lambda x=inputs, y=targets: F.cross_entropy(model(x), y), 0.0)  # type: ignore[misc]
-
-    return _seconds(steps, 2) / (STEPS * 3 * recipe.batch_size)
 
 
 def _seconds(work: object, times: int) -> float:

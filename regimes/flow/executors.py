@@ -18,6 +18,7 @@ from regimes.flow.lab import Lab, LabSpec, one_thread
 from regimes.flow.plan import Fleet
 from regimes.flow.stage import Outcome, Report
 from regimes.flow.store import Store
+from regimes.flow.waiting import Waiting
 from regimes.flow.work import do
 
 TRIES = 3  # a fleet whose worker died is handed out this often before it counts as failed
@@ -29,18 +30,16 @@ class Stop(BaseException):
 
 def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report) -> None:
     """Do the fleets one after another in this process, on one thread: for small grids, notebooks and debugging."""
-    store = Store(spec.folder)
-    failed: set[str] = set()
+    store, waiting = Store(spec.folder), Waiting(fleets)
 
     def note(outcome: Outcome) -> None:
-        if outcome.error is not None:
-            failed.add(outcome.key)
+        waiting.close(outcome)
         report(outcome)
 
     with one_thread():
         lab = Lab(spec)
-        for fleet in fleets:
-            do(fleet.without(failed), lab, store, note)
+        while (fleet := waiting.take()) is not None:
+            do(fleet, lab, store, note)
 
 
 @dataclass
@@ -70,13 +69,11 @@ class Supervisor:
     """Hands fleets to workers as their needs are met, puts a dead worker's fleet back, and never waits in vain."""
 
     def __init__(self, fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int) -> None:
-        self.waiting = list(fleets)
+        self.waiting = Waiting(fleets)
         self.spec = spec
         self.report = report
         self.count = workers
         self.store = Store(spec.folder)
-        self.open = {stage.key for fleet in self.waiting for stage in fleet.stages}
-        self.failed: set[str] = set()
         self.deaths: dict[str, int] = {}
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
@@ -144,9 +141,7 @@ class Supervisor:
             self._wake_idle()
 
     def _close(self, outcome: Outcome) -> None:
-        self.open.discard(outcome.key)
-        if outcome.error is not None:
-            self.failed.add(outcome.key)
+        self.waiting.close(outcome)
         self.report(outcome)
 
     def _wake_idle(self) -> None:
@@ -155,15 +150,9 @@ class Supervisor:
                 self._hand_out(worker)
 
     def _hand_out(self, worker: _Worker) -> None:
-        """Give a worker the first fleet whose needs are met; stages that need a failed one are dropped."""
-        remaining = (fleet.without(self.failed) for fleet in self.waiting)
-        self.waiting = [fleet for fleet in remaining if fleet.stages]
-        self.open -= self.failed
-        for fleet in self.waiting:
-            if not fleet.needs & self.open:
-                self.waiting.remove(fleet)
-                worker.give(fleet)
-                return
+        fleet = self.waiting.take()
+        if fleet is not None:
+            worker.give(fleet)
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a worker that died; its fleet is put back, or fails after too many deaths."""
@@ -177,7 +166,7 @@ class Supervisor:
         deaths = max((self.deaths.get(stage.key, 0) for stage in left), default=0) + 1
         self.deaths |= {stage.key: deaths for stage in left}
         if deaths < TRIES:
-            self.waiting.insert(0, fleet)
+            self.waiting.put_back(fleet)
         else:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             line = f"the worker process died {deaths} times on it ({how}): out of memory, or a native crash?"

@@ -29,7 +29,7 @@ class Numerics:
     """What the bits of a result depend on beside its key. A run keeps the numerics it began with.
 
     Attributes:
-        engine: how networks are trained; "eager": one by one, plain PyTorch.
+        engine: how networks are trained, a name in `ENGINES`.
         dtype: of weights and inputs.
         device: type of device, "cpu" or "cuda".
         processor: instruction set (CPU) or card, on which the order of sums depends.
@@ -51,7 +51,7 @@ class Numerics:
         return f"{self.engine}, {self.dtype}, {self.device} ({self.processor}), torch {self.torch}"
 
 
-def numerics_of(device: str) -> Numerics:
+def numerics_of(device: str, engine: str) -> Numerics:
     """Return the numerics of this machine for a device.
 
     Raises:
@@ -72,7 +72,7 @@ def numerics_of(device: str) -> Numerics:
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     else:
         raise UserError(f"--device {device}: allowed: cpu, cuda, cuda:0, cuda:1, ...")
-    return Numerics("eager", "float32", kind, processor, torch.__version__.partition("+")[0])
+    return Numerics(engine, "float32", kind, processor, torch.__version__.partition("+")[0])
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from regimes.data import AUGMENTATIONS
@@ -20,8 +20,10 @@ from regimes.flow.train import Train
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.registry import load
+from regimes.spec.keys import canonical
 from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Sweep
+from regimes.training.lane import FREE
 from regimes.training.timeline import Timeline
 
 
@@ -31,7 +33,7 @@ class Fleet:
 
     Attributes:
         kind: train, prune, retrain or measure.
-        stages: one training's snapshots, one network's masks, one retrained copy, or one pruned network's measurements.
+        stages: networks trained together, one network's masks, or one pruned network's measurements.
     """
 
     kind: str
@@ -153,25 +155,63 @@ def _closure(
     return todo, frozenset((stuck & missing).difference(failed))
 
 
-def fleets(stages: Iterable[Stage]) -> list[Fleet]:
-    """Group stages into fleets: what shares a network goes together, the long dense trainings first."""
+def fleets(stages: Iterable[Stage], capacity: int = 1, workers: int = 1) -> list[Fleet]:
+    """Group stages into fleets: networks that can be trained together, masks and measurements that share a network.
 
-    def group(stage: Stage) -> tuple[int, str]:
-        if isinstance(stage, Train):
-            return 0, stage.training
-        if isinstance(stage, Prune):
-            return 1, stage.dense.key
-        if isinstance(stage, Measure):
-            return 3, stage.subjects[0].pruned.key
-        return 2, stage.key
-
+    Args:
+        stages: to do, each after those it needs.
+        capacity: how many networks the engine trains at once; fleets of networks are at most that large, and smaller
+            where that keeps all workers busy.
+        workers: how many processes will share the work.
+    """
     stages = list(stages)
     order = {stage.key: index for index, stage in enumerate(stages)}
-    grouped = [
-        list(members) for _, members in groupby(sorted(stages, key=lambda s: (group(s), order[s.key])), key=group)
-    ]
-    grouped.sort(key=lambda members: (members[0].kind != "train", order[members[0].key]))
-    return [Fleet(members[0].kind, tuple(members)) for members in grouped]
+    groups: dict[tuple[str, ...], list[Stage]] = {}
+    asked: dict[str, tuple[int, ...]] = {}
+    for stage in stages:
+        if isinstance(stage, Train):
+            asked[stage.training] = (*asked.get(stage.training, ()), stage.epoch)
+    for stage in stages:
+        groups.setdefault(_alike(stage, asked), []).append(stage)
+    found = []
+    for members in groups.values():
+        if isinstance(members[0], (Train, Retrain)):
+            found += [Fleet(members[0].kind, part) for part in _parts(members, capacity, workers)]
+        else:
+            found.append(Fleet(members[0].kind, tuple(members)))
+    # The dense trainings first: everything waits for them.
+    return sorted(found, key=lambda fleet: (fleet.kind != "train", order[fleet.stages[0].key]))
+
+
+def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """What stages of one fleet have in common."""
+    if isinstance(stage, Train):
+        return ("train", _shape(stage.recipe), str(asked[stage.training]))
+    if isinstance(stage, Retrain):
+        return ("retrain", _shape(stage.recipe))
+    if isinstance(stage, Measure):
+        return ("measure", stage.subjects[0].pruned.key)
+    return ("prune", stage.needs[0].key)
+
+
+def _shape(recipe: Recipe) -> str:
+    """What recipes of one fleet agree in; see `lane.FREE`. SAM's second pass is taken by all or by none."""
+    return str(canonical([recipe.model_dump(exclude=set(FREE)), recipe.sam_rho > 0]))
+
+
+def _parts(members: Sequence[Stage], capacity: int, workers: int) -> Iterator[tuple[Stage, ...]]:
+    """Cut stages into parts of at most ``capacity`` networks, of even size; a training's snapshots stay together."""
+    networks: dict[str, list[Stage]] = {}
+    for stage in members:
+        networks.setdefault(stage.training if isinstance(stage, Train) else stage.key, []).append(stage)
+    count = math.ceil(len(networks) / capacity)
+    if capacity > 1 and count % workers and len(networks) >= 2 * workers:
+        count += workers - count % workers
+    each = list(networks.values())
+    for part in range(count):
+        chosen = each[part * len(each) // count : (part + 1) * len(each) // count]
+        if chosen:
+            yield tuple(stage for network in chosen for stage in network)
 
 
 def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from regimes.flow.lab import Lab
 from regimes.flow.prune import Prune
-from regimes.flow.stage import Coordinates, Outcome, Report, attempt, is_diverged, record_of
+from regimes.flow.stage import Coordinates, Outcome, Report, attempt, in_halves, is_diverged, record_of
 from regimes.flow.store import Store
 from regimes.flow.train import last_epochs, training_work
 from regimes.pruners.mask import Mask
@@ -62,27 +62,43 @@ class Retrain:
 
 
 def retrain(fleet: Sequence[Retrain], lab: Lab, store: Store, report: Report) -> None:
-    """Retrain one copy after another."""
+    """Retrain the copies of a fleet together; one whose dense network diverged is not trained at all."""
+    sound = []
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
             if is_diverged(stage.pruned, store):
-                snapshot = training.Snapshot(0, {}, {}, diverged=True)
+                _keep(stage, training.Snapshot(0, {}, {}, diverged=True), lab, store, started)
+                done(Outcome(stage.key))
             else:
-                snapshot = _trained(stage, lab, store)
-            values = last_epochs(snapshot.history, stage.recipe.last, lab, snapshot.diverged)
-            record = record_of(stage, lab, started, values, history=snapshot.history)
-            if snapshot.diverged:
-                store.write(stage.key, {**record, "status": "diverged"})
-            else:
-                store.write(stage.key, record, snapshot.weights)
-            done(Outcome(stage.key))
+                sound.append(stage)
+    in_halves(
+        sound, lambda stage: [stage], lambda stages, done: _retrain_together(stages, lab, store, done), store, report
+    )
 
 
-def _trained(stage: Retrain, lab: Lab, store: Store) -> training.Snapshot:
+def _retrain_together(stages: Sequence[Retrain], lab: Lab, store: Store, done: Report) -> None:
+    if not stages:
+        return
+    started = time.perf_counter()
+    lanes = [_lane(stage, lab, store) for stage in stages]
+    epochs = [stages[0].recipe.epochs]
+    engine = lab.spec.numerics.engine
+    for number, snapshot in training.train_fleet(lanes, lab.data, epochs, engine, evaluate_all=False):
+        _keep(stages[number], snapshot, lab, store, started, share=len(stages))
+        done(Outcome(stages[number].key))
+
+
+def _lane(stage: Retrain, lab: Lab, store: Store) -> training.Lane:
     model = lab.model_with(store.weights(stage.pruned.dense.key))
     mask = Mask.from_tensors(store.weights(stage.pruned.key), model).to(lab.device)
-    role = ("retrain", stage.pruned.dense.seed, stage.seed)
-    epochs = [stage.recipe.epochs]
-    (snapshot,) = training.train(model, lab.data, stage.recipe, role, epochs, mask=mask, evaluate_all=False)
-    return snapshot
+    return training.Lane(model, stage.recipe, ("retrain", stage.pruned.dense.seed, stage.seed), mask)
+
+
+def _keep(stage: Retrain, snapshot: training.Snapshot, lab: Lab, store: Store, started: float, share: int = 1) -> None:
+    values = last_epochs(snapshot.history, stage.recipe.last, lab, snapshot.diverged)
+    record = record_of(stage, lab, started, values, share=share, history=snapshot.history)
+    if snapshot.diverged:
+        store.write(stage.key, {**record, "status": "diverged"})
+    else:
+        store.write(stage.key, record, snapshot.weights)

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from regimes.errors import UserError
+from regimes.flow.engine import choose_engine
 from regimes.flow.executors import Stop, by_processes, in_process
 from regimes.flow.lab import Lab, LabSpec, Numerics, numerics_of
 from regimes.flow.plan import Progress, fleets, lay_out, layout_of, survey
 from regimes.flow.stage import Outcome, Stage
 from regimes.flow.store import Store, open_store
-from regimes.registry import allow_imports_from
+from regimes.registry import allow_imports_from, load
 from regimes.spec.check import read_sweep
 from regimes.spec.sweep import Sweep
+from regimes.training import ENGINES
 
 Watch = Callable[[Stage, Outcome], None]
 PACKAGES = ("regimes", "torch", "torchvision", "pyhessian", "optuna", "xarray", "seaborn", "typer", "scikit-learn")
@@ -46,7 +48,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep with its data loaded, its stages laid out and its folder surveyed."""
+    """A sweep with its data loaded, its stages laid out and its folder surveyed.
+
+    ``origin`` says which file the sweep came from, and the folder that its user's own modules stand in.
+    """
 
     sweep: Sweep
     spec: LabSpec
@@ -54,29 +59,37 @@ class Prepared:
     store: Store
     stages: list[Stage]
     progress: Progress
-    imports_from: str
+    origin: dict[str, str]
 
 
 def prepare(
-    sweep: Sweep | str | Path | None, out: str | Path | None = None, device: str = "cpu", mixed: bool = False
+    sweep: Sweep | str | Path | None,
+    out: str | Path | None = None,
+    device: str = "cpu",
+    engine: str | None = None,
+    mixed: bool = False,
 ) -> Prepared:
     """Load the data, lay the stages out and look at what the folder already holds; writes nothing."""
     if sweep is None:
-        sweep, imports_from = stored_sweep(out or "")
+        sweep, origin = stored_sweep(out or "")
     elif isinstance(sweep, Sweep):
-        imports_from = os.getcwd()
+        origin = {"file": "a sweep made in Python", "imports_from": os.getcwd()}
     else:
-        imports_from = str(Path(sweep).resolve().parent)
+        origin = {"file": str(sweep), "imports_from": str(Path(sweep).resolve().parent)}
         sweep = read_sweep(sweep)
     store = Store(Path("runs") / sweep.name if out is None else out)
-    numerics = numerics_of(device)
-    _same_numerics(store, numerics, mixed)
-    spec = LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder))
-    lab = Lab(spec)
+    head = store.head
+    began = Numerics(**head["numerics"]) if head else None
+    numerics = numerics_of(device, engine or (began.engine if began else "eager"))
+    lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
     lab.check_model()
     stages = lay_out(sweep, lab)
-    spec = dataclasses.replace(spec, fingerprint=lab.loaded.fingerprint)
-    return Prepared(sweep, spec, lab, store, stages, survey(stages, store), imports_from)
+    if engine is None and began is None:
+        numerics = dataclasses.replace(numerics, engine=_choose(sweep, stages, lab))
+    _same_numerics(store, numerics, mixed)
+    spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
+    lab.spec = spec
+    return Prepared(sweep, spec, lab, store, stages, survey(stages, store), origin)
 
 
 def run(
@@ -85,6 +98,7 @@ def run(
     *,
     workers: int | None = None,
     device: str = "cpu",
+    engine: str | None = None,
     fail_fast: bool = False,
     allow_mixed: bool = False,
     retry_failed: bool = False,
@@ -98,6 +112,7 @@ def run(
         out: the run's folder; None: ``runs/NAME``.
         workers: processes; None: one per core (one on a CUDA device); 0: in this process.
         device: "cpu", "cuda", "cuda:1", ...
+        engine: a name in `ENGINES`; None: the one the run began with, or the fastest for this model on this machine.
         fail_fast: stop at the first failure instead of going on with the rest.
         allow_mixed: go on although the run began with other numerics (device type, torch version, ...).
         retry_failed: do failed stages again.
@@ -108,7 +123,7 @@ def run(
         UserError: a mistake in the sweep, or numerics that do not fit the run.
     """
     started = time.perf_counter()
-    prepared = prepare(sweep, out, device, allow_mixed)
+    prepared = prepare(sweep, out, device, engine, allow_mixed)
     store, stages = prepared.store, prepared.stages
     _write_head(prepared)
     if retry_failed:
@@ -127,11 +142,14 @@ def run(
         if fail_fast and outcome.error is not None:
             raise Stop
 
+    processes = default_workers(device) if workers is None else workers
+    capacity = load(ENGINES, prepared.spec.numerics.engine, "engine").capacity
+    work = fleets(prepared.progress.todo, capacity, processes or 1)
     try:
-        if workers == 0:
-            in_process(fleets(prepared.progress.todo), prepared.spec, report)
+        if processes:
+            by_processes(work, prepared.spec, report, processes)
         else:
-            by_processes(fleets(prepared.progress.todo), prepared.spec, report, workers or default_workers(device))
+            in_process(work, prepared.spec, report)
     except Stop:
         pass
     finally:
@@ -140,15 +158,21 @@ def run(
     return Result(store.folder, stages, survey(stages, store), seconds)
 
 
-def stored_sweep(folder: str | Path) -> tuple[Sweep, str]:
-    """The sweep that a run's folder was last made with, and the folder its user's own modules stand in.
+def _choose(sweep: Sweep, stages: Sequence[Stage], lab: Lab) -> str:
+    recipes = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
+    return choose_engine(lab, [*recipes, sweep.retrain], sum(stage.kind == "retrain" for stage in stages))
+
+
+def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
+    """The sweep that a run's folder was last made with, and its origin.
 
     Raises:
         UserError: there is no run in the folder.
     """
     layout = open_store(folder).layout
-    allow_imports_from(layout["imports_from"])
-    return Sweep.model_validate(layout["sweep"]), layout["imports_from"]
+    origin: dict[str, str] = layout["origin"]
+    allow_imports_from(origin["imports_from"])
+    return Sweep.model_validate(layout["sweep"]), origin
 
 
 def default_workers(device: str) -> int:
@@ -176,9 +200,7 @@ def _write_head(prepared: Prepared) -> None:
     store.remove_leftovers()
     if store.head is None:
         store.write_json("run.json", {"numerics": dataclasses.asdict(prepared.spec.numerics), **environment()})
-    store.write_json(
-        "layout.json", {**layout_of(prepared.sweep, prepared.stages), "imports_from": prepared.imports_from}
-    )
+    store.write_json("layout.json", {**layout_of(prepared.sweep, prepared.stages), "origin": prepared.origin})
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from regimes.flow.lab import Lab
 from regimes.flow.store import Store
@@ -55,6 +55,7 @@ class Outcome:
 
 
 Report = Callable[[Outcome], None]
+Member = TypeVar("Member")
 
 
 @contextmanager
@@ -79,20 +80,45 @@ def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[R
                 report(Outcome(stage.key, line))
 
 
+def in_halves(
+    members: Sequence[Member],
+    stages_of: Callable[[Member], Sequence[Stage]],
+    work: Callable[[Sequence[Member], Report], None],
+    store: Store,
+    report: Report,
+) -> None:
+    """Do members together; when that raises, do each half on its own, down to the one that cannot be done.
+
+    So one network that raises fails alone, and a fleet that is too large for the memory is cut until it fits.
+    """
+    if len(members) <= 1:
+        with attempt([stage for member in members for stage in stages_of(member)], store, report) as done:
+            work(members, done)
+        return
+    try:
+        work(members, report)
+    except (Exception, SystemExit):
+        middle = len(members) // 2
+        in_halves(members[:middle], stages_of, work, store, report)
+        in_halves(members[middle:], stages_of, work, store, report)
+
+
 def is_diverged(stage: Stage, store: Store) -> bool:
     """Whether a finished stage ended in a loss that is not finite."""
     record = store.read(stage.key)
     return record is not None and record["status"] == "diverged"
 
 
-def record_of(stage: Stage, lab: Lab, started: float, values: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The record of a finished stage, ready to be stored."""
+def record_of(
+    stage: Stage, lab: Lab, started: float, values: Mapping[str, Any], share: int = 1, **more: Any
+) -> dict[str, Any]:
+    """The record of a finished stage, ready to be stored; ``share`` stages were done together since ``started``."""
     return {
         "kind": stage.kind,
         "status": "ok",
         "at": {name: each for name, each in stage.at.items() if name != "pair"},  # pairs are numbered by the sweep
         "values": dict(values),
-        "seconds": round(time.perf_counter() - started, 4),
+        "seconds": round((time.perf_counter() - started) / share, 4),
         "work": stage.work,
         "numerics": lab.spec.numerics.id,
         "description": stage.describe(),

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab
-from regimes.flow.stage import Coordinates, Outcome, Report, attempt, record_of, value
+from regimes.flow.stage import Coordinates, Outcome, Report, in_halves, record_of, value
 from regimes.flow.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Variable
@@ -85,31 +83,50 @@ def training_work(recipe: Recipe, images: tuple[int, int, int], evaluated: int) 
 
 
 def train(fleet: Sequence[Train], lab: Lab, store: Store, report: Report) -> None:
-    """Train the one network whose snapshots the fleet asks for, from the nearest snapshot that is already there."""
-    stages = {stage.epoch: stage for stage in sorted(fleet, key=lambda stage: stage.epoch)}
-    first = next(iter(stages.values()))
-    started = time.perf_counter()
-    with attempt(fleet, store, report) as done:
-        model = lab.new_model(seed_of("init", first.seed))
-        snapshots = training.train(
-            model, lab.data, first.recipe, ("dense", first.seed), list(stages), resume=_nearest(first, store)
+    """Train the networks whose snapshots the fleet asks for, each from the nearest snapshot that is already there.
+
+    Trainings of one fleet ask for the same epochs; those that start at the same one go together.
+    """
+    trainings: dict[str, dict[int, Train]] = {}
+    for stage in sorted(fleet, key=lambda stage: stage.epoch):
+        trainings.setdefault(stage.training, {})[stage.epoch] = stage
+    starts: dict[int, list[tuple[dict[int, Train], training.Snapshot | None]]] = {}
+    for stages in trainings.values():
+        nearest = _nearest(next(iter(stages.values())), store)
+        starts.setdefault(nearest.epoch if nearest else 0, []).append((stages, nearest))
+    for group in starts.values():
+        in_halves(
+            group,
+            lambda member: list(member[0].values()),
+            lambda members, done: _train_together(members, lab, store, done),
+            store,
+            report,
         )
-        for snapshot in snapshots:
-            stage = stages[snapshot.epoch]
-            store.write(stage.key, *_outcome(stage, lab, snapshot, started))
-            done(Outcome(stage.key))
-            started = time.perf_counter()
 
 
-def _outcome(
-    stage: Train, lab: Lab, snapshot: training.Snapshot, started: float
-) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    values = last_epochs(snapshot.history, stage.recipe.last, lab, snapshot.diverged)
-    record = record_of(stage, lab, started, values, history=snapshot.history)
-    if snapshot.diverged:
-        return {**record, "status": "diverged"}, None
-    momentum = {f"momentum/{name}": buffer for name, buffer in snapshot.momentum.items()}
-    return record, {**snapshot.weights, **momentum}
+def _train_together(
+    group: Sequence[tuple[dict[int, Train], training.Snapshot | None]], lab: Lab, store: Store, done: Report
+) -> None:
+    started = time.perf_counter()
+    lanes = []
+    for stages, nearest in group:
+        first = next(iter(stages.values()))
+        model = lab.new_model(seed_of("init", first.seed))
+        lanes.append(training.Lane(model, first.recipe, ("dense", first.seed), resume=nearest))
+    epochs = list(group[0][0])
+    passed: dict[int, float] = {}
+    for lane, snapshot in training.train_fleet(lanes, lab.data, epochs, lab.spec.numerics.engine):
+        stage = group[lane][0][snapshot.epoch]
+        values = last_epochs(snapshot.history, stage.recipe.last, lab, snapshot.diverged)
+        since = max((at for epoch, at in passed.items() if epoch < snapshot.epoch), default=started)
+        record = record_of(stage, lab, since, values, share=len(lanes), history=snapshot.history)
+        if snapshot.diverged:
+            store.write(stage.key, {**record, "status": "diverged"})
+        else:
+            momentum = {f"momentum/{name}": buffer for name, buffer in snapshot.momentum.items()}
+            store.write(stage.key, record, {**snapshot.weights, **momentum})
+        passed[snapshot.epoch] = time.perf_counter()
+        done(Outcome(stage.key))
 
 
 def last_epochs(history: Sequence[training.Row], last: int, lab: Lab, diverged: bool) -> dict[str, Any]:

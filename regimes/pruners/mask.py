@@ -53,10 +53,10 @@ class Mask:
         masked = [parameters[name] for name in self.layers]
         return masked, [layer.to(each) for layer, each in zip(self.layers.values(), masked, strict=True)]
 
-    def holds(self, model: nn.Module) -> bool:
-        """Whether every masked weight of the model is exactly zero."""
-        parameters = dict(model.named_parameters())
-        return all(not bool(parameters[name].detach()[~layer].any()) for name, layer in self.layers.items())
+    def holds(self, weights: nn.Module | Mapping[str, Tensor]) -> bool:
+        """Whether every masked weight of a model, or of its state dict, is exactly zero."""
+        named = weights.state_dict() if isinstance(weights, nn.Module) else weights
+        return all(not bool(named[name][~layer.to(named[name].device)].any()) for name, layer in self.layers.items())
 
     def tensors(self) -> dict[str, Tensor]:
         """The mask as tensors to be stored, eight weights a byte."""

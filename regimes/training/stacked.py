@@ -53,6 +53,8 @@ class Stacked:
         self.parameters = {name: each.detach().requires_grad_() for name, each in parameters.items()}
         self.buffers = {name: each.detach().clone() for name, each in self.buffers.items()}
         self.leaves = list(self.parameters.values())
+        if set(self.base.state_dict()) != {*self.parameters, *self.buffers}:
+            raise ValueError("tied weights or extra state: such a model is not stacked")
         self.momentum = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
         for slot, lane in enumerate(self.lanes):
             for name, buffer in (lane.resume.momentum if lane.resume else {}).items():

@@ -1,0 +1,215 @@
+"""Engines: equal to one another in float64, and within one engine a lane's bits depend on nothing but the lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import done
+from torch import Tensor, nn
+
+from regimes.data.dataset import Dataset
+from regimes.data.synthetic import synthetic
+from regimes.flow.engine import choose_engine, keeps_bits
+from regimes.flow.plan import fleets
+from regimes.flow.run import Result, prepare
+from regimes.flow.store import Store
+from regimes.models import MODELS
+from regimes.models.build import build
+from regimes.pruners.prune import prune
+from regimes.registry import load
+from regimes.spec.check import resolve
+from regimes.spec.recipe import Recipe
+from regimes.training import ENGINES
+from regimes.training.lane import Lane, Snapshot
+from regimes.training.stacked import LANES
+from regimes.training.train import train_fleet
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "preresnet": {"depth": 8, "width": 4},
+    "mlp": {"widths": [16, 16], "batch_norm": True},
+}
+RECIPE = Recipe(epochs=3, batch_size=16, augment="crop-flip", last=2)
+
+
+def data(dtype: torch.dtype = torch.float64) -> Dataset:
+    return synthetic(shape=[1, 8, 8], train=120, test=40, spread=2.0).to(torch.device("cpu"), dtype)
+
+
+def lane(
+    seed: int, model: str, recipe: Recipe = RECIPE, masked: bool = False, dtype: torch.dtype = torch.float64
+) -> Lane:
+    network = build(model, OPTIONS.get(model, {}), (1, 8, 8), 4, seed).to(dtype)
+    return Lane(network, recipe, ("test", seed), prune(network, 0.3) if masked else None)
+
+
+def ends(
+    lanes: list[Lane], engine: str, epochs: list[int] | None = None, dtype: torch.dtype = torch.float64
+) -> dict[int, Snapshot]:
+    found = dict(train_fleet(lanes, data(dtype), epochs or [3], engine))
+    return {number: found[number] for number in sorted(found)}
+
+
+def flat(snapshot: Snapshot) -> Tensor:
+    return torch.cat([each.double().flatten() for each in (*snapshot.weights.values(), *snapshot.momentum.values())])
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "eager"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "change", [{}, {"sam_rho": 0.1}, {"nesterov": True, "label_smoothing": 0.1, "schedule": "cosine"}]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_engines_are_equal_in_float64(engine: str, model: str, change: dict[str, Any], masked: bool) -> None:
+    recipes = [
+        RECIPE.model_copy(update={**change, "learning_rate": 0.02 * (1 + seed), "weight_decay": 0.01 * seed})
+        for seed in range(5)
+    ]
+    one = ends([lane(seed, model, recipe, masked) for seed, recipe in enumerate(recipes)], "eager")
+    other = ends([lane(seed, model, recipe, masked) for seed, recipe in enumerate(recipes)], engine)
+    assert list(one) == list(other) == list(range(5))
+    for number in one:
+        assert list(one[number].weights) == list(other[number].weights)
+        assert torch.allclose(flat(one[number]), flat(other[number]), rtol=1e-7, atol=1e-9)
+        for mine, theirs in zip(one[number].history, other[number].history, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-7)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_lane_does_not_depend_on_its_fleet(engine: str, model: str) -> None:
+    alone = ends([lane(0, model, dtype=torch.float32)], engine, dtype=torch.float32)[0]
+    for seeds in ([1, 0], [5, 4, 0, 3], [*range(20, 30), 0, 31]):
+        members = [lane(seed, model, dtype=torch.float32) for seed in seeds]
+        found = ends(members, engine, dtype=torch.float32)[seeds.index(0)]
+        assert torch.equal(flat(found), flat(alone))
+        assert found.history == alone.history
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+def test_resuming_equals_never_stopping_in_every_engine(engine: str, rho: float) -> None:
+    recipe = RECIPE.model_copy(update={"sam_rho": rho})
+    snapshots: dict[int, list[Snapshot]] = {}
+    for number, snapshot in train_fleet([lane(seed, "mlp", recipe) for seed in (0, 1)], data(), [1, 3], engine):
+        snapshots.setdefault(number, []).append(snapshot)
+    again = [Lane(lane(9, "mlp").model, recipe, ("test", seed), resume=snapshots[seed][0]) for seed in (0, 1)]
+    resumed = ends(again, engine)
+    for seed in (0, 1):
+        assert torch.equal(flat(resumed[seed]), flat(snapshots[seed][1]))
+        assert resumed[seed].history == snapshots[seed][1].history
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_lane_that_diverges_takes_nobody_with_it(engine: str) -> None:
+    wild = RECIPE.model_copy(update={"learning_rate": 1e30})
+    plain = [lane(seed, "preresnet") for seed in range(3)]
+    calm = ends(plain, engine)
+    mixed = ends([lane(0, "preresnet"), lane(1, "preresnet", wild), lane(2, "preresnet")], engine)
+    assert mixed[1].diverged
+    assert mixed[1].weights == {}
+    for number in (0, 2):
+        assert torch.equal(flat(mixed[number]), flat(calm[number]))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_masks_stay_in_every_engine(engine: str) -> None:
+    recipe = RECIPE.model_copy(update={"sam_rho": 0.2, "weight_decay": 0.01})
+    lanes = [lane(seed, "preresnet", recipe, masked=True, dtype=torch.float32) for seed in range(3)]
+    for number, end in ends(lanes, engine, dtype=torch.float32).items():
+        mask = lanes[number].mask
+        assert mask is not None
+        for name, layer in mask.layers.items():
+            assert int((end.weights[name] != 0).sum()) == int(layer.sum())
+
+
+# -- the choice -------------------------------------------------------------------------------------------------------
+
+
+class OddNorm(nn.Module):
+    """BatchNorm over a number of channels at which stacked kernels' sums depend on the slot."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(8, 33), nn.BatchNorm1d(33), nn.ReLU(), nn.Linear(33, classes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.net(inputs)
+        return out
+
+
+class Deciding(nn.Module):
+    """Takes a decision on its data, which cannot be stacked."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.body(inputs)
+        out: Tensor = self.head(hidden if float(hidden.mean()) > 0 else -hidden)
+        return out
+
+
+def prepared(tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any], **how: Any) -> Any:
+    return prepare(resolve({**tiny, "model": model}), tmp_path / "none", **how)
+
+
+def test_small_networks_are_stacked(tiny: dict[str, Any], tmp_path: Path) -> None:
+    assert prepared(tiny, tmp_path, tiny["model"]).spec.numerics.engine == "stacked"
+
+
+@pytest.mark.parametrize("model", [{"name": "mlp", "dropout": 0.5}, {"name": "test_engines:Deciding"}])
+def test_what_cannot_be_stacked_is_trained_one_by_one(
+    tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any]
+) -> None:
+    assert prepared(tiny, tmp_path, model).spec.numerics.engine == "eager"
+
+
+def test_an_engine_that_does_not_keep_bits_is_not_chosen(tiny: dict[str, Any], tmp_path: Path) -> None:
+    found = prepared(tiny, tmp_path, {"name": "test_engines:OddNorm"}, engine="eager")
+    kept = all(keeps_bits(found.lab, "stacked", found.sweep.recipe) for _ in range(2))
+    assert not kept
+    assert choose_engine(found.lab, [found.sweep.recipe], 100) == "eager"
+
+
+def test_a_handful_of_networks_is_not_stacked(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["temperature"], tiny["load"]["density"] = {"epochs": [4]}, [0.2]
+    assert prepared(tiny, tmp_path, tiny["model"]).spec.numerics.engine == "eager"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_keeps_its_engine_and_its_bits(
+    tiny: dict[str, Any], run_tiny: Callable[..., Result], engine: str
+) -> None:
+    one = run_tiny(tiny, "one", engine=engine)
+    two = run_tiny(tiny, "two", engine=engine, workers=2)
+    assert done(Store(one.folder)) == done(Store(two.folder))
+    first = {**tiny, "load": {"density": [0.6]}}
+    run_tiny(first, "grown", engine=engine)
+    grown = run_tiny(tiny, "grown")  # other fleets, other slots
+    assert done(Store(grown.folder)) == done(Store(one.folder))
+
+
+def test_fleets_are_full_even_and_alike(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny |= {"retrain_seeds": 3, "dense_seeds": 2, "temperature": {"learning_rate": [0.1, 0.2], "batch_size": [16, 32]}}
+    stages = prepare(resolve(tiny), tmp_path / "none").stages
+    for capacity, workers in ((1, 2), (8, 1), (8, 2), (8, 3), (100, 2)):
+        cut = fleets(stages, capacity, workers)
+        assert sorted(stage.key for fleet in cut for stage in fleet.stages) == sorted(stage.key for stage in stages)
+        retrains = [len(fleet.stages) for fleet in cut if fleet.kind == "retrain"]
+        assert sum(retrains) == 8 * 2 * 3
+        assert max(retrains) <= capacity
+        assert max(retrains) - min(retrains) <= 1
+        if capacity > 1:
+            assert len(retrains) % workers == 0
+        for fleet in cut:
+            if fleet.kind == "train":
+                assert len({stage.recipe.batch_size for stage in fleet.stages}) == 1  # type: ignore[attr-defined]
+
+
+def test_capacity_of_the_stacked_engine_is_what_it_says() -> None:
+    assert load(ENGINES, "stacked", "engine").capacity == LANES
