@@ -97,6 +97,7 @@ def test_a_grid_from_elsewhere(cli: Cli, tmp_path: Path) -> None:
         (["run", "tiny.toml", "--device", "cuda"], "no CUDA device is at hand; allowed here: cpu"),
         (["run", "tiny.toml", "--device", "tpu"], "--device tpu: allowed: cpu, cuda"),
         (["map", "tiny.toml"], "not a netCDF-4 file"),
+        (["run", "tiny.toml", "--engine", "stackd"], "unknown engine 'stackd' (did you mean 'stacked'?)"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_two(cli: Cli, toml: Path, words: list[str], said: str) -> None:

@@ -26,6 +26,7 @@ Grid = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes (default: one per core; 0: in this process).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Engine = Annotated[str | None, typer.Option(help="eager, stacked (default: the run's own, or the fastest here).")]
 FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failed cell, or go on.")]
 Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Go on with a run that began with other numerics.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -37,12 +38,17 @@ CkaCut = Annotated[float | None, typer.Option("--cka", help="Fix the CKA cut ins
 @app.command()
 @speaking
 def plan(
-    sweep: SweepFile, out: Out = None, device: Device = "cpu", workers: Workers = None, as_json: Json = False
+    sweep: SweepFile,
+    out: Out = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    engine: Engine = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a sweep would do: cells, trainings, what is done already, time and disk."""
     from regimes.cli.show import show_plan
 
-    show_plan(sweep, out, device, workers, as_json)
+    show_plan(sweep, out, workers, device, engine, as_json)
 
 
 @app.command()
@@ -52,13 +58,15 @@ def run(
     out: Out = None,
     workers: Workers = None,
     device: Device = "cpu",
+    engine: Engine = None,
     fail_fast: FailFast = False,
     allow_mixed: Mixed = False,
 ) -> None:
     """Run a sweep, or finish it: what is done is never done again."""
     from regimes.cli.watch import run_watched
 
-    run_watched(sweep, out, workers=workers, device=device, fail_fast=fail_fast, allow_mixed=allow_mixed)
+    where = {"workers": workers, "device": device, "engine": engine}
+    run_watched(sweep, out, **where, fail_fast=fail_fast, allow_mixed=allow_mixed)
 
 
 @app.command()

@@ -13,12 +13,14 @@ import typer
 KINDS = ("train", "prune", "retrain", "measure")
 
 
-def show_plan(sweep: Path, out: Path | None, device: str, workers: int | None, as_json: bool) -> None:
+def show_plan(
+    sweep: Path, out: Path | None, workers: int | None, device: str, engine: str | None, as_json: bool
+) -> None:
     """Print what a sweep would do."""
     from regimes.flow.estimate import estimate
     from regimes.flow.run import default_workers, prepare
 
-    prepared = prepare(sweep, out, device)
+    prepared = prepare(sweep, out, device, engine)
     progress, stages = prepared.progress, prepared.stages
     todo = Counter(stage.kind for stage in progress.todo)
     count = Counter(stage.kind for stage in stages)

@@ -78,6 +78,8 @@ def prepare(
         origin = {"file": str(sweep), "imports_from": str(Path(sweep).resolve().parent)}
         sweep = read_sweep(sweep)
     store = Store(Path("runs") / sweep.name if out is None else out)
+    if engine is not None:
+        load(ENGINES, engine, "engine")
     head = store.head
     began = Numerics(**head["numerics"]) if head else None
     numerics = numerics_of(device, engine or (began.engine if began else "eager"))
