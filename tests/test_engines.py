@@ -198,7 +198,7 @@ def test_fleets_are_full_even_and_alike(tiny: dict[str, Any], tmp_path: Path) ->
     tiny |= {"retrain_seeds": 3, "dense_seeds": 2, "temperature": {"learning_rate": [0.1, 0.2], "batch_size": [16, 32]}}
     stages = prepare(resolve(tiny), tmp_path / "none").stages
     for capacity, workers in ((1, 2), (8, 1), (8, 2), (8, 3), (100, 2)):
-        cut = fleets(stages, capacity, workers)
+        cut = fleets(stages, {"train": capacity, "retrain": capacity}, workers)
         assert sorted(stage.key for fleet in cut for stage in fleet.stages) == sorted(stage.key for stage in stages)
         retrains = [len(fleet.stages) for fleet in cut if fleet.kind == "retrain"]
         assert sum(retrains) == 8 * 2 * 3

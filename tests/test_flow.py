@@ -94,7 +94,7 @@ def test_several_knobs_make_a_grid(tiny: Sweep, run_tiny: Run) -> None:
 
 def test_fleets_share_what_is_shared_and_know_what_they_need(tiny: Sweep, tmp_path: Path) -> None:
     prepared = prepare(resolve(tiny), tmp_path / "none")
-    grouped = fleets(prepared.progress.todo)
+    grouped = fleets(prepared.progress.todo, {"train": 1, "retrain": 1})
     assert Counter(fleet.kind for fleet in grouped) == {"train": 1, "prune": 2, "retrain": 8, "measure": 4}
     assert {stage.key for fleet in grouped for stage in fleet.stages} == {stage.key for stage in prepared.stages}
     assert not grouped[0].needs

@@ -29,13 +29,15 @@ class Numerics:
     """What the bits of a result depend on beside its key. A run keeps the numerics it began with.
 
     Attributes:
-        engine: how networks are trained, a name in `ENGINES`.
+        dense: the engine that trains dense networks, a name in `ENGINES`.
+        engine: the engine that retrains pruned ones.
         dtype: of weights and inputs.
         device: type of device, "cpu" or "cuda".
         processor: instruction set (CPU) or card, on which the order of sums depends.
         torch: version.
     """
 
+    dense: str
     engine: str
     dtype: str
     device: str
@@ -48,10 +50,11 @@ class Numerics:
         return digest(dataclasses.asdict(self))[:8]
 
     def __str__(self) -> str:
-        return f"{self.engine}, {self.dtype}, {self.device} ({self.processor}), torch {self.torch}"
+        engines = self.engine if self.dense == self.engine else f"{self.engine} (dense networks {self.dense})"
+        return f"{engines}, {self.dtype}, {self.device} ({self.processor}), torch {self.torch}"
 
 
-def numerics_of(device: str, engine: str) -> Numerics:
+def numerics_of(device: str, dense: str, engine: str) -> Numerics:
     """Return the numerics of this machine for a device.
 
     Raises:
@@ -72,7 +75,7 @@ def numerics_of(device: str, engine: str) -> Numerics:
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     else:
         raise UserError(f"--device {device}: allowed: cpu, cuda, cuda:0, cuda:1, ...")
-    return Numerics(engine, "float32", kind, processor, torch.__version__.partition("+")[0])
+    return Numerics(dense, engine, "float32", kind, processor, torch.__version__.partition("+")[0])
 
 
 @dataclass(frozen=True)

@@ -155,13 +155,13 @@ def _closure(
     return todo, frozenset((stuck & missing).difference(failed))
 
 
-def fleets(stages: Iterable[Stage], capacity: int = 1, workers: int = 1) -> list[Fleet]:
+def fleets(stages: Iterable[Stage], capacity: Mapping[str, int], workers: int = 1) -> list[Fleet]:
     """Group stages into fleets: networks that can be trained together, masks and measurements that share a network.
 
     Args:
         stages: to do, each after those it needs.
-        capacity: how many networks the engine trains at once; fleets of networks are at most that large, and smaller
-            where that keeps all workers busy.
+        capacity: {"train": n, "retrain": m}, how many networks the engines train at once; fleets are at most that
+            large, and smaller where that keeps all workers busy.
         workers: how many processes will share the work.
     """
     stages = list(stages)
@@ -176,7 +176,7 @@ def fleets(stages: Iterable[Stage], capacity: int = 1, workers: int = 1) -> list
     found = []
     for members in groups.values():
         if isinstance(members[0], (Train, Retrain)):
-            found += [Fleet(members[0].kind, part) for part in _parts(members, capacity, workers)]
+            found += [Fleet(members[0].kind, part) for part in _parts(members, capacity[members[0].kind], workers)]
         else:
             found.append(Fleet(members[0].kind, tuple(members)))
     # The dense trainings first: everything waits for them.

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -82,12 +83,12 @@ def prepare(
         load(ENGINES, engine, "engine")
     head = store.head
     began = Numerics(**head["numerics"]) if head else None
-    numerics = numerics_of(device, engine or (began.engine if began else "eager"))
+    numerics = numerics_of(device, *((began.dense, began.engine) if began and not engine else [engine or "eager"] * 2))
     lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
     lab.check_model()
     stages = lay_out(sweep, lab)
     if engine is None and began is None:
-        numerics = dataclasses.replace(numerics, engine=_choose(sweep, stages, lab))
+        numerics = _fastest(numerics, sweep, stages, lab)
     _same_numerics(store, numerics, mixed)
     spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
     lab.spec = spec
@@ -145,7 +146,11 @@ def run(
             raise Stop
 
     processes = default_workers(device) if workers is None else workers
-    capacity = load(ENGINES, prepared.spec.numerics.engine, "engine").capacity
+    numerics = prepared.spec.numerics
+    capacity = {
+        kind: load(ENGINES, engine, "engine").capacity
+        for kind, engine in (("train", numerics.dense), ("retrain", numerics.engine))
+    }
     work = fleets(prepared.progress.todo, capacity, processes or 1)
     try:
         if processes:
@@ -160,9 +165,17 @@ def run(
     return Result(store.folder, stages, survey(stages, store), seconds)
 
 
-def _choose(sweep: Sweep, stages: Sequence[Stage], lab: Lab) -> str:
-    recipes = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
-    return choose_engine(lab, [*recipes, sweep.retrain], sum(stage.kind == "retrain" for stage in stages))
+def _fastest(numerics: Numerics, sweep: Sweep, stages: Sequence[Stage], lab: Lab) -> Numerics:
+    """The engines that are fastest for the networks of a sweep, chosen for dense and retrained ones apart."""
+    dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
+    # Snapshots of one training are one network; trainings that differ in batch size cannot go together.
+    alike = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
+    retrained = sum(stage.kind == "retrain" for stage in stages)
+    return dataclasses.replace(
+        numerics,
+        dense=choose_engine(lab, dense, min(alike.values()) * sweep.dense_seeds),
+        engine=choose_engine(lab, [sweep.retrain], retrained),
+    )
 
 
 def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
