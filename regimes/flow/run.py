@@ -89,7 +89,10 @@ def prepare(
     stages = lay_out(sweep, lab)
     if engine is None and began is None:
         numerics = _fastest(numerics, sweep, stages, lab)
-    _same_numerics(store, numerics, mixed)
+    if (
+        began is not None or store.head is None
+    ):  # else another command has just begun this run: `run` adopts its engines
+        _same_numerics(store, numerics, mixed)
     spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
     lab.spec = spec
     return Prepared(sweep, spec, lab, store, stages, survey(stages, store), origin)
@@ -128,7 +131,7 @@ def run(
     started = time.perf_counter()
     prepared = prepare(sweep, out, device, engine, allow_mixed)
     store, stages = prepared.store, prepared.stages
-    _write_head(prepared)
+    prepared = _write_head(prepared, adopt=engine is None and not allow_mixed)
     if retry_failed:
         for key in prepared.progress.failed:
             store.failure_file(key).unlink(missing_ok=True)
@@ -210,12 +213,20 @@ def _same_numerics(store: Store, numerics: Numerics, mixed: bool) -> None:
         )
 
 
-def _write_head(prepared: Prepared) -> None:
-    store = prepared.store
+def _write_head(prepared: Prepared, adopt: bool) -> Prepared:
+    """Keep what the run is; another command on this folder may have been quicker, then its engines are adopted."""
+    store, spec = prepared.store, prepared.spec
     store.remove_leftovers()
     if store.head is None:
-        store.write_json("run.json", {"numerics": dataclasses.asdict(prepared.spec.numerics), **environment()})
+        store.write_json("run.json", {"numerics": dataclasses.asdict(spec.numerics), **environment()}, first=True)
     store.write_json("layout.json", {**layout_of(prepared.sweep, prepared.stages), "origin": prepared.origin})
+    began = Numerics(**(store.head or {})["numerics"])
+    if adopt:
+        spec = dataclasses.replace(
+            spec, numerics=dataclasses.replace(spec.numerics, dense=began.dense, engine=began.engine)
+        )
+        _same_numerics(store, spec.numerics, mixed=False)
+    return dataclasses.replace(prepared, spec=spec)
 
 
 def environment() -> dict[str, Any]:

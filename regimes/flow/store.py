@@ -164,9 +164,9 @@ class Store:
             raise UserError(f"{problem}; write it again with: regimes run SWEEP.toml --out {self.folder}")
         return layout
 
-    def write_json(self, name: str, content: Record) -> None:
-        """Keep one of the run's own files, e.g. run.json."""
-        write_checked(self.folder / name, content)
+    def write_json(self, name: str, content: Record, first: bool = False) -> None:
+        """Keep one of the run's own files, e.g. run.json; with ``first`` the one that was there first stays."""
+        write_checked(self.folder / name, content, first)
 
     def read_json(self, name: str) -> Record | None:
         """Read one of the run's own files; None when it is not there.
