@@ -15,7 +15,8 @@ from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.flow.engine import choose_engine, keeps_bits
 from regimes.flow.plan import fleets
-from regimes.flow.run import Result, prepare
+from regimes.flow.prepare import prepare
+from regimes.flow.run import Result
 from regimes.flow.store import Store
 from regimes.models import MODELS
 from regimes.models.build import build

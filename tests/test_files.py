@@ -16,7 +16,8 @@ import regimes
 from regimes.errors import UserError
 from regimes.flow import files
 from regimes.flow.files import Damaged
-from regimes.flow.run import Result, prepare
+from regimes.flow.prepare import prepare
+from regimes.flow.run import Result
 from regimes.flow.store import Store
 from regimes.spec.check import resolve
 

@@ -13,7 +13,8 @@ from conftest import done
 
 import regimes
 from regimes.flow.plan import fleets
-from regimes.flow.run import Result, prepare
+from regimes.flow.prepare import prepare
+from regimes.flow.run import Result
 from regimes.flow.store import Store
 from regimes.spec.check import resolve
 

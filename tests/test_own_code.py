@@ -13,7 +13,8 @@ import pytest
 from conftest import done, write_toml
 
 from regimes.errors import UserError
-from regimes.flow.run import Result, prepare, run
+from regimes.flow.prepare import prepare
+from regimes.flow.run import Result, run
 from regimes.flow.store import Store
 from regimes.models.mlp import MLP
 

@@ -18,7 +18,8 @@ def show_plan(
 ) -> None:
     """Print what a sweep would do."""
     from regimes.flow.estimate import estimate
-    from regimes.flow.run import default_workers, prepare
+    from regimes.flow.head import default_workers
+    from regimes.flow.prepare import prepare
 
     prepared = prepare(sweep, out, device, engine)
     progress, stages = prepared.progress, prepared.stages
@@ -106,7 +107,7 @@ def show_status(run: Path, as_json: bool) -> None:
 def show_clean(run: Path) -> None:
     """Remove weights that nothing needs and print what was freed."""
     from regimes.flow.clean import clean
-    from regimes.flow.run import prepare
+    from regimes.flow.prepare import prepare
 
     prepared = prepare(None, run, mixed=True)
     files, freed = clean(prepared.stages, prepared.progress, prepared.store)

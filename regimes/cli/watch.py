@@ -15,7 +15,7 @@ from regimes.cli.show import duration, place
 from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
-    from regimes.flow.run import Prepared
+    from regimes.flow.prepare import Prepared
     from regimes.flow.stage import Outcome, Stage
 
 EVERY = 15.0  # seconds between plain lines

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from regimes.data.dataset import Dataset, Split
-from regimes.flow.lab import Lab, one_thread
+from regimes.flow.lab import Lab, Numerics, one_thread
+from regimes.flow.stage import Stage
 from regimes.registry import load
 from regimes.spec.recipe import Recipe
+from regimes.spec.sweep import Sweep
 from regimes.training import ENGINES
 from regimes.training.lane import Engine, Lane
 from regimes.training.stacked import has_private_randomness
 
 STEPS = 4  # of a trial
 WORTH = 0.95  # another engine has to take less than this share of eager's time
+
+
+def fastest(numerics: Numerics, sweep: Sweep, stages: Sequence[Stage], lab: Lab) -> Numerics:
+    """The engines that are fastest for the networks of a sweep, chosen for dense and retrained ones apart."""
+    dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
+    # Snapshots of one training are one network; trainings that differ in batch size cannot go together.
+    alike = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
+    retrained = sum(stage.kind == "retrain" for stage in stages)
+    return dataclasses.replace(
+        numerics,
+        dense=choose_engine(lab, dense, min(alike.values()) * sweep.dense_seeds),
+        engine=choose_engine(lab, [sweep.retrain], retrained),
+    )
 
 
 def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int) -> str:

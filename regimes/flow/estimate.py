@@ -76,31 +76,35 @@ def _work(stages: Iterable[Stage]) -> list[tuple[str, float]]:
 
 
 def _rates(stages: Iterable[Stage], store: Store) -> dict[str, float]:
-    """Seconds per unit of work, by kind, from finished stages (snapshots record only their own stretch of the way)."""
+    """Seconds per unit of work, by kind, from finished stages."""
     seconds: dict[str, float] = {}
-    work: dict[str, float] = {}
+    done: list[Stage] = []
     for stage in stages:
         try:
             record = store.read(stage.key)
         except Damaged:
             continue
-        if record is not None and record["status"] == "ok" and not isinstance(stage, Train):
+        if record is not None and record["status"] == "ok":
             seconds[stage.kind] = seconds.get(stage.kind, 0.0) + record["seconds"]
-            work[stage.kind] = work.get(stage.kind, 0.0) + record["work"]
-    rates = {kind: seconds[kind] / work[kind] for kind in seconds if work[kind]}
-    return {**rates, "train": rates["retrain"]} if "retrain" in rates else rates
+            done.append(stage)
+    work: dict[str, float] = {}
+    for kind, amount in _work(done):
+        work[kind] = work.get(kind, 0.0) + amount
+    return {kind: seconds[kind] / work[kind] for kind in seconds if work[kind]}
 
 
 def _calibrated(lab: Lab, recipe: Recipe) -> dict[str, float]:
     """Seconds per forward pass of one image, in training and in measuring, of a fresh model on one thread."""
     plain = recipe.model_copy(update={"sam_rho": 0.0})
-    training = seconds_per_image(lab, lab.spec.numerics.engine, plain) / 3  # a step is about three forward passes
+    numerics = lab.spec.numerics
+    # A step is about three forward passes.
+    rates = {engine: seconds_per_image(lab, engine, plain) / 3 for engine in (numerics.dense, numerics.engine)}
     with one_thread():
         model = lab.new_model(seed=0)
         inputs = lab.data.train.inputs[:CHUNK]
         with evaluating(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
-    return {"train": training, "retrain": training, "prune": training, "measure": forward}
+    return {"train": rates[numerics.dense], "retrain": rates[numerics.engine], "prune": forward, "measure": forward}
 
 
 def _seconds(work: object, times: int) -> float:

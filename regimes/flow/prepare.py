@@ -1,0 +1,80 @@
+"""Prepare a run: read the sweep, load the data, try the model, choose the engines, lay out and survey the stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from regimes.flow.engine import fastest
+from regimes.flow.head import same_numerics
+from regimes.flow.lab import Lab, LabSpec, Numerics, numerics_of
+from regimes.flow.plan import Progress, lay_out, survey
+from regimes.flow.stage import Stage
+from regimes.flow.store import Store, open_store
+from regimes.registry import allow_imports_from, load
+from regimes.spec.check import read_sweep
+from regimes.spec.sweep import Sweep
+from regimes.training import ENGINES
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep with its data loaded, its stages laid out and its folder surveyed.
+
+    ``origin`` says which file the sweep came from, and the folder that its user's own modules stand in.
+    """
+
+    sweep: Sweep
+    spec: LabSpec
+    lab: Lab
+    store: Store
+    stages: list[Stage]
+    progress: Progress
+    origin: dict[str, str]
+
+
+def prepare(
+    sweep: Sweep | str | Path | None,
+    out: str | Path | None = None,
+    device: str = "cpu",
+    engine: str | None = None,
+    mixed: bool = False,
+) -> Prepared:
+    """Load the data, lay the stages out and look at what the folder already holds; writes nothing."""
+    if sweep is None:
+        sweep, origin = stored_sweep(out or "")
+    elif isinstance(sweep, Sweep):
+        origin = {"file": "a sweep made in Python", "imports_from": os.getcwd()}
+    else:
+        origin = {"file": str(sweep), "imports_from": str(Path(sweep).resolve().parent)}
+        sweep = read_sweep(sweep)
+    store = Store(Path("runs") / sweep.name if out is None else out)
+    if engine is not None:
+        load(ENGINES, engine, "engine")
+    head = store.head
+    began = Numerics(**head["numerics"]) if head else None
+    numerics = numerics_of(device, *((began.dense, began.engine) if began and not engine else [engine or "eager"] * 2))
+    lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
+    lab.check_model()
+    stages = lay_out(sweep, lab)
+    if engine is None and began is None:
+        numerics = fastest(numerics, sweep, stages, lab)
+    if not mixed and (began is not None or store.head is None):
+        same_numerics(store, numerics)  # else another command has just begun this run: `begin` adopts its engines
+    spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
+    lab.spec = spec
+    return Prepared(sweep, spec, lab, store, stages, survey(stages, store), origin)
+
+
+def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
+    """The sweep that a run's folder was last made with, and its origin.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    layout = open_store(folder).layout
+    origin: dict[str, str] = layout["origin"]
+    allow_imports_from(origin["imports_from"])
+    return Sweep.model_validate(layout["sweep"]), origin
