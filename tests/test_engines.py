@@ -105,11 +105,12 @@ def test_resuming_equals_never_stopping_in_every_engine(engine: str, rho: float)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_lane_that_diverges_takes_nobody_with_it(engine: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_lane_that_diverges_takes_nobody_with_it(engine: str, dtype: torch.dtype) -> None:
     wild = RECIPE.model_copy(update={"learning_rate": 1e30})
-    plain = [lane(seed, "preresnet") for seed in range(3)]
-    calm = ends(plain, engine)
-    mixed = ends([lane(0, "preresnet"), lane(1, "preresnet", wild), lane(2, "preresnet")], engine)
+    calm = ends([lane(seed, "preresnet", dtype=dtype) for seed in range(3)], engine, dtype=dtype)
+    recipes = [RECIPE, wild, RECIPE]
+    mixed = ends([lane(seed, "preresnet", each, dtype=dtype) for seed, each in enumerate(recipes)], engine, dtype=dtype)
     assert mixed[1].diverged
     assert mixed[1].weights == {}
     for number in (0, 2):
@@ -163,7 +164,63 @@ def test_small_networks_are_stacked(tiny: dict[str, Any], tmp_path: Path) -> Non
     assert prepared(tiny, tmp_path, tiny["model"]).spec.numerics.engine == "stacked"
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp", "dropout": 0.5}, {"name": "test_engines:Deciding"}])
+class Drifting(nn.Module):
+    """Sets a buffer anew at every step, which a functional call does not see."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, classes)
+        self.mean = nn.Buffer(torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.body(inputs)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(dim=0)
+        out: Tensor = self.head(hidden - self.mean)
+        return out
+
+
+class Unused(nn.Module):
+    """Has a parameter that the loss does not reach."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.body, self.head, self.spare = nn.Linear(8, 8), nn.Linear(8, classes), nn.Linear(2, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(inputs).relu())
+        return out
+
+
+class Frozen(Unused):
+    """Has a layer that is not trained."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__(input_shape, classes)
+        del self.spare
+        self.body.weight.requires_grad_(False)
+
+
+def test_a_frozen_layer_stays_where_it_was_in_every_engine() -> None:
+    d = synthetic(shape=[8], train=120, test=40).to(torch.device("cpu"), torch.float64)
+    recipe = RECIPE.model_copy(update={"augment": "none", "weight_decay": 0.1})
+    found = []
+    for engine in ENGINES:
+        network = build("test_engines:Frozen", {}, (8,), 4, 0).double()
+        before = network.body.weight.clone()  # type: ignore[union-attr,operator]
+        (end,) = dict(train_fleet([Lane(network, recipe, ("x",))], d, [3], engine)).values()
+        assert torch.equal(end.weights["body.weight"], before)
+        found.append(end)
+    assert torch.allclose(found[0].weights["head.weight"], found[1].weights["head.weight"])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "mlp", "dropout": 0.5},
+        *({"name": f"test_engines:{each}"} for each in ("Deciding", "Drifting", "Unused")),
+    ],
+)
 def test_what_cannot_be_stacked_is_trained_one_by_one(
     tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any]
 ) -> None:

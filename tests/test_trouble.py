@@ -146,9 +146,9 @@ def test_two_runs_on_one_folder_do_each_other_no_harm(tiny: Sweep, tmp_path: Pat
 
     sweep = resolve(tiny)
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda _: run(sweep, tmp_path / "both", workers=1), range(2)))
+        results = list(pool.map(lambda _: run(sweep, tmp_path / "both", workers=1, engine="stacked"), range(2)))
     assert all(not result.progress.todo and not result.progress.damaged for result in results)
-    alone = run(sweep, tmp_path / "alone", workers=0)
+    alone = run(sweep, tmp_path / "alone", workers=0, engine="stacked")
     assert done(Store(tmp_path / "both")) == done(Store(alone.folder))
 
 

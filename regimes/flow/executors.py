@@ -134,8 +134,9 @@ class Supervisor:
             self._close(event)
             self._wake_idle()
         elif isinstance(event, EOFError):
-            self._bury(worker)
-        else:  # the fleet is finished
+            if worker in self.workers:
+                self._bury(worker)
+        elif worker in self.workers:  # the fleet is finished
             worker.fleet = None
             self._hand_out(worker)
             self._wake_idle()
@@ -163,10 +164,14 @@ class Supervisor:
         if fleet is None:
             return  # it was idle: the others go on without it
         left = tuple(stage for stage in fleet.stages if stage.key not in worker.finished)
+        halves = Fleet(fleet.kind, left).halves()
         deaths = max((self.deaths.get(stage.key, 0) for stage in left), default=0) + 1
-        self.deaths |= {stage.key: deaths for stage in left}
-        if deaths < TRIES:
-            self.waiting.put_back(fleet)
+        if len(halves) > 1:  # one network may have killed it for all: cut the fleet until that one is alone
+            for half in reversed(halves):
+                self.waiting.put_back(half)
+        elif deaths < TRIES and left:
+            self.deaths |= {stage.key: deaths for stage in left}
+            self.waiting.put_back(halves[0])
         else:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             line = f"the worker process died {deaths} times on it ({how}): out of memory, or a native crash?"

@@ -38,7 +38,7 @@ def same_numerics(store: Store, numerics: Numerics) -> None:
         )
 
 
-def begin(prepared: Prepared, adopt: bool) -> Prepared:
+def begin(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
     """Keep what the run is; another command on this folder may have been quicker, then its engines are adopted."""
     store, spec = prepared.store, prepared.spec
     store.remove_leftovers()
@@ -50,6 +50,7 @@ def begin(prepared: Prepared, adopt: bool) -> Prepared:
         spec = dataclasses.replace(
             spec, numerics=dataclasses.replace(spec.numerics, dense=began.dense, engine=began.engine)
         )
+    if not mixed:
         same_numerics(store, spec.numerics)
     return dataclasses.replace(prepared, spec=spec)
 

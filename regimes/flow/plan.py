@@ -45,6 +45,17 @@ class Fleet:
         own = {stage.key for stage in self.stages}
         return {need.key for stage in self.stages for need in stage.needs} - own
 
+    def halves(self) -> list[Fleet]:
+        """The fleet cut in two by networks, or itself when it holds one; a training's snapshots stay together."""
+        networks: dict[str, list[Stage]] = {}
+        for stage in self.stages:
+            networks.setdefault(stage.training if isinstance(stage, Train) else stage.key, []).append(stage)
+        if self.kind not in ("train", "retrain") or len(networks) < 2:
+            return [self]
+        each = list(networks.values())
+        parts = (each[: len(each) // 2], each[len(each) // 2 :])
+        return [Fleet(self.kind, tuple(stage for network in part for stage in network)) for part in parts]
+
     def without(self, failed: set[str]) -> Fleet:
         """The fleet without the stages that need a failed one, each of which is added to ``failed``."""
         left = tuple(stage for stage in self.stages if not any(need.key in failed for need in stage.needs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def prepare(
     lab.check_model()
     stages = lay_out(sweep, lab)
     if engine is None and began is None:
-        numerics = fastest(numerics, sweep, stages, lab)
+        numerics = remembered(numerics, store) or fastest(numerics, sweep, stages, lab)
     if not mixed and (began is not None or store.head is None):
         same_numerics(store, numerics)  # else another command has just begun this run: `begin` adopts its engines
     spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
@@ -78,3 +79,11 @@ def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
     origin: dict[str, str] = layout["origin"]
     allow_imports_from(origin["imports_from"])
     return Sweep.model_validate(layout["sweep"]), origin
+
+
+def remembered(numerics: Numerics, store: Store) -> Numerics | None:
+    """The engines of a run whose run.json was removed, by the id that its records bear; None where there are none."""
+    known = next(store.numerics(), None)
+    pairs = itertools.product(ENGINES, repeat=2)
+    candidates = (dataclasses.replace(numerics, dense=dense, engine=engine) for dense, engine in pairs)
+    return next((each for each in candidates if each.id == known), None)

@@ -70,7 +70,7 @@ def run(
     started = time.perf_counter()
     prepared = prepare(sweep, out, device, engine, allow_mixed)
     store, stages = prepared.store, prepared.stages
-    prepared = begin(prepared, adopt=engine is None and not allow_mixed)
+    prepared = begin(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
     if retry_failed:
         for key in prepared.progress.failed:
             store.failure_file(key).unlink(missing_ok=True)

@@ -86,21 +86,33 @@ def in_halves(
     work: Callable[[Sequence[Member], Report], None],
     store: Store,
     report: Report,
+    finished: frozenset[str] = frozenset(),
 ) -> None:
     """Do members together; when that raises, do each half on its own, down to the one that cannot be done.
 
-    So one network that raises fails alone, and a fleet that is too large for the memory is cut until it fits.
+    So one network that raises fails alone, and a fleet that is too large for the memory is cut until it fits. What was
+    ``finished`` before the fleet raised stays so.
     """
-    if len(members) <= 1:
-        with attempt([stage for member in members for stage in stages_of(member)], store, report) as done:
-            work(members, done)
+    left = [member for member in members if any(stage.key not in finished for stage in stages_of(member))]
+    if len(left) <= 1:
+        open_stages = [stage for member in left for stage in stages_of(member) if stage.key not in finished]
+        with attempt(open_stages, store, report) as done:
+            work(left, done)
         return
+    reported = set(finished)
+
+    def note(outcome: Outcome) -> None:
+        reported.add(outcome.key)
+        report(outcome)
+
     try:
-        work(members, report)
+        work(left, note)
+        return
     except (Exception, SystemExit):
-        middle = len(members) // 2
-        in_halves(members[:middle], stages_of, work, store, report)
-        in_halves(members[middle:], stages_of, work, store, report)
+        pass  # out of this block first: while an exception is handled, its frames hold the memory of the failed fleet
+    middle = len(left) // 2
+    for half in (left[:middle], left[middle:]):
+        in_halves(half, stages_of, work, store, report, frozenset(reported))
 
 
 def is_diverged(stage: Stage, store: Store) -> bool:

@@ -85,15 +85,15 @@ def training_work(recipe: Recipe, images: tuple[int, int, int], evaluated: int) 
 def train(fleet: Sequence[Train], lab: Lab, store: Store, report: Report) -> None:
     """Train the networks whose snapshots the fleet asks for, each from the nearest snapshot that is already there.
 
-    Trainings of one fleet ask for the same epochs; those that start at the same one go together.
+    Those that start at the same epoch and ask for the same ones go together.
     """
     trainings: dict[str, dict[int, Train]] = {}
     for stage in sorted(fleet, key=lambda stage: stage.epoch):
         trainings.setdefault(stage.training, {})[stage.epoch] = stage
-    starts: dict[int, list[tuple[dict[int, Train], training.Snapshot | None]]] = {}
+    starts: dict[tuple[int, ...], list[tuple[dict[int, Train], training.Snapshot | None]]] = {}
     for stages in trainings.values():
         nearest = _nearest(next(iter(stages.values())), store)
-        starts.setdefault(nearest.epoch if nearest else 0, []).append((stages, nearest))
+        starts.setdefault((nearest.epoch if nearest else 0, *stages), []).append((stages, nearest))
     for group in starts.values():
         in_halves(
             group,
@@ -107,6 +107,8 @@ def train(fleet: Sequence[Train], lab: Lab, store: Store, report: Report) -> Non
 def _train_together(
     group: Sequence[tuple[dict[int, Train], training.Snapshot | None]], lab: Lab, store: Store, done: Report
 ) -> None:
+    if not group:
+        return
     started = time.perf_counter()
     lanes = []
     for stages, nearest in group:
@@ -148,7 +150,8 @@ def last_epochs(history: Sequence[training.Row], last: int, lab: Lab, diverged: 
 def _nearest(first: Train, store: Store) -> training.Snapshot | None:
     """The latest sound snapshot of this training before the first epoch asked for."""
     found = (store.folder / "records" / first.key[:2]).glob(f"{first.training}-e*.json")
-    epochs = sorted((int(path.stem.rpartition("-e")[2]) for path in found), reverse=True)
+    numbers = (path.stem.rpartition("-e")[2] for path in found)
+    epochs = sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
     for epoch in (each for each in epochs if each < first.epoch):
         key = f"{first.training}-e{epoch}"
         try:

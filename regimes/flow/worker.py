@@ -32,8 +32,11 @@ def main() -> None:
     threading.Thread(target=_receive, args=(orders, inbox), daemon=True).start()
 
     def answer(message: Any) -> None:
-        pickle.dump(message, answers)
-        answers.flush()
+        try:
+            pickle.dump(message, answers)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(0)  # the supervisor has gone; no stage is to blame
 
     lab, store = Lab(spec), Store(spec.folder)
     while True:

@@ -21,6 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from regimes.data.dataset import Dataset, Split
 from regimes.landscape.error import CHUNK
+from regimes.models.build import seeded
 from regimes.training.lane import Lane, Row, Tensors
 
 LANES = 8
@@ -50,11 +51,14 @@ class Stacked:
             if lane.mask is not None:
                 lane.mask.apply(lane.model)
         parameters, self.buffers = stack_module_state([lane.model for lane in self.lanes])
-        self.parameters = {name: each.detach().requires_grad_() for name, each in parameters.items()}
-        self.buffers = {name: each.detach().clone() for name, each in self.buffers.items()}
-        self.leaves = list(self.parameters.values())
-        if set(self.base.state_dict()) != {*self.parameters, *self.buffers}:
+        if set(self.base.state_dict()) != {*parameters, *self.buffers}:
             raise ValueError("tied weights or extra state: such a model is not stacked")
+        trained = {name for name, each in self.base.named_parameters() if each.requires_grad}
+        self.parameters = {name: each.detach().requires_grad_() for name, each in parameters.items() if name in trained}
+        # Frozen parameters are carried along like buffers: no step touches them.
+        frozen = {name: each for name, each in parameters.items() if name not in trained}
+        self.buffers = {name: each.detach().clone() for name, each in {**frozen, **self.buffers}.items()}
+        self.leaves = list(self.parameters.values())
         self.momentum = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
         for slot, lane in enumerate(self.lanes):
             for name, buffer in (lane.resume.momentum if lane.resume else {}).items():
@@ -77,6 +81,10 @@ class Stacked:
         steps = timeline.steps_per_epoch
         total = torch.zeros(LANES, dtype=torch.float64, device=self.data.train.targets.device)
         self.base.train()
+        with seeded(0):
+            return self._walk(number, steps, total)
+
+    def _walk(self, number: int, steps: int, total: Tensor) -> list[float]:
         walks = [stream.batches(number * steps, (number + 1) * steps) for stream in self.streams]
         for batches in zip(*walks, strict=True):
             step = batches[0][0]

@@ -86,4 +86,4 @@ class Stepper:
     def set_momentum(self, buffers: dict[str, Tensor]) -> None:
         """Put momentum buffers back, so that training goes on as if it had never stopped."""
         for name, buffer in buffers.items():
-            self.sgd.state[self.named[name]]["momentum_buffer"] = buffer.clone()
+            self.sgd.state[self.named[name]]["momentum_buffer"] = buffer.to(self.named[name]).clone()
