@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
-from regimes.flow.engine import choose_engine, keeps_bits
+from regimes.flow.engine import Choice, choose_engine, keeps_bits
 from regimes.flow.plan import fleets
 from regimes.flow.prepare import prepare
 from regimes.flow.run import Result
@@ -21,12 +21,11 @@ from regimes.flow.store import Store
 from regimes.models import MODELS
 from regimes.models.build import build
 from regimes.pruners.prune import prune
-from regimes.registry import load
 from regimes.spec.check import resolve
 from regimes.spec.recipe import Recipe
 from regimes.training import ENGINES
 from regimes.training.lane import Lane, Snapshot
-from regimes.training.stacked import LANES
+from regimes.training.stacked import LEAST, MOST, padded
 from regimes.training.train import train_fleet
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -132,7 +131,7 @@ def test_masks_stay_in_every_engine(engine: str) -> None:
 
 
 class OddNorm(nn.Module):
-    """BatchNorm over a number of channels at which stacked kernels' sums depend on the slot."""
+    """BatchNorm over a number of channels at which, stacked, a kernel's sums depend on the slot."""
 
     def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -229,9 +228,9 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(
 
 def test_an_engine_that_does_not_keep_bits_is_not_chosen(tiny: dict[str, Any], tmp_path: Path) -> None:
     found = prepared(tiny, tmp_path, {"name": "test_engines:OddNorm"}, engine="eager")
-    kept = all(keeps_bits(found.lab, "stacked", found.sweep.recipe) for _ in range(2))
+    kept = all(keeps_bits(found.lab, Choice("stacked", 8), found.sweep.recipe) for _ in range(2))
     assert not kept
-    assert choose_engine(found.lab, [found.sweep.recipe], 100) == "eager"
+    assert choose_engine(found.lab, [found.sweep.recipe], 100) == Choice("eager", 1)
 
 
 def test_a_handful_of_networks_is_not_stacked(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -269,5 +268,7 @@ def test_fleets_are_full_even_and_alike(tiny: dict[str, Any], tmp_path: Path) ->
                 assert len({stage.recipe.batch_size for stage in fleet.stages}) == 1  # type: ignore[attr-defined]
 
 
-def test_capacity_of_the_stacked_engine_is_what_it_says() -> None:
-    assert load(ENGINES, "stacked", "engine").capacity == LANES
+def test_a_fleet_is_padded_to_a_power_of_two() -> None:
+    plain, narrow = nn.Linear(3, 3), nn.BatchNorm2d(4)
+    assert [padded(lanes, plain) for lanes in (1, 2, 4, 5, 8, 9, 33, MOST)] == [LEAST, LEAST, 4, 8, 8, 16, 64, MOST]
+    assert [padded(lanes, narrow) for lanes in (1, 8, 9)] == [8, 8, 16]

@@ -27,6 +27,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (defau
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes (default: one per core; 0: in this process).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Engine = Annotated[str | None, typer.Option(help="eager, stacked (default: the run's own, or the fastest here).")]
+Precision = Annotated[
+    str | None, typer.Option(help="Of training steps: float32, bfloat16 (default: the run's own, or float32).")
+]
 FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failed cell, or go on.")]
 Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Go on with a run that began with other numerics.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -43,12 +46,13 @@ def plan(
     workers: Workers = None,
     device: Device = "cpu",
     engine: Engine = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Say what a sweep would do: cells, trainings, what is done already, time and disk."""
     from regimes.cli.show import show_plan
 
-    show_plan(sweep, out, workers, device, engine, as_json)
+    show_plan(sweep, out, workers, device, engine, precision, as_json)
 
 
 @app.command()
@@ -59,13 +63,14 @@ def run(
     workers: Workers = None,
     device: Device = "cpu",
     engine: Engine = None,
+    precision: Precision = None,
     fail_fast: FailFast = False,
     allow_mixed: Mixed = False,
 ) -> None:
     """Run a sweep, or finish it: what is done is never done again."""
     from regimes.cli.watch import run_watched
 
-    where = {"workers": workers, "device": device, "engine": engine}
+    where = {"workers": workers, "device": device, "engine": engine, "precision": precision}
     run_watched(sweep, out, **where, fail_fast=fail_fast, allow_mixed=allow_mixed)
 
 

@@ -14,14 +14,21 @@ KINDS = ("train", "prune", "retrain", "measure")
 
 
 def show_plan(
-    sweep: Path, out: Path | None, workers: int | None, device: str, engine: str | None, as_json: bool
+    sweep: Path,
+    out: Path | None,
+    workers: int | None,
+    device: str,
+    engine: str | None,
+    precision: str | None,
+    as_json: bool,
 ) -> None:
     """Print what a sweep would do."""
     from regimes.flow.estimate import estimate
     from regimes.flow.head import default_workers
     from regimes.flow.prepare import prepare
 
-    prepared = prepare(sweep, out, device, engine)
+    workers = workers or default_workers(device)
+    prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers)
     progress, stages = prepared.progress, prepared.stages
     todo = Counter(stage.kind for stage in progress.todo)
     count = Counter(stage.kind for stage in stages)
@@ -29,8 +36,7 @@ def show_plan(
     failed = {
         place(stage.kind, stage.at): progress.failed[stage.key] for stage in stages if stage.key in progress.failed
     }
-    workers = workers or default_workers(device)
-    cost = estimate(progress.todo, stages, prepared.lab, prepared.store, prepared.sweep.retrain)
+    cost = estimate(prepared, workers)
     trainings = {stage.training for stage in stages if stage.kind == "train"}  # type: ignore[attr-defined]
     facts: dict[str, Any] = {
         "name": prepared.sweep.name,
@@ -47,6 +53,8 @@ def show_plan(
         "workers": workers,
         "wall_seconds": round(cost.wall_seconds(workers), 1) if progress.todo else 0.0,
         "disk_bytes": cost.disk_bytes,
+        "memory_bytes_per_worker": cost.memory_bytes,
+        "lanes": prepared.lanes,
         "estimate": cost.source,
         "numerics": str(prepared.spec.numerics),
     }
@@ -62,9 +70,11 @@ def show_plan(
     _say_trouble(facts)
     typer.echo(
         f"  expected: {duration(facts['wall_seconds'])} with {workers} worker{'s' * (workers != 1)} "
-        f"({duration(cost.core_seconds)} of one core, {cost.source}), {size(cost.disk_bytes)} on disk"
+        f"({duration(cost.core_seconds)} of one core, {cost.source}), {size(cost.disk_bytes)} on disk, "
+        f"{size(cost.memory_bytes)} of memory a worker"
     )
-    typer.echo(f"  numerics: {facts['numerics']}")
+    together = "; ".join(f"{kind} {count} at once" for kind, count in prepared.lanes.items())
+    typer.echo(f"  numerics: {facts['numerics']}; {together}")
 
 
 def show_status(run: Path, as_json: bool) -> None:

@@ -20,9 +20,12 @@ class Split(NamedTuple):
     inputs: Tensor
     targets: Tensor
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
-        """The split on a device, its inputs in a floating dtype."""
-        return Split(self.inputs.to(device, dtype), self.targets.to(device))
+    def to(
+        self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format
+    ) -> Split:
+        """The split on a device, its inputs in a floating dtype; images in a memory format."""
+        inputs = self.inputs.to(device, dtype)
+        return Split(inputs.to(memory_format=layout) if inputs.dim() == 4 else inputs, self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,11 @@ class Dataset:
                 digest.update(array.numpy().tobytes())
         return digest.hexdigest()[:20]
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Dataset:
+    def to(
+        self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format
+    ) -> Dataset:
         """The same data on a device. Take the fingerprint before: it hashes what was loaded."""
-        train, val, test = (split.to(device, dtype) for split in (self.train, self.val, self.test))
+        train, val, test = (split.to(device, dtype, layout) for split in (self.train, self.val, self.test))
         return Dataset(train, val, test, self.classes, self.title)
 
 

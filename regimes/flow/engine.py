@@ -1,86 +1,122 @@
-"""Which engine trains: tried on the very model before the first run, kept with the run ever after."""
+"""Which engine trains, and how many networks at once: tried on the very model before the first run, then kept."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from regimes.data.dataset import Dataset, Split
-from regimes.flow.lab import Lab, Numerics, one_thread
+from regimes.flow.lab import Lab, one_thread
+from regimes.flow.memory import networks_that_fit
+from regimes.flow.plan import fleet_count
 from regimes.flow.stage import Stage
 from regimes.registry import load
 from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Sweep
 from regimes.training import ENGINES
 from regimes.training.lane import Engine, Lane
-from regimes.training.stacked import has_private_randomness
+from regimes.training.stacked import LEAST, has_private_randomness, padded
 
 STEPS = 4  # of a trial
-WORTH = 0.95  # another engine has to take less than this share of eager's time
+SLOW = 0.08  # seconds of an eager step on a CPU from which it is bound by arithmetic: stacking saves nothing
+WORTH = 0.95  # another engine, or more lanes, has to take less than this share of the time
+PATIENCE = 2.0  # seconds of a trial after which two epochs have to do
+SIZES = (8, 16, 32, 64)  # lanes that are tried
 
 
-def fastest(numerics: Numerics, sweep: Sweep, stages: Sequence[Stage], lab: Lab) -> Numerics:
-    """The engines that are fastest for the networks of a sweep, chosen for dense and retrained ones apart."""
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and how many networks it is given at once."""
+
+    engine: str
+    lanes: int
+
+
+def fastest(lab: Lab, sweep: Sweep, stages: Sequence[Stage], workers: int) -> dict[str, Choice]:
+    """What is fastest for the networks of a sweep, chosen for dense ("train") and retrained ones ("retrain") apart."""
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     # Snapshots of one training are one network; trainings that differ in batch size cannot go together.
     alike = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
     retrained = sum(stage.kind == "retrain" for stage in stages)
-    return dataclasses.replace(
-        numerics,
-        dense=choose_engine(lab, dense, min(alike.values()) * sweep.dense_seeds),
-        engine=choose_engine(lab, [sweep.retrain], retrained),
-    )
+    return {
+        "train": choose_engine(lab, dense, min(alike.values()) * sweep.dense_seeds, workers),
+        "retrain": choose_engine(lab, [sweep.retrain], retrained, workers),
+    }
 
 
-def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int) -> str:
+def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: int = 1) -> Choice:
     """Return the fastest engine for these networks that keeps its promise of bits.
 
     It must do what "eager" does, in float64 up to rounding, and a lane's bits must depend neither on its slot nor on
-    its neighbours, at every batch size of the sweep, with SAM where a recipe has it; that is tried, not assumed. Where
-    an engine fails, raises, or gains nothing, "eager" it is.
+    its neighbours nor on the number of lanes, at every batch size of the sweep, with SAM where a recipe has it; that is
+    tried, not assumed. Where an engine fails, raises, or gains nothing, "eager" it is.
 
     Args:
         lab: data, model, device.
         recipes: of everything that will be trained; the last one counts for time.
         networks: how many there will be; a handful is not worth stacking.
+        workers: processes that share the memory.
     """
+    alone = Choice("eager", 1)
     recipes = list({(recipe.batch_size, recipe.sam_rho > 0): recipe for recipe in recipes}.values())
-    if networks < load(ENGINES, "stacked", "engine").capacity or has_private_randomness(lab.new_model(seed=0)):
-        return "eager"
+    model = lab.new_model(seed=0)
+    fit = networks_that_fit(lab, max(recipes, key=lambda each: each.batch_size), workers)
+    sizes = [each for each in SIZES if padded(1, model) <= each <= min(padded(networks, model), fit)]
+    if networks < LEAST or not sizes or has_private_randomness(model):
+        return alone
     try:
-        eager, stacked = (seconds_per_image(lab, engine, recipes[-1]) for engine in ("eager", "stacked"))
-        good = stacked < WORTH * eager and all(
-            equals_eager(lab, "stacked", recipe) and keeps_bits(lab, "stacked", recipe) for recipe in recipes
-        )
+        best, seconds = alone, seconds_per_image(lab, alone, recipes[-1])
+        if lab.device.type == "cpu" and seconds * recipes[-1].batch_size > SLOW:
+            return alone
+        for lanes in sizes:
+            choice = Choice("stacked", lanes)
+            trial = seconds_per_image(lab, choice, recipes[-1]) * _padding(networks, lanes, workers, model)
+            if trial > WORTH * seconds:
+                break
+            best, seconds = choice, trial
+        if best == alone or not all(equals_eager(lab, best.engine, recipe) for recipe in recipes):
+            return alone
+        return best if all(keeps_bits(lab, best, recipe) for recipe in recipes) else alone
     except Exception:  # an operation that vmap does not know raises anything
-        return "eager"
-    return "stacked" if good else "eager"
+        return alone
 
 
-def seconds_per_image(lab: Lab, engine: str, recipe: Recipe) -> float:
+def _padding(networks: int, lanes: int, workers: int, model: nn.Module) -> float:
+    """Lanes that will be computed over networks that there are: an empty lane costs as much as a full one."""
+    count = fleet_count(networks, lanes, workers)
+    return count * padded(math.ceil(networks / count), model) / networks
+
+
+def seconds_per_image(lab: Lab, choice: Choice, recipe: Recipe) -> float:
     """Seconds of one training step per image and network, on one thread; the best of two short trials."""
-    kind: type[Engine] = load(ENGINES, engine, "engine")
     with one_thread():
-        trial = kind(_lanes(lab, recipe, range(kind.capacity)), _few(lab.data, recipe))
+        trial = _trial(lab, choice.engine, recipe, range(choice.lanes))
         found = []
         for epoch in range(3):
             started = time.perf_counter()
             trial.epoch(epoch)
             found.append(time.perf_counter() - started)
-    return min(found[1:]) / (kind.capacity * _steps(lab.data, recipe) * recipe.batch_size)
+            if epoch and sum(found) > PATIENCE:
+                break
+    return min(found[1:]) / (choice.lanes * _steps(lab.data, recipe) * recipe.batch_size)
 
 
-def keeps_bits(lab: Lab, engine: str, recipe: Recipe) -> bool:
-    """Whether a network gets the same bits in the first slot, in the last beside others, and in a fleet of two."""
-    kind: type[Engine] = load(ENGINES, engine, "engine")
+def keeps_bits(lab: Lab, choice: Choice, recipe: Recipe) -> bool:
+    """Whether a network gets the same bits in the first slot, in the last beside others, and in smaller fleets."""
+    fleets: list[list[int]] = [[*range(choice.lanes)], [*range(20, 20 + choice.lanes - 1), 0], [40, 0]]
+    if choice.lanes > SIZES[0]:
+        fleets.append([0, *range(60, 60 + SIZES[0] - 1)])
     ends = []
     with one_thread():
-        for members in ([0, *range(1, kind.capacity)], [*range(20, 20 + kind.capacity - 1), 0], [40, 0]):
-            trial = kind(_lanes(lab, recipe, members), _few(lab.data, recipe))
+        for members in fleets:
+            trial = _trial(lab, choice.engine, recipe, members)
             trial.epoch(0)
             slot = members.index(0)
             weights, momentum = trial.state(slot)
@@ -115,6 +151,11 @@ def equals_eager(lab: Lab, engine: str, recipe: Recipe) -> bool:
         judged == errors and all(torch.allclose(one[name], other[name], rtol=1e-6, atol=1e-8) for name in one)
         for (one, judged), (other, errors) in zip(*ends, strict=True)
     )
+
+
+def _trial(lab: Lab, engine: str, recipe: Recipe, seeds: Sequence[int]) -> Engine:
+    kind: type[Engine] = load(ENGINES, engine, "engine")
+    return kind(_lanes(lab, recipe, seeds), _few(lab.data, recipe), lab.spec.numerics.precision)
 
 
 def _lanes(lab: Lab, recipe: Recipe, seeds: Sequence[int]) -> list[Lane]:

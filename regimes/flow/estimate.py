@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from regimes.flow.engine import seconds_per_image
+from regimes.flow.engine import Choice, seconds_per_image
 from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab, one_thread
+from regimes.flow.memory import PROCESS, bytes_per_network
+from regimes.flow.prepare import Prepared
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store
 from regimes.flow.train import Train
@@ -27,11 +29,13 @@ class Cost:
     Attributes:
         core_seconds: on one core of this machine.
         disk_bytes: records and weights that will be added.
+        memory_bytes: of one worker at its peak.
         source: "measured in this run" or "calibrated on this machine".
     """
 
     core_seconds: float
     disk_bytes: int
+    memory_bytes: int
     source: str
 
     def wall_seconds(self, workers: int) -> float:
@@ -39,18 +43,33 @@ class Cost:
         return self.core_seconds / max(1, workers) + 3.0
 
 
-def estimate(todo: Sequence[Stage], stages: Sequence[Stage], lab: Lab, store: Store, recipe: Recipe) -> Cost:
+def estimate(prepared: Prepared, workers: int) -> Cost:
     """Estimate what the stages to do will take.
 
     Seconds per unit of work come from this run's own records where a kind of stage has some, otherwise from timing a
     few steps and forward passes of the very model.
     """
-    measured = _rates(stages, store)
+    todo, lab = prepared.progress.todo, prepared.lab
+    measured = _rates(prepared.stages, prepared.store)
     kinds = {stage.kind for stage in todo}
-    rates = measured if kinds <= set(measured) else {**_calibrated(lab, recipe), **measured}
+    recipe = prepared.sweep.retrain
+    rates = measured if kinds <= set(measured) else {**_calibrated(lab, prepared.lanes, recipe), **measured}
     seconds = sum(work * rates[kind] for kind, work in _work(todo))
     source = "measured in this run" if kinds <= set(measured) else "calibrated on this machine"
-    return Cost(seconds, disk(todo, lab), source)
+    return Cost(seconds, disk(todo, lab), memory(prepared), source)
+
+
+def memory(prepared: Prepared) -> int:
+    """Bytes that one worker will hold: itself, the data, a fleet in training."""
+    lab, sweep = prepared.lab, prepared.sweep
+    splits = (lab.data.train, lab.data.val, lab.data.test)
+    data = 2 * sum(split.inputs.nbytes + split.targets.nbytes for split in splits)  # as loaded, and as trained on
+    recipes = {"train": [sweep.dense_recipe(each) for each in sweep.temperatures()], "retrain": [sweep.retrain]}
+    fleets = [
+        bytes_per_network(lab, max(each, key=lambda recipe: recipe.batch_size)) * prepared.lanes[kind]
+        for kind, each in recipes.items()
+    ]
+    return PROCESS + data + max(fleets)
 
 
 def disk(todo: Iterable[Stage], lab: Lab) -> int:
@@ -93,12 +112,13 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[str, float]:
     return {kind: seconds[kind] / work[kind] for kind in seconds if work[kind]}
 
 
-def _calibrated(lab: Lab, recipe: Recipe) -> dict[str, float]:
+def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:
     """Seconds per forward pass of one image, in training and in measuring, of a fresh model on one thread."""
     plain = recipe.model_copy(update={"sam_rho": 0.0})
     numerics = lab.spec.numerics
     # A step is about three forward passes.
-    rates = {engine: seconds_per_image(lab, engine, plain) / 3 for engine in (numerics.dense, numerics.engine)}
+    choices = {Choice(numerics.dense, lanes["train"]), Choice(numerics.engine, lanes["retrain"])}
+    rates = {choice.engine: seconds_per_image(lab, choice, plain) / 3 for choice in choices}
     with one_thread():
         model = lab.new_model(seed=0)
         inputs = lab.data.train.inputs[:CHUNK]

@@ -21,6 +21,9 @@ from regimes.flow.store import Store
 from regimes.flow.waiting import Waiting
 from regimes.flow.work import do
 
+# glibc gives the memory of every large tensor back to the system and asks for it again at the next layer; keeping it
+# makes forward passes on 32x32 images 1.5 times as fast. Other systems do not read these names.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 TRIES = 3  # a fleet whose worker died is handed out this often before it counts as failed
 
 
@@ -93,7 +96,7 @@ class Supervisor:
                 worker.process.wait()
 
     def _spawn(self) -> _Worker:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {**KEEP_MEMORY, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "regimes.flow.worker"],
             stdin=subprocess.PIPE,

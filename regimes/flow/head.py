@@ -43,7 +43,8 @@ def begin(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
     store, spec = prepared.store, prepared.spec
     store.remove_leftovers()
     if store.head is None:
-        store.write_json("run.json", {"numerics": dataclasses.asdict(spec.numerics), **environment()}, first=True)
+        head = {"numerics": dataclasses.asdict(spec.numerics), "lanes": prepared.lanes, **environment()}
+        store.write_json("run.json", head, first=True)
     store.write_json("layout.json", {**layout_of(prepared.sweep, prepared.stages), "origin": prepared.origin})
     began = Numerics(**(store.head or {})["numerics"])
     if adopt:

@@ -22,6 +22,7 @@ from regimes.models.build import build
 from regimes.registry import load, source_id, with_defaults
 from regimes.spec.keys import digest
 from regimes.spec.sweep import Named
+from regimes.training.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Numerics:
         dense: the engine that trains dense networks, a name in `ENGINES`.
         engine: the engine that retrains pruned ones.
         dtype: of weights and inputs.
+        precision: of training steps, a name in `PRECISIONS`; what is measured is measured in ``dtype``.
+        layout: memory format of images and convolutions.
         device: type of device, "cpu" or "cuda".
         processor: instruction set (CPU) or card, on which the order of sums depends.
         torch: version.
@@ -43,6 +46,8 @@ class Numerics:
     device: str
     processor: str
     torch: str
+    precision: str = "float32"
+    layout: str = "contiguous_format"
 
     @property
     def id(self) -> str:
@@ -51,15 +56,22 @@ class Numerics:
 
     def __str__(self) -> str:
         engines = self.engine if self.dense == self.engine else f"{self.engine} (dense networks {self.dense})"
-        return f"{engines}, {self.dtype}, {self.device} ({self.processor}), torch {self.torch}"
+        steps = self.dtype if self.precision == self.dtype else f"{self.dtype}, steps in {self.precision}"
+        return (
+            f"{engines}, {steps}, {self.layout.replace('_', '-')}, {self.device} ({self.processor}), torch {self.torch}"
+        )
 
 
-def numerics_of(device: str, dense: str, engine: str) -> Numerics:
+def numerics_of(device: str, dense: str, engine: str, precision: str = "float32") -> Numerics:
     """Return the numerics of this machine for a device.
 
+    Images and convolutions are kept channels-last: no slower for any shape that was tried, up to 1.3 times as fast.
+
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or the precision is none of `PRECISIONS`.
     """
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: allowed: {', '.join(PRECISIONS)}")
     kind = device.partition(":")[0]
     if kind == "cuda":
         if not torch.cuda.is_available():
@@ -75,7 +87,8 @@ def numerics_of(device: str, dense: str, engine: str) -> Numerics:
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     else:
         raise UserError(f"--device {device}: allowed: cpu, cuda, cuda:0, cuda:1, ...")
-    return Numerics(dense, engine, "float32", kind, processor, torch.__version__.partition("+")[0])
+    version = torch.__version__.partition("+")[0]
+    return Numerics(dense, engine, "float32", kind, processor, version, precision, "channels_last")
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,7 @@ class Lab:
             torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(spec.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
+        self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
 
     @cached_property
     def loaded(self) -> Dataset:
@@ -134,7 +148,7 @@ class Lab:
     @cached_property
     def data(self) -> Dataset:
         """The data on the device."""
-        return self.loaded.to(self.device, self.dtype)
+        return self.loaded.to(self.device, self.dtype, self.layout)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -151,7 +165,8 @@ class Lab:
             model = build(self.spec.model.name, self.spec.model.options, data.input_shape, data.classes, seed)
             if not isinstance(model, nn.Module):
                 raise TypeError(f"returned {type(model).__name__}; it must return a torch.nn.Module")
-        return model.to(self.device, self.dtype)
+        model.to(self.device, self.dtype)
+        return in_layout(model, self.layout)
 
     def check_model(self) -> None:
         """Run a fresh model on a few inputs, so that one that does not fit the data says so before any work.
@@ -175,6 +190,14 @@ class Lab:
         model = self.new_model(seed=0)
         model.load_state_dict({name: each for name, each in weights.items() if not name.startswith("momentum/")})
         return model
+
+
+def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The model itself, the weights of its 2-d convolutions in a memory format; their values stay."""
+    for each in (*model.parameters(), *model.buffers()):
+        if each.dim() == 4:
+            each.data = each.data.contiguous(memory_format=layout)
+    return model
 
 
 @contextmanager

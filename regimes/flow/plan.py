@@ -194,6 +194,14 @@ def fleets(stages: Iterable[Stage], capacity: Mapping[str, int], workers: int = 
     return sorted(found, key=lambda fleet: (fleet.kind != "train", order[fleet.stages[0].key]))
 
 
+def fleet_count(networks: int, capacity: int, workers: int) -> int:
+    """How many fleets so many networks make: as few as the capacity allows, evenly shared out among workers."""
+    count = math.ceil(networks / capacity)
+    if capacity > 1 and count % workers and networks >= 2 * workers:
+        count += workers - count % workers
+    return count
+
+
 def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """What stages of one fleet have in common."""
     if isinstance(stage, Train):
@@ -215,9 +223,7 @@ def _parts(members: Sequence[Stage], capacity: int, workers: int) -> Iterator[tu
     networks: dict[str, list[Stage]] = {}
     for stage in members:
         networks.setdefault(stage.training if isinstance(stage, Train) else stage.key, []).append(stage)
-    count = math.ceil(len(networks) / capacity)
-    if capacity > 1 and count % workers and len(networks) >= 2 * workers:
-        count += workers - count % workers
+    count = fleet_count(len(networks), capacity, workers)
     each = list(networks.values())
     for part in range(count):
         chosen = each[part * len(each) // count : (part + 1) * len(each) // count]

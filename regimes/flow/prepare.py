@@ -7,10 +7,12 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from regimes.flow.engine import fastest
+from regimes.flow.engine import SIZES, Choice, fastest
 from regimes.flow.head import same_numerics
 from regimes.flow.lab import Lab, LabSpec, Numerics, numerics_of
+from regimes.flow.memory import networks_that_fit
 from regimes.flow.plan import Progress, lay_out, survey
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store, open_store
@@ -24,7 +26,8 @@ from regimes.training import ENGINES
 class Prepared:
     """A sweep with its data loaded, its stages laid out and its folder surveyed.
 
-    ``origin`` says which file the sweep came from, and the folder that its user's own modules stand in.
+    ``lanes`` says how many networks are trained at once, {"train": n, "retrain": m}; ``origin`` says which file the
+    sweep came from, and the folder that its user's own modules stand in.
     """
 
     sweep: Sweep
@@ -34,6 +37,7 @@ class Prepared:
     stages: list[Stage]
     progress: Progress
     origin: dict[str, str]
+    lanes: dict[str, int]
 
 
 def prepare(
@@ -42,6 +46,8 @@ def prepare(
     device: str = "cpu",
     engine: str | None = None,
     mixed: bool = False,
+    precision: str | None = None,
+    workers: int = 1,
 ) -> Prepared:
     """Load the data, lay the stages out and look at what the folder already holds; writes nothing."""
     if sweep is None:
@@ -56,17 +62,21 @@ def prepare(
         load(ENGINES, engine, "engine")
     head = store.head
     began = Numerics(**head["numerics"]) if head else None
-    numerics = numerics_of(device, *((began.dense, began.engine) if began and not engine else [engine or "eager"] * 2))
+    usual = began or Numerics("eager", "eager", "", "", "", "")
+    dense, other = (engine or usual.dense, engine or usual.engine)
+    numerics = numerics_of(device, dense, other, precision or usual.precision)
     lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
     lab.check_model()
     stages = lay_out(sweep, lab)
+    lanes = lanes_of(numerics, head, sweep, lab, workers)
     if engine is None and began is None:
-        numerics = remembered(numerics, store) or fastest(numerics, sweep, stages, lab)
+        known = remembered(numerics, store)
+        numerics, lanes = (known, lanes) if known else _choose(numerics, fastest(lab, sweep, stages, workers))
     if not mixed and (began is not None or store.head is None):
         same_numerics(store, numerics)  # else another command has just begun this run: `begin` adopts its engines
     spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
     lab.spec = spec
-    return Prepared(sweep, spec, lab, store, stages, survey(stages, store), origin)
+    return Prepared(sweep, spec, lab, store, stages, survey(stages, store), origin, lanes)
 
 
 def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
@@ -79,6 +89,26 @@ def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
     origin: dict[str, str] = layout["origin"]
     allow_imports_from(origin["imports_from"])
     return Sweep.model_validate(layout["sweep"]), origin
+
+
+def _choose(numerics: Numerics, choices: dict[str, Choice]) -> tuple[Numerics, dict[str, int]]:
+    engines = {"dense": choices["train"].engine, "engine": choices["retrain"].engine}
+    return dataclasses.replace(numerics, **engines), {kind: choice.lanes for kind, choice in choices.items()}
+
+
+def lanes_of(numerics: Numerics, head: dict[str, Any] | None, sweep: Sweep, lab: Lab, workers: int) -> dict[str, int]:
+    """How many networks each engine is given at once: as the run had it, or the usual number; less if memory is short.
+
+    The number is no part of the numerics: bits do not depend on it.
+    """
+    usual = (head or {}).get("lanes", {"train": SIZES[0], "retrain": SIZES[0]})
+    dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
+    largest = {"train": max(dense, key=lambda recipe: recipe.batch_size), "retrain": sweep.retrain}
+    engines = {"train": numerics.dense, "retrain": numerics.engine}
+    return {
+        kind: 1 if engine == "eager" else min(usual[kind], networks_that_fit(lab, largest[kind], workers))
+        for kind, engine in engines.items()
+    }
 
 
 def remembered(numerics: Numerics, store: Store) -> Numerics | None:

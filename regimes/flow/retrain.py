@@ -83,8 +83,11 @@ def _retrain_together(stages: Sequence[Retrain], lab: Lab, store: Store, done: R
     started = time.perf_counter()
     lanes = [_lane(stage, lab, store) for stage in stages]
     epochs = [stages[0].recipe.epochs]
-    engine = lab.spec.numerics.engine
-    for number, snapshot in training.train_fleet(lanes, lab.data, epochs, engine, evaluate_all=False):
+    numerics = lab.spec.numerics
+    trained = training.train_fleet(
+        lanes, lab.data, epochs, numerics.engine, evaluate_all=False, precision=numerics.precision
+    )
+    for number, snapshot in trained:
         _keep(stages[number], snapshot, lab, store, started, share=len(stages))
         done(Outcome(stages[number].key))
 

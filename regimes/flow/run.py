@@ -13,9 +13,7 @@ from regimes.flow.head import begin, default_workers, log
 from regimes.flow.plan import Progress, fleets, survey
 from regimes.flow.prepare import Prepared, prepare
 from regimes.flow.stage import Outcome, Stage
-from regimes.registry import load
 from regimes.spec.sweep import Sweep
-from regimes.training import ENGINES
 
 Watch = Callable[[Stage, Outcome], None]
 
@@ -44,6 +42,7 @@ def run(
     workers: int | None = None,
     device: str = "cpu",
     engine: str | None = None,
+    precision: str | None = None,
     fail_fast: bool = False,
     allow_mixed: bool = False,
     retry_failed: bool = False,
@@ -58,6 +57,7 @@ def run(
         workers: processes; None: one per core (one on a CUDA device); 0: in this process.
         device: "cpu", "cuda", "cuda:1", ...
         engine: a name in `ENGINES`; None: the one the run began with, or the fastest for this model on this machine.
+        precision: of training steps, "float32" or "bfloat16"; None: the one the run began with, or float32.
         fail_fast: stop at the first failure instead of going on with the rest.
         allow_mixed: go on although the run began with other numerics (device type, torch version, ...).
         retry_failed: do failed stages again.
@@ -68,7 +68,8 @@ def run(
         UserError: a mistake in the sweep, or numerics that do not fit the run.
     """
     started = time.perf_counter()
-    prepared = prepare(sweep, out, device, engine, allow_mixed)
+    processes = default_workers(device) if workers is None else workers
+    prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1)
     store, stages = prepared.store, prepared.stages
     prepared = begin(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
     if retry_failed:
@@ -84,11 +85,7 @@ def run(
         if fail_fast and outcome.error is not None:
             raise Stop
 
-    processes = default_workers(device) if workers is None else workers
-    numerics = prepared.spec.numerics
-    engines = {"train": load(ENGINES, numerics.dense, "engine"), "retrain": load(ENGINES, numerics.engine, "engine")}
-    capacity = {kind: each.capacity for kind, each in engines.items()}
-    work = fleets(prepared.progress.todo, capacity, processes or 1)
+    work = fleets(prepared.progress.todo, prepared.lanes, processes or 1)
     try:
         if processes:
             by_processes(work, prepared.spec, report, processes)

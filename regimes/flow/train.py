@@ -117,7 +117,9 @@ def _train_together(
         lanes.append(training.Lane(model, first.recipe, ("dense", first.seed), resume=nearest))
     epochs = list(group[0][0])
     passed: dict[int, float] = {}
-    for lane, snapshot in training.train_fleet(lanes, lab.data, epochs, lab.spec.numerics.dense):
+    numerics = lab.spec.numerics
+    trained = training.train_fleet(lanes, lab.data, epochs, numerics.dense, precision=numerics.precision)
+    for lane, snapshot in trained:
         stage = group[lane][0][snapshot.epoch]
         values = last_epochs(snapshot.history, stage.recipe.last, lab, snapshot.diverged)
         since = max((at for epoch, at in passed.items() if epoch < snapshot.epoch), default=started)

@@ -12,6 +12,7 @@ from regimes.data.dataset import Dataset
 from regimes.landscape.error import error_and_loss
 from regimes.models.build import seeded
 from regimes.training.lane import Lane, Row, Tensors
+from regimes.training.precision import arithmetic
 from regimes.training.step import Stepper
 
 
@@ -20,8 +21,9 @@ class Eager:
 
     capacity = 1
 
-    def __init__(self, lanes: Sequence[Lane], data: Dataset) -> None:
+    def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
         (self.lane,) = lanes
+        self.precision = precision
         self.data = data
         self.model = self.lane.model
         self.stream = self.lane.stream(data)
@@ -44,7 +46,9 @@ class Eager:
 
                 def loss(step: int = step, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
                     torch.manual_seed(self.stream.noise(step))  # dropout draws the same in both of SAM's passes
-                    return F.cross_entropy(self.model(inputs), targets, label_smoothing=smoothing)
+                    with arithmetic(self.precision, inputs.device):
+                        answers = self.model(inputs)
+                    return F.cross_entropy(answers.to(inputs.dtype), targets, label_smoothing=smoothing)
 
                 total += self.stepper(loss, timeline.learning_rate(step))
         return [float(total) / steps]

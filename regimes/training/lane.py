@@ -62,6 +62,11 @@ class Lane:
         """Epochs already done."""
         return self.resume.epoch if self.resume else 0
 
+    @property
+    def shape(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and shape of everything in the model: lanes of one shape can be trained as one."""
+        return tuple((name, tuple(each.shape)) for name, each in self.model.state_dict().items())
+
     def stream(self, data: Dataset) -> Stream:
         """The batches of this training."""
         timeline = Timeline(self.recipe, len(data.train.targets))
@@ -73,11 +78,12 @@ FREE = ("learning_rate", "weight_decay", "sam_rho", "stop")
 
 
 class Engine(Protocol):
-    """Takes the steps of up to ``capacity`` lanes at once; they start at one epoch and share all but `FREE`."""
+    """Takes the steps of up to ``capacity`` lanes at once; they have one shape, start at one epoch and share all but
+    `FREE`. ``precision`` is that of the steps; see `precision.arithmetic`."""
 
     capacity: ClassVar[int]
 
-    def __init__(self, lanes: Sequence[Lane], data: Dataset) -> None:
+    def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
         """Take over the lanes' models; nothing is computed yet."""
 
     def epoch(self, number: int) -> list[float]:

@@ -1,39 +1,51 @@
-"""The engine "stacked": eight networks of one shape as one, by ``torch.func.vmap``, in lock-step.
+"""The engine "stacked": several networks of one shape as one, by ``torch.func.vmap``, in lock-step.
 
 Small networks leave most of a core idle: a step is bound by the number of calls, not by arithmetic. Stacked, one call
-serves eight networks; convolutions become grouped ones over images whose channels lie next to each other.
+serves all of them; convolutions become grouped ones over images whose channels lie next to each other.
 
-Always exactly eight lanes: a fleet that is not full is filled up with copies of its last lane, because the order of
-sums inside a kernel may depend on the number of lanes. With that number fixed, a lane's bits depend neither on its
-slot nor on its neighbours for most shapes; `regimes.flow.engine` tries it on the very model before it lets this engine
-be used.
+The number of lanes is a power of two: a fleet that is not full is filled up with copies of its last lane. There is a
+least number, at which the channels of every BatchNorm fill whole vectors: from there on a lane's bits depend neither on
+the number of lanes nor on its slot or its neighbours. `regimes.flow.engine` tries that on the very model before it lets
+this engine be used.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from regimes.data.dataset import Dataset, Split
 from regimes.landscape.error import CHUNK
 from regimes.models.build import seeded
 from regimes.training.lane import Lane, Row, Tensors
+from regimes.training.precision import arithmetic
 
-LANES = 8
+LEAST, MOST = 4, 64  # lanes
+VECTOR = 32  # channels at a time that BatchNorm's sums are taken in; a ragged end is summed in another order
+
+
+def padded(lanes: int, model: nn.Module) -> int:
+    """The number of lanes that so many networks are trained in."""
+    channels = [each.num_features for each in model.modules() if isinstance(each, _BatchNorm)]
+    return max(LEAST, VECTOR // math.gcd(VECTOR, *channels), 1 << (lanes - 1).bit_length())
 
 
 class Stacked:
-    """Trains up to eight lanes at once."""
+    """Trains up to `MOST` lanes at once."""
 
-    capacity = LANES
+    capacity = MOST
 
-    def __init__(self, lanes: Sequence[Lane], data: Dataset) -> None:
-        self.lanes = [*lanes, *[lanes[-1]] * (LANES - len(lanes))]
+    def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
+        self.count = padded(len(lanes), lanes[0].model)
+        self.lanes = [*lanes, *[lanes[-1]] * (self.count - len(lanes))]
+        self.precision = precision
         self.data = data
         self.recipe = lanes[0].recipe
         self.streams = [lane.stream(data) for lane in self.lanes]
@@ -54,7 +66,8 @@ class Stacked:
         if set(self.base.state_dict()) != {*parameters, *self.buffers}:
             raise ValueError("tied weights or extra state: such a model is not stacked")
         trained = {name for name, each in self.base.named_parameters() if each.requires_grad}
-        self.parameters = {name: each.detach().requires_grad_() for name, each in parameters.items() if name in trained}
+        parameters = {name: each.detach().contiguous() for name, each in parameters.items()}
+        self.parameters = {name: each.requires_grad_() for name, each in parameters.items() if name in trained}
         # Frozen parameters are carried along like buffers: no step touches them.
         frozen = {name: each for name, each in parameters.items() if name not in trained}
         self.buffers = {name: each.detach().clone() for name, each in {**frozen, **self.buffers}.items()}
@@ -79,7 +92,7 @@ class Stacked:
         """Train one scheduled epoch of every lane."""
         timeline = self.streams[0].timeline
         steps = timeline.steps_per_epoch
-        total = torch.zeros(LANES, dtype=torch.float64, device=self.data.train.targets.device)
+        total = torch.zeros(self.count, dtype=torch.float64, device=self.data.train.targets.device)
         self.base.train()
         with seeded(0):
             return self._walk(number, steps, total)
@@ -108,11 +121,12 @@ class Stacked:
         return losses
 
     def _gradients(self, inputs: Tensor, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
-        outputs = self.run(self.parameters, buffers, inputs)  # (lanes, batch, classes)
+        with arithmetic(self.precision, inputs.device):
+            outputs = self.run(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
         losses = F.cross_entropy(
             outputs.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=self.recipe.label_smoothing
         )
-        losses = losses.view(LANES, -1).mean(dim=1)
+        losses = losses.view(self.count, -1).mean(dim=1)
         found = torch.autograd.grad(losses.sum(), self.leaves, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(self.parameters, found, strict=True))
         return losses.detach(), {
@@ -148,7 +162,7 @@ class Stacked:
     @torch.no_grad()
     def _wrong(self, split: Split) -> list[float]:
         self.base.eval()
-        wrong = torch.zeros(LANES, dtype=torch.int64, device=split.targets.device)
+        wrong = torch.zeros(self.count, dtype=torch.int64, device=split.targets.device)
         for inputs, targets in zip(split.inputs.split(CHUNK), split.targets.split(CHUNK), strict=True):
             answers = self.judge(self.parameters, self.buffers, inputs)
             wrong += (answers.argmax(dim=2) != targets).sum(dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,12 @@ def train(
 
 
 def train_fleet(
-    lanes: Sequence[Lane], data: Dataset, epochs: Sequence[int], engine: str = "eager", evaluate_all: bool = True
+    lanes: Sequence[Lane],
+    data: Dataset,
+    epochs: Sequence[int],
+    engine: str = "eager",
+    evaluate_all: bool = True,
+    precision: str = "float32",
 ) -> Iterator[tuple[int, Snapshot]]:
     """Train networks and yield (number of the lane, snapshot) at each of ``epochs`` (ascending).
 
@@ -41,17 +47,24 @@ def train_fleet(
     snapshot left is yielded as diverged: that is a result.
 
     Args:
-        lanes: the trainings; those taken together start at one epoch and have recipes equal but for `lane.FREE`.
+        lanes: the trainings; they start at one epoch and have recipes equal but for `lane.FREE`. Networks of different
+            shapes (structured pruning makes such) are trained shape by shape.
         data: on one device, in the dtype of the models.
         epochs: scheduled epochs at which to stop and hand out a snapshot.
         engine: a name in `ENGINES`. Within one engine a lane's bits do not depend on the other lanes.
         evaluate_all: whether every epoch is evaluated, or only the last ``recipe.last`` ones.
+        precision: of the steps, a name in `PRECISIONS`.
     """
     kind: type[Engine] = load(ENGINES, engine, "engine")
-    for first in range(0, len(lanes), kind.capacity):
-        together = lanes[first : first + kind.capacity]
-        for number, snapshot in _lockstep(kind(together, data), together, epochs, evaluate_all):
-            yield first + number, snapshot
+    shapes: dict[Any, list[int]] = {}
+    for number, lane in enumerate(lanes):
+        shapes.setdefault(lane.shape, []).append(number)
+    for alike in shapes.values():
+        for first in range(0, len(alike), kind.capacity):
+            numbers = alike[first : first + kind.capacity]
+            together = [lanes[number] for number in numbers]
+            for place, snapshot in _lockstep(kind(together, data, precision), together, epochs, evaluate_all):
+                yield numbers[place], snapshot
 
 
 def _lockstep(
