@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from regimes import UserError, linear_connectivity
-from regimes.landscape.batchnorm import reestimate_batch_norm
+from regimes.landscape.batchnorm import reestimate_batch_norm, settled_outputs
+from regimes.landscape.error import outputs
 from regimes.models.build import build
 
 LINE = tuple(index / 10 for index in range(11))
@@ -118,6 +119,26 @@ def test_reestimated_statistics_are_those_of_the_inputs() -> None:
     assert model[0].running_var[0] > 0.6 * inputs.var(0)[0]  # type: ignore[index]
     assert model[0].momentum == 0.1
     assert not model.training
+
+
+def test_one_pass_gives_the_statistics_and_the_outputs() -> None:
+    model = build("preresnet", {"depth": 8, "width": 4}, (1, 8, 8), 4, 0).double()
+    inputs = torch.randn(96, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1.0
+    two = copy.deepcopy(model)
+    reestimate_batch_norm(two, inputs)
+    expected = outputs(two, inputs)
+    found = settled_outputs(model, inputs)
+    assert not any(module.training for module in model.modules())
+    for one, other in zip(model.buffers(), two.buffers(), strict=True):
+        assert torch.allclose(one, other)
+    assert torch.allclose(found, expected, rtol=1e-2, atol=1e-3)  # n - 1 against n values a channel
+    assert torch.allclose(outputs(model, inputs), expected)
+    assert torch.equal(settled_outputs(model, inputs, batch=32), _in_two_passes(two, inputs, 32))
+
+
+def _in_two_passes(model: nn.Module, inputs: Tensor, batch: int) -> Tensor:
+    reestimate_batch_norm(model, inputs, batch)
+    return outputs(model, inputs)
 
 
 def test_standard_error_is_that_of_the_images() -> None:

@@ -104,11 +104,86 @@ def test_trace_error_follows_hutchinsons_variance() -> None:
     assert abs(trace.value - float(A.trace())) < 4 * trace.stderr
 
 
-def test_requested_error_is_reached() -> None:
-    A = symmetric(10, 3) + 5 * torch.eye(10, dtype=torch.float64)
-    trace = hessian_trace(Quadratic(A), mean, NOTHING, rel_stderr=0.01, probes=4)
-    assert trace.stderr <= 0.01 * abs(trace.value)
+def decaying(size: int, seed: int, power: float = 1.5) -> Tensor:
+    """A symmetric matrix whose spectrum falls off as that of a trained network's Hessian does."""
+    Q = torch.linalg.qr(symmetric(size, seed)).Q
+    return Q @ torch.diag(torch.arange(1.0, size + 1, dtype=torch.float64) ** -power) @ Q.T
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "xtrace"])
+def test_requested_error_is_reached(method: str) -> None:
+    A = symmetric(60, 3) + 5 * torch.eye(60, dtype=torch.float64)
+    trace = hessian_trace(Quadratic(A), mean, NOTHING, rel_stderr=0.05, probes=4, method=method)  # type: ignore[arg-type]
+    assert trace.stderr <= 0.05 * abs(trace.value)
     assert trace.samples > 4
+    assert abs(trace.value - float(A.trace())) < 4 * trace.stderr + 1e-9
+
+
+# -- XTrace -----------------------------------------------------------------------------------------------------------
+
+
+def test_xtrace_needs_far_fewer_products_where_the_spectrum_decays() -> None:
+    A = decaying(400, 1)
+    found = {
+        method: hessian_trace(Quadratic(A), mean, NOTHING, rel_stderr=0.02, method=method)  # type: ignore[arg-type]
+        for method in ("auto", "xtrace", "hutchinson")
+    }
+    assert found["auto"] == found["xtrace"]
+    assert found["xtrace"].samples < found["hutchinson"].samples / 4
+    for trace in found.values():
+        assert trace.value == pytest.approx(float(A.trace()), rel=0.06)
+
+
+def test_standard_error_of_xtrace_covers_the_truth() -> None:
+    A = decaying(300, 2)
+    hits = 0
+    for seed in range(60):
+        trace = hessian_trace(
+            Quadratic(A), mean, NOTHING, rel_stderr=0.03, generator=torch.Generator().manual_seed(seed)
+        )
+        assert trace.samples < 300
+        hits += abs(trace.value - float(A.trace())) <= 1.96 * trace.stderr
+    assert hits >= 52  # of 60: at least 87 %
+
+
+def test_xtrace_is_unbiased_for_any_symmetric_matrix() -> None:
+    A = symmetric(120, 5)  # as many negative eigenvalues as positive ones, none small
+    traces = [
+        hessian_trace(
+            Quadratic(A), mean, NOTHING, probes=24, method="xtrace", generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in range(80)
+    ]
+    values = torch.tensor([trace.value for trace in traces])
+    assert abs(float(values.mean() - A.trace())) < 4 * float(values.std()) / 80**0.5
+    spread = sum(trace.stderr for trace in traces) / 80
+    assert 0.7 < spread / float(values.std()) < 1.6
+
+
+def test_xtrace_of_few_coordinates_or_low_rank_is_exact() -> None:
+    few = hessian_trace(Quadratic(symmetric(12, 3)), mean, NOTHING, rel_stderr=0.01)
+    assert few.value == pytest.approx(float(symmetric(12, 3).trace()))
+    assert few.stderr == 0.0
+    assert few.samples == 12
+    thin = symmetric(200, 4)[:, :5]
+    low = hessian_trace(Quadratic(thin @ thin.T), mean, NOTHING, rel_stderr=0.01)
+    assert low.value == pytest.approx(float(thin.square().sum()), rel=1e-6)
+    assert low.samples == 16
+
+
+def test_xtrace_of_a_loss_that_is_not_finite_is_nan() -> None:
+    A = symmetric(40, 3) * math.nan
+    assert math.isnan(hessian_trace(Quadratic(A), mean, NOTHING, rel_stderr=0.1).value)
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_batched_products_are_the_products(network: tuple[nn.Module, tuple[Tensor, Tensor], Mask], chunk: int) -> None:
+    model, data, mask = network
+    one = HessianOperator(model, F.cross_entropy, data, mask, chunk, together=1)
+    vectors = torch.randn(one.size, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    each = torch.stack([one @ vector for vector in vectors.T], dim=1)
+    assert torch.allclose(one.times(vectors), each)
+    assert torch.allclose(HessianOperator(model, F.cross_entropy, data, mask, chunk, together=3).times(vectors), each)
 
 
 def test_loss_without_curvature_has_none() -> None:

@@ -16,7 +16,7 @@ from regimes.flow.prepare import Prepared
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store
 from regimes.flow.train import Train
-from regimes.landscape.error import CHUNK, evaluating
+from regimes.landscape.error import evaluating, images_at_once
 from regimes.spec.recipe import Recipe
 
 RECORD_BYTES = 3_000  # a typical record on disk
@@ -121,7 +121,7 @@ def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str,
     rates = {choice.engine: seconds_per_image(lab, choice, plain) / 3 for choice in choices}
     with one_thread():
         model = lab.new_model(seed=0)
-        inputs = lab.data.train.inputs[:CHUNK]
+        inputs = lab.data.train.inputs[: images_at_once(lab.data.train.inputs)]
         with evaluating(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
     return {"train": rates[numerics.dense], "retrain": rates[numerics.engine], "prune": forward, "measure": forward}

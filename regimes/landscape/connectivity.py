@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from regimes.data.dataset import Split
 from regimes.errors import UserError
-from regimes.landscape.batchnorm import BATCH, reestimate_batch_norm
-from regimes.landscape.error import outputs
+from regimes.landscape.batchnorm import settled_outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 
@@ -50,7 +49,7 @@ def linear_connectivity(
     data: tuple[Tensor, Tensor],
     points: int = 11,
     loss_fn: LossFn = nn.functional.cross_entropy,
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> Connectivity:
     """Measure linear mode connectivity on (inputs, targets), as Zhou et al. 2023 (arXiv 2305.18383) do.
 
@@ -63,7 +62,7 @@ def linear_connectivity(
         data: inputs (n, ...) and targets (n,), un-augmented training images in the paper.
         points: evenly spaced positions from 0 to 1, at least 3.
         loss_fn: mean loss of a batch, for the loss along the line.
-        batch: at most so many images in one forward pass and in one batch of BatchNorm statistics.
+        batch: at most so many images in one batch of BatchNorm statistics; None: as many as memory bears.
 
     Raises:
         UserError: fewer than three points, or networks with different parameters.
@@ -76,8 +75,7 @@ def linear_connectivity(
     wrong, losses = [], []
     for position in t:
         move_to(walker, a, b, position)
-        reestimate_batch_norm(walker, inputs, batch)
-        answers = outputs(walker, inputs, batch)
+        answers = settled_outputs(walker, inputs, batch)
         wrong.append((answers.argmax(dim=1) != targets).double())
         losses.append(float(loss_fn(answers, targets)))
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)

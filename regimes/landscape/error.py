@@ -13,7 +13,12 @@ from regimes.data.dataset import Split
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable
 
-CHUNK = 1024  # images per forward pass: bounds memory, never changes a number beyond rounding
+PASS = 2**19  # numbers in the inputs of one forward pass: bounds memory, never changes a number beyond rounding
+
+
+def images_at_once(inputs: Tensor, numbers: int = PASS) -> int:
+    """How many inputs make up so many numbers, between 16 and 8192: 170 colour images of 32x32, all small digits."""
+    return min(8192, max(16, numbers // max(1, inputs[0].numel())))
 
 
 @contextmanager
@@ -29,10 +34,10 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = True
 
 
-def outputs(model: nn.Module, inputs: Tensor, chunk: int = CHUNK) -> Tensor:
+def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return the model's outputs (n, classes) in eval mode."""
     with evaluating(model):
-        return torch.cat([model(part) for part in inputs.split(chunk)])
+        return torch.cat([model(part) for part in inputs.split(images_at_once(inputs))])
 
 
 def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Estimate, Estimate]:
@@ -44,7 +49,8 @@ def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Est
     wrong = 0
     total = 0.0
     with evaluating(model):
-        for inputs, targets in zip(split.inputs.split(CHUNK), split.targets.split(CHUNK), strict=True):
+        size = images_at_once(split.inputs)
+        for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
             answers = model(inputs)
             wrong += int((answers.argmax(dim=1) != targets).sum())
             total += float(loss_fn(answers, targets)) * len(targets)
