@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from regimes.data import AUGMENTATIONS, DATASETS
 from regimes.data.dataset import Dataset
@@ -66,10 +70,25 @@ def test_whole_number_knobs_refuse_fractions() -> None:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images in folders, as the data set "imagefolder" reads them."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 130), ("test", 30)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number:03d}.png")
+    return root
+
+
 @pytest.mark.parametrize("name", DATASETS)
-def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str) -> None:
-    data: Dataset = load(DATASETS, name, "data set")()
-    again: Dataset = load(DATASETS, name, "data set")()
+def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str, folder: Path) -> None:
+    options = {"root": str(folder)} if name == "imagefolder" else {}
+    data: Dataset = load(DATASETS, name, "data set")(**options)
+    again: Dataset = load(DATASETS, name, "data set")(**options)
     assert data.fingerprint == again.fingerprint
     rows = [{tuple(row.tolist()) for row in split.inputs.flatten(1)} for split in (data.train, data.val, data.test)]
     assert all(len(split.targets) > 20 for split in (data.train, data.val, data.test))
@@ -79,6 +98,32 @@ def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str)
     for split in (data.train, data.val, data.test):
         assert set(split.targets.tolist()) == set(range(data.classes))
         assert torch.isfinite(split.inputs).all()
+
+
+def test_imagefolder_takes_as_many_of_each_class(folder: Path) -> None:
+    data = load(DATASETS, "imagefolder", "data set")(root=str(folder), images=100, test_images=20)
+    assert data.title == folder.name
+    assert data.input_shape == (3, 4, 4)
+    assert [torch.bincount(split.targets).tolist() for split in (data.train, data.val, data.test)] == [
+        [45, 45],
+        [5, 5],
+        [10, 10],
+    ]
+    assert data.train.inputs.mean(dim=(0, 2, 3)).abs().max() < 1e-5
+
+
+def test_imagefolder_says_what_it_expects(folder: Path, tmp_path: Path) -> None:
+    make = load(DATASETS, "imagefolder", "data set")
+    with pytest.raises(UserError, match=r"no folder train/ in it; expected .*/train/CLASS/IMAGE.jpg"):
+        make(root=str(tmp_path / "none"))
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "test" / "dog").rename(tmp_path / "other" / "test" / "fox")
+    with pytest.raises(UserError, match="the same class folders"):
+        make(root=str(tmp_path / "other"))
+    shutil.copytree(folder, tmp_path / "sizes")
+    Image.new("RGB", (5, 4)).save(tmp_path / "sizes" / "train" / "cat" / "999.png")
+    with pytest.raises(UserError, match="different size in train/"):
+        make(root=str(tmp_path / "sizes"))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

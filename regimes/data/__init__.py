@@ -6,6 +6,7 @@ returns a `Dataset` (see `Dataset.from_arrays`).
 
 DATASETS = {
     "digits": "regimes.data.digits:digits",
+    "imagefolder": "regimes.data.imagefolder:imagefolder",
     "synthetic": "regimes.data.synthetic:synthetic",
 }
 
