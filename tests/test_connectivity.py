@@ -134,6 +134,11 @@ def test_one_pass_gives_the_statistics_and_the_outputs() -> None:
     assert torch.allclose(found, expected, rtol=1e-2, atol=1e-3)  # n - 1 against n values a channel
     assert torch.allclose(outputs(model, inputs), expected)
     assert torch.equal(settled_outputs(model, inputs, batch=32), _in_two_passes(two, inputs, 32))
+    by_batch = settled_outputs(model, inputs, batch=48, by_batch=True)
+    assert torch.equal(settled_outputs(model, inputs, by_batch=True), found)
+    assert by_batch.shape == found.shape
+    assert 0 < (by_batch - found).abs().max() < 0.3 * found.abs().max()
+    assert torch.allclose((by_batch - found).mean(dim=0), torch.zeros(4, dtype=torch.float64), atol=0.05)
 
 
 def _in_two_passes(model: nn.Module, inputs: Tensor, batch: int) -> Tensor:

@@ -25,7 +25,7 @@ ORDER = [
     "flow",
     "record",
 ]
-ORDER += ["phases", "figures", "cli"]
+ORDER += ["phases", "figures", "bench", "cli"]
 
 
 def imports(path: Path) -> set[str]:

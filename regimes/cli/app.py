@@ -133,6 +133,24 @@ def map_(
     show_map(grid, out, rule, lmc, cka)
 
 
+@app.command()
+@speaking
+def bench(
+    what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth", help="What to compare.")],
+    device: Device = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each arm is run, in turn.")] = 3,
+    images: Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg of 32x32 (default: enlarged digits).")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write the tables to, as Markdown and JSON.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare this engine with other ways of doing the same work, side by side on this machine."""
+    from regimes.cli.bench import show_bench
+
+    show_bench(what, device, rounds, images, out, as_json)
+
+
 def main() -> None:
     """Entry point of the ``regimes`` command."""
     app()

@@ -25,6 +25,7 @@ from regimes.training.lane import Engine, Lane
 from regimes.training.stacked import LEAST, has_private_randomness, padded
 
 STEPS = 4  # of a trial
+JUDGED = 64  # images its errors are taken on
 SLOW = 0.08  # seconds of an eager step on a CPU from which it is bound by arithmetic: stacking saves nothing
 WORTH = 0.95  # another engine, or more lanes, has to take less than this share of the time
 PATIENCE = 2.0  # seconds of a trial after which two epochs have to do
@@ -164,9 +165,15 @@ def _lanes(lab: Lab, recipe: Recipe, seeds: Sequence[int]) -> list[Lane]:
 
 
 def _few(data: Dataset, recipe: Recipe) -> Dataset:
-    """The same data with a training split of a few batches, so that an epoch is a few steps."""
+    """The same data with a training split of a few batches, so that an epoch is a few steps, and few to judge on."""
+
+    def first(split: Split, images: int) -> Split:
+        return Split(split.inputs[:images], split.targets[:images])
+
     images = _steps(data, recipe) * recipe.batch_size
-    return dataclasses.replace(data, train=Split(data.train.inputs[:images], data.train.targets[:images]))
+    return dataclasses.replace(
+        data, train=first(data.train, images), val=first(data.val, JUDGED), test=first(data.test, JUDGED)
+    )
 
 
 def _steps(data: Dataset, recipe: Recipe) -> int:

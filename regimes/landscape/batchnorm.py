@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from regimes.landscape.error import images_at_once, outputs
 
-BATCH = 2**22  # numbers in the inputs of one batch of statistics: 1365 colour images of 32x32
+BATCH = 2**22  # numbers in the inputs of one batch of statistics: 1365 colour images of 32x32, 8192 small digits
 
 
 @torch.no_grad()
@@ -38,20 +38,25 @@ def reestimate_batch_norm(model: nn.Module, inputs: Tensor, batch: int | None = 
 
 
 @torch.no_grad()
-def settled_outputs(model: nn.Module, inputs: Tensor, batch: int | None = None) -> Tensor:
+def settled_outputs(model: nn.Module, inputs: Tensor, batch: int | None = None, by_batch: bool = False) -> Tensor:
     """Estimate BatchNorm statistics anew on ``inputs``, as `reestimate_batch_norm`, and return the outputs under them.
 
-    Where all inputs fit in one batch, one pass gives both: the batch that a layer is normalised by is then the whole
-    set. (Outputs differ from those of a second pass by rounding and by a factor sqrt(1 - 1/n) in what BatchNorm
-    divides by, n the number of values a channel has.)
+    That is a pass for the statistics and one for the outputs. Where all inputs fit in one batch, one pass gives both:
+    the batch that a layer is normalised by is then the whole set. (Outputs differ from those of a second pass by
+    rounding and by a factor sqrt(1 - 1/n) in what BatchNorm divides by, n the number of values a channel has.) With
+    ``by_batch`` one pass is taken for any number of inputs: each batch, drawn at random, is normalised by itself.
     """
     norms = _norms(model)
-    if norms and len(inputs) <= (batch or images_at_once(inputs, BATCH)):
-        with _estimating(model, norms):
-            answers: Tensor = model(inputs)
-        return answers
-    reestimate_batch_norm(model, inputs, batch)
-    return outputs(model, inputs)
+    batches = math.ceil(len(inputs) / (batch or images_at_once(inputs, BATCH)))
+    if not norms or (batches > 1 and not by_batch):
+        reestimate_batch_norm(model, inputs, batch)
+        return outputs(model, inputs)
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
+    with _estimating(model, norms):
+        answers = torch.cat([model(inputs[part]) for part in order.tensor_split(batches)])
+    back = torch.empty_like(answers)
+    back[order] = answers
+    return back
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:

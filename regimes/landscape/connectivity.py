@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, Strict
@@ -16,6 +16,8 @@ from regimes.errors import UserError
 from regimes.landscape.batchnorm import settled_outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+
+Statistics = Literal["all", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ def linear_connectivity(
     points: int = 11,
     loss_fn: LossFn = nn.functional.cross_entropy,
     batch: int | None = None,
+    statistics: Statistics = "all",
 ) -> Connectivity:
     """Measure linear mode connectivity on (inputs, targets), as Zhou et al. 2023 (arXiv 2305.18383) do.
 
@@ -63,10 +66,14 @@ def linear_connectivity(
         points: evenly spaced positions from 0 to 1, at least 3.
         loss_fn: mean loss of a batch, for the loss along the line.
         batch: at most so many images in one batch of BatchNorm statistics; None: as many as memory bears.
+        statistics: "all": those of all images, as the study takes them; "batch": each batch by its own, in half the
+            time where there are several (``regimes bench pair`` shows what it does to the value).
 
     Raises:
         UserError: fewer than three points, or networks with different parameters.
     """
+    if statistics not in ("all", "batch"):
+        raise UserError(f"statistics = '{statistics}': allowed: all, batch")
     if points < 3:
         raise UserError(f"points = {points}: a line needs at least 3, ends included (the study takes 11)")
     inputs, targets = data
@@ -75,7 +82,7 @@ def linear_connectivity(
     wrong, losses = [], []
     for position in t:
         move_to(walker, a, b, position)
-        answers = settled_outputs(walker, inputs, batch)
+        answers = settled_outputs(walker, inputs, batch, statistics == "batch")
         wrong.append((answers.argmax(dim=1) != targets).double())
         losses.append(float(loss_fn(answers, targets)))
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
@@ -104,16 +111,18 @@ def move_to(walker: nn.Module, a: nn.Module, b: nn.Module, t: float) -> None:
 
 @dataclass(frozen=True)
 class LmcOptions:
-    """Options of the metric "lmc": points on the line, training images used (0: all)."""
+    """Options of the metric "lmc": points on the line, training images used (0: all), BatchNorm statistics of all of
+    them or batch by batch."""
 
     points: Annotated[int, Strict(), Field(ge=3)] = 11
     images: Images = 0
+    statistics: Statistics = "all"
 
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> Measured:
     a, b = subjects
     split: Split = subset(probe.data.train, options.images)
-    line = linear_connectivity(a.model, b.model, split, options.points, probe.loss_fn)
+    line = linear_connectivity(a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics)
     return {
         "lmc": line,
         "lmc_error": Curve(line.error, "t", line.t),

@@ -10,9 +10,9 @@ from torch import Tensor
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.operator import HessianOperator
 
-BLOCK = 4  # test vectors that are added at a time
+BLOCK = 2  # test vectors that are added at a time
 FIRST = 8  # test vectors to begin with
-WIDER = 1.25  # the leave-one-out estimates share vectors: their plain spread was a fifth to a quarter too small
+WIDER = 1.4  # the leave-one-out estimates share vectors: their plain spread was a quarter too small
 BYTES = 2**31  # that three bases of long vectors may take
 
 

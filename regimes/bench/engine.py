@@ -1,0 +1,69 @@
+"""``regimes bench engine``: whole sweeps of small networks, and training of PreResNet-20, against other ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regimes.bench.arms import Arm, Say, run_arms
+from regimes.bench.ours import workers_of
+from regimes.bench.table import Bench, Table
+
+HERE = "regimes.bench"
+SWEEP = {
+    "model": "preresnet14-w8",
+    "epochs": 20,
+    "batch": 64,
+    "augment": False,
+    "densities": [0.05, 0.4],
+    "copies": 3,
+    "pairs": [[0, 1], [0, 2], [1, 2]],
+    "dense_seeds": 12,
+    "hessian_images": 128,
+    "probes": 16,
+    "power_steps": 100,
+}
+
+
+def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+    """Compare and return the tables."""
+    workers = workers_of(device)
+    tables = []
+    if device == "cpu":
+        say("digits sweep: train, prune, retrain three copies, measure (error, LMC, CKA, Hessian trace and top)")
+        arms = [
+            Arm("regimes run", f"{HERE}.ours:sweep", lean=True),
+            Arm("plain PyTorch, one thread", f"{HERE}.plain:sweep"),
+            Arm("reference pipeline, one thread", f"{HERE}.reference:sweep"),
+            Arm("reference pipeline, torch's threads", f"{HERE}.reference:sweep", threads=0),
+        ]
+        timings = run_arms(arms, SWEEP, rounds, say)
+        tables.append(Table("Digits sweep, cells", "cells/hour", 3600.0, timings, ["test_error", "lmc"]).sheet())
+    tables.append(_training(device, rounds, images, workers, say).sheet())
+    return Bench("engine", tables)
+
+
+def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> Table:
+    small = device == "cpu"
+    case: dict[str, Any] = {
+        "model": "preresnet20",
+        "epochs": 3 if small else 10,
+        "batch": 128,
+        "augment": True,
+        "count": 5120 if small else 0,
+        "images": images,
+        "device": device,
+        "workers": workers,
+    }
+    say(f"PreResNet-20: {case['epochs']} epochs on {case['count'] or 'all'} images of 32x32, batch {case['batch']}")
+    ours = f"{HERE}.ours:training"
+    arms = [
+        Arm("regimes, bfloat16", ours, lean=True, options={"precision": "bfloat16"}),
+        Arm("regimes, float32", ours, lean=True),
+        Arm("plain PyTorch, one thread", f"{HERE}.plain:training"),
+        Arm("reference pipeline, one thread", f"{HERE}.reference:training"),
+        Arm("reference pipeline, torch's threads", f"{HERE}.reference:training", threads=0),
+    ]
+    timings = run_arms(arms, case, rounds, say)
+    (limit,) = run_arms([Arm("limit", f"{HERE}.limits:measure")], case, 1, say)
+    table = Table("PreResNet-20 on 32x32, training", "model-epochs/hour", 3600.0, timings, ["test_error"])
+    return table.with_limit(limit.checks[0], cores=workers if small else 1)

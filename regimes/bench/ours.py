@@ -1,0 +1,121 @@
+"""This engine as it runs a sweep: the flow itself, or what its workers do, one single-threaded process per core."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from regimes.bench.arms import Case
+from regimes.bench.subject import MODELS, data_of, fresh, mean, standing, trained
+from regimes.flow.head import default_workers
+from regimes.flow.lab import in_layout
+from regimes.landscape.connectivity import linear_connectivity
+from regimes.landscape.similarity import cka
+from regimes.spec.recipe import Recipe
+from regimes.training.lane import Lane
+from regimes.training.train import train_fleet
+
+
+def sweep(case: Case) -> dict[str, Any]:
+    """The same cells through `regimes.run`: several dense seeds, since a sweep has many cells to share out."""
+    import regimes
+    from regimes.spec.check import resolve
+
+    name, options = MODELS[case["model"]]
+    seeds = case["dense_seeds"]
+    asked = resolve(
+        {
+            "name": "bench",
+            "dense_seeds": seeds,
+            "retrain_seeds": case["copies"],
+            "data": {"name": "digits"},
+            "model": {"name": name, **options},
+            "recipe": {"epochs": case["epochs"], "schedule": "cosine"},
+            "temperature": {"batch_size": [case["batch"]]},
+            "load": {"density": list(case["densities"])},
+            "measure": {
+                "metrics": ["error", "lmc", "cka", "hessian_trace", "hessian_top"],
+                "hessian": {"images": case["hessian_images"], "probes": case["probes"]},
+            },
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        regimes.run(asked, folder, device=case.get("device", "cpu"))
+        seconds = time.perf_counter() - started
+        record = regimes.open(folder)
+    units = len(case["densities"]) * seeds
+    errors, lines = float(record["test_error"].mean()), float(record["lmc"].mean())
+    return {"seconds": seconds, "units": units, "test_error": errors, "lmc": lines}
+
+
+def training(case: Case) -> dict[str, Any]:
+    """Train one network per core, each to the end; units are epochs of one network over the case's images."""
+    return in_workers(_train_one, case, [case["workers"] * case["round"] + each for each in range(case["workers"])])
+
+
+def pair(case: Case) -> dict[str, Any]:
+    """LMC and CKA, one pair per core."""
+    return in_workers(_measure_one, case, range(case["workers"]))
+
+
+def _train_one(case: Case, seed: int) -> dict[str, Any]:
+    data, device = data_of(case), torch.device(case.get("device", "cpu"))
+    data = data.to(device, torch.float32, torch.channels_last)
+    model = in_layout(fresh(case, seed), torch.channels_last)
+    augment = "crop-flip" if case["augment"] else "none"
+    recipe = Recipe(epochs=case["epochs"], batch_size=case["batch"], schedule="cosine", augment=augment, last=1)
+    lane, precision = Lane(model, recipe, ("bench", seed)), case.get("precision", "float32")
+    started = time.perf_counter()
+    ((_, end),) = train_fleet([lane], data, [case["epochs"]], "eager", evaluate_all=False, precision=precision)
+    error = end.history[-1]["test_error"]
+    return {"seconds": time.perf_counter() - started, "units": case["epochs"], "test_error": error}
+
+
+def _measure_one(case: Case, number: int) -> dict[str, Any]:
+    device = torch.device(case.get("device", "cpu"))
+    data = data_of(case).to(device, torch.float32, torch.channels_last)
+    a, b = (in_layout(trained(case, seed), torch.channels_last) for seed in (0, 1))
+    few = standing(data.train, 256)
+    linear_connectivity(a, b, few)
+    started = time.perf_counter()
+    lmc = linear_connectivity(a, b, data.train, loss_fn=F.cross_entropy, statistics=case.get("statistics", "all"))
+    alike = cka(a, b, data.train.inputs)
+    return {"seconds": time.perf_counter() - started, "units": 1, "lmc": lmc.value, "cka": alike.value}
+
+
+def workers_of(device: str) -> int:
+    """How many workers the engine would use."""
+    return default_workers(device)
+
+
+def in_workers(work: Callable[[Case, int], dict[str, Any]], case: Case, numbers: Sequence[int]) -> dict[str, Any]:
+    """Do pieces of work side by side, from their common start to the last one's end."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        barrier = manager.Barrier(len(numbers))
+        with ProcessPoolExecutor(len(numbers), mp_context=context, initializer=_single) as pool:
+            waiting = [pool.submit(_together, work, case, number, barrier) for number in numbers]
+            found = [each.result() for each in waiting]
+    seconds = max(each["seconds"] for each in found)
+    checks = {name: mean([each[name] for each in found]) for name in found[0] if name not in ("seconds", "units")}
+    return {"seconds": seconds, "units": sum(each["units"] for each in found), **checks}
+
+
+def _together(work: Callable[..., dict[str, Any]], case: Case, number: int, barrier: Any) -> dict[str, Any]:
+    data_of(case)  # imports and files are warm before the start
+    barrier.wait()
+    return work(case, number)
+
+
+def _single() -> None:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"

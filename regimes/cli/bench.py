@@ -1,0 +1,23 @@
+"""What ``regimes bench`` prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+
+def show_bench(what: str, device: str, rounds: int, images: str, out: Path | None, as_json: bool) -> None:
+    """Run a bench, say what it is at, print its tables."""
+    from regimes.bench import BENCHES
+    from regimes.bench.table import Bench
+    from regimes.flow.lab import numerics_of
+    from regimes.registry import load
+
+    numerics_of(device, "eager", "eager")  # refuses a device that is not there
+    found: Bench = load(BENCHES, what, "bench")(device, rounds, images, lambda line: print(line, file=sys.stderr))
+    typer.echo(found.json() if as_json else found.text())
+    if out is not None:
+        files = found.write(out, " ".join(["regimes", *sys.argv[1:]]))
+        typer.echo(f"wrote {', '.join(str(file) for file in files)}", err=True)
