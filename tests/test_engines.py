@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
+from regimes.errors import UserError
 from regimes.flow.engine import Choice, choose_engine, keeps_bits
+from regimes.flow.memory import PROCESS, SHARE, bytes_per_network, networks_that_fit
 from regimes.flow.plan import fleets
 from regimes.flow.prepare import prepare
 from regimes.flow.run import Result
@@ -25,7 +27,7 @@ from regimes.spec.check import resolve
 from regimes.spec.recipe import Recipe
 from regimes.training import ENGINES
 from regimes.training.lane import Lane, Snapshot
-from regimes.training.stacked import LEAST, MOST, padded
+from regimes.training.stacked import LEAST, MOST, Stacked, padded
 from regimes.training.train import train_fleet
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -125,6 +127,107 @@ def test_masks_stay_in_every_engine(engine: str) -> None:
         assert mask is not None
         for name, layer in mask.layers.items():
             assert int((end.weights[name] != 0).sum()) == int(layer.sum())
+
+
+# -- shapes, precision, memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_networks_of_several_shapes_share_a_fleet(engine: str) -> None:
+    def sized(seed: int) -> Lane:
+        network = build("mlp", {"widths": [16 if seed % 2 else 32], "batch_norm": True}, (1, 8, 8), 4, seed).double()
+        return Lane(network, RECIPE, ("test", seed))
+
+    together = ends([sized(seed) for seed in range(5)], engine)
+    for seed in range(5):
+        alone = ends([sized(seed)], engine)[0]
+        assert torch.equal(flat(together[seed]), flat(alone))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", ["preresnet", "mlp"])
+def test_bfloat16_steps_repeat_themselves_and_learn_alike(engine: str, model: str) -> None:
+    def trained(precision: str) -> list[Snapshot]:
+        lanes = [lane(seed, model, dtype=torch.float32) for seed in range(4)]
+        found = dict(train_fleet(lanes, data(torch.float32), [3], engine, precision=precision))
+        return [found[number] for number in sorted(found)]
+
+    full, half, again = trained("float32"), trained("bfloat16"), trained("bfloat16")
+    for one, other, same in zip(full, half, again, strict=True):
+        assert all(weight.dtype != torch.bfloat16 for weight in other.weights.values())
+        assert torch.equal(flat(other), flat(same))
+        assert not torch.equal(flat(one), flat(other))
+        assert other.history[-1]["train_loss"] == pytest.approx(one.history[-1]["train_loss"], abs=0.15)
+
+
+def test_a_run_keeps_its_precision(tiny: dict[str, Any], run_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    run_tiny(tiny, "half", precision="bfloat16")
+    found = prepare(resolve(tiny), tmp_path / "half").spec.numerics
+    assert found.precision == "bfloat16"
+    assert "steps in bfloat16" in str(found)
+    with pytest.raises(UserError, match="this run began with"):
+        run_tiny(tiny, "half", precision="float32")
+    with pytest.raises(UserError, match="--precision half: allowed: float32, bfloat16"):
+        run_tiny(tiny, "none", precision="half")
+
+
+def test_memory_of_a_network_grows_with_batch_and_width(tiny: dict[str, Any], tmp_path: Path) -> None:
+    small = prepared(tiny, tmp_path, {"name": "mlp", "widths": [64]}, engine="eager").lab
+    large = prepared(tiny, tmp_path, {"name": "mlp", "widths": [640]}, engine="eager").lab
+    batches = [bytes_per_network(small, RECIPE.model_copy(update={"batch_size": size})) for size in (16, 160)]
+    assert batches[0] < batches[1] < 10 * batches[0]
+    assert bytes_per_network(large, RECIPE) > 5 * bytes_per_network(small, RECIPE)
+    weights = sum(each.nbytes for each in small.new_model(0).parameters())
+    kept = 16 * (64 + 4) * 4  # of a batch: the hidden units and the logits, at least
+    assert batches[0] >= 6 * weights + kept
+
+
+def test_memory_does_not_depend_on_how_many_images_there_are(tiny: dict[str, Any], tmp_path: Path) -> None:
+    sizes = []
+    for count in (100, 1000):
+        tiny["data"]["train"] = count
+        sizes.append(bytes_per_network(prepared(tiny, tmp_path, tiny["model"], engine="eager").lab, RECIPE))
+    assert sizes[0] == sizes[1]
+
+
+def test_a_run_without_its_head_goes_on_as_it_began(
+    tiny: dict[str, Any], run_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    begun = run_tiny(tiny, "half", precision="bfloat16", engine="stacked")
+    (begun.folder / "run.json").unlink()
+    found = prepare(resolve(tiny), begun.folder)
+    assert (found.spec.numerics.engine, found.spec.numerics.precision) == ("stacked", "bfloat16")
+    assert found.lanes["retrain"] >= LEAST
+
+
+def test_a_fleet_is_as_large_as_fits(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
+    each = bytes_per_network(found.lab, found.sweep.retrain)
+    monkeypatch.setattr("regimes.flow.memory.free_bytes", lambda device: (PROCESS + 9 * each) / SHARE)
+    assert networks_that_fit(found.lab, found.sweep.retrain, 1) in (8, 9)
+    monkeypatch.setattr("regimes.flow.memory.free_bytes", lambda device: 0)
+    assert networks_that_fit(found.lab, found.sweep.retrain, 1) == 1
+    assert choose_engine(found.lab, [found.sweep.retrain], 100) == Choice("eager", 1)
+
+
+def test_a_fleet_that_is_too_large_for_the_memory_is_halved_until_it_fits(
+    tiny: dict[str, Any], run_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["load"]["density"] = [0.1, 0.2, 0.3, 0.4]
+    whole = run_tiny(tiny, "whole", engine="stacked", workers=0)
+    sizes: list[int] = []
+    begin = Stacked.__init__
+
+    def short(self: Stacked, lanes: list[Lane], *rest: Any) -> None:
+        sizes.append(len(lanes))
+        if len(lanes) > 3:
+            raise torch.OutOfMemoryError("no room")
+        begin(self, lanes, *rest)
+
+    monkeypatch.setattr(Stacked, "__init__", short)
+    halved = run_tiny(tiny, "halved", engine="stacked", workers=0)
+    assert max(sizes) > 3
+    assert done(Store(halved.folder)) == done(Store(whole.folder))
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------

@@ -171,6 +171,16 @@ def test_xtrace_of_few_coordinates_or_low_rank_is_exact() -> None:
     assert low.samples == 16
 
 
+@pytest.mark.parametrize("rank", [3, 8, 9, 10, 13, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_xtrace_counts_nothing_twice_where_few_coordinates_curve(rank: int, dtype: torch.dtype) -> None:
+    spectrum = torch.zeros(400, dtype=dtype)
+    spectrum[:rank] = torch.arange(1, rank + 1, dtype=dtype) * 2
+    nothing = (torch.zeros(4, 1, dtype=dtype), torch.zeros(4))
+    trace = hessian_trace(Quadratic(torch.diag(spectrum)), mean, nothing, rel_stderr=1e-3)
+    assert trace.value == pytest.approx(float(spectrum.sum()), rel=5e-3)
+
+
 def test_xtrace_of_a_loss_that_is_not_finite_is_nan() -> None:
     A = symmetric(40, 3) * math.nan
     assert math.isnan(hessian_trace(Quadratic(A), mean, NOTHING, rel_stderr=0.1).value)

@@ -120,6 +120,11 @@ def test_imagefolder_says_what_it_expects(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "test" / "dog").rename(tmp_path / "other" / "test" / "fox")
     with pytest.raises(UserError, match="the same class folders"):
         make(root=str(tmp_path / "other"))
+    shutil.copytree(folder, tmp_path / "large")
+    for file in (tmp_path / "large" / "test").rglob("*.png"):
+        Image.open(file).resize((8, 8)).save(file)
+    with pytest.raises(UserError, match="different size in its splits"):
+        make(root=str(tmp_path / "large"))
     shutil.copytree(folder, tmp_path / "sizes")
     Image.new("RGB", (5, 4)).save(tmp_path / "sizes" / "train" / "cat" / "999.png")
     with pytest.raises(UserError, match="different size in train/"):

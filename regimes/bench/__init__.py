@@ -7,5 +7,6 @@ BENCHES = {
     "engine": "regimes.bench.engine:bench",
     "hessian": "regimes.bench.hessian:bench",
     "pair": "regimes.bench.pair:bench",
+    "check": "regimes.bench.check:bench",
     "growth": "regimes.bench.growth:bench",
 }

@@ -21,7 +21,7 @@ def main() -> None:
     try:
         found = load({}, sys.argv[1], "arm")(case)
     except ModuleNotFoundError as error:
-        found = {"absent": error.name}
+        found = {"absent": f"{error.name} is not installed"}
     os.write(answers, json.dumps(found).encode())
 
 

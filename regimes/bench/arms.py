@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -59,13 +60,16 @@ class Timing:
 
     def check(self, name: str) -> float:
         """Mean of a check over the rounds; NaN where the arm does not give it."""
-        found = [float(each[name]) for each in self.checks if each.get(name) is not None]
-        return statistics.fmean(found) if found else float("nan")
+        found = self._finite(name)
+        return statistics.fmean(found) if found else math.nan
 
     def spread(self, name: str) -> float:
         """Standard deviation of a check over the rounds; NaN of fewer than two."""
-        found = [float(each[name]) for each in self.checks if each.get(name) is not None]
-        return statistics.stdev(found) if len(found) > 1 else float("nan")
+        found = self._finite(name)
+        return statistics.stdev(found) if len(found) > 1 else math.nan
+
+    def _finite(self, name: str) -> list[float]:
+        return [float(each[name]) for each in self.checks if each.get(name) is not None and math.isfinite(each[name])]
 
     def slower(self, ours: Timing) -> tuple[float, float, float]:
         """How many times as fast ``ours`` is: median, least and greatest of the rounds."""
@@ -74,7 +78,13 @@ class Timing:
 
 
 def run_arms(arms: Sequence[Arm], case: Case, rounds: int, say: Say) -> list[Timing]:
-    """Run every arm ``rounds`` times in turn. An arm whose library is not installed is left out, and said so."""
+    """Run every arm ``rounds`` times in turn.
+
+    An arm whose library is not installed, or that fails, is left out, and said so.
+
+    Raises:
+        UserError: the first arm, ours, failed.
+    """
     timings = [Timing(arm) for arm in arms]
     for number in range(rounds):
         for timing in timings:
@@ -83,17 +93,22 @@ def run_arms(arms: Sequence[Arm], case: Case, rounds: int, say: Say) -> list[Tim
             found = _run(timing.arm, {**case, **timing.arm.options, "round": number})
             if "absent" in found:
                 timing.absent = found["absent"]
-                say(f"  {timing.arm.name}: not installed ({timing.absent})")
+                if timing is timings[0]:
+                    raise UserError(f"bench arm '{timing.arm.name}': {timing.absent}")
+                say(f"  {timing.arm.name}: left out: {timing.absent}")
                 continue
             timing.rates.append(found["units"] / found["seconds"])
             timing.checks.append({name: each for name, each in found.items() if name not in ("seconds", "units")})
             say(f"  round {number + 1} of {rounds}  {timing.arm.name}: {found['seconds']:.1f} s")
-    return [timing for timing in timings if timing.rates]
+    return [timing for timing in timings if not timing.absent]
 
 
 def _run(arm: Arm, case: Case) -> dict[str, Any]:
     threads = {name: str(arm.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if arm.threads else {}
-    environment = {**(KEEP_MEMORY if arm.lean else {}), **os.environ, **threads}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    environment = {**(KEEP_MEMORY if arm.lean else {}), **inherited, **threads}
     process = subprocess.run(
         [sys.executable, "-m", "regimes.bench.arm", arm.work],
         input=json.dumps(dict(case)),
@@ -103,6 +118,6 @@ def _run(arm: Arm, case: Case) -> dict[str, Any]:
     )
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise UserError(f"bench arm '{arm.name}' failed: {lines[-1]}")
+        return {"absent": lines[-1]}
     found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,14 @@ import torch.nn.functional as F
 from regimes.bench.arms import Case
 from regimes.bench.subject import MODELS, data_of, fresh, mean, standing, trained
 from regimes.flow.head import default_workers
-from regimes.flow.lab import in_layout
+from regimes.flow.lab import hold_to_bits, in_layout
 from regimes.landscape.connectivity import linear_connectivity
 from regimes.landscape.similarity import cka
 from regimes.spec.recipe import Recipe
 from regimes.training.lane import Lane
 from regimes.training.train import train_fleet
+
+Ready = Callable[[], None]
 
 
 def sweep(case: Case) -> dict[str, Any]:
@@ -67,29 +68,26 @@ def pair(case: Case) -> dict[str, Any]:
     return in_workers(_measure_one, case, range(case["workers"]))
 
 
-def _train_one(case: Case, seed: int) -> dict[str, Any]:
-    data, device = data_of(case), torch.device(case.get("device", "cpu"))
-    data = data.to(device, torch.float32, torch.channels_last)
+def _train_one(case: Case, seed: int, ready: Ready) -> dict[str, Any]:
+    device = torch.device(case.get("device", "cpu"))
+    data = data_of(case).to(device, torch.float32, torch.channels_last)
     model = in_layout(fresh(case, seed), torch.channels_last)
     augment = "crop-flip" if case["augment"] else "none"
     recipe = Recipe(epochs=case["epochs"], batch_size=case["batch"], schedule="cosine", augment=augment, last=1)
     lane, precision = Lane(model, recipe, ("bench", seed)), case.get("precision", "float32")
-    started = time.perf_counter()
+    ready()
     ((_, end),) = train_fleet([lane], data, [case["epochs"]], "eager", evaluate_all=False, precision=precision)
-    error = end.history[-1]["test_error"]
-    return {"seconds": time.perf_counter() - started, "units": case["epochs"], "test_error": error}
+    return {"units": case["epochs"], "test_error": end.history[-1]["test_error"]}
 
 
-def _measure_one(case: Case, number: int) -> dict[str, Any]:
+def _measure_one(case: Case, number: int, ready: Ready) -> dict[str, Any]:
     device = torch.device(case.get("device", "cpu"))
     data = data_of(case).to(device, torch.float32, torch.channels_last)
     a, b = (in_layout(trained(case, seed), torch.channels_last) for seed in (0, 1))
-    few = standing(data.train, 256)
-    linear_connectivity(a, b, few)
-    started = time.perf_counter()
+    linear_connectivity(a, b, standing(data.train, 256))
+    ready()
     lmc = linear_connectivity(a, b, data.train, loss_fn=F.cross_entropy, statistics=case.get("statistics", "all"))
-    alike = cka(a, b, data.train.inputs)
-    return {"seconds": time.perf_counter() - started, "units": 1, "lmc": lmc.value, "cka": alike.value}
+    return {"units": 1, "lmc": lmc.value, "cka": cka(a, b, data.train.inputs).value}
 
 
 def workers_of(device: str) -> int:
@@ -97,25 +95,38 @@ def workers_of(device: str) -> int:
     return default_workers(device)
 
 
-def in_workers(work: Callable[[Case, int], dict[str, Any]], case: Case, numbers: Sequence[int]) -> dict[str, Any]:
-    """Do pieces of work side by side, from their common start to the last one's end."""
+def in_workers(
+    work: Callable[[Case, int, Ready], dict[str, Any]], case: Case, numbers: Sequence[int]
+) -> dict[str, Any]:
+    """Do pieces of work side by side; the seconds go from their common start to the last one's end.
+
+    Each calls ``ready()`` when all that it has to prepare is prepared, and goes on when all are.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         barrier = manager.Barrier(len(numbers))
-        with ProcessPoolExecutor(len(numbers), mp_context=context, initializer=_single) as pool:
+        with ProcessPoolExecutor(
+            len(numbers), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             waiting = [pool.submit(_together, work, case, number, barrier) for number in numbers]
             found = [each.result() for each in waiting]
-    seconds = max(each["seconds"] for each in found)
-    checks = {name: mean([each[name] for each in found]) for name in found[0] if name not in ("seconds", "units")}
+    seconds = max(each["end"] for each in found) - min(each["start"] for each in found)
+    checks = {name: mean([each[name] for each in found]) for name in found[0] if name not in ("start", "end", "units")}
     return {"seconds": seconds, "units": sum(each["units"] for each in found), **checks}
 
 
 def _together(work: Callable[..., dict[str, Any]], case: Case, number: int, barrier: Any) -> dict[str, Any]:
-    data_of(case)  # imports and files are warm before the start
-    barrier.wait()
-    return work(case, number)
+    hold_to_bits(case.get("device", "cpu"))
+    start = 0.0
 
+    def ready() -> None:
+        nonlocal start
+        barrier.wait()
+        start = time.perf_counter()  # one clock for all processes
 
-def _single() -> None:
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        found = work(case, number, ready)
+    except BaseException:
+        barrier.abort()  # or the others would wait for ever
+        raise
+    return {**found, "start": start, "end": time.perf_counter()}

@@ -6,6 +6,7 @@ import tempfile
 from typing import Any
 
 from regimes.bench.arms import Arm, Say, run_arms
+from regimes.bench.engine import NOTES
 from regimes.bench.ours import workers_of
 from regimes.bench.table import Bench, Table
 
@@ -35,5 +36,9 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
                 Arm("reference pipeline, torch's threads", f"{HERE}.reference:pair", threads=0),
             ]
             timings = run_arms(arms, case, rounds, say)
-        tables.append(Table(f"LMC and CKA of a pair: {title}", "pairs/hour", 3600.0, timings, ["lmc", "cka"]).sheet())
+        tables.append(
+            Table(
+                f"LMC and CKA of a pair: {title}", "pairs/hour", 3600.0, timings, ["lmc", "cka"], NOTES, ours=2
+            ).sheet()
+        )
     return Bench("pair", tables)

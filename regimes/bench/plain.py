@@ -50,7 +50,7 @@ def wrong(model: nn.Module, split: Split, device: str = "cpu") -> float:
     """Fraction of wrong answers."""
     model.eval()
     found = 0
-    for inputs, targets in zip(split.inputs.split(512), split.targets.split(512), strict=True):
+    for inputs, targets in zip(split.inputs.split(128), split.targets.split(128), strict=True):
         found += int((model(inputs.to(device)).argmax(1) != targets.to(device)).sum())
     return found / len(split.targets)
 
@@ -68,7 +68,7 @@ def line(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> float
             norm.reset_running_stats()
             norm.momentum = None
         walker.train()
-        for inputs in split.inputs.split(512):
+        for inputs in split.inputs.split(128):
             walker(inputs.to(device))
         errors.append(wrong(walker, split, device))
     middle = (errors[0] + errors[-1]) / 2
@@ -81,7 +81,7 @@ def alike(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> floa
     features = []
     for model in (a, b):
         model.eval()
-        out = torch.cat([model(inputs.to(device)).softmax(1) for inputs in split.inputs.split(512)]).double()
+        out = torch.cat([model(inputs.to(device)).softmax(1) for inputs in split.inputs.split(128)]).double()
         features.append(out - out.mean(0))
     x, y = features
     return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
@@ -153,7 +153,7 @@ def training(case: Case) -> dict[str, Any]:
 def pair(case: Case) -> dict[str, Any]:
     """LMC and CKA of one pair."""
     device = case.get("device", "cpu")
-    split = data_of(case).train
+    split = data_of(case).train.to(torch.device(device), torch.float32)
     a, b = trained(case, 0), trained(case, 1)
     line(a, b, Split(split.inputs[:256], split.targets[:256]), device)
     started = time.perf_counter()

@@ -51,20 +51,19 @@ class Images(TorchDataset[tuple[Tensor, int]]):
         return self.transform(self.pixels[index]), self.targets[index]
 
 
-def loader(split: Split, case: Case, augment: bool, train: bool) -> DataLoader[tuple[Tensor, int]]:
-    """A loader with four worker processes."""
+def loader(split: Split, case: Case, augment: bool, train: bool, seed: int = 0) -> DataLoader[tuple[Tensor, int]]:
+    """A loader with four worker processes, which seed themselves from its generator."""
     torchvision()
-    images = Images(split, augment)
-    return DataLoader(images, batch_size=case["batch"], shuffle=train, num_workers=4, drop_last=train)
+    images, random = Images(split, augment), torch.Generator().manual_seed(seed)
+    return DataLoader(images, batch_size=case["batch"], shuffle=train, num_workers=4, drop_last=train, generator=random)
 
 
 def train_by_loader(
     model: nn.Module, split: Split, test: Split, case: Case, epochs: int, seed: int, masks: Masks = None
 ) -> float:
     """Train in place; returns the test error after the last epoch."""
-    torch.manual_seed(seed)
     device = case.get("device", "cpu")
-    images, judge = loader(split, case, case["augment"], True), loader(test, case, False, False)
+    images, judge = loader(split, case, case["augment"], True, seed), loader(test, case, False, False)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(images))
     criterion = nn.CrossEntropyLoss()

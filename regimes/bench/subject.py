@@ -45,7 +45,8 @@ def enlarged(count: int = 0) -> Dataset:
         images = F.interpolate(split.inputs, size=(32, 32), mode="bilinear").expand(-1, 3, -1, -1)
         return Split(images[which].contiguous(), split.targets[which])
 
-    return Dataset(grow(digits.train, count), digits.val, grow(digits.test, 0), digits.classes, "digits at 32x32")
+    splits = grow(digits.train, count), grow(digits.val, 0), grow(digits.test, 0)
+    return Dataset(*splits, digits.classes, "digits at 32x32")
 
 
 def fresh(case: Case, seed: int) -> nn.Module:
@@ -65,7 +66,7 @@ def trained(case: Case, seed: int = 0) -> nn.Module:
 def keep_trained(case: Case) -> dict[str, Any]:
     """Train the case's networks, one per seed in ``case["seeds"]``, and keep their weights in its folder.
 
-    The second and later ones start from the first one's weights halfway, as retrained copies of one network do.
+    All start from one trained network and are trained as long again, as retrained copies of one network are.
     """
     import time
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from regimes.bench.arms import Timing
 from regimes.flow.head import environment
+
+EVERY_CORE = (
+    "the first rows use every core, one single-threaded process each; a row that does not say so uses one process"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Table:
         timings: of the arms.
         checks: the numbers that arms have to agree in.
         notes: lines below the table.
+        ours: how many of the first arms are ours; each has a column of ratios.
     """
 
     title: str
@@ -62,6 +69,7 @@ class Table:
     timings: Sequence[Timing]
     checks: Sequence[str]
     notes: Sequence[str] = field(default_factory=tuple)
+    ours: int = 1
 
     def with_limit(self, limit: Mapping[str, float], cores: int) -> Table:
         """The same table with what the machine could do at most, and the share of it that ours reaches."""
@@ -85,24 +93,32 @@ class Table:
         return dataclasses.replace(self, notes=(*self.notes, *lines))
 
     def sheet(self) -> Sheet:
-        """One row per arm: rate, how many times as fast ours is, checks."""
-        ours = self.timings[0]
-        rows = [["", self.unit, f"{ours.arm.name} is faster by", *self.checks]]
+        """One row per arm: rate, how many times as fast ours are, checks."""
+        ours = self.timings[: self.ours]
+        rows = [["", self.unit, *(f"{timing.arm.name} is faster by" for timing in ours), *self.checks]]
         for timing in self.timings:
-            ratio = "" if timing is ours else "{:.2g}x ({:.2g}-{:.2g})".format(*timing.slower(ours))
-            checks = [f"{timing.check(name):.4g} ± {timing.spread(name):.1g}" for name in self.checks]
-            rows.append([timing.arm.name, f"{timing.rate * self.scale:.3g}", ratio, *checks])
+            ratios = ["" if timing is mine else _ratio(*timing.slower(mine)) for mine in ours]
+            checks = [_spread(timing.check(name), timing.spread(name)) for name in self.checks]
+            rows.append([timing.arm.name, f"{timing.rate * self.scale:.3g}", *ratios, *checks])
         arms = [
             {
                 "name": timing.arm.name,
                 "rates": [rate * self.scale for rate in timing.rates],
-                "faster": None if timing is ours else timing.slower(ours),
+                "faster": [timing.slower(mine) for mine in ours],
                 "checks": timing.checks,
             }
             for timing in self.timings
         ]
-        notes = ["numbers behind the ratios: mean ± standard deviation over the rounds"] if self.checks else []
-        return Sheet(self.title, rows, [*self.notes, *notes], {"title": self.title, "unit": self.unit, "arms": arms})
+        return Sheet(self.title, rows, self.notes, {"title": self.title, "unit": self.unit, "arms": arms})
+
+
+def _ratio(median: float, least: float, greatest: float) -> str:
+    middle, low, high = (f"{each:.2g}" if each < 100 else f"{each:.0f}" for each in (median, least, greatest))
+    return f"{middle}x ({low}-{high})"
+
+
+def _spread(value: float, deviation: float) -> str:
+    return f"{value:.4g} ± {deviation:.1g}" if math.isfinite(deviation) else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,10 @@ class Bench:
         """Write NAME.md and NAME.json into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         page = [f"# regimes bench {self.name}", "", f"`{command}`", "", _where(), ""]
-        page += ["Rates are medians over the rounds, ratios medians with the least and greatest round.", ""]
+        page += [
+            "Medians over the rounds; ratios with the least and greatest round; other numbers ± their deviation.",
+            "",
+        ]
         page += [sheet.markdown() for sheet in self.sheets]
         files = [folder / f"{self.name}.md", folder / f"{self.name}.json"]
         files[0].write_text("\n".join(page))
@@ -136,6 +155,9 @@ class Bench:
 def _where() -> str:
     facts = environment()
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision", "pyhessian"))
+    for name in ("curvlinops-for-pytorch", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions += f", {name} {version(name)}"
     return f"{facts['processor']}, {facts['cores']} cores; Python {facts['python']}, {versions}"
 
 

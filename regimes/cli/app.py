@@ -136,7 +136,7 @@ def map_(
 @app.command()
 @speaking
 def bench(
-    what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth", help="What to compare.")],
+    what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth|check", help="What to compare.")],
     device: Device = "cpu",
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm is run, in turn.")] = 3,
     images: Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg of 32x32 (default: enlarged digits).")] = "",

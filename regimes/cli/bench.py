@@ -12,10 +12,13 @@ def show_bench(what: str, device: str, rounds: int, images: str, out: Path | Non
     """Run a bench, say what it is at, print its tables."""
     from regimes.bench import BENCHES
     from regimes.bench.table import Bench
+    from regimes.errors import UserError
     from regimes.flow.lab import numerics_of
     from regimes.registry import load
 
     numerics_of(device, "eager", "eager")  # refuses a device that is not there
+    if images and not (Path(images) / "train").is_dir():
+        raise UserError(f"--images {images}: no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
     found: Bench = load(BENCHES, what, "bench")(device, rounds, images, lambda line: print(line, file=sys.stderr))
     typer.echo(found.json() if as_json else found.text())
     if out is not None:

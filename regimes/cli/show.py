@@ -27,7 +27,7 @@ def show_plan(
     from regimes.flow.head import default_workers
     from regimes.flow.prepare import prepare
 
-    workers = workers or default_workers(device)
+    workers = default_workers(device) if workers is None else max(1, workers)
     prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers)
     progress, stages = prepared.progress, prepared.stages
     todo = Counter(stage.kind for stage in progress.todo)

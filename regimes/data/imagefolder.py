@@ -39,10 +39,13 @@ def imagefolder(
         val, val_classes = _read(folder, "val", 0)
     else:
         (train, val), val_classes = hold_out(train, val_fraction, seed=0), classes
+    sizes = {split.inputs.shape[1:] for split in (train, val, test)}
+    if len(sizes) > 1:
+        raise UserError(f"data.root = '{root}': images of different size in its splits, e.g. {sorted(sizes)[:2]}")
     if not classes == test_classes == val_classes:
         raise UserError(f"data.root = '{root}': train, test and val must have the same class folders")
     mean = train.inputs.mean(dim=(0, 2, 3), keepdim=True)
-    deviation = train.inputs.std(dim=(0, 2, 3), keepdim=True)
+    deviation = train.inputs.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)  # a channel may be constant
     train, val, test = (Split((each.inputs - mean) / deviation, each.targets) for each in (train, val, test))
     return Dataset(train, val, test, classes=len(classes), title=title or folder.resolve().name)
 

@@ -68,11 +68,11 @@ def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: i
     alone = Choice("eager", 1)
     recipes = list({(recipe.batch_size, recipe.sam_rho > 0): recipe for recipe in recipes}.values())
     model = lab.new_model(seed=0)
-    fit = networks_that_fit(lab, max(recipes, key=lambda each: each.batch_size), workers)
-    sizes = [each for each in SIZES if padded(1, model) <= each <= min(padded(networks, model), fit)]
-    if networks < LEAST or not sizes or has_private_randomness(model):
+    if networks < LEAST or has_private_randomness(model):
         return alone
     try:
+        fit = networks_that_fit(lab, max(recipes, key=lambda each: each.batch_size), workers)
+        sizes = [each for each in SIZES if padded(1, model) <= each <= min(padded(networks, model), fit)]
         best, seconds = alone, seconds_per_image(lab, alone, recipes[-1])
         if lab.device.type == "cpu" and seconds * recipes[-1].batch_size > SLOW:
             return alone
@@ -85,8 +85,15 @@ def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: i
         if best == alone or not all(equals_eager(lab, best.engine, recipe) for recipe in recipes):
             return alone
         return best if all(keeps_bits(lab, best, recipe) for recipe in recipes) else alone
-    except Exception:  # an operation that vmap does not know raises anything
+    except Exception:  # an operation that vmap does not know raises anything, as a memory too small does
         return alone
+
+
+def lanes_that_fit(lab: Lab, recipe: Recipe, wanted: int, workers: int) -> int:
+    """A number of lanes: as many as wanted (0: as are usual), or as fit into memory, or else the least there is."""
+    least = padded(1, lab.new_model(seed=0))
+    most = min(wanted or max(SIZES[0], least), networks_that_fit(lab, recipe, workers))
+    return max(least, 1 << (most.bit_length() - 1))
 
 
 def _padding(networks: int, lanes: int, workers: int, model: nn.Module) -> float:
@@ -111,9 +118,11 @@ def seconds_per_image(lab: Lab, choice: Choice, recipe: Recipe) -> float:
 
 def keeps_bits(lab: Lab, choice: Choice, recipe: Recipe) -> bool:
     """Whether a network gets the same bits in the first slot, in the last beside others, and in smaller fleets."""
-    fleets: list[list[int]] = [[*range(choice.lanes)], [*range(20, 20 + choice.lanes - 1), 0], [40, 0]]
-    if choice.lanes > SIZES[0]:
-        fleets.append([0, *range(60, 60 + SIZES[0] - 1)])
+    fleets = [[*range(choice.lanes)], [20, 0]]
+    lanes = padded(3, lab.new_model(seed=0))
+    while lanes <= choice.lanes:  # every number of lanes that a fleet may come to
+        fleets.append([*range(20, 20 + lanes - 1), 0])
+        lanes *= 2
     ends = []
     with one_thread():
         for members in fleets:

@@ -117,14 +117,14 @@ def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str,
     plain = recipe.model_copy(update={"sam_rho": 0.0})
     numerics = lab.spec.numerics
     # A step is about three forward passes.
-    choices = {Choice(numerics.dense, lanes["train"]), Choice(numerics.engine, lanes["retrain"])}
-    rates = {choice.engine: seconds_per_image(lab, choice, plain) / 3 for choice in choices}
+    dense, other = Choice(numerics.dense, lanes["train"]), Choice(numerics.engine, lanes["retrain"])
+    rates = {choice: seconds_per_image(lab, choice, plain) / 3 for choice in {dense, other}}
     with one_thread():
         model = lab.new_model(seed=0)
         inputs = lab.data.train.inputs[: images_at_once(lab.data.train.inputs)]
         with evaluating(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
-    return {"train": rates[numerics.dense], "retrain": rates[numerics.engine], "prune": forward, "measure": forward}
+    return {"train": rates[dense], "retrain": rates[other], "prune": forward, "measure": forward}
 
 
 def _seconds(work: object, times: int) -> float:

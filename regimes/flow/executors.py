@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from regimes.flow.lab import Lab, LabSpec, one_thread
 from regimes.flow.plan import Fleet
-from regimes.flow.stage import Outcome, Report
+from regimes.flow.stage import Outcome, Report, Stage
 from regimes.flow.store import Store
 from regimes.flow.waiting import Waiting
 from regimes.flow.work import do
@@ -47,11 +47,18 @@ def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report) -> None:
 
 @dataclass
 class _Worker:
-    """A spawned process: fleets go in by its standard input, outcomes come out by its standard output."""
+    """A spawned process: fleets go in by its standard input, outcomes come out by its standard output.
+
+    Attributes:
+        fleet: that it computes now; None: it waits for one.
+        given: fleets of which it still owes an outcome, computed ones that are being written among them.
+        owed: keys of the stages whose outcome it owes.
+    """
 
     process: subprocess.Popen[bytes]
     fleet: Fleet | None = None
-    finished: set[str] = field(default_factory=set)
+    given: list[Fleet] = field(default_factory=list)
+    owed: set[str] = field(default_factory=set)
     listener: threading.Thread = field(default_factory=threading.Thread)
 
     @property
@@ -60,12 +67,21 @@ class _Worker:
         return self.process.stdin
 
     def give(self, fleet: Fleet) -> None:
-        self.fleet, self.finished = fleet, set()
+        self.fleet = fleet
+        self.given.append(fleet)
+        self.owed |= {stage.key for stage in fleet.stages}
         try:
             pickle.dump(fleet, self.stdin)
             self.stdin.flush()
         except BrokenPipeError:
             pass  # it has just died; its reader will say so
+
+    def hear(self, outcome: Outcome) -> None:
+        self.owed.discard(outcome.key)
+        self.given = [fleet for fleet in self.given if self.left_of(fleet)]
+
+    def left_of(self, fleet: Fleet) -> tuple[Stage, ...]:
+        return tuple(stage for stage in fleet.stages if stage.key in self.owed)
 
 
 class Supervisor:
@@ -87,7 +103,7 @@ class Supervisor:
             self.workers = [self._spawn() for _ in range(max(1, min(self.count, len(self.waiting))))]
             for worker in list(self.workers):
                 self._hand_out(worker)
-            while any(worker.fleet for worker in self.workers):
+            while any(worker.fleet or worker.owed for worker in self.workers):
                 self._handle(*self.events.get())
         finally:
             for worker in self.workers:
@@ -133,13 +149,13 @@ class Supervisor:
 
     def _handle(self, worker: _Worker, event: Any) -> None:
         if isinstance(event, Outcome):
-            worker.finished.add(event.key)
+            worker.hear(event)
             self._close(event)
             self._wake_idle()
         elif isinstance(event, EOFError):
             if worker in self.workers:
                 self._bury(worker)
-        elif worker in self.workers:  # the fleet is finished
+        elif worker in self.workers:  # the fleet is computed
             worker.fleet = None
             self._hand_out(worker)
             self._wake_idle()
@@ -164,10 +180,18 @@ class Supervisor:
         code = worker.process.wait()
         _kill(worker.process)
         fleet = worker.fleet
-        if fleet is None:
-            return  # it was idle: the others go on without it
-        left = tuple(stage for stage in fleet.stages if stage.key not in worker.finished)
-        halves = Fleet(fleet.kind, left).halves()
+        for given in worker.given:
+            if given is not fleet:  # computed, but not all of it was written: not to blame, and to be done again
+                self.waiting.put_back(Fleet(given.kind, worker.left_of(given)))
+        if fleet is not None:
+            self._blame(fleet.kind, worker.left_of(fleet), code)
+        if fleet is not None or worker.given:  # an idle one is not replaced: the others go on without it
+            self.workers.append(self._spawn())
+        self._wake_idle()
+
+    def _blame(self, kind: str, left: tuple[Stage, ...], code: int) -> None:
+        """What a dead worker was computing is cut in two, tried again, or given up."""
+        halves = Fleet(kind, left).halves()
         deaths = max((self.deaths.get(stage.key, 0) for stage in left), default=0) + 1
         if len(halves) > 1:  # one network may have killed it for all: cut the fleet until that one is alone
             for half in reversed(halves):
@@ -181,8 +205,6 @@ class Supervisor:
             for stage in left:
                 self.store.fail(stage.key, line, "", stage.at)
                 self._close(Outcome(stage.key, line))
-        self.workers.append(self._spawn())
-        self._wake_idle()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

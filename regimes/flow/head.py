@@ -46,14 +46,17 @@ def begin(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
         head = {"numerics": dataclasses.asdict(spec.numerics), "lanes": prepared.lanes, **environment()}
         store.write_json("run.json", head, first=True)
     store.write_json("layout.json", {**layout_of(prepared.sweep, prepared.stages), "origin": prepared.origin})
-    began = Numerics(**(store.head or {})["numerics"])
+    head = store.head or {}
+    began, lanes = Numerics(**head["numerics"]), prepared.lanes
     if adopt:
+        changed = (began.dense, began.engine) != (spec.numerics.dense, spec.numerics.engine)
+        lanes = head.get("lanes", lanes) if changed else lanes
         spec = dataclasses.replace(
             spec, numerics=dataclasses.replace(spec.numerics, dense=began.dense, engine=began.engine)
         )
     if not mixed:
         same_numerics(store, spec.numerics)
-    return dataclasses.replace(prepared, spec=spec)
+    return dataclasses.replace(prepared, spec=spec, lanes=lanes)
 
 
 def environment() -> dict[str, Any]:

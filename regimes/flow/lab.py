@@ -119,11 +119,7 @@ class Lab:
 
     def __init__(self, spec: LabSpec) -> None:
         self.spec = spec
-        if spec.numerics.device == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.allow_tf32 = False
+        hold_to_bits(spec.numerics.device)
         self.device = torch.device(spec.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
         self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
@@ -190,6 +186,15 @@ class Lab:
         model = self.new_model(seed=0)
         model.load_state_dict({name: each for name, each in weights.items() if not name.startswith("momentum/")})
         return model
+
+
+def hold_to_bits(device: str) -> None:
+    """On a CUDA device: deterministic kernels and full float32 from now on, in this process."""
+    if device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:

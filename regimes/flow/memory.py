@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from regimes.flow.lab import Lab
+from regimes.flow.lab import Lab, one_thread
+from regimes.models.build import seeded
 from regimes.spec.recipe import Recipe
 
 SHARE = 0.6  # of the free memory that all workers' fleets together may take
@@ -19,11 +20,20 @@ SLACK = 2.0  # what a backward pass holds at once, over what the forward pass ke
 
 
 def bytes_per_network(lab: Lab, recipe: Recipe) -> int:
-    """Memory of one network in training: copies of its weights, and what its forward pass keeps for the backward one.
+    """Memory of one network in training, counted on the very model; see `bytes_in_training`."""
+    train = lab.data.train
+    images = min(recipe.batch_size, 64, len(train.targets))
+    few = train.inputs[:images].clone(), train.targets[:images].clone()
+    with one_thread(), seeded(0):
+        return bytes_in_training(lab.new_model(seed=0), *few, recipe.batch_size)
 
-    The latter is counted on the very model and batch, by the tensors that autograd saves.
+
+def bytes_in_training(model: nn.Module, inputs: Tensor, targets: Tensor, batch: int) -> int:
+    """Copies of a model's weights, and what its forward pass keeps for the backward one, scaled up to a batch size.
+
+    The latter is the size of the tensors that autograd saves for a few images, which must own their memory.
     """
-    model = lab.new_model(seed=0).train()
+    model.train()
     weights = {each.untyped_storage().data_ptr(): each.nbytes for each in model.state_dict().values()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # so that no address is counted twice
@@ -33,23 +43,24 @@ def bytes_per_network(lab: Lab, recipe: Recipe) -> int:
         alive.append(tensor)
         return tensor
 
-    images = min(recipe.batch_size, 64, len(lab.data.train.targets))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        F.cross_entropy(model(lab.data.train.inputs[:images]), lab.data.train.targets[:images])
+        F.cross_entropy(model(inputs), targets)
     activations = sum(size for address, size in kept.items() if address not in weights)
-    return int(COPIES * sum(weights.values()) + SLACK * activations * recipe.batch_size / images)
+    return int(COPIES * sum(weights.values()) + SLACK * activations * batch / len(inputs))
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free now: on a CUDA device its own, else the machine's or this container's, whichever is less."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [2**32]
     lines = _read("/proc/meminfo").splitlines()
     free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     most, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
     if most.isdigit() and used.isdigit():
-        free.append(int(most) - int(used))
+        lines = _read("/sys/fs/cgroup/memory.stat").splitlines()
+        cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        free.append(int(most) - int(used) + cached)
     return max(0, min(free))
 
 

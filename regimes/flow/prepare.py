@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from regimes.flow.engine import SIZES, Choice, fastest
+from regimes.flow.engine import Choice, fastest, lanes_that_fit
 from regimes.flow.head import same_numerics
 from regimes.flow.lab import Lab, LabSpec, Numerics, numerics_of
-from regimes.flow.memory import networks_that_fit
 from regimes.flow.plan import Progress, lay_out, survey
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store, open_store
@@ -20,6 +19,7 @@ from regimes.registry import allow_imports_from, load
 from regimes.spec.check import read_sweep
 from regimes.spec.sweep import Sweep
 from regimes.training import ENGINES
+from regimes.training.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ def prepare(
     lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
     lab.check_model()
     stages = lay_out(sweep, lab)
-    lanes = lanes_of(numerics, head, sweep, lab, workers)
+    lanes: dict[str, int] = {}
     if engine is None and began is None:
-        known = remembered(numerics, store)
-        numerics, lanes = (known, lanes) if known else _choose(numerics, fastest(lab, sweep, stages, workers))
+        known = remembered(numerics, store, precision)
+        numerics, lanes = (known, {}) if known else _choose(numerics, fastest(lab, sweep, stages, workers))
+    lanes = lanes or lanes_of(numerics, (head or {}).get("lanes", {}), sweep, lab, workers)
     if not mixed and (began is not None or store.head is None):
         same_numerics(store, numerics)  # else another command has just begun this run: `begin` adopts its engines
     spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
@@ -96,24 +97,28 @@ def _choose(numerics: Numerics, choices: dict[str, Choice]) -> tuple[Numerics, d
     return dataclasses.replace(numerics, **engines), {kind: choice.lanes for kind, choice in choices.items()}
 
 
-def lanes_of(numerics: Numerics, head: dict[str, Any] | None, sweep: Sweep, lab: Lab, workers: int) -> dict[str, int]:
+def lanes_of(numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, lab: Lab, workers: int) -> dict[str, int]:
     """How many networks each engine is given at once: as the run had it, or the usual number; less if memory is short.
 
     The number is no part of the numerics: bits do not depend on it.
     """
-    usual = (head or {}).get("lanes", {"train": SIZES[0], "retrain": SIZES[0]})
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     largest = {"train": max(dense, key=lambda recipe: recipe.batch_size), "retrain": sweep.retrain}
     engines = {"train": numerics.dense, "retrain": numerics.engine}
+    wanted = {kind: count for kind, count in usual.items() if count > 1}
     return {
-        kind: 1 if engine == "eager" else min(usual[kind], networks_that_fit(lab, largest[kind], workers))
+        kind: 1 if engine == "eager" else lanes_that_fit(lab, largest[kind], wanted.get(kind, 0), workers)
         for kind, engine in engines.items()
     }
 
 
-def remembered(numerics: Numerics, store: Store) -> Numerics | None:
-    """The engines of a run whose run.json was removed, by the id that its records bear; None where there are none."""
+def remembered(numerics: Numerics, store: Store, precision: str | None) -> Numerics | None:
+    """The numerics of a run whose run.json was removed, by the id that its records bear; None where there are none."""
     known = next(store.numerics(), None)
-    pairs = itertools.product(ENGINES, repeat=2)
-    candidates = (dataclasses.replace(numerics, dense=dense, engine=engine) for dense, engine in pairs)
+    if known is None:
+        return None
+    choices = itertools.product(ENGINES, ENGINES, [precision] if precision else PRECISIONS)
+    candidates = (
+        dataclasses.replace(numerics, dense=dense, engine=engine, precision=each) for dense, engine, each in choices
+    )
     return next((each for each in candidates if each.id == known), None)

@@ -23,25 +23,28 @@ def main() -> None:
 
     torch.set_num_threads(1)
     from regimes.flow.lab import Lab
-    from regimes.flow.store import Store
     from regimes.flow.work import do
+    from regimes.flow.writer import Writer
 
     sys.path[:] = pickle.load(orders)
     spec = pickle.load(orders)
     inbox: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_receive, args=(orders, inbox), daemon=True).start()
 
+    speaking = threading.Lock()
+
     def answer(message: Any) -> None:
         try:
-            pickle.dump(message, answers)
-            answers.flush()
+            with speaking:
+                pickle.dump(message, answers)
+                answers.flush()
         except BrokenPipeError:
             os._exit(0)  # the supervisor has gone; no stage is to blame
 
-    lab, store = Lab(spec), Store(spec.folder)
+    lab, store = Lab(spec), Writer(spec.folder, answer)
     while True:
-        do(inbox.get(), lab, store, answer)
-        answer("finished")
+        do(inbox.get(), lab, store, store.report)
+        answer("computed")  # and ready for the next fleet; this one's outcomes follow as they are written
 
 
 def _receive(orders: Any, inbox: queue.Queue[Any]) -> None:

@@ -65,7 +65,8 @@ def linear_connectivity(
         data: inputs (n, ...) and targets (n,), un-augmented training images in the paper.
         points: evenly spaced positions from 0 to 1, at least 3.
         loss_fn: mean loss of a batch, for the loss along the line.
-        batch: at most so many images in one batch of BatchNorm statistics; None: as many as memory bears.
+        batch: at most so many images in one batch of BatchNorm statistics; None: what `batchnorm.BATCH` numbers
+            amount to.
         statistics: "all": those of all images, as the study takes them; "batch": each batch by its own, in half the
             time where there are several (``regimes bench pair`` shows what it does to the value).
 

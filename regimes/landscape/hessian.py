@@ -53,7 +53,8 @@ def hessian_trace(
         mask: the live coordinates; see `HessianOperator`.
         rel_stderr: go on until stderr <= rel_stderr * abs(value), or ``max_probes``.
         generator: on the CPU; None: seed 0.
-        probes: number of Hutchinson's probes, at least 2 (with ``rel_stderr``: the least number).
+        probes: number of Hutchinson's probes, at least 2 (with ``rel_stderr``: the least number); XTrace takes it as
+            its number of products where no ``rel_stderr`` is given, and not at all where one is.
         max_probes: the most Hessian-vector products that ``rel_stderr`` may ask for.
         method: "hutchinson", "xtrace", or "auto" as said above.
         chunk: inputs per forward pass, which bounds memory; 0: all at once.

@@ -74,7 +74,13 @@ class HessianOperator:
         """Return ``H V`` (size, k) for k vectors (size, k)."""
         if not vectors.shape[1]:
             return vectors
-        return torch.cat([self._batch(part) for part in vectors.T.split(self.together)]).T
+        try:
+            return torch.cat([self._batch(part) for part in vectors.T.split(self.together)]).T
+        except RuntimeError:  # an operation that has no batched form
+            if self.together == 1:
+                raise
+            self.together = 1
+            return self.times(vectors)
 
     def _batch(self, rows: Tensor) -> Tensor:
         """``H v`` of each row (k, size); several rows in one batched pass, each chunk's graph built once for all."""

@@ -37,10 +37,11 @@ class XTrace:
         self.tests, self.basis, self.images = empty, empty, empty  # W, Q, H Q: (size, m)
         self.triangle = torch.zeros(0, 0, dtype=torch.float64)  # R of the products H W = Q R
         self.energies = torch.zeros(0, dtype=torch.float64)  # w_i' H w_i
-        self.left, self.captured = math.inf, False  # the length of the last product outside the basis
+        self.left, self.rank = math.inf, -1  # length of the shortest product outside the basis; see `grow`
 
     def grow(self, count: int) -> None:
-        """Add test vectors. Once their products hardly leave the basis, the whole range is ``captured``."""
+        """Add test vectors. Once a product does not leave the basis but for rounding, the basis holds the whole range;
+        its columns before that one are the operator's ``rank``, those after it are noise."""
         tests = torch.stack([self.hessian.normal(self.generator) for _ in range(count)], dim=1)
         products = self.hessian.times(tests)
         self.energies = torch.cat([self.energies, (tests * products).sum(dim=0).double().cpu()])
@@ -59,7 +60,8 @@ class XTrace:
         self.images = torch.cat([self.images, self.hessian.times(fresh)], dim=1)
         diagonal = triangle.diagonal().abs()
         self.left = float(diagonal.min())
-        self.captured = self.left <= 30 * torch.finfo(tests.dtype).eps * float(diagonal.max())
+        within = (diagonal <= 30 * torch.finfo(tests.dtype).eps * diagonal.max()).nonzero()
+        self.rank = int(within[0]) if len(within) else -1
 
     def estimate(self) -> Estimate:
         """The trace from all test vectors so far; its samples are the products made."""
@@ -82,20 +84,21 @@ class XTrace:
 def xtrace(hessian: HessianOperator, generator: torch.Generator, rel_stderr: float, most: int) -> Estimate:
     """Grow test vectors until ``stderr <= rel_stderr * abs(value)`` twice in a row, or ``most`` products are made.
 
-    Where as many products as there are coordinates would be made, the diagonal is taken instead and the trace is exact.
+    Where a few more test vectors would take as many products as there are coordinates, the diagonal is taken instead
+    and the trace is exact. At least ``2 FIRST`` products are made.
     Where the operator's rank is smaller than the number of test vectors, nothing is left to sample; a bound of what
     rounding leaves outside the basis then stands as the standard error.
     """
     most = max(2 * FIRST, min(most, 2 * columns_that_fit(hessian.size)))
     trial, met = XTrace(hessian, generator), 0
     while True:
-        if hessian.size <= len(trial.triangle) + 2 * FIRST:
-            return _exact(hessian)
+        if hessian.size <= 2 * (len(trial.triangle) + FIRST):
+            return _exact(hessian, 2 * len(trial.triangle))
         trial.grow(BLOCK if len(trial.triangle) else FIRST)
         count = 2 * len(trial.triangle)
-        if trial.captured:
-            inside = float(_small(trial.basis, trial.images).trace())
-            return Estimate(inside, hessian.size**0.5 * trial.left, count, "nat")
+        if trial.rank >= 0:
+            basis, images = trial.basis[:, : trial.rank], trial.images[:, : trial.rank]
+            return Estimate(float(_small(basis, images).trace()), hessian.size**0.5 * trial.left, count, "nat")
         found = trial.estimate()
         # Twice: the first time may be a standard error that happens to be small.
         met = met + 1 if found.stderr <= rel_stderr * abs(found.value) else 0
@@ -108,9 +111,9 @@ def columns_that_fit(size: int) -> int:
     return BYTES // (3 * 8 * size)
 
 
-def _exact(hessian: HessianOperator) -> Estimate:
+def _exact(hessian: HessianOperator, before: int) -> Estimate:
     eye = torch.eye(hessian.size, device=hessian.device, dtype=hessian.dtype)
-    return Estimate(float(hessian.times(eye).diagonal().double().sum()), 0.0, hessian.size, "nat")
+    return Estimate(float(hessian.times(eye).diagonal().double().sum()), 0.0, before + hessian.size, "nat")
 
 
 def _small(one: Tensor, other: Tensor) -> Tensor:

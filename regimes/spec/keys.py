@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-SCHEMA = 1  # raised when the meaning of a stage changes, so that old results are not taken for new ones
+SCHEMA = 2  # raised when the meaning of a stage changes, so that old results are not taken for new ones
 
 
 def canonical(value: Any) -> bytes:

@@ -22,7 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regimes.data.dataset import Dataset, Split
-from regimes.landscape.error import images_at_once
+from regimes.landscape.error import PASS, images_at_once
 from regimes.models.build import seeded
 from regimes.training.lane import Lane, Row, Tensors
 from regimes.training.precision import arithmetic
@@ -163,7 +163,7 @@ class Stacked:
     def _wrong(self, split: Split) -> list[float]:
         self.base.eval()
         wrong = torch.zeros(self.count, dtype=torch.int64, device=split.targets.device)
-        size = images_at_once(split.inputs)
+        size = images_at_once(split.inputs, PASS // 8)  # of every lane; the same for any number of lanes
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
             answers = self.judge(self.parameters, self.buffers, inputs)
             wrong += (answers.argmax(dim=2) != targets).sum(dim=1)
