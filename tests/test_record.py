@@ -49,7 +49,7 @@ def test_every_value_stands_where_its_stage_says(tiny: Sweep, run_tiny: Run) -> 
             seen += 1
     assert seen > 100
     assert bool((record.status == 1).all())
-    assert record.lmc.attrs["measured_with"] == "images=0, points=11"
+    assert record.lmc.attrs["measured_with"] == "images=0, points=11, statistics=all"
     assert record.epochs.attrs["hotter"] == "smaller"
     assert "lmc_stderr" in record
     assert record.kept.sel(density=0.2).values == pytest.approx(0.2, abs=0.01)
