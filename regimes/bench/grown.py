@@ -142,7 +142,7 @@ def workers(case: Case) -> dict[str, Any]:
             "retrain_seeds": 3,
             "data": {"name": "digits"},
             "model": {"name": "preresnet", "depth": 14, "width": 8},
-            "recipe": {"epochs": 5},
+            "recipe": {"epochs": 20},
             "temperature": {"batch_size": [64]},
             "load": {"density": [0.05, 0.1, 0.2, 0.4]},
             "measure": {"metrics": ["error", "lmc", "cka"]},

@@ -14,7 +14,7 @@ from regimes.models.build import seeded
 from regimes.spec.recipe import Recipe
 
 SHARE = 0.6  # of the free memory that all workers' fleets together may take
-PROCESS = 350_000_000  # bytes of a worker that has imported torch and trains something small
+PROCESS = 450_000_000  # bytes of a worker that has imported torch and trains something small
 COPIES = 6  # of the weights in training: themselves, gradients, momentum, and what a step makes on its way
 SLACK = 2.0  # what a backward pass holds at once, over what the forward pass kept for it
 
