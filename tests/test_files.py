@@ -98,7 +98,8 @@ def test_numerics_that_changed_are_refused_unless_allowed(
 ) -> None:
     run_tiny(tiny)
     monkeypatch.setattr(torch, "__version__", "9.9.9")
-    with pytest.raises(UserError, match=r"began with stacked \(dense networks eager\), float32, channels-last, cpu .*--allow-mixed"):
+    began = r"began with stacked \(dense networks eager\), float32, channels-last, cpu .*--allow-mixed"
+    with pytest.raises(UserError, match=began):
         run_tiny(tiny)
     assert not run_tiny(tiny, allow_mixed=True).progress.todo
 
