@@ -128,8 +128,7 @@ def test_xtrace_needs_far_fewer_products_where_the_spectrum_decays() -> None:
         method: hessian_trace(Quadratic(A), mean, NOTHING, rel_stderr=0.02, method=method)  # type: ignore[arg-type]
         for method in ("auto", "xtrace", "hutchinson")
     }
-    assert found["auto"] == found["xtrace"]
-    assert found["xtrace"].samples < found["hutchinson"].samples / 4
+    assert max(found["auto"].samples, found["xtrace"].samples) < found["hutchinson"].samples / 4
     for trace in found.values():
         assert trace.value == pytest.approx(float(A.trace()), rel=0.06)
 
@@ -139,7 +138,12 @@ def test_standard_error_of_xtrace_covers_the_truth() -> None:
     hits = 0
     for seed in range(60):
         trace = hessian_trace(
-            Quadratic(A), mean, NOTHING, rel_stderr=0.03, generator=torch.Generator().manual_seed(seed)
+            Quadratic(A),
+            mean,
+            NOTHING,
+            rel_stderr=0.03,
+            generator=torch.Generator().manual_seed(seed),
+            method="xtrace",
         )
         assert trace.samples < 300
         hits += abs(trace.value - float(A.trace())) <= 1.96 * trace.stderr
@@ -161,12 +165,12 @@ def test_xtrace_is_unbiased_for_any_symmetric_matrix() -> None:
 
 
 def test_xtrace_of_few_coordinates_or_low_rank_is_exact() -> None:
-    few = hessian_trace(Quadratic(symmetric(12, 3)), mean, NOTHING, rel_stderr=0.01)
+    few = hessian_trace(Quadratic(symmetric(12, 3)), mean, NOTHING, rel_stderr=0.01, method="xtrace")
     assert few.value == pytest.approx(float(symmetric(12, 3).trace()))
     assert few.stderr == 0.0
     assert few.samples == 12
     thin = symmetric(200, 4)[:, :5]
-    low = hessian_trace(Quadratic(thin @ thin.T), mean, NOTHING, rel_stderr=0.01)
+    low = hessian_trace(Quadratic(thin @ thin.T), mean, NOTHING, rel_stderr=0.01, method="xtrace")
     assert low.value == pytest.approx(float(thin.square().sum()), rel=1e-6)
     assert low.samples == 16
 
@@ -177,7 +181,7 @@ def test_xtrace_counts_nothing_twice_where_few_coordinates_curve(rank: int, dtyp
     spectrum = torch.zeros(400, dtype=dtype)
     spectrum[:rank] = torch.arange(1, rank + 1, dtype=dtype) * 2
     nothing = (torch.zeros(4, 1, dtype=dtype), torch.zeros(4))
-    trace = hessian_trace(Quadratic(torch.diag(spectrum)), mean, nothing, rel_stderr=1e-3)
+    trace = hessian_trace(Quadratic(torch.diag(spectrum)), mean, nothing, rel_stderr=1e-3, method="xtrace")
     assert trace.value == pytest.approx(float(spectrum.sum()), rel=5e-3)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 from pydantic import Field, Strict
@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
+from regimes.landscape.lanczos import lanczos_top
 from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 from regimes.landscape.operator import HessianOperator
+from regimes.landscape.split import NoSplit, Split, split_trace
 from regimes.landscape.xtrace import columns_that_fit, xtrace
 from regimes.pruners.mask import Mask
 
 Backend = Literal["own", "pyhessian"]
-Method = Literal["auto", "hutchinson", "xtrace"]
+Method = Literal["auto", "split", "xtrace", "hutchinson"]
+RELATIVE = 0.03  # standard error of a trace for which neither an error nor probes are asked
+LEAST = 32  # probes of Hutchinson's before their spread is believed
+PYHESSIAN_PROBES = 32
 ENOUGH = 48  # test vectors that have to fit into memory, or XTrace is not begun
 AnyMask = Mask | Mapping[str, Tensor] | None
 UNIT = "nat"  # curvature of a loss in nats per squared weight; weights have no unit
@@ -33,7 +38,7 @@ def hessian_trace(
     rel_stderr: float | None = None,
     generator: torch.Generator | None = None,
     *,
-    probes: int = 32,
+    probes: int = 0,
     max_probes: int = 2000,
     method: Method = "auto",
     chunk: int = 0,
@@ -41,42 +46,60 @@ def hessian_trace(
 ) -> Estimate:
     """Trace of the Hessian of the mean loss over ``data``, on the mask's support.
 
-    Without ``rel_stderr``: Hutchinson's estimator with a fixed number of probes, ``tr H = E[v' H v]`` over random signs
-    v; its standard error is the spread of ``v' H v`` over sqrt(probes). With it: XTrace (see `XTrace`), which comes to
-    a small standard error with far fewer products where the spectrum decays; Hutchinson where its bases would not fit
-    into memory. The standard error tells how well the trace *of these inputs* is known.
+    To a relative standard error, by the cheapest method that serves:
+
+    * "split": Gauss-Newton from gradients, and probes of the rest where that has a diagonal (`Split`). The trace of a
+      ReLU network takes about as many gradients as it has outputs, then it is exact, or fewer.
+    * "xtrace": products that share a basis (`XTrace`), where the loss does not split.
+    * "hutchinson": ``tr H = E[v' H v]`` over random signs v, where XTrace's bases would not fit into memory.
+
+    With ``probes`` alone: so many of Hutchinson's, with the spread of ``v' H v`` over sqrt(probes) as standard error.
+    The standard error tells how well the trace *of these inputs* is known.
 
     Args:
         model: any network; it is measured in eval mode and left as it was.
         loss_fn: (outputs, targets) -> mean loss.
         data: inputs (n, ...), targets (n, ...).
         mask: the live coordinates; see `HessianOperator`.
-        rel_stderr: go on until stderr <= rel_stderr * abs(value), or ``max_probes``.
+        rel_stderr: go on until stderr <= rel_stderr * abs(value), or ``max_probes``; None: 0.03 if no probes are given.
         generator: on the CPU; None: seed 0.
-        probes: number of Hutchinson's probes, at least 2 (with ``rel_stderr``: the least number); XTrace takes it as
-            its number of products where no ``rel_stderr`` is given, and not at all where one is.
-        max_probes: the most Hessian-vector products that ``rel_stderr`` may ask for.
-        method: "hutchinson", "xtrace", or "auto" as said above.
+        probes: number of Hutchinson's probes, at least 2; with ``rel_stderr`` the least number of them; XTrace takes
+            it as its number of products where no ``rel_stderr`` is given.
+        max_probes: the most Hessian-vector products (or gradients) that ``rel_stderr`` may ask for.
+        method: one of the above, or "auto". "split" raises where the loss does not split.
         chunk: inputs per forward pass, which bounds memory; 0: all at once.
         backend: "own", or "pyhessian" for the repaired reference.
 
     Raises:
-        UserError: fewer than 2 probes, an unknown backend, or a mask that does not fit.
+        UserError: fewer than 2 probes, an unknown backend or method, a mask that does not fit, a loss that does not
+            split where a split is asked for.
     """
-    _check(probes >= 2, f"probes = {probes}: a standard error needs at least 2")
+    _check(probes == 0 or probes >= 2, f"probes = {probes}: a standard error needs at least 2")
+    _check(backend in ("own", "pyhessian"), f"hessian.backend = '{backend}': allowed: own, pyhessian")
+    _check(method in get_args(Method), f"method = '{method}': allowed: {', '.join(get_args(Method))}")
     generator = generator or torch.Generator().manual_seed(0)
     if backend == "pyhessian":
         from regimes.landscape.pyhessian import reference_trace
 
         _check(rel_stderr is None and chunk == 0, "hessian.backend = 'pyhessian' takes neither rel_stderr nor chunk")
-        return reference_trace(model, loss_fn, data, mask, probes, generator)
-    _check(backend == "own", f"hessian.backend = '{backend}': allowed: own, pyhessian")
-    _check(method in ("auto", "hutchinson", "xtrace"), f"method = '{method}': allowed: auto, hutchinson, xtrace")
+        return reference_trace(model, loss_fn, data, mask, probes or PYHESSIAN_PROBES, generator)
+    if rel_stderr is None and probes and method != "split":
+        hessian = HessianOperator(model, loss_fn, data, mask, chunk)
+        return (
+            xtrace(hessian, generator, 0.0, probes)
+            if method == "xtrace"
+            else hutchinson(hessian, generator, probes, None, probes)
+        )
+    rel_stderr = RELATIVE if rel_stderr is None else rel_stderr
+    if method in ("auto", "split"):
+        try:
+            return split_trace(Split(model, loss_fn, data, mask, chunk), generator, rel_stderr, max_probes)
+        except NoSplit as why:
+            _check(method == "auto", f"method = 'split': {why}; take 'auto' or 'xtrace'")
     hessian = HessianOperator(model, loss_fn, data, mask, chunk)
-    fits = rel_stderr is not None and columns_that_fit(hessian.size) >= ENOUGH
-    if method == "xtrace" or (method == "auto" and fits):
-        return xtrace(hessian, generator, rel_stderr or 0.0, max_probes if rel_stderr else probes)
-    return hutchinson(hessian, generator, probes, rel_stderr, max_probes)
+    if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= ENOUGH):
+        return xtrace(hessian, generator, rel_stderr, max_probes)
+    return hutchinson(hessian, generator, probes or LEAST, rel_stderr, max_probes)
 
 
 def hutchinson(
@@ -131,42 +154,6 @@ def hessian_top(
     return lanczos_top(HessianOperator(model, loss_fn, data, mask, chunk), generator, tolerance, max_steps)
 
 
-def lanczos_top(hessian: HessianOperator, generator: torch.Generator, tolerance: float, max_steps: int) -> Estimate:
-    """Run Lanczos on an operator until the largest Ritz value is known to ``tolerance``; see `hessian_top`."""
-    vector = hessian.normal(generator)
-    basis = [vector / vector.norm()]
-    diagonal: list[float] = []
-    beside: list[float] = []
-    value, bound, met = math.nan, math.nan, 0
-    for step in range(min(max_steps, hessian.size)):
-        image = hessian @ basis[-1]
-        diagonal.append(float(basis[-1] @ image))
-        if not math.isfinite(diagonal[-1]):
-            return Estimate(math.nan, math.nan, step + 1, UNIT)
-        known = torch.stack(basis)  # (k, size)
-        for _ in range(2):  # once is not enough in float32
-            image = image - known.T @ (known @ image)
-        length = float(image.norm())
-        small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        if beside:
-            edge = torch.tensor(beside, dtype=torch.float64)
-            small = small + torch.diag(edge, 1) + torch.diag(edge, -1)
-        values, vectors = torch.linalg.eigh(small)
-        value, bound = float(values[-1]), _bound(values, length * abs(float(vectors[-1, -1])))
-        met = met + 1 if bound <= tolerance * abs(value) else 0
-        if met == 2 or length <= 1e-12 * float(values.abs().max()):
-            break
-        beside.append(length)
-        basis.append(image / length)
-    return Estimate(value, bound, len(diagonal), UNIT)
-
-
-def _bound(values: Tensor, residual: float) -> float:
-    """How far the largest Ritz value may be from an eigenvalue."""
-    gap = float(values[-1] - values[-2]) if len(values) > 1 else 0.0
-    return min(residual, residual**2 / (gap - residual)) if gap > residual else residual
-
-
 def _check(holds: bool, otherwise: str) -> None:
     if not holds:
         raise UserError(otherwise)
@@ -178,8 +165,8 @@ class HessianOptions:
 
     Attributes:
         images: training images, drawn once for all networks (0: all).
-        probes: Hutchinson probes of the trace.
-        rel_stderr: relative standard error of the trace to go on for; 0: just ``probes``.
+        rel_stderr: relative standard error of the trace to go on for.
+        probes: so many Hutchinson probes of the trace instead, whatever its standard error becomes; 0: none.
         tolerance: relative error of the top eigenvalue.
         max_steps: the most Lanczos steps.
         chunk: images per forward pass (0: all at once).
@@ -187,8 +174,8 @@ class HessianOptions:
     """
 
     images: Images = 256
-    probes: Annotated[int, Strict(), Field(ge=2)] = 24
-    rel_stderr: Annotated[float, Strict(), Field(ge=0)] = 0.0
+    rel_stderr: Annotated[float, Strict(), Field(gt=0)] = 0.05
+    probes: Annotated[int, Strict(), Field(ge=0)] = 0
     tolerance: Annotated[float, Strict(), Field(gt=0)] = 1e-2
     max_steps: Annotated[int, Strict(), Field(ge=1)] = 40
     chunk: Annotated[int, Strict(), Field(ge=0)] = 0
@@ -203,7 +190,7 @@ def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOp
         probe.loss_fn,
         data,
         subject.mask,
-        options.rel_stderr or None,
+        None if options.probes or options.backend == "pyhessian" else options.rel_stderr,
         probe.generator,
         probes=options.probes,
         chunk=options.chunk,
@@ -229,6 +216,9 @@ def _measure_top(subjects: Sequence[Trained], probe: Probe, options: HessianOpti
     return {"hessian_top": top}
 
 
+SPLIT = 6  # products that a trace to 5 % costs, about: a draw is less than a product
+
+
 def _work(products: float, options: HessianOptions, images: int) -> float:
     # A Hessian-vector product on a kept graph costs about two gradients, a gradient about three forward passes.
     return products * 6 * (min(options.images, images) or images)
@@ -241,7 +231,7 @@ TRACE = Metric(
     table="hessian",
     variables={"hessian_trace": Variable(UNIT, "Hessian trace on the mask's support (training loss, eval mode)")},
     measure=_measure_trace,
-    work=lambda options, images: _work(options.probes, options, images),
+    work=lambda options, images: _work(options.probes or SPLIT, options, images),
 )
 
 TOP = Metric(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class HessianOperator:
         example = next(iter(self.leaves.values()))
         self.device, self.dtype = example.device, example.dtype
         self.together = together or (1 if self.device.type == "cpu" else 8)
-        self._kept = self._gradient(*self.chunks[0]) if len(self.chunks) == 1 else None
+        self._kept: tuple[Tensor, ...] | None = None
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         """Return ``H v`` (size,) for a vector over the live coordinates (size,)."""
@@ -90,10 +90,25 @@ class HessianOperator:
             each.view(len(rows), *leaf.shape) for each, leaf in zip(self._cut(whole), self.leaves.values(), strict=True)
         ]
         total = torch.zeros_like(whole)
-        for inputs, targets in self.chunks:
-            gradient = self._kept if self._kept is not None else self._gradient(inputs, targets)
-            total += self._product(gradient, parts) * (len(inputs) / self.count)
+        for share, gradient in self._gradients():
+            total += self._product(gradient, parts) * share
         return total[:, self.live]
+
+    def within(self, name: str, vector: Tensor) -> Tensor:
+        """One tensor's own diagonal block of H, pruned coordinates included, times a vector of the tensor's shape."""
+        leaf, place = self.leaves[name], list(self.leaves).index(name)
+        total = torch.zeros_like(leaf)
+        for share, gradient in self._gradients():
+            if gradient[place].requires_grad:
+                (part,) = torch.autograd.grad(gradient[place], leaf, vector, retain_graph=True, allow_unused=True)
+                total = total if part is None else total + part * share
+        return total
+
+    def tensors(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector over the live coordinates (size,) as the parameters' shapes, zero where pruned."""
+        whole = torch.zeros(self.live.numel(), device=self.device, dtype=self.dtype)
+        whole[self.live] = vector.to(whole)
+        return {n: part.view_as(leaf) for (n, leaf), part in zip(self.leaves.items(), self._cut(whole), strict=True)}
 
     def rademacher(self, generator: torch.Generator) -> Tensor:
         """A random vector of signs (size,), drawn on the CPU so that it is the same on every device."""
@@ -106,6 +121,13 @@ class HessianOperator:
 
     def _cut(self, whole: Tensor) -> tuple[Tensor, ...]:
         return whole.split([leaf.numel() for leaf in self.leaves.values()], dim=-1)
+
+    def _gradients(self) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
+        """Each chunk's share of the inputs and its gradient with the graph that made it; a single chunk's is kept."""
+        if self._kept is None and len(self.chunks) == 1:
+            self._kept = self._gradient(*self.chunks[0])
+        for inputs, targets in self.chunks:
+            yield len(inputs) / self.count, self._kept or self._gradient(inputs, targets)
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         with evaluating(self.model), torch.enable_grad():

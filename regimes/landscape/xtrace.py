@@ -81,8 +81,10 @@ class XTrace:
         return Estimate(mean.value, WIDER * mean.stderr, 2 * count, "nat")
 
 
-def xtrace(hessian: HessianOperator, generator: torch.Generator, rel_stderr: float, most: int) -> Estimate:
-    """Grow test vectors until ``stderr <= rel_stderr * abs(value)`` twice in a row, or ``most`` products are made.
+def xtrace(
+    hessian: HessianOperator, generator: torch.Generator, rel_stderr: float, most: int, beside: float = 0.0
+) -> Estimate:
+    """Grow test vectors until ``stderr <= rel_stderr * abs(value + beside)`` twice in a row, or ``most`` products.
 
     Where a few more test vectors would take as many products as there are coordinates, the diagonal is taken instead
     and the trace is exact. At least ``2 FIRST`` products are made.
@@ -101,7 +103,7 @@ def xtrace(hessian: HessianOperator, generator: torch.Generator, rel_stderr: flo
             return Estimate(float(_small(basis, images).trace()), hessian.size**0.5 * trial.left, count, "nat")
         found = trial.estimate()
         # Twice: the first time may be a standard error that happens to be small.
-        met = met + 1 if found.stderr <= rel_stderr * abs(found.value) else 0
+        met = met + 1 if found.stderr <= rel_stderr * abs(found.value + beside) else 0
         if met == 2 or count + 2 * BLOCK > most or not math.isfinite(found.value):
             return found
 
