@@ -8,19 +8,33 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from archives import write_archives
 
+from regimes.data.vision import torchvision
 from regimes.flow import work
 from regimes.flow.run import Result, run
 from regimes.flow.store import Store
 from regimes.spec.check import resolve
 
 torch.set_num_threads(1)
+
+# Options that make each model small enough for a test that trains it.
+SMALL: dict[str, dict[str, Any]] = {
+    "mlp": {"widths": [16, 16], "batch_norm": True},
+    "preresnet": {"depth": 8, "width": 4},
+    "resnet": {"depth": 8, "width": 4},
+    "resnet18": {"width": 4},
+    "vgg": {"depth": 11, "width": 4},
+    "densenet": {"depth": 7, "growth": 4},
+    "mobilenetv2": {"width": 0.1, "dropout": 0.0},
+    "torchvision": {"arch": "shufflenet_v2_x0_5"},
+}
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -33,6 +47,20 @@ TINY: dict[str, Any] = {
     "load": {"density": [0.2, 0.6]},
     "measure": {"metrics": ["error", "lmc", "cka"]},
 }
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with small archives of the known data sets, which torchvision takes for whole."""
+    datasets = torchvision().datasets
+    root = tmp_path_factory.mktemp("archives")
+    write_archives(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+        patch.setattr(datasets.SVHN, "_check_integrity", lambda self: True)
+        patch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield root
 
 
 @pytest.fixture

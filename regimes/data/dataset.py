@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,11 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regimes.data.pixels import Pixels
 from regimes.errors import UserError
 
 
 class Split(NamedTuple):
-    """Inputs (n, ...) and targets (n,) of one split."""
+    """Inputs (n, ...) and targets (n,) of one split.
+
+    Inputs may be `Pixels`: bytes that become a tensor where they are indexed or split, and have its shape and device.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -24,8 +29,12 @@ class Split(NamedTuple):
         self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format
     ) -> Split:
         """The split on a device, its inputs in a floating dtype; images in a memory format."""
+        targets = self.targets.to(device, dtype if self.targets.is_floating_point() else self.targets.dtype)
+        held: Any = self.inputs
+        if isinstance(held, Pixels):
+            return Split(held.to(device, dtype, layout), targets)  # type: ignore[arg-type]
         inputs = self.inputs.to(device, dtype)
-        return Split(inputs.to(memory_format=layout) if inputs.dim() == 4 else inputs, self.targets.to(device))
+        return Split(inputs.to(memory_format=layout) if inputs.dim() == 4 else inputs, targets)
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,10 @@ class Dataset:
     """Three splits of one data set. What is chosen is chosen on ``val``, what is judged is judged on ``test``.
 
     Attributes:
-        train: inputs and integer targets the networks are trained on, not augmented.
+        train: inputs and targets the networks are trained on, not augmented: class numbers (n,), or numbers (n, k).
         val: held out from training, for choices.
         test: held out from everything but the final judgement.
-        classes: number of classes.
+        classes: number of classes; where targets are numbers, how many of them an input has (k).
         title: for captions, e.g. "handwritten digits (scikit-learn)".
     """
 
@@ -52,19 +61,29 @@ class Dataset:
     ) -> Dataset:
         """Build from ``(inputs, targets)`` pairs of arrays or tensors.
 
+        Targets are class numbers 0, 1, 2, ... (n,), or, for regression, floating point numbers (n,) or (n, k).
         When ``val`` is missing, ``val_fraction`` of the training pairs is held out, drawn class by class with
         ``split_seed``, so that the split is the same on every machine and for every seed of a sweep.
 
         Raises:
-            UserError: a pair has inputs and targets of different length, or targets that are not 0, 1, 2, ...
+            UserError: a pair has inputs and targets of different length, or targets of neither kind.
         """
         pairs = {"train": _pair(train, "train", title), "test": _pair(test, "test", title)}
         if val is None:
             pairs["train"], pairs["val"] = hold_out(pairs["train"], val_fraction, split_seed)
         else:
             pairs["val"] = _pair(val, "val", title)
-        classes = 1 + max(int(split.targets.max()) for split in pairs.values())
+        numbers = {split.targets.shape[1:] for split in pairs.values()}
+        if len(numbers) > 1 or len({split.targets.dtype for split in pairs.values()}) > 1:
+            raise UserError(f"data set '{title}': its splits have targets of different kinds")
+        (width,) = numbers
+        classes = width[0] if width else 1 + max(int(split.targets.max()) for split in pairs.values())
         return cls(pairs["train"], pairs["val"], pairs["test"], classes, title)
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are numbers rather than classes."""
+        return self.train.targets.is_floating_point()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -76,10 +95,10 @@ class Dataset:
         """A hash of every number in the splits and of the number of classes: the data's part of each cell's key."""
         digest = hashlib.sha256(str(self.classes).encode())
         for split in (self.train, self.val, self.test):
-            for tensor in split:
-                array = tensor.detach().cpu().contiguous()
-                digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
-                digest.update(array.numpy().tobytes())
+            for numbers in split:
+                digest.update(f"{numbers.dtype}{tuple(numbers.shape)}".encode())
+                for piece in _pieces(numbers):
+                    digest.update(piece.data)
         return digest.hexdigest()[:20]
 
     def to(
@@ -90,20 +109,47 @@ class Dataset:
         return Dataset(train, val, test, self.classes, self.title)
 
 
+def subset(split: Split, images: int) -> Split:
+    """A fixed random subset of a split (0 means all of it): the same images for every network of a run.
+
+    Drawn at random because data on a disk often stand class by class.
+    """
+    count = len(split.targets)
+    if images == 0 or images >= count:
+        return split
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:images].sort().values
+    order = order.to(split.targets.device)
+    return Split(split.inputs[order], split.targets[order])
+
+
+def _pieces(numbers: Any) -> Iterator[np.ndarray]:
+    """The numbers of a tensor, or the bytes of images and what they are standardised with."""
+    if isinstance(numbers, Pixels):
+        yield from (each.numpy() for each in (numbers.mean, numbers.deviation))
+        yield from numbers.pieces()
+    else:
+        yield numbers.detach().cpu().contiguous().numpy()
+
+
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Split off ``fraction`` of every class, at random with ``seed``; returns (kept, held out)."""
+    labels = split.targets if split.targets.dim() == 1 else torch.zeros(len(split.targets))  # numbers: one class
+    chosen = torch.from_numpy(held_out(labels.numpy(), fraction, seed))
+    return Split(split.inputs[~chosen], split.targets[~chosen]), Split(split.inputs[chosen], split.targets[chosen])
+
+
+def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Mark ``fraction`` of every class (n,), at random with ``seed``: the same on every machine."""
     if not 0 < fraction < 1:
         raise UserError(f"val_fraction = {fraction}: allowed: above 0 and below 1")
     random = np.random.default_rng(seed)
-    targets = split.targets.numpy()
     held = []
-    for label in np.unique(targets):
-        members = random.permutation(np.flatnonzero(targets == label))
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
         held.append(members[: max(1, round(fraction * len(members)))])
-    out = np.zeros(len(targets), dtype=bool)
+    out = np.zeros(len(labels), dtype=bool)
     out[np.concatenate(held)] = True
-    chosen = torch.from_numpy(out)
-    return Split(split.inputs[~chosen], split.targets[~chosen]), Split(split.inputs[chosen], split.targets[chosen])
+    return out
 
 
 def _pair(pair: Any, name: str, title: str) -> Split:
@@ -117,8 +163,14 @@ def _pair(pair: Any, name: str, title: str) -> Split:
         raise UserError(
             f"data set '{title}': {name} has {len(inputs)} inputs and {len(targets)} targets; equal, above 0"
         )
-    if targets.ndim != 1 or targets.is_floating_point() or int(targets.min()) < 0:
+    if targets.is_floating_point():
+        if targets.ndim not in (1, 2) or not bool(targets.isfinite().all()):
+            raise UserError(f"data set '{title}': {name} targets must be one finite number per input, or a row of them")
+        targets = targets.reshape(len(targets), -1).float()
+    elif targets.ndim != 1 or int(targets.min()) < 0:
         raise UserError(f"data set '{title}': {name} targets must be one class number (0, 1, 2, ...) per input")
+    else:
+        targets = targets.to(torch.int64)
     if not inputs.is_floating_point():
         raise UserError(f"data set '{title}': {name} inputs must be floating point numbers, got {inputs.dtype}")
-    return Split(inputs.contiguous(), targets.to(torch.int64).contiguous())
+    return Split(inputs.contiguous(), targets.contiguous())

@@ -1,4 +1,4 @@
-"""Images in folders: ``ROOT/train/CLASS/*.jpg`` and ``ROOT/test/CLASS/*.jpg``."""
+"""Images in folders: ``ROOT/train/CLASS/*.jpg`` and ``ROOT/test/CLASS/*.jpg``; TinyImageNet as it is unpacked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from regimes.data.dataset import Dataset, Split, hold_out
+from regimes.data.dataset import Dataset
+from regimes.data.images import Pair, balanced, decoded, from_bytes
 from regimes.data.vision import torchvision
 from regimes.errors import UserError
 
@@ -35,45 +36,52 @@ def imagefolder(
     folder = Path(root)
     train, classes = _read(folder, "train", images)
     test, test_classes = _read(folder, "test", test_images)
-    if (folder / "val").is_dir():
-        val, val_classes = _read(folder, "val", 0)
-    else:
-        (train, val), val_classes = hold_out(train, val_fraction, seed=0), classes
-    sizes = {split.inputs.shape[1:] for split in (train, val, test)}
-    if len(sizes) > 1:
-        raise UserError(f"data.root = '{root}': images of different size in its splits, e.g. {sorted(sizes)[:2]}")
+    val, val_classes = _read(folder, "val", 0) if (folder / "val").is_dir() else (None, classes)
     if not classes == test_classes == val_classes:
         raise UserError(f"data.root = '{root}': train, test and val must have the same class folders")
-    mean = train.inputs.mean(dim=(0, 2, 3), keepdim=True)
-    deviation = train.inputs.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)  # a channel may be constant
-    train, val, test = (Split((each.inputs - mean) / deviation, each.targets) for each in (train, val, test))
-    return Dataset(train, val, test, classes=len(classes), title=title or folder.resolve().name)
+    return from_bytes(train, test, val, len(classes), title or folder.resolve().name, val_fraction)
 
 
-def _read(root: Path, split: str, count: int) -> tuple[Split, list[str]]:
-    import torch
+def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction: float = 0.1) -> Dataset:
+    """TinyImageNet (200 classes, 64x64) as its archive unpacks; its labelled ``val/`` images are the test split here.
 
+    Args:
+        root: the folder with ``train/CLASS/images/*.JPEG`` and ``val/images/*.JPEG``, ``val/val_annotations.txt``.
+        images: training images to take, the same number of each class, held-out ones included; 0: all.
+        test_images: likewise of the test images.
+        val_fraction: share of each class of the training images that is held out for choices.
+
+    Raises:
+        UserError: a file or folder is missing.
+    """
+    folder = Path(root)
+    annotations = folder / "val" / "val_annotations.txt"
+    if not annotations.is_file() or not (folder / "train").is_dir():
+        raise UserError(
+            f"data.root = '{root}': TinyImageNet is not in it; "
+            f"expected {root}/train/CLASS/images/*.JPEG and {annotations}"
+        )
+    names = sorted(each.name for each in (folder / "train").iterdir() if each.is_dir())
+    label = {name: number for number, name in enumerate(names)}
+    known = [(path, label[name]) for name in names for path in sorted((folder / "train" / name / "images").iterdir())]
+    judged = []
+    for line in annotations.read_text().splitlines():
+        name, category = line.split("\t")[:2]
+        judged.append((folder / "val" / "images" / name, label[category]))
+    train, test = (_decoded(files, count, root) for files, count in ((known, images), (judged, test_images)))
+    return from_bytes(train, test, None, len(names), "TinyImageNet", val_fraction)
+
+
+def _read(root: Path, split: str, count: int) -> tuple[Pair, list[str]]:
     if not (root / split).is_dir():
         raise UserError(f"data.root = '{root}': no folder {split}/ in it; expected {root}/{split}/CLASS/IMAGE.jpg")
     found: Any = torchvision().datasets.ImageFolder(str(root / split))
-    labels = np.array(found.targets)
-    chosen = _balanced(labels, count) if count else np.arange(len(labels))
-    pixels = [_pixels(found.loader, found.samples[index][0]) for index in chosen]
-    sizes = {each.shape for each in pixels}
-    if len(sizes) > 1:
-        raise UserError(f"data.root = '{root}': images of different size in {split}/, e.g. {sorted(sizes)[:2]}")
-    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    return Split(images.float() / 255.0, torch.from_numpy(labels[chosen])), list(found.classes)
+    return _decoded([(Path(path), label) for path, label in found.samples], count, f"{root}/{split}"), found.classes
 
 
-def _pixels(loader: Callable[[str], Any], path: str) -> np.ndarray:
-    return np.asarray(loader(path))
-
-
-def _balanced(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the first ``count`` images, taken from all classes in turn."""
-    place = np.zeros(len(labels), dtype=int)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        place[members] = np.arange(len(members))
-    return np.sort(np.lexsort((labels, place))[:count])
+def _decoded(files: list[tuple[Path, int]], count: int, where: str) -> Pair:
+    labels = np.array([label for _, label in files])
+    chosen = balanced(labels, count) if count else np.arange(len(labels))
+    load: Callable[[str], Any] = torchvision().datasets.folder.default_loader  # RGB, whatever the file holds
+    paths = [files[index][0] for index in chosen]
+    return decoded(paths, lambda path: np.asarray(load(str(path))), f"data.root = '{where}'"), labels[chosen]

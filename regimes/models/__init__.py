@@ -9,4 +9,10 @@ GIVEN = ("input_shape", "classes")  # what the engine passes to every builder; t
 MODELS = {
     "mlp": "regimes.models.mlp:MLP",
     "preresnet": "regimes.models.preresnet:PreResNet",
+    "resnet": "regimes.models.resnet:ResNet",
+    "resnet18": "regimes.models.resnet:ResNet18",
+    "vgg": "regimes.models.vgg:VGG",
+    "densenet": "regimes.models.densenet:DenseNet",
+    "mobilenetv2": "regimes.models.vision:mobilenetv2",
+    "torchvision": "regimes.models.vision:vision",
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regimes.models import MODELS
 from regimes.registry import load
@@ -49,3 +50,10 @@ def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], c
     with seeded(seed):
         model: nn.Module = builder(input_shape=input_shape, classes=classes, **options)
     return model
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a state dict that was kept as plain tensors; some models of torchvision ask for the version beside it."""
+    state = OrderedDict(weights)
+    state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(state)

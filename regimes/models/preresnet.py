@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regimes.errors import UserError
+from regimes.models.checks import depth_of_stages, images_only
 
 
 class Block(nn.Module):
@@ -43,19 +43,13 @@ class PreResNet(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, depth: int = 20, width: int = 16) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise UserError(
-                f"model.depth = {depth}: a PreResNet has depth 6n+2; allowed: 8, 14, 20, 26, 32, 44, 56, 110"
-            )
-        if len(input_shape) != 3:
-            raise UserError(
-                f"model 'preresnet' needs images (c, h, w), the data has inputs of shape {input_shape}; try 'mlp'"
-            )
+        images_only("preresnet", input_shape)
+        count = depth_of_stages("a PreResNet", depth)
         self.stem = _conv(input_shape[0], width, 3, 1)
         stages = []
         before = width
         for stage in range(3):
-            for index in range((depth - 2) // 6):
+            for index in range(count):
                 after = width * 2**stage
                 stages.append(Block(before, after, stride=2 if stage and not index else 1))
                 before = after
