@@ -6,9 +6,15 @@ A new pruner is one function in a file beside this one and one line here.
 PRUNERS = {
     "magnitude": "regimes.pruners.magnitude:magnitude",
     "random": "regimes.pruners.random:random",
+    "snip": "regimes.pruners.snip:snip",
+    "synflow": "regimes.pruners.synflow:synflow",
 }
+
+STRUCTURED = ("channels-magnitude", "channels-random")  # these make smaller networks; see `channels.shrink`
 
 ALLOCATIONS = {
     "uniform": "regimes.pruners.allocation:uniform",
     "global": "regimes.pruners.allocation:everywhere",
+    "erk": "regimes.pruners.allocation:erk",
+    "lamp": "regimes.pruners.allocation:lamp",
 }

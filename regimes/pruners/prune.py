@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regimes.errors import UserError
@@ -21,11 +23,14 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a pruner may look at: the trained network, its prunable weights, training data, a generator."""
+    """What a pruner may look at: the trained network, its prunable weights, the density asked for, training data, the
+    loss (mean over a batch), a generator on the CPU."""
 
     model: nn.Module
     weights: dict[str, nn.Parameter]
+    density: float
     data: Dataset | None
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
     generator: torch.Generator
 
 
@@ -66,6 +71,8 @@ def prune(
     allocation: str = "uniform",
     data: Dataset | None = None,
     generator: torch.Generator | None = None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    within: Mask | None = None,
 ) -> Mask:
     """Return the mask that keeps ``round(density * prunable weights)`` weights; the model itself is not changed.
 
@@ -76,6 +83,8 @@ def prune(
         allocation: a name in `ALLOCATIONS` or an import path of ``(scores, keep) -> {name: count}``.
         data: training data, for pruners that look at it.
         generator: on the CPU, for pruners that draw.
+        loss_fn: (outputs, targets) -> mean loss, for pruners that look at it.
+        within: a mask of the same network that is kept to: what it has pruned stays pruned.
 
     Raises:
         UserError: a density outside (0, 1], an unknown name, or no prunable layer.
@@ -83,16 +92,36 @@ def prune(
     if not 0 < density <= 1:
         raise UserError(f"density {density}: allowed: above 0 and up to 1 (the fraction of weights kept)")
     weights = prunable(model)
-    candidate = Candidate(model, weights, data, generator or torch.Generator().manual_seed(0))
+    candidate = Candidate(model, weights, density, data, loss_fn, generator or torch.Generator().manual_seed(0))
     scores: dict[str, Tensor] = load(PRUNERS, pruner, "pruner")(candidate)
+    if within is not None:
+        scores = {name: _inside(score, within.layers[name]) for name, score in scores.items()}
     keep = max(1, round(density * sum(weight.numel() for weight in weights.values())))
     counts: dict[str, int] = load(ALLOCATIONS, allocation, "allocation")(scores, keep)
+    if within is not None:
+        counts = _at_most(counts, {name: int(layer.sum()) for name, layer in within.layers.items()})
     mask = Mask({name: best(scores[name], counts[name]) for name in weights})
     if mask.kept != keep:
         raise UserError(
             f"allocation '{allocation}' keeps {mask.kept} of {mask.size} weights; density {density:g} asks for {keep}"
         )
     return mask
+
+
+def _inside(score: Tensor, alive: Tensor) -> Tensor:
+    """Scores of which those outside a mask are below any."""
+    return torch.where(alive.to(score.device), score, -torch.inf)
+
+
+def _at_most(counts: dict[str, int], most: dict[str, int]) -> dict[str, int]:
+    """The counts, none above what a layer has left; what is over goes to layers with room, the largest first."""
+    found = {name: min(count, most[name]) for name, count in counts.items()}
+    over = sum(counts.values()) - sum(found.values())
+    for name in sorted(found, key=lambda name: (found[name] - most[name], name)):
+        more = min(over, most[name] - found[name])
+        found[name] += more
+        over -= more
+    return found
 
 
 def best(scores: Tensor, count: int) -> Tensor:

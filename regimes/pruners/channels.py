@@ -1,0 +1,127 @@
+"""Structured pruning: whole channels and units leave, and what remains is a smaller network, not a mask."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regimes.errors import UserError
+from regimes.models.build import load_weights, seeded
+from regimes.pruners.prune import prunable
+
+ATTEMPTS = 12  # at a share of channels that gives the density
+CLOSE = 0.01  # relative error of the density that is good enough
+IMPORTANCE = {"channels-magnitude": "GroupMagnitudeImportance", "channels-random": "RandomImportance"}
+
+
+def shrink(
+    model: nn.Module, density: float, inputs: Tensor, pruner: str, allocation: str, seed: int
+) -> tuple[nn.Module, float]:
+    """Return a physically smaller copy of a network, and the fraction of prunable weights that it keeps.
+
+    Channels that have to leave together (a residual stream, a convolution and its BatchNorm) are found by
+    torch-pruning; the head keeps its outputs. Whole channels cannot give every density: a share of about the square
+    root of it comes as near as it can, and what was reached is returned.
+
+    Args:
+        model: a trained network.
+        density: fraction of the prunable weights to keep.
+        inputs: one or two inputs, to trace the network with.
+        pruner: "channels-magnitude" (the L2 norm of all weights that leave together) or "channels-random".
+        allocation: "uniform" (the same share of channels in every group) or "global".
+        seed: of the random choice.
+
+    Raises:
+        UserError: torch-pruning is not installed, cannot follow the network, or leaves one that does not work.
+    """
+    if density >= 1:
+        return copy.deepcopy(model), 1.0
+    if allocation not in ("uniform", "global"):
+        raise UserError(f"load.allocation = '{allocation}': channels are pruned by 'uniform' or 'global'")
+    size = sum(weight.numel() for weight in prunable(model).values())
+    low, high, share = 0.0, 1.0, 1 - density**0.5  # of channels that leave
+    best, reached = None, 2.0
+    for _ in range(ATTEMPTS):
+        small = _without(model, share, inputs, IMPORTANCE[pruner], allocation == "global", seed)
+        kept = sum(weight.numel() for weight in prunable(small).values()) / size
+        if abs(kept - density) < abs(reached - density):
+            best, reached = small, kept
+        if abs(kept / density - 1) <= CLOSE:
+            break
+        low, high = (share, high) if kept > density else (low, share)
+        guess = 1 - (1 - share) * (density / kept) ** 0.5
+        share = guess if low < guess < high else (low + high) / 2
+    assert best is not None
+    with torch.no_grad():
+        answers = best.eval()(inputs)
+    if answers.shape != model(inputs).shape:
+        raise UserError(f"{type(model).__name__} does not work with fewer channels: its outputs change shape")
+    return best.train(model.training), reached
+
+
+def fitted(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Give a model's layers the shapes of a state dict with fewer channels, and load it; returns the model itself."""
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for key, each in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            wanted = state.get(prefix + key)
+            if wanted is not None and wanted.shape != each.shape:
+                each.data = torch.zeros(wanted.shape, dtype=each.dtype, device=each.device)
+        _rename(module)
+    load_weights(model, state)
+    return model
+
+
+def _rename(module: Any) -> None:
+    """Let a layer's attributes say what its tensors are."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        alone = module.groups > 1 and module.groups == module.in_channels  # depthwise
+        module.out_channels = module.weight.shape[0]
+        if alone:
+            module.groups = module.out_channels // module.weight.shape[1]
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _BatchNorm) and module.weight is not None:
+        module.num_features = len(module.weight)
+
+
+def _without(model: nn.Module, share: float, inputs: Tensor, how: str, everywhere: bool, seed: int) -> nn.Module:
+    """A copy without a share of its channels."""
+    pruning = _torch_pruning()
+    small = copy.deepcopy(model).eval()
+    weights = {id(each) for each in prunable(small).values()}
+    kept = [each for each in small.modules() if isinstance(each, nn.Linear) and id(each.weight) not in weights]
+    with seeded(seed), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            worker = pruning.pruner.BasePruner(
+                small,
+                inputs,
+                importance=getattr(pruning.importance, how)(),
+                pruning_ratio=share,
+                max_pruning_ratio=1.0,
+                global_pruning=everywhere,
+                ignored_layers=kept,
+            )
+            worker.step()
+        except Exception as error:  # it meets operations that it does not know in many ways
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"torch-pruning cannot follow {type(model).__name__}: {reason}") from error
+    for each in small.parameters():
+        each.grad = None
+    return small
+
+
+def _torch_pruning() -> Any:
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise UserError("pruning channels needs torch-pruning: pip install 'regimes[prune]'") from error
+    return torch_pruning
