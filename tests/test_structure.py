@@ -15,6 +15,7 @@ ORDER = [
     "errors",
     "sources",
     "registry",
+    "losses",
     "knobs",
     "data",
     "models",

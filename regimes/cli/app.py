@@ -105,6 +105,19 @@ def clean(run: Run) -> None:
 
 @app.command()
 @speaking
+def export(
+    grid: Grid,
+    to: Annotated[str, typer.Option("--to", help="nc (netCDF-4) or csv (a row for every value).")] = "nc",
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write (default: NAME.nc, NAME.csv).")] = None,
+) -> None:
+    """Write everything measured so far as one file for other tools."""
+    from regimes.cli.show import show_export
+
+    show_export(grid, to, out)
+
+
+@app.command()
+@speaking
 def classify(
     grid: Grid,
     out: Annotated[Path, typer.Option("--out", help="The netCDF file to write.")],

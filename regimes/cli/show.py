@@ -124,6 +124,18 @@ def show_clean(run: Path) -> None:
     typer.echo(f"{run}: removed {files} weight files, {size(freed)}")
 
 
+def show_export(grid: Path, form: str, out: Path | None) -> None:
+    """Write a record as one file and say where."""
+    from regimes.record.assemble import open_record
+    from regimes.record.export import export
+    from regimes.record.grid import read_grid
+
+    data = open_record(grid) if grid.is_dir() else read_grid(grid)
+    file = out or Path(f"{grid.resolve().stem}.{form}")
+    export(data, file, form)
+    typer.echo(f"wrote {file}")
+
+
 def show_classify(grid: Path, out: Path, rule: str, lmc: float | None, cka: float | None) -> None:
     """Write a classified grid and print its thresholds and regimes."""
     from regimes.phases.classify import classify

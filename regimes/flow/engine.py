@@ -47,7 +47,7 @@ def fastest(lab: Lab, sweep: Sweep, stages: Sequence[Stage], workers: int) -> di
     alike = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
     retrained = sum(stage.kind == "retrain" for stage in stages)
     return {
-        "train": choose_engine(lab, dense, min(alike.values()) * sweep.dense_seeds, workers),
+        "train": choose_engine(lab, dense, 0 if sweep.dense else min(alike.values()) * sweep.dense_seeds, workers),
         "retrain": choose_engine(lab, [sweep.retrain], retrained, workers),
     }
 

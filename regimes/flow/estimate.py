@@ -77,7 +77,7 @@ def disk(todo: Iterable[Stage], lab: Lab) -> int:
     model = lab.new_model(seed=0)
     state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    sizes = {"train": state + weights, "prune": weights // 32, "retrain": state, "measure": 0}
+    sizes = {"train": state + weights, "given": state, "prune": weights // 32, "retrain": state, "measure": 0}
     return sum(sizes[stage.kind] + RECORD_BYTES for stage in todo)
 
 
@@ -124,7 +124,7 @@ def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str,
         inputs = lab.data.train.inputs[: images_at_once(lab.data.train.inputs)]
         with evaluating(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
-    return {"train": rates[dense], "retrain": rates[other], "prune": forward, "measure": forward}
+    return {"train": rates[dense], "retrain": rates[other], "given": forward, "prune": forward, "measure": forward}
 
 
 def _seconds(work: object, times: int) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from regimes.errors import UserError
 from regimes.flow.lab import Numerics
-from regimes.flow.plan import layout_of
+from regimes.flow.layout import layout_of
 from regimes.flow.store import Store
 
 if TYPE_CHECKING:

@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from regimes.data import DATASETS
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
+from regimes.flow.store import Store
+from regimes.landscape.metric import Variable
 from regimes.models import GIVEN, MODELS
 from regimes.models.build import build
+from regimes.pruners.channels import fitted
+from regimes.pruners.mask import Mask
 from regimes.registry import load, source_id, with_defaults
 from regimes.spec.keys import digest
 from regimes.spec.sweep import Named
@@ -154,6 +158,13 @@ class Lab:
         source = source_id(MODELS, model.name, "model")
         return {"data": self.loaded.fingerprint, "model": {"name": model.name, "options": options, "source": source}}
 
+    def unit(self, variable: Variable, loss: str) -> Variable:
+        """A variable in the units that its numbers have: nats are those of cross-entropy, an error of numbers is the
+        loss itself."""
+        own = variable.units == "nat" and loss != "cross-entropy"
+        error = self.loaded.regression and variable.units == "1" and variable.error
+        return dataclasses.replace(variable, units="loss") if own or error else variable
+
     def new_model(self, seed: int) -> nn.Module:
         """A model with fresh weights on the device; same seed, same bits."""
         data = self.loaded
@@ -182,10 +193,18 @@ class Lab:
                 raise ValueError(f"for two inputs it returned {got}; logits of shape {wanted} are expected")
 
     def model_with(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """A model with stored weights."""
+        """A model with stored weights; one with fewer channels where they have fewer."""
         model = self.new_model(seed=0)
-        model.load_state_dict({name: each for name, each in weights.items() if not name.startswith("momentum/")})
-        return model
+        fitted(model, {name: each for name, each in weights.items() if not name.startswith("momentum/")})
+        return in_layout(model, self.layout)
+
+
+def masked(lab: Lab, store: Store, key: str, model: nn.Module) -> Mask | None:
+    """The mask that a stage has kept for a model; None where it kept a smaller network instead."""
+    tensors = store.weights(key)
+    if not any(name.startswith("mask/") for name in tensors):
+        return None
+    return Mask.from_tensors(tensors, model).to(lab.device)
 
 
 def hold_to_bits(device: str) -> None:

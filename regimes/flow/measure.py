@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch.nn.functional as F
-
-from regimes.flow.lab import Lab
+from regimes.flow.lab import Lab, masked
 from regimes.flow.retrain import Retrain
 from regimes.flow.stage import Coordinates, Outcome, Report, attempt, is_diverged, record_of, value
 from regimes.flow.store import Store
 from regimes.landscape import METRICS
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Metric, Probe, Trained
-from regimes.pruners.mask import Mask
 from regimes.registry import load, source_id
 from regimes.spec.keys import SCHEMA, digest
 from regimes.training.streams import generator_of
@@ -41,6 +38,7 @@ class Measure:
     pair: int | None
 
     kind = "measure"
+    aside = False
 
     @property
     def metric(self) -> Metric:
@@ -92,7 +90,8 @@ def measure(fleet: Sequence[Measure], lab: Lab, store: Store, report: Report) ->
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
-            variables = stage.metric.variables
+            loss = stage.subjects[0].recipe.loss
+            variables = {name: lab.unit(each, loss) for name, each in stage.metric.variables.items()}
             if any(is_diverged(subject, store) for subject in stage.subjects):
                 nothing = Estimate(float("nan"), float("nan"), 0)
                 values = {name: value(nothing, variable) for name, variable in variables.items()}
@@ -110,12 +109,11 @@ def measure(fleet: Sequence[Measure], lab: Lab, store: Store, report: Report) ->
 
 def _probe(stage: Measure, lab: Lab) -> Probe:
     seeds = [stage.subjects[0].pruned.dense.seed, *(subject.seed for subject in stage.subjects)]
-    return Probe(lab.data, F.cross_entropy, generator_of("probe", *seeds))
+    return Probe(lab.data, stage.subjects[0].recipe.loss_fn, generator_of("probe", *seeds))
 
 
 def _network(subject: Retrain, lab: Lab, store: Store, networks: dict[str, Trained]) -> Trained:
     if subject.key not in networks:
         model = lab.model_with(store.weights(subject.key)).eval()
-        mask = Mask.from_tensors(store.weights(subject.pruned.key), model).to(lab.device)
-        networks[subject.key] = Trained(model, mask)
+        networks[subject.key] = Trained(model, masked(lab, store, subject.pruned.key, model))
     return networks[subject.key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,10 +26,12 @@ def bytes_per_network(lab: Lab, recipe: Recipe) -> int:
     images = min(recipe.batch_size, 64, len(train.targets))
     few = train.inputs[:images].clone(), train.targets[:images].clone()
     with one_thread(), seeded(0):
-        return bytes_in_training(lab.new_model(seed=0), *few, recipe.batch_size)
+        return bytes_in_training(lab.new_model(seed=0), *few, recipe.batch_size, recipe.training_loss)
 
 
-def bytes_in_training(model: nn.Module, inputs: Tensor, targets: Tensor, batch: int) -> int:
+def bytes_in_training(
+    model: nn.Module, inputs: Tensor, targets: Tensor, batch: int, loss_fn: Callable[..., Tensor] = F.cross_entropy
+) -> int:
     """Copies of a model's weights, and what its forward pass keeps for the backward one, scaled up to a batch size.
 
     The latter is the size of the tensors that autograd saves for a few images, which must own their memory.
@@ -44,7 +47,7 @@ def bytes_in_training(model: nn.Module, inputs: Tensor, targets: Tensor, batch: 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        F.cross_entropy(model(inputs), targets)
+        loss_fn(model(inputs), targets)
     activations = sum(size for address, size in kept.items() if address not in weights)
     return int(COPIES * sum(weights.values()) + SLACK * activations * batch / len(inputs))
 

@@ -5,26 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from regimes.data import AUGMENTATIONS
-from regimes.data.dataset import Dataset
 from regimes.flow.files import Damaged
-from regimes.flow.lab import Lab
+from regimes.flow.given import Given
 from regimes.flow.measure import Measure
-from regimes.flow.prune import Prune
 from regimes.flow.retrain import Retrain
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store
 from regimes.flow.train import Train
-from regimes.landscape import METRICS
-from regimes.landscape.metric import Metric
-from regimes.registry import load
 from regimes.spec.keys import canonical
 from regimes.spec.recipe import Recipe
-from regimes.spec.sweep import Sweep
 from regimes.training.lane import FREE
-from regimes.training.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -61,43 +52,6 @@ class Fleet:
         left = tuple(stage for stage in self.stages if not any(need.key in failed for need in stage.needs))
         failed |= {stage.key for stage in self.stages} - {stage.key for stage in left}
         return self if len(left) == len(self.stages) else Fleet(self.kind, left)
-
-
-def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
-    """Return every stage of a sweep, each after those it needs."""
-    split = lab.loaded
-    images = (len(split.train.targets), len(split.val.targets), len(split.test.targets))
-    _check_fits(sweep.retrain, split)
-    stages: list[Stage] = []
-    for temperature in sweep.temperatures():
-        recipe = sweep.dense_recipe(temperature)
-        _check_fits(recipe, split)
-        for dense_seed in range(sweep.dense_seeds):
-            at = {sweep.knobs[name].name: value for name, value in temperature.items()} | {"dense_seed": dense_seed}
-            dense = Train(lab.identity, recipe, dense_seed, at, images)
-            stages.append(dense)
-            for density in sweep.load.density:
-                pruned = Prune(dense, density, sweep.load.pruner, sweep.load.allocation)
-                copies = [Retrain(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
-                stages += [pruned, *copies, *_measurements(sweep, copies)]
-    return list({stage.key: stage for stage in stages}.values())
-
-
-def _check_fits(recipe: Recipe, data: Dataset) -> None:
-    """Say so before any work when a batch is larger than the data, or the augmentation is not for such inputs."""
-    Timeline(recipe, len(data.train.targets))
-    load(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
-
-
-def _measurements(sweep: Sweep, copies: Sequence[Retrain]) -> Iterator[Measure]:
-    for name in sweep.measure.metrics:
-        metric: Metric = load(METRICS, name, "metric")
-        options = sweep.measure.options(metric.table)
-        if metric.subject == "model":
-            yield from (Measure(name, options, (copy,), None) for copy in copies)
-        else:
-            for number, (i, j) in enumerate(sweep.pairs()):
-                yield Measure(name, options, (copies[i], copies[j]), number)
 
 
 @dataclass(frozen=True)
@@ -191,7 +145,7 @@ def fleets(stages: Iterable[Stage], capacity: Mapping[str, int], workers: int = 
         else:
             found.append(Fleet(members[0].kind, tuple(members)))
     # The dense trainings first: everything waits for them.
-    return sorted(found, key=lambda fleet: (fleet.kind != "train", order[fleet.stages[0].key]))
+    return sorted(found, key=lambda fleet: (fleet.kind not in ("train", "given"), order[fleet.stages[0].key]))
 
 
 def fleet_count(networks: int, capacity: int, workers: int) -> int:
@@ -207,7 +161,11 @@ def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...
     if isinstance(stage, Train):
         return ("train", _shape(stage.recipe), str(asked[stage.training]))
     if isinstance(stage, Retrain):
-        return ("retrain", _shape(stage.recipe))
+        # One round after the other; networks that have lost channels go with those that have lost as many.
+        small = str(stage.pruned.density) if stage.pruned.load.structured else ""
+        return ("retrain", _shape(stage.recipe), str(stage.pruned.round), small)
+    if isinstance(stage, Given):
+        return ("given",)
     if isinstance(stage, Measure):
         return ("measure", stage.subjects[0].pruned.key)
     return ("prune", stage.needs[0].key)
@@ -229,21 +187,3 @@ def _parts(members: Sequence[Stage], capacity: int, workers: int) -> Iterator[tu
         chosen = each[part * len(each) // count : (part + 1) * len(each) // count]
         if chosen:
             yield tuple(stage for network in chosen for stage in network)
-
-
-def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:
-    """Where each stage's values stand: what a record needs to be put together without loading data or torch."""
-    knobs = [sweep.knobs[name] for name in sweep.temperature]
-    return {
-        "name": sweep.name,
-        "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
-        "coords": {
-            **{k.name: list(values) for k, values in zip(knobs, sweep.temperature.values(), strict=True)},
-            "density": list(sweep.load.density),
-            "dense_seed": list(range(sweep.dense_seeds)),
-            "retrain_seed": list(range(sweep.retrain_seeds)),
-            "pair": list(range(len(sweep.pairs()))),
-        },
-        "stages": [{"key": stage.key, "kind": stage.kind, "at": dict(stage.at)} for stage in stages],
-        "sweep": sweep.model_dump(mode="json"),
-    }

@@ -12,7 +12,8 @@ from pathlib import Path
 from regimes.flow.engine import Choice, fastest, lanes_that_fit
 from regimes.flow.head import same_numerics
 from regimes.flow.lab import Lab, LabSpec, Numerics, numerics_of
-from regimes.flow.plan import Progress, lay_out, survey
+from regimes.flow.layout import lay_out
+from regimes.flow.plan import Progress, survey
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store, open_store
 from regimes.registry import allow_imports_from, load

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from regimes.flow.lab import Lab
-from regimes.flow.prune import Prune
+from regimes.flow.given import Given
+from regimes.flow.lab import Lab, masked
+from regimes.flow.prune import Prune, Retrained
 from regimes.flow.stage import Coordinates, Outcome, Report, attempt, in_halves, is_diverged, record_of
 from regimes.flow.store import Store
-from regimes.flow.train import last_epochs, training_work
-from regimes.pruners.mask import Mask
-from regimes.spec.keys import SCHEMA, digest
+from regimes.flow.train import Train, last_epochs, training_work
+from regimes.spec.keys import SCHEMA, digest, seed_of
 from regimes.spec.recipe import Recipe
 from regimes.training import train as training
 
@@ -24,9 +24,9 @@ class Retrain:
     """One retrained copy of a pruned network.
 
     Attributes:
-        pruned: the mask, and through it the dense network.
+        pruned: the mask (or the smaller network), and through it the dense network.
         recipe: the same in every cell, whatever the temperature.
-        seed: the retrain seed.
+        seed: the retrain seed; in a round on the way, which all copies share, the round's number.
     """
 
     pruned: Prune
@@ -35,6 +35,11 @@ class Retrain:
 
     kind = "retrain"
 
+    @property
+    def aside(self) -> bool:
+        """Whether this is a round on the way, of which the map shows nothing."""
+        return self.pruned.aside
+
     @cached_property
     def key(self) -> str:
         """The pruned network's key, the recipe and the seed."""
@@ -42,13 +47,21 @@ class Retrain:
 
     @property
     def needs(self) -> tuple[Any, ...]:
-        """The dense network (its weights) and its mask."""
-        return (self.pruned.dense, self.pruned)
+        """The network that was pruned, or what it is rewound to, and its mask."""
+        return (*((start,) if (start := self.start) is not None else ()), self.pruned)
+
+    @property
+    def start(self) -> Train | Given | Retrained | None:
+        """The network whose weights are retrained; None: those of a smaller network, or initial ones."""
+        load = self.pruned.load
+        if load.structured or load.rewind == 0:
+            return None
+        return self.pruned.rewound or self.pruned.after or self.pruned.dense
 
     @property
     def at(self) -> Coordinates:
         """The pruned network's place, and the retrain seed."""
-        return {**self.pruned.at, "retrain_seed": self.seed}
+        return self.pruned.at if self.aside else {**self.pruned.at, "retrain_seed": self.seed}
 
     @property
     def work(self) -> float:
@@ -58,7 +71,15 @@ class Retrain:
     def describe(self) -> dict[str, Any]:
         """All that the key rests on."""
         recipe = self.recipe.science()
-        return {"schema": SCHEMA, "stage": "retrain", "pruned": self.pruned.key, "recipe": recipe, "seed": self.seed}
+        described = {
+            "schema": SCHEMA,
+            "stage": "retrain",
+            "pruned": self.pruned.key,
+            "recipe": recipe,
+            "seed": self.seed,
+        }
+        rewind = self.pruned.load.rewind
+        return described if rewind is None else {**described, "rewind": rewind}
 
 
 def retrain(fleet: Sequence[Retrain], lab: Lab, store: Store, report: Report) -> None:
@@ -93,13 +114,19 @@ def _retrain_together(stages: Sequence[Retrain], lab: Lab, store: Store, done: R
 
 
 def _lane(stage: Retrain, lab: Lab, store: Store) -> training.Lane:
-    model = lab.model_with(store.weights(stage.pruned.dense.key))
-    mask = Mask.from_tensors(store.weights(stage.pruned.key), model).to(lab.device)
-    return training.Lane(model, stage.recipe, ("retrain", stage.pruned.dense.seed, stage.seed), mask)
+    if stage.start is not None:
+        model = lab.model_with(store.weights(stage.start.key))
+    elif stage.pruned.load.structured:
+        model = lab.model_with(store.weights(stage.pruned.key))
+    else:
+        model = lab.new_model(seed_of("init", stage.pruned.dense.seed))
+    mask = masked(lab, store, stage.pruned.key, model)
+    role = ("round" if stage.aside else "retrain", stage.pruned.dense.seed, stage.seed)
+    return training.Lane(model, stage.recipe, role, mask)
 
 
 def _keep(stage: Retrain, snapshot: training.Snapshot, lab: Lab, store: Store, started: float, share: int = 1) -> None:
-    values = last_epochs(snapshot.history, stage.recipe.last, lab, snapshot.diverged)
+    values = last_epochs(snapshot.history, stage.recipe, lab, snapshot.diverged)
     record = record_of(stage, lab, started, values, share=share, history=snapshot.history)
     if snapshot.diverged:
         store.write(stage.key, {**record, "status": "diverged"})

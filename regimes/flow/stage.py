@@ -39,6 +39,10 @@ class Stage(Protocol):
         """Where its values stand in the record."""
 
     @property
+    def aside(self) -> bool:
+        """Whether it is a step on the way, whose values are not the map's."""
+
+    @property
     def work(self) -> float:
         """Cost in forward passes of one image, for estimates of time."""
 

@@ -20,8 +20,8 @@ from regimes.training import train as training
 from regimes.training.timeline import Timeline
 
 VARIABLES = {
-    "test_error": Variable("1", "test error, mean of the last epochs"),
-    "val_error": Variable("1", "validation error, mean of the last epochs"),
+    "test_error": Variable("1", "test error, mean of the last epochs", error=True),
+    "val_error": Variable("1", "validation error, mean of the last epochs", error=True),
 }
 
 
@@ -37,6 +37,7 @@ class Train:
         seed: the dense seed.
         at: {knob: value, "dense_seed": seed}.
         images: (train, val, test) counts, for the estimate of time.
+        aside: whether only its weights are wanted, and the map shows nothing of it.
     """
 
     identity: dict[str, Any]
@@ -44,6 +45,7 @@ class Train:
     seed: int
     at: Coordinates
     images: tuple[int, int, int]
+    aside: bool = False
 
     kind = "train"
     needs = ()
@@ -121,7 +123,7 @@ def _train_together(
     trained = training.train_fleet(lanes, lab.data, epochs, numerics.dense, precision=numerics.precision)
     for lane, snapshot in trained:
         stage = group[lane][0][snapshot.epoch]
-        values = last_epochs(snapshot.history, stage.recipe.last, lab, snapshot.diverged)
+        values = last_epochs(snapshot.history, stage.recipe, lab, snapshot.diverged)
         since = max((at for epoch, at in passed.items() if epoch < snapshot.epoch), default=started)
         record = record_of(stage, lab, since, values, share=len(lanes), history=snapshot.history)
         if snapshot.diverged:
@@ -133,8 +135,9 @@ def _train_together(
         done(Outcome(stage.key))
 
 
-def last_epochs(history: Sequence[training.Row], last: int, lab: Lab, diverged: bool) -> dict[str, Any]:
-    """Mean test and validation error of the last epochs, with the standard error that the images give it."""
+def last_epochs(history: Sequence[training.Row], recipe: Recipe, lab: Lab, diverged: bool) -> dict[str, Any]:
+    """Mean test and validation error of the last epochs, with the standard error that the images give a fraction."""
+    last, loss = recipe.last, recipe.loss
     values = {}
     for name, variable in VARIABLES.items():
         split = getattr(lab.loaded, name.removesuffix("_error"))
@@ -144,8 +147,9 @@ def last_epochs(history: Sequence[training.Row], last: int, lab: Lab, diverged: 
         else:
             mean = sum(errors) / len(errors)
             images = len(split.targets)
-            estimate = Estimate(mean, (mean * (1 - mean) / images) ** 0.5, images)
-        values[name] = value(estimate, variable)
+            stderr = float("nan") if lab.loaded.regression else (mean * (1 - mean) / images) ** 0.5
+            estimate = Estimate(mean, stderr, images)
+        values[name] = value(estimate, lab.unit(variable, loss))
     return values
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from regimes.flow.files import Damaged
+from regimes.flow.given import take
 from regimes.flow.lab import Lab
 from regimes.flow.measure import measure
 from regimes.flow.plan import Fleet
@@ -15,7 +16,13 @@ from regimes.flow.stage import Outcome, Report
 from regimes.flow.store import Store
 from regimes.flow.train import train
 
-WORK: dict[str, Callable[..., Any]] = {"train": train, "prune": prune, "retrain": retrain, "measure": measure}
+WORK: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "given": take,
+    "prune": prune,
+    "retrain": retrain,
+    "measure": measure,
+}
 
 
 def do(fleet: Fleet, lab: Lab, store: Store, report: Report) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regimes.data.dataset import Split
 from regimes.errors import UserError
 from regimes.landscape.batchnorm import settled_outputs
+from regimes.landscape.error import mistakes
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 
@@ -29,7 +30,7 @@ class Connectivity(Estimate):
             about 0 connected, positive means that the line is better than its ends. The ends themselves do not compete
             for t*: there the gap is half the ends' difference, with the sign of whichever network is called first.
         t: positions on the line, 0 the first network, 1 the second.
-        error: E(t), the fraction of wrong answers at each position.
+        error: E(t), the fraction of wrong answers at each position; the mean loss where targets are numbers.
         loss: mean loss at each position.
         t_star: the position the value was taken at.
     """
@@ -84,7 +85,7 @@ def linear_connectivity(
     for position in t:
         move_to(walker, a, b, position)
         answers = settled_outputs(walker, inputs, batch, statistics == "batch")
-        wrong.append((answers.argmax(dim=1) != targets).double())
+        wrong.append(mistakes(answers, targets, loss_fn))
         losses.append(float(loss_fn(answers, targets)))
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
     star = 1 + int(gaps[1:-1].mean(dim=1).abs().argmax())
@@ -137,8 +138,8 @@ LMC = Metric(
     options=LmcOptions,
     table="lmc",
     variables={
-        "lmc": Variable("1", "linear mode connectivity (training error)"),
-        "lmc_error": Variable("1", "training error along the line"),
+        "lmc": Variable("1", "linear mode connectivity (training error)", error=True),
+        "lmc_error": Variable("1", "training error along the line", error=True),
         "lmc_loss": Variable("nat", "training loss along the line"),
     },
     measure=_measure,

@@ -41,21 +41,37 @@ def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Estimate, Estimate]:
-    """Return the fraction of wrong answers and the mean loss over a split, in eval mode.
+    """Return the error and the mean loss over a split, in eval mode.
 
-    The error's standard error is binomial over the images; the loss is exact for them (stderr NaN: the loss function
-    may be of any kind and gives only means).
+    The error is the fraction of wrong answers, its standard error binomial over the images; where targets are numbers
+    rather than classes, it is the mean loss of single inputs, with their spread. The loss is exact for the images
+    (stderr NaN: the loss function may be of any kind and gives only means).
     """
-    wrong = 0
+    wrong: list[Tensor] = []
     total = 0.0
     with evaluating(model):
         size = images_at_once(split.inputs)
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
             answers = model(inputs)
-            wrong += int((answers.argmax(dim=1) != targets).sum())
+            wrong.append(mistakes(answers, targets, loss_fn))
             total += float(loss_fn(answers, targets)) * len(targets)
     count = len(split.targets)
-    return Estimate.fraction(wrong, count), Estimate(total / count, float("nan"), count, "nat")
+    each = torch.cat(wrong)
+    error = (
+        Estimate(float(each.mean()), float(each.std()) / count**0.5, count)
+        if split.targets.is_floating_point()
+        else Estimate.fraction(int(each.sum()), count)
+    )
+    return error, Estimate(total / count, float("nan"), count, "nat")
+
+
+def mistakes(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
+    """The error of each input (n,), float64: 1 for a wrong class and 0 for the right one; where targets are numbers,
+    the loss of that input alone."""
+    if not targets.is_floating_point():
+        return (answers.argmax(dim=1) != targets).double()
+    alone: Tensor = torch.func.vmap(lambda answer, target: loss_fn(answer[None], target[None]))(answers, targets)
+    return alone.double()
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ ERROR = Metric(
     options=ErrorOptions,
     table="error",
     variables={
-        "train_error": Variable("1", "training error, fraction, not augmented, last weights"),
+        "train_error": Variable("1", "training error, not augmented, last weights", error=True),
         "train_loss": Variable("nat", "training loss, not augmented, last weights"),
         "test_loss": Variable("nat", "test loss, last weights"),
     },

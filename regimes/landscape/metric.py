@@ -10,7 +10,8 @@ import torch
 from pydantic import AfterValidator, Field, Strict
 from torch import Tensor, nn
 
-from regimes.data.dataset import Dataset, Split
+from regimes.data.dataset import Dataset
+from regimes.data.dataset import subset as subset
 from regimes.landscape.estimate import Estimate
 from regimes.pruners.mask import Mask
 
@@ -45,10 +46,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable that a metric puts into the record: its units and its long name."""
+    """A variable that a metric puts into the record: its units, its long name, whether it is an error (or a difference
+    of errors): a fraction where targets are classes, a loss where they are numbers."""
 
     units: str
     long_name: str
+    error: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,3 @@ class Metric:
     variables: Mapping[str, Variable]
     measure: Callable[[Sequence[Trained], Probe, Any], Measured]
     work: Callable[[Any, int], float]
-
-
-def subset(split: Split, images: int) -> Split:
-    """A fixed random subset of a split (0 means all of it): the same images for every network of a run.
-
-    Drawn at random because data on a disk often stand class by class.
-    """
-    count = len(split.targets)
-    if images == 0 or images >= count:
-        return split
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:images].sort().values
-    order = order.to(split.targets.device)
-    return Split(split.inputs[order], split.targets[order])

@@ -106,8 +106,12 @@ class CkaOptions:
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: CkaOptions) -> Measured:
     a, b = subjects
-    inputs = subset(getattr(probe.data, options.split), options.images).inputs
-    return {"cka": cka(a.model, b.model, inputs, options.on, options.debiased)}
+    split = subset(getattr(probe.data, options.split), options.images)
+    if options.on == "softmax" and split.targets.is_floating_point():
+        raise UserError(
+            "measure.cka.on = 'softmax' is for classes, the data have numbers as targets; set on = 'logits'"
+        )
+    return {"cka": cka(a.model, b.model, split.inputs, options.on, options.debiased)}
 
 
 CKA = Metric(

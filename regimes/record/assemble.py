@@ -63,9 +63,9 @@ class _Grid:
         worse = np.array(WORST).tolist().index
         here = self.status[cell]
         self.status[cell] = np.where(np.vectorize(worse)(here) < worse(state), np.int8(state), here)
-        if record is None:
+        if record is None or stage.get("aside"):
             return
-        prefix = "dense_" if stage["kind"] == "train" else ""
+        prefix = "dense_" if stage["kind"] in ("train", "given") else ""
         how = record["description"].get("options")
         for name, entry in record["values"].items():
             self._put(prefix + name, at, entry, how)

@@ -123,6 +123,8 @@ def _check_numbers(data: xr.Dataset, name: str) -> None:
         raise UserError(
             f"{name}: cka from {np.nanmin(cka):g} to {np.nanmax(cka):g}; allowed: 0 to 1 (fractions, 1 = alike)"
         )
+    if data["lmc"].attrs.get("units", "1") != "1":  # a loss may have any size
+        return
     if np.nanmax(np.abs(lmc)) > 1:
         raise UserError(
             f"{name}: lmc from {np.nanmin(lmc):g} to {np.nanmax(lmc):g}; a fraction of error is expected: percent?"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +16,15 @@ from regimes.errors import UserError
 from regimes.knobs import KNOBS, Knob
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
+from regimes.losses import LOSSES
 from regimes.models import GIVEN, MODELS
-from regimes.pruners import ALLOCATIONS, PRUNERS
+from regimes.pruners import ALLOCATIONS, PRUNERS, STRUCTURED
 from regimes.registry import Registry, allow_imports_from, load, nearest, options_of
 from regimes.spec.checker import Checker
 from regimes.spec.recipe import RECIPES, Recipe
-from regimes.spec.sweep import Load, Measure, Named, Sweep
+from regimes.spec.sweep import Dense, Load, Measure, Named, Sweep
 
-TABLES = ("data", "model", "recipe", "retrain", "temperature", "load", "measure")
+TABLES = ("data", "model", "recipe", "retrain", "dense", "temperature", "load", "measure")
 PLAIN = ("name", "dense_seeds", "retrain_seeds")
 REQUIRED = ("data", "model", "temperature", "load")
 
@@ -55,12 +58,19 @@ def resolve(raw: Mapping[str, Any], source: str = "sweep", default_name: str = "
 
 
 class _SweepChecker(Checker):
-    """Checks table by table and goes on after a mistake, so that all are found in one reading."""
+    """Checks table by table and goes on after a mistake, so that all are found in one reading.
+
+    Attributes:
+        given: whether dense networks come from checkpoints, so that knobs say how they were trained elsewhere.
+    """
+
+    given = False
 
     def sweep(self, raw: Mapping[str, Any], default_name: str) -> Sweep | None:
         for key in raw:
             if key not in (*TABLES, *PLAIN):
                 self.say(key, f"unknown key{nearest(key, (*TABLES, *PLAIN))}; allowed: {', '.join((*PLAIN, *TABLES))}")
+        raw, dense = self.dense(raw)
         for key in REQUIRED:
             if key not in raw:
                 self.say(key, f"missing; a sweep needs the tables {', '.join(REQUIRED)}")
@@ -74,13 +84,39 @@ class _SweepChecker(Checker):
         recipe = self.recipe(raw, data)
         retrain = self.retrain(raw, recipe)
         temperature = self.temperature(raw, recipe)
-        load_axis = self.load(raw)
+        load_axis = self.load(raw, recipe)
         measure = self.measure(raw, plain["retrain_seeds"])
         if self.mistakes:
             return None
         checked: dict[str, Any] = {"data": data, "model": model, "recipe": recipe, "retrain": retrain, **plain}
-        checked |= {"temperature": temperature, "load": load_axis, "measure": measure}
+        checked |= {"dense": dense, "temperature": temperature, "load": load_axis, "measure": measure}
         return Sweep(**checked)
+
+    def dense(self, raw: Mapping[str, Any]) -> tuple[Mapping[str, Any], Dense | None]:
+        """The checkpoints, and the file with the temperatures and seeds that they make filled in."""
+        if "dense" not in raw:
+            return raw, None
+        for key in ("temperature", "dense_seeds"):
+            if key in raw:
+                self.say(key, "is told by [dense] checkpoints; leave it out")
+        dense: Dense | None = self.table(Dense, "dense", raw["dense"])
+        if dense is None:
+            return {**raw, "temperature": {}}, None
+        self.given = True
+        names = {tuple(sorted(each.knobs)) for each in dense.checkpoints}
+        if len(names) > 1 or not next(iter(names)):
+            self.say(
+                "dense.checkpoints", f"each needs a path and the same knobs with values; knobs: {', '.join(KNOBS)}"
+            )
+            return {**raw, "temperature": {}}, None
+        axes = {name: list(dict.fromkeys(each.knobs[name] for each in dense.checkpoints)) for name in next(iter(names))}
+        seeds = 1 + max(each.dense_seed for each in dense.checkpoints)
+        places = Counter((each.dense_seed, *(each.knobs[name] for name in axes)) for each in dense.checkpoints)
+        for place in itertools.product(range(seeds), *axes.values()):
+            if places[place] != 1:
+                where = ", ".join(f"{name} = {value}" for name, value in zip(("dense_seed", *axes), place, strict=True))
+                self.say("dense.checkpoints", f"{places[place]} networks for {where}; each place needs one")
+        return {**raw, "temperature": axes, "dense_seeds": seeds}, dense
 
     def plain(self, key: str, kind: Any, raw: Mapping[str, Any], default: Any) -> Any:
         return self.table(kind, key, raw.get(key, default))
@@ -117,6 +153,10 @@ class _SweepChecker(Checker):
         recipe: Recipe | None = self.table(Recipe, key, {**base.model_dump(), **given})
         if recipe is not None and (key == "recipe" or "augment" in given):
             self.known(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation", Augmentation)
+        if recipe is not None and (key == "recipe" or "loss" in given):
+            self.known(f"{key}.loss", recipe.loss, LOSSES, "loss")
+        if recipe is not None and recipe.label_smoothing and recipe.loss != "cross-entropy":
+            self.say(f"{key}.label_smoothing", f"only 'cross-entropy' smooths labels, the loss is '{recipe.loss}'")
         return recipe
 
     def temperature(self, raw: Mapping[str, Any], recipe: Recipe | None) -> dict[str, tuple[Any, ...]] | None:
@@ -139,11 +179,11 @@ class _SweepChecker(Checker):
         for value in values:
             if not knob.accepts(value):
                 self.say(key, f"{value!r} is no {knob.long_name}; allowed: {knob.allowed}")
-            elif knob.name == "epochs" and recipe is not None and value > recipe.epochs:
+            elif knob.name == "epochs" and recipe is not None and value > recipe.epochs and not self.given:
                 self.say(key, f"{value} lies beyond the schedule's horizon recipe.epochs = {recipe.epochs}")
         return knob, tuple(knob.kind(value) for value in values if knob.accepts(value))
 
-    def load(self, raw: Mapping[str, Any]) -> Load | None:
+    def load(self, raw: Mapping[str, Any], recipe: Recipe | None) -> Load | None:
         table = raw.get("load")
         if table is None:
             return None
@@ -151,10 +191,29 @@ class _SweepChecker(Checker):
             densities = self.axis("load.density", table["density"])
             table = {**table, "density": densities or [1.0]}  # an empty or missing list has been spoken of
         axis: Load | None = self.table(Load, "load", table)
-        if axis is not None:
-            self.known("load.pruner", axis.pruner, PRUNERS, "pruner")
-            self.known("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
+        if axis is None:
+            return None
+        self.known("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
+        if not axis.structured:
+            self.known("load.pruner", axis.pruner, {**PRUNERS, **dict.fromkeys(STRUCTURED, "")}, "pruner")
+        elif axis.allocation not in ("uniform", "global"):
+            self.say("load.allocation", f"channels are pruned by 'uniform' or 'global', got {axis.allocation!r}")
+        elif axis.rewind is not None:
+            self.say("load.rewind", f"needs masks; '{axis.pruner}' makes smaller networks, which have no way back")
+        if axis.schedule == "one-shot" and axis.rounds is not None:
+            self.say("load.rounds", "one-shot pruning has one round; set schedule = 'iterative' or 'gradual'")
+        shortest = min((each for each in self.stops(raw) if each), default=recipe.epochs if recipe else None)
+        if axis.rewind is not None and self.given:
+            self.say("load.rewind", "needs the dense training; checkpoints have none")
+        elif axis.rewind is not None and shortest is not None and axis.rewind > shortest:
+            self.say("load.rewind", f"{axis.rewind} lies beyond the shortest dense training, {shortest} epochs")
         return axis
+
+    def stops(self, raw: Mapping[str, Any]) -> list[int]:
+        """Epochs at which the epochs knob stops trainings."""
+        table = raw.get("temperature")
+        given = table.get("epochs", []) if isinstance(table, Mapping) else []
+        return [each for each in given if isinstance(each, int)] if isinstance(given, list) else []
 
     def measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> Measure | None:
         measure: Measure | None = self.table(Measure, "measure", raw.get("measure", {}))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from regimes.data import AUGMENTATIONS
-from regimes.registry import source_id
+from regimes.losses import LOSSES
+from regimes.registry import load, source_id
 
 # Strict: "0.1" is no number and true is no 1.
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
@@ -41,7 +44,8 @@ class Recipe(Section):
         nesterov: whether momentum is Nesterov's.
         weight_decay: on every parameter.
         sam_rho: radius of sharpness-aware minimisation; 0: plain SGD.
-        label_smoothing: of the training loss.
+        loss: a name in `LOSSES` or the import path of ``(outputs, targets) -> mean loss``.
+        label_smoothing: of the training loss, where that is cross-entropy.
         augment: a name in `AUGMENTATIONS`.
         stop: the epoch at which training is stopped early, its schedule unchanged; None: the horizon. Set by the epochs
             knob, not by a file.
@@ -59,15 +63,32 @@ class Recipe(Section):
     nesterov: Yes = False
     weight_decay: NonNegative = 1e-4
     sam_rho: NonNegative = 0.0
+    loss: str = "cross-entropy"
     label_smoothing: ShareOrZero = 0.0
     augment: str = "crop-flip"
     stop: Count | None = None
     last: Count = 5
 
     def science(self) -> dict[str, Any]:
-        """All that a training's records rest on but where it stops; one's own augmentation by its source."""
-        source = source_id(AUGMENTATIONS, self.augment, "augmentation")
-        return {**self.model_dump(exclude={"stop"}), **({"augment_source": source} if source else {})}
+        """All that a training's records rest on but where it stops; one's own augmentation and loss by their source."""
+        sources = {
+            "augment_source": source_id(AUGMENTATIONS, self.augment, "augmentation"),
+            "loss_source": source_id(LOSSES, self.loss, "loss"),
+        }
+        return {**self.model_dump(exclude={"stop"}), **{name: each for name, each in sources.items() if each}}
+
+    @property
+    def loss_fn(self) -> Callable[..., Any]:
+        """The loss without label smoothing: what is measured."""
+        function: Callable[..., Any] = load(LOSSES, self.loss, "loss")
+        return function
+
+    @property
+    def training_loss(self) -> Callable[..., Any]:
+        """The loss that is trained."""
+        if not self.label_smoothing:
+            return self.loss_fn
+        return functools.partial(self.loss_fn, label_smoothing=self.label_smoothing)
 
 
 # The recipe a data set is trained with unless the sweep file names another: a recipe called as the data set is that

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Strict
 
 from regimes.knobs import KNOBS, Knob, Value
+from regimes.pruners import STRUCTURED
 from regimes.registry import load
 from regimes.spec.recipe import Count, Recipe, Section
 
+ROUNDS = {"iterative": 3, "gradual": 10}
 Density = Annotated[float, Strict(), Field(gt=0, le=1)]
 Temperature = Mapping[str, Value]  # {knob: value}, one point of the grid of temperatures
 
@@ -31,11 +33,71 @@ class Named(Section):
 
 
 class Load(Section):
-    """The load axis: which densities, and how networks are pruned to them."""
+    """The load axis: which densities, and how networks are pruned to them.
+
+    Attributes:
+        density: fractions of the prunable weights kept.
+        pruner, allocation: names or import paths.
+        schedule: "one-shot"; "iterative": in ``rounds`` steps of one ratio, the network retrained by the recipe after
+            each (three); "gradual": in ``rounds`` steps that get smaller, a share of the recipe's epochs at its first
+            learning rate after each (ten).
+        rounds: of a schedule; None: as said there.
+        rewind: the dense epoch whose weights the survivors go back to before they are retrained; 0: the initial ones;
+            None: they stay as they are.
+    """
 
     density: tuple[Density, ...]
     pruner: str = "magnitude"
     allocation: str = "uniform"
+    schedule: Literal["one-shot", "iterative", "gradual"] = "one-shot"
+    rounds: Annotated[int, Strict(), Field(ge=2, le=1000)] | None = None
+    rewind: Annotated[int, Strict(), Field(ge=0)] | None = None
+
+    @property
+    def structured(self) -> bool:
+        """Whether whole channels leave, rather than single weights."""
+        return self.pruner in STRUCTURED
+
+    def path(self, density: float) -> tuple[float, ...]:
+        """The densities on the way to one, itself the last.
+
+        Iterative: ``d^(k/n)``. Gradual: ``d + (1-d) (1-k/n)^3`` (Zhu, Gupta 2017, arXiv 1710.01878).
+        """
+        if self.schedule == "one-shot":
+            return (density,)
+        count = self.rounds or ROUNDS[self.schedule]
+        if self.schedule == "iterative":
+            way = [density ** (k / count) for k in range(1, count)]
+        else:
+            way = [density + (1 - density) * (1 - k / count) ** 3 for k in range(1, count)]
+        return (*way, density)
+
+    def between(self, retrain: Recipe) -> Recipe:
+        """The recipe after each round but the last."""
+        if self.schedule != "gradual":
+            return retrain
+        epochs = max(1, retrain.epochs // (self.rounds or ROUNDS["gradual"]))
+        return retrain.model_copy(update={"epochs": epochs, "schedule": "constant"})
+
+
+class Checkpoint(Section):
+    """A dense network that is trained already: its file, the knobs' values it was trained at, its seed's number."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    path: str
+    dense_seed: Annotated[int, Strict(), Field(ge=0)] = 0
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """{knob: value}."""
+        return dict(self.model_extra or {})
+
+
+class Dense(Section):
+    """Where dense networks come from, when they are not to be trained."""
+
+    checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)]
 
 
 class Measure(Section):
@@ -60,6 +122,7 @@ class Sweep(Section):
         retrain: of the pruned networks: the same in every cell, whatever the temperature.
         temperature: {knob: values}; several knobs make a grid.
         load: densities, pruner, allocation.
+        dense: checkpoints that stand in for training; None: dense networks are trained.
         measure: metrics and their options.
         dense_seeds: dense networks per temperature.
         retrain_seeds: retrained copies per pruned network; pairs are formed among them.
@@ -73,6 +136,7 @@ class Sweep(Section):
     temperature: dict[str, tuple[Value, ...]]
     load: Load
     measure: Measure
+    dense: Dense | None = None
     dense_seeds: Count = 1
     retrain_seeds: Count = 2
 
@@ -92,6 +156,16 @@ class Sweep(Section):
         for name, value in temperature.items():
             changes |= self.knobs[name].changes(self.recipe, value)
         return self.recipe.model_copy(update=changes)
+
+    def checkpoint(self, temperature: Temperature, dense_seed: int) -> str:
+        """The file of the network trained at a temperature; for sweeps with ``dense`` only."""
+        assert self.dense is not None
+        (found,) = (
+            each.path
+            for each in self.dense.checkpoints
+            if each.dense_seed == dense_seed and all(each.knobs[name] == value for name, value in temperature.items())
+        )
+        return found
 
     def pairs(self) -> list[tuple[int, int]]:
         """Pairs of retrain seeds, within one dense seed."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from regimes.data.dataset import Dataset
 from regimes.landscape.error import error_and_loss
-from regimes.models.build import seeded
+from regimes.models.build import load_weights, seeded
 from regimes.training.lane import Lane, Row, Tensors
 from regimes.training.precision import arithmetic
 from regimes.training.step import Stepper
@@ -29,7 +28,7 @@ class Eager:
         self.stream = self.lane.stream(data)
         self.stepper = Stepper(self.model, self.lane.recipe, self.lane.mask)
         if self.lane.resume is not None:
-            self.model.load_state_dict(self.lane.resume.weights)
+            load_weights(self.model, self.lane.resume.weights)
             self.stepper.set_momentum(self.lane.resume.momentum)
         if self.lane.mask is not None:
             self.lane.mask.apply(self.model)
@@ -38,7 +37,7 @@ class Eager:
         """Train one scheduled epoch."""
         timeline = self.stream.timeline
         total = torch.zeros((), dtype=torch.float64, device=self.data.train.targets.device)
-        smoothing = self.lane.recipe.label_smoothing
+        loss_fn = self.lane.recipe.training_loss
         steps = timeline.steps_per_epoch
         self.model.train()
         with seeded(0):
@@ -48,7 +47,8 @@ class Eager:
                     torch.manual_seed(self.stream.noise(step))  # dropout draws the same in both of SAM's passes
                     with arithmetic(self.precision, inputs.device):
                         answers = self.model(inputs)
-                    return F.cross_entropy(answers.to(inputs.dtype), targets, label_smoothing=smoothing)
+                    value: Tensor = loss_fn(answers.to(inputs.dtype), targets)
+                    return value
 
                 total += self.stepper(loss, timeline.learning_rate(step))
         return [float(total) / steps]
@@ -56,7 +56,8 @@ class Eager:
     def errors(self) -> list[Row]:
         """Validation and test error."""
         splits = {"val_error": self.data.val, "test_error": self.data.test}
-        return [{name: error_and_loss(self.model, split, F.cross_entropy)[0].value for name, split in splits.items()}]
+        loss_fn = self.lane.recipe.loss_fn
+        return [{name: error_and_loss(self.model, split, loss_fn)[0].value for name, split in splits.items()}]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
         """State dict and momentum."""

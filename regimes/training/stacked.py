@@ -16,14 +16,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regimes.data.dataset import Dataset, Split
-from regimes.landscape.error import PASS, images_at_once
-from regimes.models.build import seeded
+from regimes.landscape.error import PASS, images_at_once, mistakes
+from regimes.models.build import load_weights, seeded
 from regimes.training.lane import Lane, Row, Tensors
 from regimes.training.precision import arithmetic
 
@@ -59,7 +58,7 @@ class Stacked:
     def _load(self) -> None:
         for lane in self.lanes:
             if lane.resume is not None:
-                lane.model.load_state_dict(lane.resume.weights)
+                load_weights(lane.model, lane.resume.weights)
             if lane.mask is not None:
                 lane.mask.apply(lane.model)
         parameters, self.buffers = stack_module_state([lane.model for lane in self.lanes])
@@ -123,10 +122,7 @@ class Stacked:
     def _gradients(self, inputs: Tensor, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
         with arithmetic(self.precision, inputs.device):
             outputs = self.run(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
-        losses = F.cross_entropy(
-            outputs.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=self.recipe.label_smoothing
-        )
-        losses = losses.view(self.count, -1).mean(dim=1)
+        losses = vmap(self.recipe.training_loss)(outputs, targets)  # (lanes,)
         found = torch.autograd.grad(losses.sum(), self.leaves, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(self.parameters, found, strict=True))
         return losses.detach(), {
@@ -162,12 +158,12 @@ class Stacked:
     @torch.no_grad()
     def _wrong(self, split: Split) -> list[float]:
         self.base.eval()
-        wrong = torch.zeros(self.count, dtype=torch.int64, device=split.targets.device)
+        wrong = torch.zeros(self.count, dtype=torch.float64, device=split.targets.device)
         size = images_at_once(split.inputs, PASS // 8)  # of every lane; the same for any number of lanes
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
             answers = self.judge(self.parameters, self.buffers, inputs)
-            wrong += (answers.argmax(dim=2) != targets).sum(dim=1)
-        return [int(each) / len(split.targets) for each in wrong]
+            wrong += torch.stack([mistakes(each, targets, self.recipe.loss_fn).sum() for each in answers])
+        return [float(each) / len(split.targets) for each in wrong]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
         """A lane's state dict, in the model's own order, and its momentum."""

@@ -1,0 +1,132 @@
+"""The layout: every stage of a sweep, in the order of the method, and where its values stand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from regimes.data import AUGMENTATIONS
+from regimes.data.dataset import Dataset
+from regimes.errors import UserError
+from regimes.flow.given import Given, content_of, read_checkpoint
+from regimes.flow.lab import Lab
+from regimes.flow.measure import Measure
+from regimes.flow.prune import Prune
+from regimes.flow.retrain import Retrain
+from regimes.flow.stage import Coordinates, Stage
+from regimes.flow.train import Train
+from regimes.landscape import METRICS
+from regimes.landscape.metric import Metric
+from regimes.registry import load
+from regimes.spec.recipe import Recipe
+from regimes.spec.sweep import Sweep
+from regimes.training.timeline import Timeline
+
+
+def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
+    """Return every stage of a sweep, each after those it needs."""
+    split = lab.loaded
+    images = (len(split.train.targets), len(split.val.targets), len(split.test.targets))
+    _check_fits(sweep.retrain, split)
+    if (
+        split.regression
+        and "cka" in sweep.measure.metrics
+        and sweep.measure.options("cka").get("on") in (None, "softmax")
+    ):
+        raise UserError(
+            "measure.cka.on = 'softmax' is for classes, the data have numbers as targets; set cka = { on = 'logits' }"
+        )
+    stages: list[Stage] = []
+    for temperature in sweep.temperatures():
+        recipe = sweep.dense_recipe(temperature)
+        if sweep.dense is None:
+            _check_fits(recipe, split)
+        for dense_seed in range(sweep.dense_seeds):
+            at = {sweep.knobs[name].name: value for name, value in temperature.items()} | {"dense_seed": dense_seed}
+            dense: Train | Given = Train(lab.identity, recipe, dense_seed, at, images)
+            if sweep.dense is not None:
+                dense = _given(sweep.checkpoint(temperature, dense_seed), lab, recipe, dense_seed, at, images)
+            stages.append(dense)
+            for density in sweep.load.density:
+                way = _way(sweep, dense, density)
+                pruned = way[-1]
+                assert isinstance(pruned, Prune)
+                copies = [Retrain(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
+                stages += [*way, *copies, *_measurements(sweep, copies)]
+    shown = {stage.key: stage for stage in stages if not stage.aside}  # a step may be what the map asks for elsewhere
+    return [shown.get(key, stage) for key, stage in {stage.key: stage for stage in stages}.items()]
+
+
+def _given(
+    path: str, lab: Lab, recipe: Recipe, dense_seed: int, at: Coordinates, images: tuple[int, int, int]
+) -> Given:
+    """A checkpoint, read once so that one that does not fit says so before any work."""
+    given = Given(lab.identity, path, content_of(path), recipe, dense_seed, at, images)
+    read_checkpoint(path, lab.new_model(seed=0))
+    return given
+
+
+def _way(sweep: Sweep, dense: Train | Given, density: float) -> list[Stage]:
+    """The rounds of pruning to one density, the last one last; one in one-shot pruning."""
+    load = sweep.load
+    rewound = None
+    if load.rewind and isinstance(dense, Train):
+        rewound = dataclasses.replace(dense, recipe=dense.recipe.model_copy(update={"stop": load.rewind}), aside=True)
+    stages: list[Stage] = [] if rewound is None else [rewound]
+    after: Retrain | None = None
+    path = load.path(density)
+    for number, each in enumerate(path, start=1):
+        last = number == len(path)
+        pruned = Prune(dense, each, load, after, rewound, None if last else density)
+        stages.append(pruned)
+        if not last:
+            after = Retrain(pruned, load.between(sweep.retrain), number)
+            stages.append(after)
+    return stages
+
+
+def _check_fits(recipe: Recipe, data: Dataset) -> None:
+    """Say so before any work when a batch is larger than the data, or the augmentation is not for such inputs."""
+    Timeline(recipe, len(data.train.targets))
+    if data.regression and recipe.loss == "cross-entropy":
+        raise UserError(
+            f"recipe.loss = 'cross-entropy' is for classes, '{data.title}' has numbers as targets; try 'mse'"
+        )
+    if not data.regression and recipe.loss == "mse":
+        raise UserError(f"recipe.loss = 'mse' is for numbers, '{data.title}' has classes as targets")
+    load(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
+
+
+def _measurements(sweep: Sweep, copies: Sequence[Retrain]) -> Iterator[Measure]:
+    for name in sweep.measure.metrics:
+        metric: Metric = load(METRICS, name, "metric")
+        options = sweep.measure.options(metric.table)
+        if metric.subject == "model":
+            yield from (Measure(name, options, (copy,), None) for copy in copies)
+        else:
+            for number, (i, j) in enumerate(sweep.pairs()):
+                yield Measure(name, options, (copies[i], copies[j]), number)
+
+
+def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:
+    """Where each stage's values stand: what a record needs to be put together without loading data or torch."""
+    knobs = [sweep.knobs[name] for name in sweep.temperature]
+    return {
+        "name": sweep.name,
+        "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
+        "coords": {
+            **{k.name: list(values) for k, values in zip(knobs, sweep.temperature.values(), strict=True)},
+            "density": list(sweep.load.density),
+            "dense_seed": list(range(sweep.dense_seeds)),
+            "retrain_seed": list(range(sweep.retrain_seeds)),
+            "pair": list(range(len(sweep.pairs()))),
+        },
+        "stages": [_placed(stage) for stage in stages],
+        "sweep": sweep.model_dump(mode="json"),
+    }
+
+
+def _placed(stage: Stage) -> dict[str, Any]:
+    place = {"key": stage.key, "kind": stage.kind, "at": dict(stage.at)}
+    return {**place, "aside": True} if stage.aside else place

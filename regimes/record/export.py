@@ -1,0 +1,78 @@
+"""A record as a file for other tools: netCDF as it is, or a table with a row for every value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from regimes.errors import UserError
+from regimes.record.grid import save_grid
+
+FORMATS = ("nc", "csv")
+
+
+def export(data: xr.Dataset, path: str | Path, form: str) -> None:
+    """Write a record.
+
+    Args:
+        data: as `open_record` gives it.
+        path: of the file.
+        form: "nc" or "csv"; see `table`.
+
+    Raises:
+        UserError: an unknown form, or a file that cannot be written.
+    """
+    if form not in FORMATS:
+        raise UserError(f"--to {form}: allowed: {', '.join(FORMATS)}")
+    if form == "nc":
+        save_grid(data, path)
+        return
+    try:
+        table(data).to_csv(path, index=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def table(data: xr.Dataset) -> pd.DataFrame:
+    """One row for every value that was measured: ``variable``, its coordinates, ``value``, ``stderr``, ``units``, and
+    the ``status`` of its cell.
+
+    Coordinates that a variable does not have (a pair has no retrain seed) are empty. Values not measured have no row.
+    """
+    dims = [str(each) for each in data.sizes]
+    status = _names_of_status(data)
+    parts = []
+    for name in map(str, data.data_vars):
+        if name == "status" or name.endswith("_stderr"):
+            continue
+        variable = data[name]
+        frame = variable.to_dataframe(name="value").reset_index()
+        frame["stderr"] = _beside(data, f"{name}_stderr", variable)
+        frame["units"] = variable.attrs.get("units", "")
+        frame.insert(0, "variable", name)
+        if status is not None:
+            shared = [dim for dim in map(str, status.dims) if dim in variable.dims]
+            if len(shared) == status.ndim:
+                frame = frame.merge(status.to_dataframe(name="status").reset_index(), on=shared, how="left")
+        parts.append(frame[frame["value"].notna()])
+    columns = ["variable", *dims, "value", "stderr", "units", "status"]
+    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return whole.reindex(columns=columns)
+
+
+def _beside(data: xr.Dataset, name: str, variable: xr.DataArray) -> pd.Series | float:
+    if name not in data:
+        return float("nan")
+    values: pd.Series = data[name].transpose(*variable.dims).to_dataframe(name="stderr").reset_index()["stderr"]
+    return values
+
+
+def _names_of_status(data: xr.Dataset) -> xr.DataArray | None:
+    if "status" not in data or "flag_meanings" not in data["status"].attrs:
+        return None
+    names = data["status"].attrs["flag_meanings"].split()
+    status = data["status"]
+    return status.copy(data=np.array(names, dtype=object)[status.values.astype(int)])
