@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes import UserError, hessian_trace
 from regimes.landscape.metric import LossFn
@@ -59,9 +60,10 @@ def brute(
         shaped = {name: part.view_as(weights[name]) for name, part in zip(weights, parts, strict=True)}
         return functional_call(model, shaped, (inputs,))
 
-    H = torch.autograd.functional.hessian(lambda vector: loss_fn(out(vector), targets), flat)
+    with sdpa_kernel(SDPBackend.MATH):
+        H = torch.autograd.functional.hessian(lambda vector: loss_fn(out(vector), targets), flat)
+        J = jacrev(out)(flat)  # (n, k, weights)
     assert isinstance(H, Tensor)
-    J = jacrev(out)(flat)  # (n, k, weights)
     A = vmap(hessian(lambda o, y: loss_fn(o[None], y[None])))(out(flat), targets)
     G = torch.einsum("nkw,nkl,nlw->w", J, A, J) / len(inputs)
     return float(H.diagonal() @ live), float(G @ live)
@@ -120,11 +122,11 @@ def test_its_interval_covers_the_truth(activation: type[nn.Module]) -> None:
     model, some = smooth(activation, classes=8), data(40, classes=8)
     whole, _ = brute(model, F.cross_entropy, on=some)
     found = []
-    for seed in range(100):
+    for seed in range(60):
         random = torch.Generator().manual_seed(seed)
         found.append(hessian_trace(model, F.cross_entropy, some, rel_stderr=0.06, generator=random, method="split"))
     sampled = [each for each in found if each.stderr > 0]
-    assert len(sampled) > 70  # the others took the exact trace
+    assert len(sampled) > 40  # the others took the exact trace
     assert sum(abs(each.value - whole) <= 1.96 * each.stderr for each in sampled) >= 0.9 * len(sampled)
 
 
@@ -209,3 +211,96 @@ def test_a_loss_with_tensors_of_its_own_splits() -> None:
         return F.mse_loss(answers @ torch.diag(centre), centre.expand(len(answers), -1))
 
     assert Split(model, pulled, (inputs.float(), targets)).columns == 3
+
+
+# -- what a reviewer broke --------------------------------------------------------------------------------------------
+
+
+def test_a_small_bend_beside_large_slopes_is_seen() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for each in model.parameters():
+            each.copy_(0.01 * torch.randn(each.shape, generator=random))
+    x = torch.randn(64, 4, generator=random)
+    targets = 1e4 * (1 + x[:, :1])
+    assert not Split(model, F.mse_loss, (x, targets)).flat()
+
+
+def test_few_live_coordinates_are_taken_one_by_one() -> None:
+    model = smooth()
+    masks = {name: torch.zeros(each.shape, dtype=torch.bool) for name, each in model.named_parameters()}
+    masks["1.weight"][0, :2] = True
+    mask = Mask(masks)
+    whole, _ = brute(model, F.cross_entropy, mask)
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        trace = hessian_trace(model, F.cross_entropy, data(), mask, 1e-6, random)
+        assert trace.value == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_sum_is_no_mean_even_where_it_is_zero() -> None:
+    model = smooth(nn.ReLU)
+    own = model(data()[0]).detach()
+    with pytest.raises(NoSplit, match="not the mean"):
+        Split(model, nn.MSELoss(reduction="sum"), (data()[0], own))
+
+
+class Squeezed(nn.Module):
+    """What is fine for a batch and not for one input alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        answers: Tensor = self.inner(inputs)
+        return answers.squeeze()
+
+
+def test_a_model_for_batches_only_is_measured_as_a_whole() -> None:
+    def distance(answers: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(answers.view(-1), targets.double())
+
+    model = Squeezed()
+    auto = hessian_trace(model, distance, data(), rel_stderr=0.02)
+    assert auto == hessian_trace(model, distance, data(), rel_stderr=0.02, method="xtrace")
+
+
+def test_attention_is_differentiated_twice() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+        model = nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(36, 3)).double()
+    whole, _ = brute(model, F.cross_entropy)
+    trace = hessian_trace(model, F.cross_entropy, data(), rel_stderr=0.02)
+    assert abs(trace.value - whole) <= 4 * trace.stderr
+
+
+def test_limits_and_kinds_that_cannot_be_meant_are_refused() -> None:
+    model = smooth(nn.ReLU)
+    for wrong in ({"rel_stderr": -0.1}, {"chunk": -1}, {"max_probes": 0}, {"rel_stderr": 0.1, "probes": 9}):
+        with pytest.raises(UserError, match=r"allowed|at least|one of them"):
+            hessian_trace(model, F.cross_entropy, data(), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"call model.float\(\)"):
+        hessian_trace(model.half(), F.cross_entropy, data())
+    model.double()
+    with pytest.raises(UserError, match="as many targets as inputs"):
+        hessian_trace(model, F.cross_entropy, (data()[0], data()[1][:5]))
+
+
+def test_the_interval_is_honest_where_few_inputs_have_the_trace() -> None:
+    model = smooth(nn.ReLU, classes=8).double()
+    inputs, targets = data(60, classes=8)
+    with torch.no_grad():
+        model[-1].weight.mul_(8)  # type: ignore[operator, union-attr]
+        right = model(inputs).argmax(dim=1)
+    some = inputs, torch.where(torch.arange(60) < 3, targets, right)
+    whole, _ = brute(model, F.cross_entropy, on=some)
+    found = []
+    for seed in range(100):
+        random = torch.Generator().manual_seed(seed)
+        found.append(hessian_trace(model, F.cross_entropy, some, rel_stderr=0.2, generator=random, method="split"))
+    sampled = [each for each in found if each.stderr > 0]
+    assert len(sampled) > 50
+    assert sum(abs(each.value - whole) <= 1.96 * each.stderr for each in sampled) >= 0.92 * len(sampled)

@@ -15,7 +15,7 @@ from regimes.models.build import build
 from regimes.spec.check import read_sweep
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
-STUDY = [file for file in FILES if file.stem.startswith("cifar")]
+STUDY = [file for file in FILES if file.stem.endswith(("-epochs", "-batch-size")) and "cifar" in file.stem]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

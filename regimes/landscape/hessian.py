@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import torch
-from pydantic import Field, Strict
+from pydantic import AfterValidator, Field, Strict
 from torch import Tensor, nn
 
 from regimes.errors import UserError
@@ -16,7 +16,8 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.lanczos import lanczos_top
 from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 from regimes.landscape.operator import HessianOperator
-from regimes.landscape.split import NoSplit, Split, split_trace
+from regimes.landscape.split import NoSplit, Split
+from regimes.landscape.split_trace import split_trace
 from regimes.landscape.xtrace import columns_that_fit, xtrace
 from regimes.pruners.mask import Mask
 
@@ -63,9 +64,9 @@ def hessian_trace(
         mask: the live coordinates; see `HessianOperator`.
         rel_stderr: go on until stderr <= rel_stderr * abs(value), or ``max_probes``; None: 0.03 if no probes are given.
         generator: on the CPU; None: seed 0.
-        probes: number of Hutchinson's probes, at least 2; with ``rel_stderr`` the least number of them; XTrace takes
-            it as its number of products where no ``rel_stderr`` is given.
-        max_probes: the most Hessian-vector products (or gradients) that ``rel_stderr`` may ask for.
+        probes: so many of Hutchinson's probes (of XTrace's products) in place of ``rel_stderr``, at least 2.
+        max_probes: the most Hessian-vector products (or gradients) that ``rel_stderr`` may ask for, but for those that
+            a first standard error takes.
         method: one of the above, or "auto". "split" raises where the loss does not split.
         chunk: inputs per forward pass, which bounds memory; 0: all at once.
         backend: "own", or "pyhessian" for the repaired reference.
@@ -75,6 +76,9 @@ def hessian_trace(
             split where a split is asked for.
     """
     _check(probes == 0 or probes >= 2, f"probes = {probes}: a standard error needs at least 2")
+    _check(not probes or rel_stderr is None, f"probes = {probes} and rel_stderr = {rel_stderr}: give one of them")
+    _check(rel_stderr is None or rel_stderr >= 0, f"rel_stderr = {rel_stderr}: allowed: 0 or more")
+    _check(chunk >= 0 and max_probes >= 1, f"chunk = {chunk}, max_probes = {max_probes}: at least 0 and 1")
     _check(backend in ("own", "pyhessian"), f"hessian.backend = '{backend}': allowed: own, pyhessian")
     _check(method in get_args(Method), f"method = '{method}': allowed: {', '.join(get_args(Method))}")
     generator = generator or torch.Generator().manual_seed(0)
@@ -83,8 +87,9 @@ def hessian_trace(
 
         _check(rel_stderr is None and chunk == 0, "hessian.backend = 'pyhessian' takes neither rel_stderr nor chunk")
         return reference_trace(model, loss_fn, data, mask, probes or PYHESSIAN_PROBES, generator)
-    if rel_stderr is None and probes and method != "split":
-        hessian = HessianOperator(model, loss_fn, data, mask, chunk)
+    hessian = HessianOperator(model, loss_fn, data, mask, chunk)
+    if probes:
+        _check(method != "split", f"probes = {probes}: 'split' works to a rel_stderr")
         return (
             xtrace(hessian, generator, 0.0, probes)
             if method == "xtrace"
@@ -96,10 +101,9 @@ def hessian_trace(
             return split_trace(Split(model, loss_fn, data, mask, chunk), generator, rel_stderr, max_probes)
         except NoSplit as why:
             _check(method == "auto", f"method = 'split': {why}; take 'auto' or 'xtrace'")
-    hessian = HessianOperator(model, loss_fn, data, mask, chunk)
     if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= ENOUGH):
         return xtrace(hessian, generator, rel_stderr, max_probes)
-    return hutchinson(hessian, generator, probes or LEAST, rel_stderr, max_probes)
+    return hutchinson(hessian, generator, LEAST, rel_stderr, max_probes)
 
 
 def hutchinson(
@@ -159,6 +163,12 @@ def _check(holds: bool, otherwise: str) -> None:
         raise UserError(otherwise)
 
 
+def _none_or_two(probes: int) -> int:
+    if probes == 1:
+        raise ValueError("allowed: 0, or at least 2: a standard error needs them")
+    return probes
+
+
 @dataclass(frozen=True)
 class HessianOptions:
     """Options of both Hessian metrics.
@@ -175,7 +185,7 @@ class HessianOptions:
 
     images: Images = 256
     rel_stderr: Annotated[float, Strict(), Field(gt=0)] = 0.05
-    probes: Annotated[int, Strict(), Field(ge=0)] = 0
+    probes: Annotated[int, Strict(), Field(ge=0), AfterValidator(_none_or_two)] = 0
     tolerance: Annotated[float, Strict(), Field(gt=0)] = 1e-2
     max_steps: Annotated[int, Strict(), Field(ge=1)] = 40
     chunk: Annotated[int, Strict(), Field(ge=0)] = 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.errors import UserError
 from regimes.landscape.error import evaluating
@@ -63,6 +64,8 @@ class HessianOperator:
             raise UserError("no live parameter is left: the Hessian has no coordinates")
         example = next(iter(self.leaves.values()))
         self.device, self.dtype = example.device, example.dtype
+        if self.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"the Hessian needs weights in float32 or float64, got {self.dtype}; call model.float()")
         self.together = together or (1 if self.device.type == "cpu" else 8)
         self._kept: tuple[Tensor, ...] | None = None
 
@@ -130,7 +133,8 @@ class HessianOperator:
             yield len(inputs) / self.count, self._kept or self._gradient(inputs, targets)
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        with evaluating(self.model), torch.enable_grad():
+        # Attention's fused kernels cannot be differentiated twice.
+        with evaluating(self.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             loss = self.loss_fn(functional_call(self.model, (self.leaves, self.buffers), (inputs,)), targets)
             leaves = list(self.leaves.values())
             return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from regimes.landscape.error import evaluating, outputs
-from regimes.landscape.estimate import Estimate
+from regimes.errors import UserError
+from regimes.landscape.error import evaluating, images_at_once, outputs
 from regimes.landscape.metric import LossFn
 from regimes.landscape.operator import HessianOperator
-from regimes.landscape.xtrace import columns_that_fit, xtrace
 from regimes.pruners.mask import Mask
 
 BYTES = {"cpu": 2**25, "cuda": 2**30}  # that the gradients of a group of inputs, one by one, may take
-ROOTS = 2**30  # bytes that the curvatures of the loss in all outputs may take
+ROOTS = 2**30  # bytes that taking the curvatures of the loss in all outputs may need
+COPIES = 5  # of them, on the way
+WORK = 2**32  # inputs times outputs cubed: beyond it, their roots take longer than probing the whole Hessian
 FEW = 4  # inputs on which the rest's diagonal is looked at
-ROUNDING = 1e-4  # what is left of a zero in float32
-VALUES = 32  # draws of single inputs that a standard error needs
-SHARE = 0.7  # of the error that either part may have
-MANY = 48  # probes of the rest: XTrace takes fewer products then
-PROBES = 6  # of the rest, that a standard error needs
+ROUNDING = 1e-4  # what a curvature may lie below zero, beside the largest
 
 
 class NoSplit(Exception):
@@ -61,25 +58,35 @@ class Split:
         chunk: int = 0,
     ) -> None:
         self.model, self.inputs, self.chunk = model, data[0], chunk
-        answers = outputs(model, data[0])
+        try:
+            self._take_apart(loss_fn, data, mask)
+        except (NoSplit, UserError):
+            raise
+        except (
+            Exception
+        ) as broken:  # a model, a loss or an operation that is not made for single inputs raises anything
+            raise NoSplit((str(broken).splitlines() or [type(broken).__name__])[0]) from None
+
+    def _take_apart(
+        self, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: Mask | Mapping[str, Tensor] | None
+    ) -> None:
+        answers = outputs(self.model, data[0])
         slopes, self.roots = _in_outputs(loss_fn, answers, data[1])
-        self.rest = HessianOperator(model, _linear, (data[0], slopes), mask, chunk)
+        self.rest = HessianOperator(self.model, _linear, (data[0], slopes), mask, self.chunk)
         self.columns = self.roots.shape[2]
         alive = self.rest.live.split([leaf.numel() for leaf in self.rest.leaves.values()])
         named = zip(self.rest.leaves, alive, strict=True)
         self.live = {name: part.to(answers) for name, part in named if not part.all()}
-        weights = {name: leaf.detach() for name, leaf in self.rest.leaves.items()}
-        self._apply = lambda weights, x: functional_call(model, (weights, self.rest.buffers), (x[None],))[0].flatten()
-        self._weights = weights
-        with evaluating(model):
-            try:
-                alone = vmap(lambda x: self._apply(weights, x))(data[0][:FEW])
-            except RuntimeError as broken:
-                raise NoSplit(str(broken)) from None
-        if not torch.allclose(
-            alone, answers[:FEW].reshape(len(alone), -1), rtol=1e-3, atol=1e-3 * float(answers.abs().max())
-        ):
+        self._weights = {name: leaf.detach() for name, leaf in self.rest.leaves.items()}
+        with evaluating(self.model), sdpa_kernel(SDPBackend.MATH):
+            alone = vmap(lambda x: self._apply(self._weights, x))(data[0][:FEW])
+        together = answers[:FEW].reshape(len(alone), -1)
+        if not torch.allclose(alone, together, rtol=1e-3, atol=1e-3 * float(answers.abs().max())):
             raise NoSplit("outputs depend on the other inputs of a batch")
+
+    def _apply(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = functional_call(self.model, (weights, self.rest.buffers), (x[None],))
+        return out[0].flatten()
 
     def exact(self) -> Tensor:
         """``tr J_n' A_n J_n`` of every input (n,)."""
@@ -91,16 +98,19 @@ class Split:
         return self._squares((self.roots @ (2 * signs - 1).to(self.roots)).transpose(1, 2))
 
     def flat(self) -> bool:
-        """Whether R has no diagonal: each tensor's own block of it, times a random vector, on a few inputs."""
-        few = self.inputs[:FEW]
+        """Whether R has no diagonal: each tensor's own block of it, times a random vector, on a few inputs.
+
+        Where a network is linear in a tensor, that product is exactly zero, in float32 too; anything else counts as
+        bent, however small. The inputs are the largest one and some drawn at random.
+        """
         random = torch.Generator().manual_seed(0)
+        sizes = torch.cat([part.double().flatten(1).norm(dim=1) for part in self.inputs.split(1024)])
+        chosen = {int(sizes.argmax()), *torch.randperm(len(sizes), generator=random)[: FEW - 1].tolist()}
+        few = self.inputs[torch.tensor(sorted(chosen), device=self.inputs.device)]
         slopes = torch.randn(len(few), self.roots.shape[1], generator=random, dtype=torch.float64).to(self.roots)
         rest = HessianOperator(self.model, _linear, (few, slopes))
         vectors = rest.tensors(rest.normal(random))
-        images = rest.tensors(rest @ rest.normal(random))  # what a block's product would be beside
-        return all(
-            float(rest.within(name, vectors[name]).norm()) <= ROUNDING * float(images[name].norm()) for name in vectors
-        )
+        return not any(bool(rest.within(name, vector).any()) for name, vector in vectors.items())
 
     def _squares(self, vectors: Tensor) -> Tensor:
         """``sum_c |J_n' v_nc|^2`` on the live coordinates (n,), for vectors (n, c, outputs)."""
@@ -116,10 +126,13 @@ class Split:
 
         numbers = self.rest.live.numel()
         group = max(1, BYTES.get(self.inputs.device.type, 2**25) // (numbers * self.roots.element_size()))
-        group = min(group, self.chunk or group)
-        with evaluating(self.model):
+        group = min(group, self.chunk or group, images_at_once(self.inputs))
+        with evaluating(self.model), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batched form
             parts = zip(self.inputs.split(group), vectors.split(group), strict=True)
-            return torch.cat([vmap(one)(*part) for part in parts]).double().cpu()
+            try:
+                return torch.cat([vmap(one)(*part) for part in parts]).double().cpu()
+            except (RuntimeError, NotImplementedError) as broken:  # an operation whose derivative has no batched form
+                raise NoSplit((str(broken).splitlines() or [""])[0]) from None
 
 
 def _linear(answers: Tensor, slopes: Tensor) -> Tensor:
@@ -130,21 +143,20 @@ def _linear(answers: Tensor, slopes: Tensor) -> Tensor:
 def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes (n, k) of the loss of each input in its k outputs, and roots (n, k, c) of its Hessian there."""
     count, width = len(answers), answers[0].numel()
-    if count * width**2 * 8 > ROOTS:
+    if count * width**2 * 8 * COPIES > ROOTS or count * width**3 > WORK:
         raise NoSplit("too many outputs")
     if not answers.isfinite().all():
         raise NoSplit("outputs are not finite")
+    below = 0.0
     try:  # in float64, as the curvature of a loss that is nearly zero is lost in rounding
         fine = targets.double() if targets.is_floating_point() else targets
         slopes, curved = _derivatives(loss_fn, answers.double(), fine)
     except RuntimeError:  # a loss that holds tensors of its own
-        try:
-            slopes, curved = _derivatives(loss_fn, answers, targets)
-        except RuntimeError as broken:
-            raise NoSplit(str(broken)) from None
+        slopes, curved = _derivatives(loss_fn, answers, targets)
+        below = 10 * torch.finfo(answers.dtype).eps
     values, vectors = torch.linalg.eigh(curved.double())
     largest = float(values.max())
-    if not float(values.min()) >= -ROUNDING * largest:
+    if not float(values.min()) >= -ROUNDING * largest - below:
         raise NoSplit("the loss is not convex in the outputs")
     idle = int((values <= 1e-9 * largest).all(dim=0).sum())  # eigenvalues ascend: the first ones
     roots = vectors[:, :, idle:] * values[:, None, idle:].clamp(min=0).sqrt()
@@ -162,87 +174,17 @@ def _derivatives(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Ten
     slopes, curved = vmap(grad(single))(flat, targets), vmap(jacrev(grad(single)))(flat, targets)
     if not (slopes.isfinite().all() and curved.isfinite().all()):
         raise NoSplit("the loss is not finite")
-    with torch.enable_grad():
-        leaf = answers.detach().requires_grad_()
-        (together,) = torch.autograd.grad(loss_fn(leaf, targets), leaf)
-    atol = 1e-3 * float(slopes.abs().max())
-    if not torch.allclose(together.reshape(slopes.shape) * count, slopes, rtol=1e-3, atol=atol):
-        raise NoSplit("the loss is not the mean over inputs of a function of each")
+    # Where an answer is right its slope is zero, whatever the loss: so beside it too.
+    noise = torch.randn(answers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(answers)
+    beside = answers + 0.01 * (float(answers.std()) if answers.numel() > 1 else 1.0) * noise
+    for at in (answers, beside):
+        alone = vmap(grad(single))(at.reshape(flat.shape), targets)
+        with torch.enable_grad():
+            leaf = at.detach().requires_grad_()
+            (together,) = torch.autograd.grad(loss_fn(leaf, targets), leaf)
+        if at is beside and not (alone.isfinite().all() and together.isfinite().all()):
+            continue  # outside of where the loss is defined
+        atol = 1e-3 * float(alone.abs().max())
+        if not torch.allclose(together.reshape(alone.shape) * count, alone, rtol=1e-3, atol=atol):
+            raise NoSplit("the loss is not the mean over inputs of a function of each")
     return slopes, curved
-
-
-def split_trace(split: Split, generator: torch.Generator, rel_stderr: float, most: int) -> Estimate:
-    """tr G + tr R until ``stderr <= rel_stderr * abs(value)``, or ``most`` draws and products are made.
-
-    Where R's diagonal is zero that is Gauss-Newton alone. Elsewhere R is probed too: by Hutchinson, whose standard
-    error is widened by Student's factor as the probes are few; by XTrace where it would take many. Whichever part is
-    less certain is worked on next.
-    """
-    gauss, flat = _Gauss(split, generator), split.flat()
-    probes: list[float] = []
-    while True:
-        while not flat and len(probes) < PROBES:
-            probes.append(_probe(split.rest, generator))
-        first, second = gauss.estimate(), Estimate(0.0, 0.0, 0) if flat else _few(probes)
-        found = _sum(first, second)
-        goal = rel_stderr * abs(found.value)
-        if not found.stderr > goal or found.samples >= most:  # NaN ends here too
-            return found
-        share = goal if flat else SHARE * goal
-        if first.stderr > second.stderr:
-            gauss.reach(share)
-        elif len(probes) * second.stderr**2 > MANY * share**2 and columns_that_fit(split.rest.size) >= MANY:
-            rest = xtrace(split.rest, generator, SHARE * rel_stderr, most, beside=first.value)
-            gauss.reach(SHARE * rel_stderr * abs(first.value + rest.value))
-            return _sum(gauss.estimate(), rest)
-        else:
-            probes.append(_probe(split.rest, generator))
-
-
-class _Gauss:
-    """tr G as known so far: from random draws, until the exact trace costs less than the draws still needed."""
-
-    def __init__(self, split: Split, generator: torch.Generator) -> None:
-        self.split, self.generator = split, generator
-        self.whole: Tensor | None = None
-        self.draws: list[Tensor] = []
-        first = -(-VALUES // len(split.inputs))
-        if first >= split.columns:
-            self.whole = split.exact()
-        else:
-            self.draws = [split.draw(generator) for _ in range(first)]
-
-    def estimate(self) -> Estimate:
-        """Only draws vary, the inputs are given; of one draw alone the spread over inputs is an upper bound."""
-        if self.whole is not None:
-            return Estimate(float(self.whole.mean()), 0.0, len(self.draws) + self.split.columns, "nat")
-        draws = torch.stack(self.draws)  # (k, n)
-        count, inputs = draws.shape
-        variance = draws.var(dim=0).mean() if count > 1 else draws[0].var()
-        return Estimate(float(draws.mean()), float(variance / (inputs * count)) ** 0.5, count, "nat")
-
-    def reach(self, goal: float) -> None:
-        """Draw until the standard error is ``goal``, or take the exact trace."""
-        while self.whole is None and (now := self.estimate().stderr) > goal:
-            needed = len(self.draws) * (now / goal) ** 2 if goal > 0 else math.inf
-            if needed - len(self.draws) >= self.split.columns:
-                self.whole = self.split.exact()
-            else:
-                self.draws.append(self.split.draw(self.generator))
-
-
-def _sum(one: Estimate, other: Estimate) -> Estimate:
-    stderr = math.hypot(one.stderr, other.stderr)
-    return Estimate(one.value + other.value, stderr, one.samples + other.samples, "nat")
-
-
-def _probe(rest: HessianOperator, generator: torch.Generator) -> float:
-    vector = rest.rademacher(generator)
-    return float(vector @ (rest @ vector))
-
-
-def _few(probes: list[float]) -> Estimate:
-    """Their mean, with a standard error of which 1.96 make a 95 % interval as Student's distribution has it."""
-    mean = Estimate.mean(probes, "nat")
-    freedom = len(probes) - 1
-    return Estimate(mean.value, mean.stderr * (1 + 1.24 / freedom + 1.3 / freedom**2), mean.samples, "nat")

@@ -95,7 +95,7 @@ def xtrace(
     trial, met = XTrace(hessian, generator), 0
     while True:
         if hessian.size <= 2 * (len(trial.triangle) + FIRST):
-            return _exact(hessian, 2 * len(trial.triangle))
+            return exact_trace(hessian, 2 * len(trial.triangle))
         trial.grow(BLOCK if len(trial.triangle) else FIRST)
         count = 2 * len(trial.triangle)
         if trial.rank >= 0:
@@ -113,7 +113,8 @@ def columns_that_fit(size: int) -> int:
     return BYTES // (3 * 8 * size)
 
 
-def _exact(hessian: HessianOperator, before: int) -> Estimate:
+def exact_trace(hessian: HessianOperator, before: int) -> Estimate:
+    """The sum of the diagonal, coordinate by coordinate; ``before`` products were made already."""
     eye = torch.eye(hessian.size, device=hessian.device, dtype=hessian.dtype)
     return Estimate(float(hessian.times(eye).diagonal().double().sum()), 0.0, before + hessian.size, "nat")
 
