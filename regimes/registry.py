@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from regimes.errors import UserError
@@ -94,7 +95,9 @@ def source_id(registry: Registry, name: str, what: str) -> str | None:
         return None
     load(registry, name, what)
     file = importlib.import_module(name.partition(":")[0]).__file__
-    return None if file is None else fingerprint(imported_sources(file))
+    if file is None or {"site-packages", "dist-packages"} & set(Path(file).parts):
+        return None  # an installed package is known by its name
+    return fingerprint(imported_sources(file))
 
 
 def with_defaults(function: Any, options: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections import Counter
@@ -477,3 +478,122 @@ def test_checkpoints_that_do_not_fit_say_so_before_any_work(tiny: Sweep, run_tin
     refused("epoch: unknown knob 'epoch' .did you mean 'epochs'", {"path": entries[0]["path"], "epoch": 1})
     refused("is told by .dense. checkpoints", entries[0], temperature={"epochs": [1]})
     refused("checkpoints have none", entries[0], load={"density": [0.5], "rewind": 1})
+
+
+# -- what a reviewer broke --------------------------------------------------------------------------------------------
+
+
+def test_a_round_on_the_way_is_never_a_copy_on_the_map(tiny: Sweep, run_tiny: Run) -> None:
+    alone = {**tiny, "load": {"density": [0.5]}}
+    rounds = {**tiny, "load": {"density": [0.25], "schedule": "iterative", "rounds": 2}}  # by way of 0.5
+    keys = [{stage.key for stage in run_tiny(each, name).stages} for each, name in ((alone, "a"), (rounds, "b"))]
+    shared = [stage for stage in run_tiny(alone, "a").stages if stage.key in keys[1]]
+    assert {stage.kind for stage in shared} == {"train", "prune"}  # the same masks, and no retrained network
+    run_tiny(rounds, "c")
+    run_tiny(alone, "c")
+    xr.testing.assert_identical(*(regimes.open(run_tiny(alone, name).folder) for name in "ac"))
+
+
+@pytest.mark.parametrize("order", [[1e9, 0.1], [0.1, 1e9]])
+def test_a_diverged_cell_leaves_the_record_readable(
+    tiny: Sweep, run_tiny: Run, order: list[float], cli: Callable[..., CompletedProcess[str]]
+) -> None:
+    result = run_tiny({**tiny, "temperature": {"learning_rate": order}, "recipe": {"epochs": 3, "batch_size": 32}})
+    record = regimes.open(result.folder)
+    assert record.status.sel(learning_rate=1e9).values.ravel().tolist() == [2, 2]
+    assert record.lmc_error.sel(learning_rate=0.1).notnull().all()
+    assert record.lmc_error.sel(learning_rate=1e9).isnull().all()
+    assert set(table(record).learning_rate) == {0.1}
+    assert cli("export", result.folder, "--to", "csv").returncode == 0
+
+
+def test_export_neither_overwrites_nor_cuts_names(
+    tiny: Sweep, run_tiny: Run, cli: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = run_tiny({**tiny, "measure": {"metrics": ["error"]}}, "lr-0.1").folder
+    assert cli("export", folder).returncode == 0
+    file = tmp_path / "lr-0.1.nc"
+    assert file.exists()
+    again = cli("export", file)
+    assert again.returncode == 2
+    assert "would be written over" in again.stderr
+    said = cli("export", file, "--to", "csv", "--out", "x.csv")
+    assert said.returncode == 0, said.stderr
+
+
+def test_checkpoints_are_seen_and_may_go_once_they_are_taken_in(
+    tiny: Sweep, run_tiny: Run, cli: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    del tiny["temperature"], tiny["dense_seeds"]
+    tiny["dense"] = {"checkpoints": trained_elsewhere(tiny, tmp_path)[:2]}
+    result = run_tiny(tiny)
+    said = cli("status", result.folder)
+    assert said.returncode == 0, said.stderr
+    assert "given    2 ok" in said.stdout
+    for file in tmp_path.glob("*.pt"):
+        file.unlink()
+    assert not run_tiny(tiny).progress.todo
+    grown = run_tiny({**tiny, "load": {"density": [0.2, 0.6, 0.4]}})
+    assert not grown.progress.todo
+    for seeds in ([0, 20240101], [1, 2]):
+        entries = [{"path": "x.pt", "epochs": 1, "dense_seed": seed} for seed in seeds]
+        with pytest.raises(UserError, match="dense_seed counts 0, 1, 2"):
+            resolve({**tiny, "dense": {"checkpoints": entries}})
+    with pytest.raises(UserError, match="one value in each checkpoint"):
+        resolve({**tiny, "dense": {"checkpoints": [{"path": "x.pt", "epochs": [1]}]}})
+
+
+def test_densities_out_of_reach_are_refused_before_any_work(tiny: Sweep, run_tiny: Run, count: Counter[str]) -> None:
+    for name in ("resnet", "densenet", "preresnet", "vgg"):
+        model = network(name)
+        for allocation in ("uniform", "global"):
+            for density in (0.005, 0.02, 0.1, 0.6):
+                with contextlib.suppress(UserError):  # said, not silently another density
+                    _, kept = shrink(model, density, images(2), "channels-magnitude", allocation, seed=0)
+                    assert 1 / 1.5 <= kept / density <= 1.5
+    tiny["load"] = {"density": [0.0001], "pruner": "channels-magnitude"}
+    with pytest.raises(UserError, match="come no nearer than"):
+        run_tiny(tiny)
+    assert not count
+
+
+def test_losses_are_tried_before_any_work(tiny: Sweep, run_tiny: Run, count: Counter[str]) -> None:
+    for loss, line in (
+        ("torch.nn:CrossEntropyLoss", "raised RuntimeError"),
+        ("torch.nn.functional:mse_loss", "raised RuntimeError"),
+        ("torch.nn.functional:softmax", "raised"),
+        ("math:sqrt", "raised TypeError"),
+    ):
+        with pytest.raises(UserError, match=f"retrain.loss = '{loss}' {line}"):
+            run_tiny({**tiny, "retrain": {"loss": loss}})
+    assert not count
+
+
+def test_regimes_do_not_depend_on_the_unit_of_the_targets() -> None:
+    coords = {"learning_rate": [0.1, 0.2, 0.4], "density": [0.1, 0.2, 0.4, 0.8]}
+    random = torch.Generator().manual_seed(0)
+
+    def grid(scale: float) -> xr.Dataset:
+        random.manual_seed(0)
+        noise = 0.002 * torch.randn(3, 4, 5, generator=random).numpy()
+        lmc = noise + xr.DataArray([[-0.5, -0.4, 0, 0]] * 3).values[..., None]
+        dims = ("learning_rate", "density", "pair")
+        data = xr.Dataset(
+            {
+                "lmc": (dims, scale * lmc, {"units": "loss"}),
+                "cka": (dims, 0.99 + 0 * lmc),
+                "test_error": (dims, scale * (0.3 + noise), {"units": "loss"}),
+            },
+            coords,
+        )
+        return regimes.classify(data)
+
+    small, large = grid(0.01), grid(100.0)
+    assert (small.regime == large.regime).all()
+    assert set(small.regime.values.ravel()) == {0, 2}
+
+
+def test_a_rewind_beyond_the_end_is_seen_however_epochs_are_written(tiny: Sweep) -> None:
+    tiny |= {"temperature": {"epochs": [2.0, 4.0]}, "load": {"density": [0.5], "rewind": 3}}
+    with pytest.raises(UserError, match="3 lies beyond the shortest dense training, 2 epochs"):
+        resolve(tiny)

@@ -10,7 +10,16 @@ from typing import Any
 
 import typer
 
-KINDS = ("train", "prune", "retrain", "measure")
+from regimes.errors import UserError
+
+WHAT = {
+    "train": "snapshots",
+    "given": "checkpoints",
+    "prune": "masks",
+    "retrain": "retrained copies",
+    "measure": "measurements",
+}
+KINDS = tuple(WHAT)
 
 
 def show_plan(
@@ -42,7 +51,7 @@ def show_plan(
         "name": prepared.sweep.name,
         "folder": str(prepared.store.folder),
         "data": prepared.lab.loaded.title,
-        "cells": count["prune"],
+        "cells": sum(stage.kind == "prune" and not stage.aside for stage in stages),
         "dense_trainings": len(trainings),
         "stages": {kind: {"all": count[kind], "done": done[kind], "todo": todo[kind]} for kind in KINDS},
         "done": len(progress.done),
@@ -65,7 +74,9 @@ def show_plan(
     typer.echo(f"  cells (temperature x density x dense seed)  {facts['cells']}")
     typer.echo(f"  distinct dense trainings                    {facts['dense_trainings']}")
     for kind in KINDS:
-        what = {"train": "snapshots", "prune": "masks", "retrain": "retrained copies", "measure": "measurements"}[kind]
+        if not count[kind] and kind in ("train", "given"):
+            continue
+        what = WHAT[kind]
         typer.echo(f"  {kind:<8} {count[kind]:>6} {what:<17} done {done[kind]:>6}   to do {todo[kind]:>6}")
     _say_trouble(facts)
     typer.echo(
@@ -128,10 +139,12 @@ def show_export(grid: Path, form: str, out: Path | None) -> None:
     """Write a record as one file and say where."""
     from regimes.record.assemble import open_record
     from regimes.record.export import export
-    from regimes.record.grid import read_grid
+    from regimes.record.grid import load_netcdf
 
-    data = open_record(grid) if grid.is_dir() else read_grid(grid)
-    file = out or Path(f"{grid.resolve().stem}.{form}")
+    data = open_record(grid) if grid.is_dir() else load_netcdf(grid)
+    file = out or Path(f"{grid.resolve().name if grid.is_dir() else grid.stem}.{form}")
+    if file.resolve() == grid.resolve():
+        raise UserError(f"{file}: would be written over what is exported; name another file with --out")
     export(data, file, form)
     typer.echo(f"wrote {file}")
 

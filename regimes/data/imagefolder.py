@@ -21,7 +21,7 @@ def imagefolder(
     val_fraction: float = 0.1,
     title: str = "",
 ) -> Dataset:
-    """Return images of one size as float32 (n, 3, h, w), each channel standardised by the training split.
+    """Return images (n, 3, h, w) of one size, each channel standardised by the training split.
 
     Args:
         root: folder with ``train/`` and ``test/`` (``val/`` where there is one), a folder per class in each.

@@ -37,7 +37,8 @@ def with_excess(data: xr.Dataset) -> xr.Dataset:
         return data
     errors = cell_mean(data["test_error"], knobs_of(data))
     excess = errors - errors.min(knobs_of(data))
-    about = {"units": "1", "long_name": "test error above the lowest at the same density"}
+    units = data["test_error"].attrs.get("units", "1")
+    about = {"units": units, "long_name": "test error above the lowest at the same density"}
     return data.assign(test_error_excess=(excess.dims, excess.values, about))
 
 

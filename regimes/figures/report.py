@@ -72,6 +72,11 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
     errors = table(cell_mean(data["test_error"], knobs_of(data)), data)
     _, temperature = axis_titles(data)
     name = temperature.split("   ")[0]
+    fraction = data["test_error"].attrs.get("units", "1") == "1"
+
+    def said(error: float) -> str:
+        return f"{100 * error:.2f} %" if fraction else f"{error:.4g}"
+
     yield "## Lowest test error at each density"
     yield ""
     yield f"| density | lowest test error | at {name} | regime there | hottest, coldest | their regimes |"
@@ -79,9 +84,9 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
     for column, row in best.items():
         regimes = [REGIMES[int(number)] for number in cells.iloc[:, column]]
         column_errors = errors.iloc[:, column].to_numpy()
-        ends = ", ".join("-" if np.isnan(each) else f"{100 * each:.2f} %" for each in column_errors[[0, -1]])
+        ends = ", ".join("-" if np.isnan(each) else said(each) for each in column_errors[[0, -1]])
         yield (
-            f"| {cells.columns[column]} % | {100 * column_errors[row]:.2f} % | {cells.index[row]} | {regimes[row]} "
+            f"| {cells.columns[column]} % | {said(column_errors[row])} | {cells.index[row]} | {regimes[row]} "
             f"| {ends} | {regimes[0]}, {regimes[-1]} |"
         )
     yield ""
@@ -92,10 +97,12 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
 
 def _noise(data: xr.Dataset) -> str:
     stderr = cell_stderr(data.drop_vars("test_error_stderr", errors="ignore"), "test_error", knobs_of(data))
-    typical = 100 * float(np.sqrt((stderr**2).mean()))
+    typical = float(np.sqrt((stderr**2).mean()))
+    fraction = data["test_error"].attrs.get("units", "1") == "1"
     if not typical:
         return "With one network a cell there is no spread to compare differences with."
-    noise = f"Mind the noise: a cell's mean test error has a standard error of about {typical:.2f} points"
+    size = f"{100 * typical:.2f} points" if fraction else f"{typical:.2g}"
+    noise = f"Mind the noise: a cell's mean test error has a standard error of about {size}"
     if data.sizes.get("dense_seed", 2) > 1:
         return f"{noise}."
     return f"{noise} between retrained copies of one dense network; another dense seed may differ by more."

@@ -70,7 +70,7 @@ class Given:
             "schema": SCHEMA,
             "stage": "given",
             "content": self.content,
-            "loss": self.recipe.science()["loss"],
+            "loss": {name: each for name, each in self.recipe.science().items() if name.startswith("loss")},
             "at": dict(self.at),
         }
 
@@ -138,6 +138,8 @@ def take(fleet: Sequence[Given], lab: Lab, store: Store, report: Report) -> None
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
             model = lab.new_model(seed=0)
+            if content_of(stage.path) != stage.content:
+                raise UserError(f"{stage.path} has changed since the run began; run again")
             weights = read_checkpoint(stage.path, model)
             load_weights(model, weights)
             values = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from regimes.data import AUGMENTATIONS
@@ -15,7 +16,9 @@ from regimes.flow.measure import Measure
 from regimes.flow.prune import Prune
 from regimes.flow.retrain import Retrain
 from regimes.flow.stage import Coordinates, Stage
+from regimes.flow.store import Store
 from regimes.flow.train import Train
+from regimes.flow.trial import try_channels, try_losses
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.registry import load
@@ -37,6 +40,9 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
         raise UserError(
             "measure.cka.on = 'softmax' is for classes, the data have numbers as targets; set cka = { on = 'logits' }"
         )
+    try_losses(sweep, lab)
+    if sweep.load.structured:
+        try_channels(sweep, lab)
     stages: list[Stage] = []
     for temperature in sweep.temperatures():
         recipe = sweep.dense_recipe(temperature)
@@ -61,7 +67,13 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
 def _given(
     path: str, lab: Lab, recipe: Recipe, dense_seed: int, at: Coordinates, images: tuple[int, int, int]
 ) -> Given:
-    """A checkpoint, read once so that one that does not fit says so before any work."""
+    """A checkpoint, read once so that one that does not fit says so before any work.
+
+    One that a run has taken in already is not needed any more: what its file held stands in the run's layout.
+    """
+    known = Store(lab.spec.folder).checkpoints.get(path)
+    if known is not None and not Path(path).exists():
+        return Given(lab.identity, path, known, recipe, dense_seed, at, images)
     given = Given(lab.identity, path, content_of(path), recipe, dense_seed, at, images)
     read_checkpoint(path, lab.new_model(seed=0))
     return given
@@ -128,5 +140,7 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:
 
 
 def _placed(stage: Stage) -> dict[str, Any]:
-    place = {"key": stage.key, "kind": stage.kind, "at": dict(stage.at)}
+    place: dict[str, Any] = {"key": stage.key, "kind": stage.kind, "at": dict(stage.at)}
+    if isinstance(stage, Given):
+        place["file"] = [stage.path, stage.content]
     return {**place, "aside": True} if stage.aside else place

@@ -78,6 +78,7 @@ class Retrain:
             "recipe": recipe,
             "seed": self.seed,
         }
+        described |= {"round": True} if self.aside else {}  # its random numbers are its own
         rewind = self.pruned.load.rewind
         return described if rewind is None else {**described, "rewind": rewind}
 

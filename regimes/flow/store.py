@@ -148,6 +148,15 @@ class Store:
             ) from error
 
     @property
+    def checkpoints(self) -> dict[str, str]:
+        """{file: hash of what it held} of the checkpoints that this run was last laid out with."""
+        try:
+            layout = self.read_json("layout.json") or {}
+        except Damaged:
+            return {}
+        return dict(stage["file"] for stage in layout.get("stages", ()) if "file" in stage)
+
+    @property
     def layout(self) -> Record:
         """What layout.json says: the sweep, and which stage stands where.
 

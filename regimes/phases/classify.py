@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,6 +20,16 @@ MEANING = {
     "II-A": "connected, outputs dissimilar",
     "II-B": "connected, outputs similar",
 }
+
+
+def error_scale(data: xr.Dataset) -> float:
+    """What LMC is divided by before a rule sees it: 1 for fractions; where it is a loss, the median test error, so that
+    regimes do not depend on the unit of the targets."""
+    if "lmc" not in data or data["lmc"].attrs.get("units", "1") == "1":
+        return 1.0
+    around = data["test_error"] if "test_error" in data else abs(data["lmc"])
+    typical = float(around.median())
+    return typical if np.isfinite(typical) and typical > 0 else 1.0
 
 
 def classify(
@@ -40,7 +51,8 @@ def classify(
     Raises:
         UserError: a grid that cannot be used, see `check_grid`; a cut outside its range.
     """
-    if lmc is not None and not -1 <= lmc <= 0:
+    scale = error_scale(data)
+    if lmc is not None and (lmc > 0 or (scale == 1 and lmc < -1)):
         raise UserError(f"LMC cut {lmc:g}: allowed: -1 to 0 (a barrier is negative)")
     if cka is not None and not 0 <= cka <= 1:
         raise UserError(f"CKA cut {cka:g}: allowed: 0 to 1")
@@ -49,7 +61,13 @@ def classify(
     means = {name: cell_mean(data[name], knobs) for name in ("lmc", "cka")}
     noise = {name: cell_stderr(data, name, knobs) for name in ("lmc", "cka")}
     given = {name: value for name, value in (("lmc", lmc), ("cka", cka)) if value is not None}
+    if scale != 1:  # rules speak of errors as fractions
+        means["lmc"], noise["lmc"] = means["lmc"] / scale, noise["lmc"] / scale
+        given |= {"lmc": given["lmc"] / scale} if "lmc" in given else {}
     cuts: Cuts = load(RULES, rule, "rule")(means, noise, given)
+    if scale != 1:
+        note = f"LMC, a loss here, is taken in units of the median test error, {scale:.4g}"
+        cuts = dataclasses.replace(cuts, notes=[*cuts.notes, note])
     cka_cut = xr.DataArray([cuts.cka[float(each)] for each in data["density"].values], dims="density")
     measured = np.isfinite(means["lmc"]) & np.isfinite(means["cka"])
     labels = xr.where(means["lmc"] < cuts.lmc, 0, xr.where(means["cka"] < cka_cut, 1, 2))

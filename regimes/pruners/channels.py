@@ -16,6 +16,7 @@ from regimes.models.build import load_weights, seeded
 from regimes.pruners.prune import prunable
 
 ATTEMPTS = 12  # at a share of channels that gives the density
+FAR = 1.5  # times too many or too few weights: another density than the one that was asked for
 CLOSE = 0.01  # relative error of the density that is good enough
 IMPORTANCE = {"channels-magnitude": "GroupMagnitudeImportance", "channels-random": "RandomImportance"}
 
@@ -38,7 +39,8 @@ def shrink(
         seed: of the random choice.
 
     Raises:
-        UserError: torch-pruning is not installed, cannot follow the network, or leaves one that does not work.
+        UserError: torch-pruning is not installed, cannot follow the network, or leaves one that does not work; the
+            density is out of reach.
     """
     if density >= 1:
         return copy.deepcopy(model), 1.0
@@ -46,6 +48,7 @@ def shrink(
         raise UserError(f"load.allocation = '{allocation}': channels are pruned by 'uniform' or 'global'")
     size = sum(weight.numel() for weight in prunable(model).values())
     low, high, share = 0.0, 1.0, 1 - density**0.5  # of channels that leave
+    most = 1.0  # weights kept at `low`
     best, reached = None, 2.0
     for _ in range(ATTEMPTS):
         small = _without(model, share, inputs, IMPORTANCE[pruner], allocation == "global", seed)
@@ -54,10 +57,20 @@ def shrink(
             best, reached = small, kept
         if abs(kept / density - 1) <= CLOSE:
             break
-        low, high = (share, high) if kept > density else (low, share)
+        if kept > most:  # a group that would have lost all its channels was left whole: too far
+            high = share
+        elif kept > density:
+            low, most = share, kept
+        else:
+            high = share
         guess = 1 - (1 - share) * (density / kept) ** 0.5
         share = guess if low < guess < high else (low + high) / 2
     assert best is not None
+    if not 1 / FAR <= reached / density <= FAR:
+        raise UserError(
+            f"density {density:g}: whole channels of {type(model).__name__} come no nearer than {reached:.3g} "
+            f"('{allocation}'); ask for more, or take a wider network"
+        )
     with torch.no_grad():
         answers = best.eval()(inputs)
     if answers.shape != model(inputs).shape:
@@ -98,6 +111,9 @@ def _without(model: nn.Module, share: float, inputs: Tensor, how: str, everywher
     small = copy.deepcopy(model).eval()
     weights = {id(each) for each in prunable(small).values()}
     kept = [each for each in small.modules() if isinstance(each, nn.Linear) and id(each.weight) not in weights]
+    # One channel of each layer stays: a group that is to lose all is not pruned at all.
+    layers = [each for each in small.modules() if isinstance(each, (nn.Linear, nn.Conv2d)) and each not in kept]
+    shares = {each: min(share, 1 - 1.001 / len(each.weight)) for each in layers if len(each.weight) > 1}
     with seeded(seed), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -106,6 +122,7 @@ def _without(model: nn.Module, share: float, inputs: Tensor, how: str, everywher
                 inputs,
                 importance=getattr(pruning.importance, how)(),
                 pruning_ratio=share,
+                pruning_ratio_dict={} if everywhere else shares,
                 max_pruning_ratio=1.0,
                 global_pruning=everywhere,
                 ignored_layers=kept,

@@ -63,8 +63,8 @@ class _Grid:
         worse = np.array(WORST).tolist().index
         here = self.status[cell]
         self.status[cell] = np.where(np.vectorize(worse)(here) < worse(state), np.int8(state), here)
-        if record is None or stage.get("aside"):
-            return
+        if record is None or stage.get("aside") or record["status"] == "diverged":
+            return  # NaN it is and stays
         prefix = "dense_" if stage["kind"] in ("train", "given") else ""
         how = record["description"].get("options")
         for name, entry in record["values"].items():

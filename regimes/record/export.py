@@ -46,7 +46,7 @@ def table(data: xr.Dataset) -> pd.DataFrame:
     status = _names_of_status(data)
     parts = []
     for name in map(str, data.data_vars):
-        if name == "status" or name.endswith("_stderr"):
+        if name == "status" or name.endswith("_stderr") or not data[name].dims:
             continue
         variable = data[name]
         frame = variable.to_dataframe(name="value").reset_index()
@@ -64,7 +64,7 @@ def table(data: xr.Dataset) -> pd.DataFrame:
 
 
 def _beside(data: xr.Dataset, name: str, variable: xr.DataArray) -> pd.Series | float:
-    if name not in data:
+    if name not in data or set(data[name].dims) != set(variable.dims):
         return float("nan")
     values: pd.Series = data[name].transpose(*variable.dims).to_dataframe(name="stderr").reset_index()["stderr"]
     return values

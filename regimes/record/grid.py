@@ -22,8 +22,15 @@ def read_grid(path: str | Path) -> xr.Dataset:
         UserError: there is neither, or the grid cannot be used; one line says why.
     """
     path = Path(path)
-    if path.is_dir():
-        return check_grid(open_record(path), str(path))
+    return check_grid(open_record(path) if path.is_dir() else load_netcdf(path), str(path))
+
+
+def load_netcdf(path: Path) -> xr.Dataset:
+    """The dataset in a netCDF-4 file, as it is.
+
+    Raises:
+        UserError: there is no such file.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; a run's folder or a netCDF grid is expected")
     try:
@@ -31,7 +38,7 @@ def read_grid(path: str | Path) -> xr.Dataset:
             data = opened.load()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a netCDF-4 file: {str(error).splitlines()[0]}") from error
-    return check_grid(data, str(path))
+    return data
 
 
 def save_grid(data: xr.Dataset, path: str | Path) -> None:

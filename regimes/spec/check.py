@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +19,9 @@ from regimes.models import GIVEN, MODELS
 from regimes.pruners import ALLOCATIONS, PRUNERS, STRUCTURED
 from regimes.registry import Registry, allow_imports_from, load, nearest, options_of
 from regimes.spec.checker import Checker
+from regimes.spec.family import family
 from regimes.spec.recipe import RECIPES, Recipe
-from regimes.spec.sweep import Dense, Load, Measure, Named, Sweep
+from regimes.spec.sweep import Load, Measure, Named, Sweep
 
 TABLES = ("data", "model", "recipe", "retrain", "dense", "temperature", "load", "measure")
 PLAIN = ("name", "dense_seeds", "retrain_seeds")
@@ -45,12 +44,18 @@ def read_sweep(path: str | Path) -> Sweep:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     allow_imports_from(str(path.resolve().parent))
-    return resolve(raw, str(path), default_name=path.stem)
+    return resolve(raw, str(path), default_name=path.stem, folder=path.resolve().parent)
 
 
-def resolve(raw: Mapping[str, Any], source: str = "sweep", default_name: str = "sweep") -> Sweep:
-    """Return the sweep that a parsed TOML file (a plain dict) describes; see `read_sweep`."""
+def resolve(
+    raw: Mapping[str, Any], source: str = "sweep", default_name: str = "sweep", folder: Path | None = None
+) -> Sweep:
+    """Return the sweep that a parsed TOML file (a plain dict) describes; see `read_sweep`.
+
+    Checkpoints are looked for beside the file, in ``folder`` (None: where the command is run).
+    """
     checker = _SweepChecker(source)
+    checker.folder = folder or Path.cwd()
     sweep = checker.sweep(raw, default_name)
     UserError.collect(checker.mistakes)
     assert sweep is not None
@@ -62,15 +67,18 @@ class _SweepChecker(Checker):
 
     Attributes:
         given: whether dense networks come from checkpoints, so that knobs say how they were trained elsewhere.
+        folder: beside which checkpoints are looked for.
     """
 
     given = False
+    folder = Path()
 
     def sweep(self, raw: Mapping[str, Any], default_name: str) -> Sweep | None:
         for key in raw:
             if key not in (*TABLES, *PLAIN):
                 self.say(key, f"unknown key{nearest(key, (*TABLES, *PLAIN))}; allowed: {', '.join((*PLAIN, *TABLES))}")
-        raw, dense = self.dense(raw)
+        self.given = "dense" in raw
+        raw, dense = family(self, raw, self.folder)
         for key in REQUIRED:
             if key not in raw:
                 self.say(key, f"missing; a sweep needs the tables {', '.join(REQUIRED)}")
@@ -84,39 +92,13 @@ class _SweepChecker(Checker):
         recipe = self.recipe(raw, data)
         retrain = self.retrain(raw, recipe)
         temperature = self.temperature(raw, recipe)
-        load_axis = self.load(raw, recipe)
+        load_axis = self.load(raw, recipe, temperature or {})
         measure = self.measure(raw, plain["retrain_seeds"])
         if self.mistakes:
             return None
         checked: dict[str, Any] = {"data": data, "model": model, "recipe": recipe, "retrain": retrain, **plain}
         checked |= {"dense": dense, "temperature": temperature, "load": load_axis, "measure": measure}
         return Sweep(**checked)
-
-    def dense(self, raw: Mapping[str, Any]) -> tuple[Mapping[str, Any], Dense | None]:
-        """The checkpoints, and the file with the temperatures and seeds that they make filled in."""
-        if "dense" not in raw:
-            return raw, None
-        for key in ("temperature", "dense_seeds"):
-            if key in raw:
-                self.say(key, "is told by [dense] checkpoints; leave it out")
-        dense: Dense | None = self.table(Dense, "dense", raw["dense"])
-        if dense is None:
-            return {**raw, "temperature": {}}, None
-        self.given = True
-        names = {tuple(sorted(each.knobs)) for each in dense.checkpoints}
-        if len(names) > 1 or not next(iter(names)):
-            self.say(
-                "dense.checkpoints", f"each needs a path and the same knobs with values; knobs: {', '.join(KNOBS)}"
-            )
-            return {**raw, "temperature": {}}, None
-        axes = {name: list(dict.fromkeys(each.knobs[name] for each in dense.checkpoints)) for name in next(iter(names))}
-        seeds = 1 + max(each.dense_seed for each in dense.checkpoints)
-        places = Counter((each.dense_seed, *(each.knobs[name] for name in axes)) for each in dense.checkpoints)
-        for place in itertools.product(range(seeds), *axes.values()):
-            if places[place] != 1:
-                where = ", ".join(f"{name} = {value}" for name, value in zip(("dense_seed", *axes), place, strict=True))
-                self.say("dense.checkpoints", f"{places[place]} networks for {where}; each place needs one")
-        return {**raw, "temperature": axes, "dense_seeds": seeds}, dense
 
     def plain(self, key: str, kind: Any, raw: Mapping[str, Any], default: Any) -> Any:
         return self.table(kind, key, raw.get(key, default))
@@ -183,7 +165,7 @@ class _SweepChecker(Checker):
                 self.say(key, f"{value} lies beyond the schedule's horizon recipe.epochs = {recipe.epochs}")
         return knob, tuple(knob.kind(value) for value in values if knob.accepts(value))
 
-    def load(self, raw: Mapping[str, Any], recipe: Recipe | None) -> Load | None:
+    def load(self, raw: Mapping[str, Any], recipe: Recipe | None, temperature: Mapping[str, Any]) -> Load | None:
         table = raw.get("load")
         if table is None:
             return None
@@ -202,18 +184,13 @@ class _SweepChecker(Checker):
             self.say("load.rewind", f"needs masks; '{axis.pruner}' makes smaller networks, which have no way back")
         if axis.schedule == "one-shot" and axis.rounds is not None:
             self.say("load.rounds", "one-shot pruning has one round; set schedule = 'iterative' or 'gradual'")
-        shortest = min((each for each in self.stops(raw) if each), default=recipe.epochs if recipe else None)
+        stops = [each for name, values in temperature.items() if _is_epochs(name) for each in values]
+        shortest = min(stops, default=recipe.epochs if recipe else None)
         if axis.rewind is not None and self.given:
             self.say("load.rewind", "needs the dense training; checkpoints have none")
         elif axis.rewind is not None and shortest is not None and axis.rewind > shortest:
             self.say("load.rewind", f"{axis.rewind} lies beyond the shortest dense training, {shortest} epochs")
         return axis
-
-    def stops(self, raw: Mapping[str, Any]) -> list[int]:
-        """Epochs at which the epochs knob stops trainings."""
-        table = raw.get("temperature")
-        given = table.get("epochs", []) if isinstance(table, Mapping) else []
-        return [each for each in given if isinstance(each, int)] if isinstance(given, list) else []
 
     def measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> Measure | None:
         measure: Measure | None = self.table(Measure, "measure", raw.get("measure", {}))
@@ -246,6 +223,14 @@ class _SweepChecker(Checker):
                 self.say(f"{key}.{name}", f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields) or 'none'}")
         checked = self.table(kind, key, {name: value for name, value in options.items() if name in fields})
         return {} if checked is None else dataclasses.asdict(checked)
+
+
+def _is_epochs(name: str) -> bool:
+    try:
+        found = load(KNOBS, name, "knob")
+    except UserError:
+        return False  # it has been spoken of
+    return isinstance(found, Knob) and found.name == "epochs"
 
 
 def _plain(default_name: str) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,45 @@
+"""Try what a sweep names on a fresh model before any work, so that what cannot go says so at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regimes.errors import UserError
+from regimes.flow.lab import Lab, one_thread
+from regimes.pruners.channels import shrink
+from regimes.spec.sweep import Sweep
+
+
+def try_losses(sweep: Sweep, lab: Lab) -> None:
+    """Call the losses of both recipes on two inputs.
+
+    Raises:
+        UserError: one raises, or does not give one finite number that depends on the outputs.
+    """
+    with one_thread():
+        model = lab.new_model(seed=0)
+        train = lab.data.train
+        for key, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
+            said = f"{key}.loss = '{recipe.loss}'"
+            try:
+                answers = model(train.inputs[:2])
+                value = recipe.training_loss(answers, train.targets[:2])
+            except Exception as error:  # a user's function may raise anything
+                reason = (str(error).splitlines() or [""])[0]
+                raise UserError(f"{said} raised {type(error).__name__}: {reason}") from error
+            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise UserError(f"{said} returned {got}; the mean loss of the batch is expected, one number of torch's")
+
+
+def try_channels(sweep: Sweep, lab: Lab) -> None:
+    """Take channels from a fresh model down to each density.
+
+    Raises:
+        UserError: torch-pruning is missing or cannot follow the model, or a density is out of reach.
+    """
+    with one_thread(), torch.no_grad():
+        model = lab.new_model(seed=0)
+        for density in sweep.load.density:
+            shrink(model, density, lab.data.train.inputs[:2], sweep.load.pruner, sweep.load.allocation, seed=0)
