@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ def try_losses(sweep: Sweep, lab: Lab) -> None:
     Raises:
         UserError: one raises, or does not give one finite number that depends on the outputs.
     """
-    with one_thread():
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes that do not fit warn first, then raise
         model = lab.new_model(seed=0)
         train = lab.data.train
         for key, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
