@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from regimes import UserError, cka, hessian_top, linear_connectivity
@@ -194,3 +196,17 @@ def test_flops_and_bytes_of_a_linear_layer_are_counted() -> None:
     assert flops == 2 * (2 * 4 * 10 * 20)  # forward, and the weights' gradient; inputs need none
     least = 4 * (2 * 4 * 10 + 2 * 10 * 20 + 2 * 4 * 20)  # bytes of the operands and results of these two products
     assert least <= moved <= 4 * least
+
+
+def test_images_from_a_folder_are_tensors_for_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(20):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+    data = data_of({"model": "preresnet20", "images": str(tmp_path), "count": 40})
+    assert all(isinstance(split.inputs, torch.Tensor) for split in (data.train, data.val, data.test))
+    assert data.train.inputs.shape == (36, 3, 32, 32)
