@@ -18,6 +18,7 @@ from archives import write_archives
 
 from regimes.data.vision import torchvision
 from regimes.flow import work
+from regimes.flow.prepare import prepare
 from regimes.flow.run import Result, run
 from regimes.flow.store import Store
 from regimes.spec.check import resolve
@@ -91,6 +92,10 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return go
+
+
+def prepared(tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any], **how: Any) -> Any:
+    return prepare(resolve({**tiny, "model": model}), tmp_path / "none", **how)
 
 
 def done(store: Store) -> dict[str, Any]:

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, done
-from torch import Tensor, nn
+from conftest import SMALL, done, prepared
+from torch import Tensor
 
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
-from regimes.flow.engine import Choice, choose_engine, keeps_bits
+from regimes.flow.engine import Choice, choose_engine
 from regimes.flow.memory import PROCESS, SHARE, bytes_per_network, networks_that_fit
-from regimes.flow.plan import fleets
 from regimes.flow.prepare import prepare
 from regimes.flow.run import Result
 from regimes.flow.store import Store
@@ -27,7 +26,7 @@ from regimes.spec.check import resolve
 from regimes.spec.recipe import Recipe
 from regimes.training import ENGINES
 from regimes.training.lane import Lane, Snapshot
-from regimes.training.stacked import LEAST, MOST, Stacked, padded
+from regimes.training.stacked import LEAST, Stacked
 from regimes.training.train import train_fleet
 
 # On images this small MobileNetV2 ends in single pixels, where BatchNorm makes differences of rounding grow a
@@ -240,150 +239,3 @@ def test_a_fleet_that_is_too_large_for_the_memory_is_halved_until_it_fits(
     halved = run_tiny(tiny, "halved", engine="stacked", workers=0)
     assert max(sizes) > 3
     assert done(Store(halved.folder)) == done(Store(whole.folder))
-
-
-# -- the choice -------------------------------------------------------------------------------------------------------
-
-
-class OddNorm(nn.Module):
-    """BatchNorm over a number of channels at which, stacked, a kernel's sums depend on the slot."""
-
-    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(8, 33), nn.BatchNorm1d(33), nn.ReLU(), nn.Linear(33, classes))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.net(inputs)
-        return out
-
-
-class Deciding(nn.Module):
-    """Takes a decision on its data, which cannot be stacked."""
-
-    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, classes)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.body(inputs)
-        out: Tensor = self.head(hidden if float(hidden.mean()) > 0 else -hidden)
-        return out
-
-
-def prepared(tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any], **how: Any) -> Any:
-    return prepare(resolve({**tiny, "model": model}), tmp_path / "none", **how)
-
-
-def test_small_networks_are_stacked(tiny: dict[str, Any], tmp_path: Path) -> None:
-    assert prepared(tiny, tmp_path, tiny["model"]).spec.numerics.engine == "stacked"
-
-
-class Drifting(nn.Module):
-    """Sets a buffer anew at every step, which a functional call does not see."""
-
-    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, classes)
-        self.mean = nn.Buffer(torch.zeros(8))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.body(inputs)
-        if self.training:
-            self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(dim=0)
-        out: Tensor = self.head(hidden - self.mean)
-        return out
-
-
-class Unused(nn.Module):
-    """Has a parameter that the loss does not reach."""
-
-    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.body, self.head, self.spare = nn.Linear(8, 8), nn.Linear(8, classes), nn.Linear(2, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(self.body(inputs).relu())
-        return out
-
-
-class Frozen(Unused):
-    """Has a layer that is not trained."""
-
-    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__(input_shape, classes)
-        del self.spare
-        self.body.weight.requires_grad_(False)
-
-
-def test_a_frozen_layer_stays_where_it_was_in_every_engine() -> None:
-    d = synthetic(shape=[8], train=120, test=40).to(torch.device("cpu"), torch.float64)
-    recipe = RECIPE.model_copy(update={"augment": "none", "weight_decay": 0.1})
-    found = []
-    for engine in ENGINES:
-        network = build("test_engines:Frozen", {}, (8,), 4, 0).double()
-        before = network.body.weight.clone()  # type: ignore[union-attr,operator]
-        (end,) = dict(train_fleet([Lane(network, recipe, ("x",))], d, [3], engine)).values()
-        assert torch.equal(end.weights["body.weight"], before)
-        found.append(end)
-    assert torch.allclose(found[0].weights["head.weight"], found[1].weights["head.weight"])
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        {"name": "mlp", "dropout": 0.5},
-        *({"name": f"test_engines:{each}"} for each in ("Deciding", "Drifting", "Unused")),
-    ],
-)
-def test_what_cannot_be_stacked_is_trained_one_by_one(
-    tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any]
-) -> None:
-    assert prepared(tiny, tmp_path, model).spec.numerics.engine == "eager"
-
-
-def test_an_engine_that_does_not_keep_bits_is_not_chosen(tiny: dict[str, Any], tmp_path: Path) -> None:
-    found = prepared(tiny, tmp_path, {"name": "test_engines:OddNorm"}, engine="eager")
-    kept = all(keeps_bits(found.lab, Choice("stacked", 8), found.sweep.recipe) for _ in range(2))
-    assert not kept
-    assert choose_engine(found.lab, [found.sweep.recipe], 100) == Choice("eager", 1)
-
-
-def test_a_handful_of_networks_is_not_stacked(tiny: dict[str, Any], tmp_path: Path) -> None:
-    tiny["temperature"], tiny["load"]["density"] = {"epochs": [4]}, [0.2]
-    assert prepared(tiny, tmp_path, tiny["model"]).spec.numerics.engine == "eager"
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_keeps_its_engine_and_its_bits(
-    tiny: dict[str, Any], run_tiny: Callable[..., Result], engine: str
-) -> None:
-    one = run_tiny(tiny, "one", engine=engine)
-    two = run_tiny(tiny, "two", engine=engine, workers=2)
-    assert done(Store(one.folder)) == done(Store(two.folder))
-    first = {**tiny, "load": {"density": [0.6]}}
-    run_tiny(first, "grown", engine=engine)
-    grown = run_tiny(tiny, "grown")  # other fleets, other slots
-    assert done(Store(grown.folder)) == done(Store(one.folder))
-
-
-def test_fleets_are_full_even_and_alike(tiny: dict[str, Any], tmp_path: Path) -> None:
-    tiny |= {"retrain_seeds": 3, "dense_seeds": 2, "temperature": {"learning_rate": [0.1, 0.2], "batch_size": [16, 32]}}
-    stages = prepare(resolve(tiny), tmp_path / "none").stages
-    for capacity, workers in ((1, 2), (8, 1), (8, 2), (8, 3), (100, 2)):
-        cut = fleets(stages, {"train": capacity, "retrain": capacity}, workers)
-        assert sorted(stage.key for fleet in cut for stage in fleet.stages) == sorted(stage.key for stage in stages)
-        retrains = [len(fleet.stages) for fleet in cut if fleet.kind == "retrain"]
-        assert sum(retrains) == 8 * 2 * 3
-        assert max(retrains) <= capacity
-        assert max(retrains) - min(retrains) <= 1
-        if capacity > 1:
-            assert len(retrains) % workers == 0
-        for fleet in cut:
-            if fleet.kind == "train":
-                assert len({stage.recipe.batch_size for stage in fleet.stages}) == 1  # type: ignore[attr-defined]
-
-
-def test_a_fleet_is_padded_to_a_power_of_two() -> None:
-    plain, narrow = nn.Linear(3, 3), nn.BatchNorm2d(4)
-    assert [padded(lanes, plain) for lanes in (1, 2, 4, 5, 8, 9, 33, MOST)] == [LEAST, LEAST, 4, 8, 8, 16, 64, MOST]
-    assert [padded(lanes, narrow) for lanes in (1, 8, 9)] == [8, 8, 16]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from regimes import UserError, hessian_trace
+from regimes import Estimate, UserError, hessian_trace
 from regimes.landscape.metric import LossFn
 from regimes.landscape.split import NoSplit, Split
 from regimes.models.build import build
@@ -117,15 +117,22 @@ def test_draws_are_unbiased_input_by_input() -> None:
     assert torch.equal(split.draw(torch.Generator().manual_seed(7)), split.draw(torch.Generator().manual_seed(7)))
 
 
+def repeated(model: nn.Module, some: tuple[Tensor, Tensor], rel_stderr: float, times: int) -> list[Estimate]:
+    """Traces of one network by as many generators, but for those that were taken exactly."""
+    found = []
+    for seed in range(times):
+        random = torch.Generator().manual_seed(seed)
+        found.append(
+            hessian_trace(model, F.cross_entropy, some, rel_stderr=rel_stderr, generator=random, method="split")
+        )
+    return [each for each in found if each.stderr > 0]
+
+
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 def test_its_interval_covers_the_truth(activation: type[nn.Module]) -> None:
     model, some = smooth(activation, classes=8), data(40, classes=8)
     whole, _ = brute(model, F.cross_entropy, on=some)
-    found = []
-    for seed in range(60):
-        random = torch.Generator().manual_seed(seed)
-        found.append(hessian_trace(model, F.cross_entropy, some, rel_stderr=0.06, generator=random, method="split"))
-    sampled = [each for each in found if each.stderr > 0]
+    sampled = repeated(model, some, rel_stderr=0.06, times=60)
     assert len(sampled) > 40  # the others took the exact trace
     assert sum(abs(each.value - whole) <= 1.96 * each.stderr for each in sampled) >= 0.9 * len(sampled)
 
@@ -297,10 +304,6 @@ def test_the_interval_is_honest_where_few_inputs_have_the_trace() -> None:
         right = model(inputs).argmax(dim=1)
     some = inputs, torch.where(torch.arange(60) < 3, targets, right)
     whole, _ = brute(model, F.cross_entropy, on=some)
-    found = []
-    for seed in range(100):
-        random = torch.Generator().manual_seed(seed)
-        found.append(hessian_trace(model, F.cross_entropy, some, rel_stderr=0.2, generator=random, method="split"))
-    sampled = [each for each in found if each.stderr > 0]
+    sampled = repeated(model, some, rel_stderr=0.2, times=100)
     assert len(sampled) > 50
     assert sum(abs(each.value - whole) <= 1.96 * each.stderr for each in sampled) >= 0.92 * len(sampled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from regimes.flow.lab import Lab
 from regimes.flow.measure import Measure
 from regimes.flow.prune import Prune
 from regimes.flow.retrain import Retrain
-from regimes.flow.stage import Coordinates, Stage
+from regimes.flow.stage import Stage
 from regimes.flow.store import Store
 from regimes.flow.train import Train
 from regimes.flow.trial import try_channels, try_losses
@@ -32,17 +32,11 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
     split = lab.loaded
     images = (len(split.train.targets), len(split.val.targets), len(split.test.targets))
     _check_fits(sweep.retrain, split)
-    if (
-        split.regression
-        and "cka" in sweep.measure.metrics
-        and sweep.measure.options("cka").get("on") in (None, "softmax")
-    ):
-        raise UserError(
-            "measure.cka.on = 'softmax' is for classes, the data have numbers as targets; set cka = { on = 'logits' }"
-        )
+    _check_measures(sweep, split)
     try_losses(sweep, lab)
     if sweep.load.structured:
         try_channels(sweep, lab)
+    taken_in = Store(lab.spec.folder).checkpoints if sweep.dense else {}
     stages: list[Stage] = []
     for temperature in sweep.temperatures():
         recipe = sweep.dense_recipe(temperature)
@@ -52,7 +46,9 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
             at = {sweep.knobs[name].name: value for name, value in temperature.items()} | {"dense_seed": dense_seed}
             dense: Train | Given = Train(lab.identity, recipe, dense_seed, at, images)
             if sweep.dense is not None:
-                dense = _given(sweep.checkpoint(temperature, dense_seed), lab, recipe, dense_seed, at, images)
+                path = sweep.checkpoint(temperature, dense_seed)
+                content = _content(path, lab, taken_in)
+                dense = Given(lab.identity, path, content, recipe, dense_seed, at, images)
             stages.append(dense)
             for density in sweep.load.density:
                 way = _way(sweep, dense, density)
@@ -64,19 +60,16 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
     return [shown.get(key, stage) for key, stage in {stage.key: stage for stage in stages}.items()]
 
 
-def _given(
-    path: str, lab: Lab, recipe: Recipe, dense_seed: int, at: Coordinates, images: tuple[int, int, int]
-) -> Given:
-    """A checkpoint, read once so that one that does not fit says so before any work.
+def _content(path: str, lab: Lab, taken_in: Mapping[str, str]) -> str:
+    """Hash of a checkpoint, read once so that one that does not fit says so before any work.
 
     One that a run has taken in already is not needed any more: what its file held stands in the run's layout.
     """
-    known = Store(lab.spec.folder).checkpoints.get(path)
-    if known is not None and not Path(path).exists():
-        return Given(lab.identity, path, known, recipe, dense_seed, at, images)
-    given = Given(lab.identity, path, content_of(path), recipe, dense_seed, at, images)
+    if path in taken_in and not Path(path).exists():
+        return taken_in[path]
+    content = content_of(path)
     read_checkpoint(path, lab.new_model(seed=0))
-    return given
+    return content
 
 
 def _way(sweep: Sweep, dense: Train | Given, density: float) -> list[Stage]:
@@ -98,8 +91,16 @@ def _way(sweep: Sweep, dense: Train | Given, density: float) -> list[Stage]:
     return stages
 
 
+def _check_measures(sweep: Sweep, data: Dataset) -> None:
+    on = sweep.measure.options("cka").get("on", "softmax")
+    if data.regression and "cka" in sweep.measure.metrics and on == "softmax":
+        raise UserError(
+            "measure.cka.on = 'softmax' is for classes, the data have numbers as targets; set cka = { on = 'logits' }"
+        )
+
+
 def _check_fits(recipe: Recipe, data: Dataset) -> None:
-    """Say so before any work when a batch is larger than the data, or the augmentation is not for such inputs."""
+    """Say so before any work when a batch is larger than the data, or loss or augmentation are not for such data."""
     Timeline(recipe, len(data.train.targets))
     if data.regression and recipe.loss == "cross-entropy":
         raise UserError(

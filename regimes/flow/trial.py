@@ -17,7 +17,7 @@ def try_losses(sweep: Sweep, lab: Lab) -> None:
     """Call the losses of both recipes on two inputs.
 
     Raises:
-        UserError: one raises, or does not give one finite number that depends on the outputs.
+        UserError: one raises, or does not give one number that depends on the outputs.
     """
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes that do not fit warn first, then raise

@@ -32,8 +32,7 @@ class HessianOperator:
         data: inputs (n, ...), targets (n, ...).
         mask: a `Mask` or {parameter name: boolean tensor}; None: every coordinate lives.
         chunk: inputs per forward pass; 0: all at once.
-        together: vectors that go through one batched pass in `times`; None: 1 on a CPU, where batching gains nothing
-            (``regimes bench hessian`` shows it), 8 elsewhere.
+        together: vectors that go through one batched pass in `times`; None: 1 on a CPU, 8 elsewhere.
     """
 
     def __init__(

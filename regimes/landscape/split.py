@@ -62,9 +62,7 @@ class Split:
             self._take_apart(loss_fn, data, mask)
         except (NoSplit, UserError):
             raise
-        except (
-            Exception
-        ) as broken:  # a model, a loss or an operation that is not made for single inputs raises anything
+        except Exception as broken:  # what is not made for single inputs raises anything
             raise NoSplit((str(broken).splitlines() or [type(broken).__name__])[0]) from None
 
     def _take_apart(
@@ -174,17 +172,21 @@ def _derivatives(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Ten
     slopes, curved = vmap(grad(single))(flat, targets), vmap(jacrev(grad(single)))(flat, targets)
     if not (slopes.isfinite().all() and curved.isfinite().all()):
         raise NoSplit("the loss is not finite")
+    _check_mean(loss_fn, answers, targets, slopes)
     # Where an answer is right its slope is zero, whatever the loss: so beside it too.
     noise = torch.randn(answers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(answers)
     beside = answers + 0.01 * (float(answers.std()) if answers.numel() > 1 else 1.0) * noise
-    for at in (answers, beside):
-        alone = vmap(grad(single))(at.reshape(flat.shape), targets)
-        with torch.enable_grad():
-            leaf = at.detach().requires_grad_()
-            (together,) = torch.autograd.grad(loss_fn(leaf, targets), leaf)
-        if at is beside and not (alone.isfinite().all() and together.isfinite().all()):
-            continue  # outside of where the loss is defined
-        atol = 1e-3 * float(alone.abs().max())
-        if not torch.allclose(together.reshape(alone.shape) * count, alone, rtol=1e-3, atol=atol):
-            raise NoSplit("the loss is not the mean over inputs of a function of each")
+    alone = vmap(grad(single))(beside.reshape(flat.shape), targets)
+    if alone.isfinite().all():  # else outside of where the loss is defined
+        _check_mean(loss_fn, beside, targets, alone)
     return slopes, curved
+
+
+def _check_mean(loss_fn: LossFn, answers: Tensor, targets: Tensor, alone: Tensor) -> None:
+    """Hold the slopes of single inputs (n, k) against those of the whole loss."""
+    with torch.enable_grad():
+        leaf = answers.detach().requires_grad_()
+        (together,) = torch.autograd.grad(loss_fn(leaf, targets), leaf)
+    atol = 1e-3 * float(alone.abs().max())
+    if not torch.allclose(together.reshape(alone.shape) * len(alone), alone, rtol=1e-3, atol=atol):
+        raise NoSplit("the loss is not the mean over inputs of a function of each")

@@ -140,5 +140,5 @@ def _torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError as error:
-        raise UserError("pruning channels needs torch-pruning: pip install 'regimes[prune]'") from error
+        raise UserError("pruning channels needs torch-pruning: pip install 'torch-pruning>=1.6,<2'") from error
     return torch_pruning

@@ -1,0 +1,111 @@
+"""Networks trained elsewhere: a temperature family, checked before any work, not needed once taken in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+
+import regimes
+from regimes import UserError
+from regimes.data.synthetic import synthetic
+from regimes.flow.run import Result
+from regimes.models.build import build
+from regimes.spec.check import resolve
+from regimes.spec.recipe import Recipe
+from regimes.training.train import train
+
+Sweep = dict[str, Any]
+Run = Callable[..., Result]
+
+
+def trained_elsewhere(tiny: Sweep, folder: Path) -> list[dict[str, Any]]:
+    """Checkpoints as training scripts write them: plain, wrapped, from several devices, in safetensors."""
+    from safetensors.torch import save_file
+
+    data = synthetic(**{key: value for key, value in tiny["data"].items() if key != "name"})
+    options = {key: value for key, value in tiny["model"].items() if key != "name"}
+    recipe = Recipe(epochs=3, batch_size=32, augment="none")
+    entries = []
+    for number, epochs in enumerate((1, 2, 3, 400)):  # beyond any recipe's horizon: it was trained elsewhere
+        model = build("mlp", options, data.input_shape, data.classes, 0)
+        list(train(model, data, recipe, ("elsewhere",), [min(epochs, 3)]))
+        state = {name: each.clone() for name, each in model.state_dict().items()}
+        path = folder / (f"{epochs}.safetensors" if number == 3 else f"{epochs}.pt")
+        if number == 3:
+            save_file(state, path)
+        else:
+            several = {f"module.{name}": each for name, each in state.items()}
+            torch.save([state, {"state_dict": state, "epoch": 2}, {"model": several}][number], path)
+        entries.append({"path": str(path), "epochs": epochs})
+    return entries
+
+
+def test_checkpoints_are_a_temperature_family(tiny: Sweep, run_tiny: Run, count: Counter[str], tmp_path: Path) -> None:
+    del tiny["temperature"], tiny["dense_seeds"]
+    tiny["dense"] = {"checkpoints": trained_elsewhere(tiny, tmp_path)}
+    result = run_tiny(tiny)
+    assert count["given"] == 4
+    assert count["train"] == 0
+    record = regimes.open(result.folder)
+    assert record.epochs.values.tolist() == [1, 2, 3, 400]
+    assert bool((record.status == 1).all())
+    assert record.dense_test_error.notnull().all()
+    assert float(record.dense_test_error[2].item()) == float(record.dense_test_error[3].item())  # the same weights
+    count.clear()
+    (tmp_path / "1.pt").write_bytes((tmp_path / "2.pt").read_bytes())  # another network under the same name
+    run_tiny(tiny)
+    assert count == {"given": 1, "prune": 2, "retrain": 4, "measure": 8}
+    count.clear()
+    run_tiny({**tiny, "load": {"density": [0.2, 0.6], "schedule": "iterative", "rounds": 2}})
+    assert count["given"] == count["train"] == 0
+
+
+def test_checkpoints_that_do_not_fit_say_so_before_any_work(tiny: Sweep, run_tiny: Run, tmp_path: Path) -> None:
+    del tiny["temperature"], tiny["dense_seeds"]
+    entries = trained_elsewhere(tiny, tmp_path)
+
+    def refused(line: str, *changed: dict[str, Any], **more: Any) -> None:
+        with pytest.raises(UserError, match=line):
+            run_tiny({**tiny, "dense": {"checkpoints": list(changed)}, **more})
+
+    refused("no/such.pt: cannot be read", {"path": "no/such.pt", "epochs": 1})
+    (tmp_path / "text.pt").write_text("no weights")
+    refused("text.pt: holds no weights that can be read", {"path": str(tmp_path / "text.pt"), "epochs": 1})
+    torch.save({"weights": 3}, tmp_path / "number.pt")
+    refused("number.pt: no state dict", {"path": str(tmp_path / "number.pt"), "epochs": 1})
+    refused("has shape .*do .model. and the number", entries[0], model={**tiny["model"], "widths": [12, 13]})
+    refused("is of another model: it lacks", entries[0], model={**tiny["model"], "widths": [12, 12, 12]})
+    refused("2 networks for dense_seed = 0, epochs = 1", entries[0], entries[0])
+    refused("0 networks for dense_seed = 0, epochs = 2", entries[0], {**entries[1], "dense_seed": 1})
+    refused("the same knobs", entries[0], {"path": entries[1]["path"]})
+    refused("epoch: unknown knob 'epoch' .did you mean 'epochs'", {"path": entries[0]["path"], "epoch": 1})
+    refused("is told by .dense. checkpoints", entries[0], temperature={"epochs": [1]})
+    refused("checkpoints have none", entries[0], load={"density": [0.5], "rewind": 1})
+
+
+def test_checkpoints_are_seen_and_may_go_once_they_are_taken_in(
+    tiny: Sweep, run_tiny: Run, cli: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    del tiny["temperature"], tiny["dense_seeds"]
+    tiny["dense"] = {"checkpoints": trained_elsewhere(tiny, tmp_path)[:2]}
+    result = run_tiny(tiny)
+    said = cli("status", result.folder)
+    assert said.returncode == 0, said.stderr
+    assert "given    2 ok" in said.stdout
+    for file in tmp_path.glob("*.pt"):
+        file.unlink()
+    assert not run_tiny(tiny).progress.todo
+    grown = run_tiny({**tiny, "load": {"density": [0.2, 0.6, 0.4]}})
+    assert not grown.progress.todo
+    for seeds in ([0, 20240101], [1, 2]):
+        entries = [{"path": "x.pt", "epochs": 1, "dense_seed": seed} for seed in seeds]
+        with pytest.raises(UserError, match="dense_seed counts 0, 1, 2"):
+            resolve({**tiny, "dense": {"checkpoints": entries}})
+    with pytest.raises(UserError, match="one value in each checkpoint"):
+        resolve({**tiny, "dense": {"checkpoints": [{"path": "x.pt", "epochs": [1]}]}})
