@@ -56,6 +56,14 @@ def everything(scores, keep):
 
 def quitting(candidate):
     raise SystemExit(0)
+
+def quitting_later(candidate):
+    if candidate.density > 0.3:
+        raise SystemExit(0)
+    return {name: weight.detach().abs() for name, weight in candidate.weights.items()}
+
+def half(candidate):
+    return {name: weight.detach().flatten()[:2] for name, weight in candidate.weights.items()}
 """
 
 
@@ -132,15 +140,25 @@ def test_a_model_with_wrong_outputs_is_said_before_any_work(own: Callable[..., P
         prepare(own(model={"name": "own:wide"}), tmp_path / "r")
 
 
-def test_an_allocation_that_keeps_another_density_fails_in_words(own: Callable[..., Path], tmp_path: Path) -> None:
-    result = run(own(load={"allocation": "own:everything"}), tmp_path / "r", workers=0)
-    assert all("density 0." in error and "asks for" in error for error in result.progress.failed.values())
-    assert len(result.progress.failed) == 4
+@pytest.mark.parametrize(
+    ("load", "line"),
+    [
+        ({"allocation": "own:everything"}, r"keeps 32 of 32 weights; density 0.2 asks for 6"),
+        ({"pruner": "own:quitting"}, r"quitting', allocation = 'uniform' raised SystemExit: 0"),
+        ({"pruner": "own:half"}, r"gives a tensor of shape \(2,\) for '0.weight'; expected .* \(8, 4\)"),
+        ({"pruner": "builtins:len"}, r"raised TypeError: object of type 'Candidate' has no len"),
+    ],
+)
+def test_a_users_pruner_is_tried_before_any_work(
+    own: Callable[..., Path], tmp_path: Path, load: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        prepare(own(load=load), tmp_path / "r")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_users_code_that_quits_is_a_failure(own: Callable[..., Path], tmp_path: Path, workers: int) -> None:
-    result = run(own(load={"pruner": "own:quitting"}), tmp_path / "r", workers=workers)
+    result = run(own(load={"pruner": "own:quitting_later"}), tmp_path / "r", workers=workers)
     assert set(result.progress.failed.values()) == {"SystemExit: 0"}
 
 

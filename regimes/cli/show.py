@@ -71,7 +71,7 @@ def show_plan(
         typer.echo(json.dumps(facts, indent=1))
         return
     typer.echo(f"{facts['name']} -> {facts['folder']}   ({facts['data']})")
-    typer.echo(f"  cells (temperature x density x dense seed)  {facts['cells']}")
+    typer.echo(f"  cells (temperature x load x dense seed)     {facts['cells']}")
     typer.echo(f"  distinct dense trainings                    {facts['dense_trainings']}")
     for kind in KINDS:
         if not count[kind] and kind in ("train", "given"):

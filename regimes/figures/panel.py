@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from regimes.figures.phase import draw_border
 from regimes.figures.table import axis_titles, table
 from regimes.phases.classify import cell_mean
-from regimes.record.grid import knobs_of
+from regimes.record.grid import knobs_of, loads_of
 
 SKIPPED = ("kept", "regime", "status", "cka_cut")
 
@@ -19,7 +19,7 @@ SKIPPED = ("kept", "regime", "status", "cka_cut")
 def panel_names(data: xr.Dataset) -> list[str]:
     """The variables that get a panel: every measured one that depends on density and has no further coordinate."""
     averaged = {dim for name in ("lmc", "cka", "test_error") if name in data for dim in data[name].dims}
-    inside = {*knobs_of(data), *averaged, "density", "dense_seed", "retrain_seed", "pair"}
+    inside = {*knobs_of(data), *averaged, *loads_of(data), "dense_seed", "retrain_seed", "pair"}
     return [
         str(name)
         for name, values in data.data_vars.items()
@@ -67,7 +67,7 @@ def panel(data: xr.Dataset, name: str) -> Figure:
     )
     axes.set_facecolor("#e4e4e4")
     if "regime" in data:
-        draw_border(axes, table(data["regime"], data).to_numpy())
+        draw_border(axes, table(data["regime"], data).to_numpy(), data.sizes.get("width", 1))
     density_title, temperature_title = axis_titles(data)
     axes.set(xlabel=density_title, ylabel=temperature_title)
     axes.set_title(title[:1].upper() + title[1:], fontsize=10)

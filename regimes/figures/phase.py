@@ -47,7 +47,7 @@ def phase_diagram(data: xr.Dataset) -> Figure:
         axes.text(column + 0.5, row + 0.5, label, ha="center", va="center", color=INK[name], fontsize=9)
         if best.get(column) == row:
             axes.plot(column + 0.86, row + 0.2, "o", ms=5.5, mfc="#111111", mec="#ffffff", mew=1.0, clip_on=False)
-    draw_border(axes, cells.to_numpy())
+    draw_border(axes, cells.to_numpy(), data.sizes.get("width", 1))
     density_title, temperature_title = axis_titles(data)
     axes.set(xlabel=density_title, ylabel=temperature_title)
     axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
@@ -57,12 +57,14 @@ def phase_diagram(data: xr.Dataset) -> Figure:
     return figure
 
 
-def draw_border(axes: Axes, labels: np.ndarray) -> None:
-    """Draw a heavy line wherever two neighbouring cells have different labels."""
+def draw_border(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:
+    """Draw a heavy line wherever two neighbouring cells have different labels; a gap between widths."""
     rows, columns = labels.shape
+    for edge in range(columns // widths, columns, columns // widths):
+        axes.axvline(edge, color="#ffffff", lw=7, zorder=3)
     style: dict[str, Any] = {"color": "#111111", "lw": 2.2, "solid_capstyle": "round"}
     for row, column in np.ndindex(rows, columns):
-        if column + 1 < columns and labels[row, column] != labels[row, column + 1]:
+        if (column + 1) % (columns // widths) and labels[row, column] != labels[row, column + 1]:
             axes.plot([column + 1, column + 1], [row, row + 1], **style)
         if row + 1 < rows and labels[row, column] != labels[row + 1, column]:
             axes.plot([column, column + 1], [row + 1, row + 1], **style)

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from regimes.figures.panel import panel_names
-from regimes.figures.table import axis_titles, best_rows, table
+from regimes.figures.table import axis_titles, best_rows, percent, table
 from regimes.phases.classify import MEANING, REGIMES, cell_mean, cell_stderr, present, seeds_of
 from regimes.record.grid import knobs_of
 
@@ -46,6 +46,11 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
     if seeds:
         behind = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in seeds.items())
         yield f"- Behind each cell: {behind.replace('_', ' ')}."
+    off = abs(data["kept"] / data["density"] - 1).max() if "kept" in data else 0.0
+    if off > 0.02:
+        kept = data["kept"].mean([dim for dim in data["kept"].dims if dim != "density"]).sortby("density")
+        reached = ", ".join(f"{percent(float(each.density))} % ({100 * float(each):.3g} %)" for each in kept)
+        yield f"- Channels leave whole; density asked for (kept, on average): {reached}."
     yield ""
     yield (
         "Read it so: in I the pruned network is poorly connected, and the wanted move is hotter; in II-A it is "
@@ -70,7 +75,7 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
         return
     cells = table(data["regime"], data)
     errors = table(cell_mean(data["test_error"], knobs_of(data)), data)
-    _, temperature = axis_titles(data)
+    load, temperature = axis_titles(data)
     name = temperature.split("   ")[0]
     fraction = data["test_error"].attrs.get("units", "1") == "1"
 
@@ -79,7 +84,7 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
 
     yield "## Lowest test error at each density"
     yield ""
-    yield f"| density | lowest test error | at {name} | regime there | hottest, coldest | their regimes |"
+    yield f"| {load.split(' (')[0]} | lowest test error | at {name} | regime there | hottest, coldest | their regimes |"
     yield "|---|---|---|---|---|---|"
     for column, row in best.items():
         regimes = [REGIMES[int(number)] for number in cells.iloc[:, column]]

@@ -6,20 +6,22 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from regimes.record.grid import hotter_is_larger, knobs_of
+from regimes.record.grid import hotter_is_larger, knobs_of, loads_of
 
 
 def table(values: xr.DataArray, data: xr.Dataset) -> pd.DataFrame:
-    """Return values over (temperatures, density) as rows and columns, the hottest row first.
+    """Return values over (temperatures, loads) as rows and columns, the hottest row first.
 
-    Several knobs become one row label each, in the order of the grid's dimensions.
+    Several knobs become one row label each, in the order of the grid's dimensions; widths stand side by side, each with
+    its densities.
     """
-    knobs = knobs_of(data)
-    arranged = values.transpose(*knobs, "density").sortby("density")
+    knobs, loads = knobs_of(data), loads_of(data)
+    arranged = values.transpose(*knobs, *loads).sortby(loads)
     for knob in knobs:
         arranged = arranged.sortby(knob, ascending=not hotter_is_larger(data, knob))
     rows = [", ".join(part) for part in _labels(arranged, knobs)]
-    columns = [percent(each) for each in arranged["density"].values]
+    widths = [f"{each:g}: " for each in arranged["width"].values] if "width" in loads else [""]
+    columns = [width + percent(each) for width in widths for each in arranged["density"].values]
     return pd.DataFrame(arranged.values.reshape(len(rows), len(columns)), index=rows, columns=columns)
 
 
@@ -36,14 +38,15 @@ def percent(density: float) -> str:
 
 
 def axis_titles(data: xr.Dataset) -> tuple[str, str]:
-    """Titles of the density and the temperature axis."""
+    """Titles of the load and the temperature axis."""
     names = []
     for knob in knobs_of(data):
         about = data[knob].attrs
         units = about.get("units", "1")
         title = about.get("long_name", knob)
         names.append(title if units in ("1", "", "epochs") else f"{title} ({units})")
-    return "density (% of weights kept)", ", ".join(names) + "   (hotter ↑)"
+    width = "width: " if "width" in loads_of(data) else ""
+    return f"{width}density (% of weights kept)", ", ".join(names) + "   (hotter ↑)"
 
 
 def best_rows(data: xr.Dataset) -> dict[int, int]:

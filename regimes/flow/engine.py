@@ -41,15 +41,25 @@ class Choice:
 
 
 def fastest(lab: Lab, sweep: Sweep, stages: Sequence[Stage], workers: int) -> dict[str, Choice]:
-    """What is fastest for the networks of a sweep, chosen for dense ("train") and retrained ones ("retrain") apart."""
+    """What is fastest for the networks of a sweep, chosen for dense ("train") and retrained ones ("retrain") apart.
+
+    Where width varies, the engine has to be the choice for every width, with as many lanes as suit them all.
+    """
+    labs = [lab.sized(size) for size in sweep.sizes()]
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     # Snapshots of one training are one network; trainings that differ in batch size cannot go together.
     alike = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
     retrained = sum(stage.kind == "retrain" for stage in stages)
+    trained = 0 if sweep.dense else min(alike.values()) * sweep.dense_seeds
     return {
-        "train": choose_engine(lab, dense, 0 if sweep.dense else min(alike.values()) * sweep.dense_seeds, workers),
-        "retrain": choose_engine(lab, [sweep.retrain], retrained, workers),
+        "train": _agreed([choose_engine(each, dense, trained, workers) for each in labs]),
+        "retrain": _agreed([choose_engine(each, [sweep.retrain], retrained // len(labs), workers) for each in labs]),
     }
+
+
+def _agreed(choices: Sequence[Choice]) -> Choice:
+    least = min(choices, key=lambda choice: choice.lanes)
+    return least if all(choice.engine == least.engine for choice in choices) else Choice("eager", 1)
 
 
 def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: int = 1) -> Choice:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,13 +15,14 @@ from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab, one_thread
 from regimes.flow.memory import PROCESS, bytes_per_network
 from regimes.flow.prepare import Prepared
-from regimes.flow.stage import Stage
+from regimes.flow.stage import Stage, size_of
 from regimes.flow.store import Store
 from regimes.flow.train import Train
 from regimes.landscape.error import evaluating, images_at_once
 from regimes.spec.recipe import Recipe
 
 RECORD_BYTES = 3_000  # a typical record on disk
+Sort = tuple[Any, ...]  # (kind of stage,), and the width where it varies: what seconds per work depend on
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,13 @@ def estimate(prepared: Prepared, workers: int) -> Cost:
     """
     todo, lab = prepared.progress.todo, prepared.lab
     measured = _rates(prepared.stages, prepared.store)
-    kinds = {stage.kind for stage in todo}
-    recipe = prepared.sweep.retrain
-    rates = measured if kinds <= set(measured) else {**_calibrated(lab, prepared.lanes, recipe), **measured}
-    seconds = sum(work * rates[kind] for kind, work in _work(todo))
-    source = "measured in this run" if kinds <= set(measured) else "calibrated on this machine"
+    rates = dict(measured)
+    for size in prepared.sweep.sizes():
+        if any(_sort(stage) not in measured for stage in todo if size_of(stage.at) == size):
+            found = _calibrated(lab.sized(size), prepared.lanes, prepared.sweep.retrain)
+            rates = {(kind, *size.values()): rate for kind, rate in found.items()} | rates
+    seconds = sum(work * rates[sort] for sort, work in _work(todo))
+    source = "measured in this run" if rates == measured else "calibrated on this machine"
     return Cost(seconds, disk(todo, lab), memory(prepared), source)
 
 
@@ -66,22 +71,31 @@ def memory(prepared: Prepared) -> int:
     data = 2 * sum(split.inputs.nbytes + split.targets.nbytes for split in splits)  # as loaded, and as trained on
     recipes = {"train": [sweep.dense_recipe(each) for each in sweep.temperatures()], "retrain": [sweep.retrain]}
     fleets = [
-        bytes_per_network(lab, max(each, key=lambda recipe: recipe.batch_size)) * prepared.lanes[kind]
+        bytes_per_network(lab.sized(size), max(each, key=lambda recipe: recipe.batch_size)) * prepared.lanes[kind]
         for kind, each in recipes.items()
+        for size in sweep.sizes()
     ]
     return PROCESS + data + max(fleets)
 
 
 def disk(todo: Iterable[Stage], lab: Lab) -> int:
     """Bytes that the stages will add."""
-    model = lab.new_model(seed=0)
-    state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    sizes = {"train": state + weights, "given": state, "prune": weights // 32, "retrain": state, "measure": 0}
-    return sum(sizes[stage.kind] + RECORD_BYTES for stage in todo)
+    total = 0
+    for sort, count in Counter(map(_sort, todo)).items():
+        kind, *width = sort
+        model = lab.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
+        state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        weights = sum(each.numel() * each.element_size() for each in model.parameters())
+        sizes = {"train": state + weights, "given": state, "prune": weights // 32, "retrain": state, "measure": 0}
+        total += count * (sizes[kind] + RECORD_BYTES)
+    return total
 
 
-def _work(stages: Iterable[Stage]) -> list[tuple[str, float]]:
+def _sort(stage: Stage) -> Sort:
+    return (stage.kind, *size_of(stage.at).values())
+
+
+def _work(stages: Iterable[Stage]) -> list[tuple[Sort, float]]:
     """Work by stage; snapshots of one training count its way only once."""
     longest: dict[str, Train] = {}
     rest = []
@@ -90,13 +104,13 @@ def _work(stages: Iterable[Stage]) -> list[tuple[str, float]]:
             known = longest.get(stage.training)
             longest[stage.training] = stage if known is None or stage.epoch > known.epoch else known
         else:
-            rest.append((stage.kind, stage.work))
-    return [("train", stage.work) for stage in longest.values()] + rest
+            rest.append((_sort(stage), stage.work))
+    return [(_sort(stage), stage.work) for stage in longest.values()] + rest
 
 
-def _rates(stages: Iterable[Stage], store: Store) -> dict[str, float]:
-    """Seconds per unit of work, by kind, from finished stages."""
-    seconds: dict[str, float] = {}
+def _rates(stages: Iterable[Stage], store: Store) -> dict[Sort, float]:
+    """Seconds per unit of work, by kind and width, from finished stages."""
+    seconds: dict[Sort, float] = {}
     done: list[Stage] = []
     for stage in stages:
         try:
@@ -104,12 +118,12 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[str, float]:
         except Damaged:
             continue
         if record is not None and record["status"] == "ok":
-            seconds[stage.kind] = seconds.get(stage.kind, 0.0) + record["seconds"]
+            seconds[_sort(stage)] = seconds.get(_sort(stage), 0.0) + record["seconds"]
             done.append(stage)
-    work: dict[str, float] = {}
-    for kind, amount in _work(done):
-        work[kind] = work.get(kind, 0.0) + amount
-    return {kind: seconds[kind] / work[kind] for kind in seconds if work[kind]}
+    work: dict[Sort, float] = {}
+    for sort, amount in _work(done):
+        work[sort] = work.get(sort, 0.0) + amount
+    return {sort: seconds[sort] / work[sort] for sort in seconds if work[sort]}
 
 
 def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:

@@ -25,7 +25,7 @@ from regimes.pruners.channels import fitted
 from regimes.pruners.mask import Mask
 from regimes.registry import load, source_id, with_defaults
 from regimes.spec.keys import digest
-from regimes.spec.sweep import Named
+from regimes.spec.sweep import Named, Size
 from regimes.training.precision import PRECISIONS
 
 
@@ -127,6 +127,15 @@ class Lab:
         self.device = torch.device(spec.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
         self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
+
+    def sized(self, size: Size) -> Lab:
+        """The lab of a model of another size: the same data, device and numerics."""
+        if not size:
+            return self
+        model = Named(name=self.spec.model.name, **{**self.spec.model.options, **size})
+        other = Lab(dataclasses.replace(self.spec, model=model))
+        other.loaded, other.data = self.loaded, self.data
+        return other
 
     @cached_property
     def loaded(self) -> Dataset:

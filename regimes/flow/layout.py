@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from regimes.flow.retrain import Retrain
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store
 from regimes.flow.train import Train
-from regimes.flow.trial import try_channels, try_losses
+from regimes.flow.trial import try_channels, try_losses, try_pruner
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.registry import load
@@ -34,21 +35,23 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
     _check_fits(sweep.retrain, split)
     _check_measures(sweep, split)
     try_losses(sweep, lab)
-    if sweep.load.structured:
-        try_channels(sweep, lab)
+    for size in sweep.sizes():
+        (try_channels if sweep.load.structured else try_pruner)(sweep, lab.sized(size))
     taken_in = Store(lab.spec.folder).checkpoints if sweep.dense else {}
     stages: list[Stage] = []
-    for temperature in sweep.temperatures():
+    for size, temperature in itertools.product(sweep.sizes(), sweep.temperatures()):
+        identity = lab.sized(size).identity
         recipe = sweep.dense_recipe(temperature)
         if sweep.dense is None:
             _check_fits(recipe, split)
         for dense_seed in range(sweep.dense_seeds):
-            at = {sweep.knobs[name].name: value for name, value in temperature.items()} | {"dense_seed": dense_seed}
-            dense: Train | Given = Train(lab.identity, recipe, dense_seed, at, images)
+            turned = {sweep.knobs[name].name: value for name, value in temperature.items()}
+            at = {**turned, **size, "dense_seed": dense_seed}
+            dense: Train | Given = Train(identity, recipe, dense_seed, at, images)
             if sweep.dense is not None:
                 path = sweep.checkpoint(temperature, dense_seed)
                 content = _content(path, lab, taken_in)
-                dense = Given(lab.identity, path, content, recipe, dense_seed, at, images)
+                dense = Given(identity, path, content, recipe, dense_seed, at, images)
             stages.append(dense)
             for density in sweep.load.density:
                 way = _way(sweep, dense, density)
@@ -130,6 +133,7 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:
         "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
         "coords": {
             **{k.name: list(values) for k, values in zip(knobs, sweep.temperature.values(), strict=True)},
+            **({"width": list(sweep.load.width)} if sweep.load.width else {}),
             "density": list(sweep.load.density),
             "dense_seed": list(range(sweep.dense_seeds)),
             "retrain_seed": list(range(sweep.retrain_seeds)),

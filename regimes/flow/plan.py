@@ -10,7 +10,7 @@ from regimes.flow.files import Damaged
 from regimes.flow.given import Given
 from regimes.flow.measure import Measure
 from regimes.flow.retrain import Retrain
-from regimes.flow.stage import Stage
+from regimes.flow.stage import Stage, size_of
 from regimes.flow.store import Store
 from regimes.flow.train import Train
 from regimes.spec.keys import canonical
@@ -159,11 +159,11 @@ def fleet_count(networks: int, capacity: int, workers: int) -> int:
 def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """What stages of one fleet have in common."""
     if isinstance(stage, Train):
-        return ("train", _shape(stage.recipe), str(asked[stage.training]))
+        return ("train", _shape(stage.recipe), str(asked[stage.training]), str(size_of(stage.at)))
     if isinstance(stage, Retrain):
         # One round after the other; networks that have lost channels go with those that have lost as many.
         small = str(stage.pruned.density) if stage.pruned.load.structured else ""
-        return ("retrain", _shape(stage.recipe), str(stage.pruned.round), small)
+        return ("retrain", _shape(stage.recipe), str(stage.pruned.round), small, str(size_of(stage.at)))
     if isinstance(stage, Given):
         return ("given",)
     if isinstance(stage, Measure):

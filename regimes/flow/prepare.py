@@ -67,7 +67,8 @@ def prepare(
     dense, other = (engine or usual.dense, engine or usual.engine)
     numerics = numerics_of(device, dense, other, precision or usual.precision)
     lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
-    lab.check_model()
+    for size in sweep.sizes():
+        lab.sized(size).check_model()
     stages = lay_out(sweep, lab)
     lanes: dict[str, int] = {}
     if engine is None and began is None:
@@ -106,9 +107,12 @@ def lanes_of(numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, lab: La
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     largest = {"train": max(dense, key=lambda recipe: recipe.batch_size), "retrain": sweep.retrain}
     engines = {"train": numerics.dense, "retrain": numerics.engine}
+    labs = [lab.sized(size) for size in sweep.sizes()]
     wanted = {kind: count for kind, count in usual.items() if count > 1}
     return {
-        kind: 1 if engine == "eager" else lanes_that_fit(lab, largest[kind], wanted.get(kind, 0), workers)
+        kind: 1
+        if engine == "eager"
+        else min(lanes_that_fit(each, largest[kind], wanted.get(kind, 0), workers) for each in labs)
         for kind, engine in engines.items()
     }
 

@@ -14,8 +14,14 @@ from regimes.flow.lab import Lab
 from regimes.flow.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Variable
+from regimes.spec.sweep import Size
 
 Coordinates = Mapping[str, Any]  # {dimension: value}, where a stage's values stand in the record
+
+
+def size_of(at: Coordinates) -> Size:
+    """The size of the network at a place in the record."""
+    return {name: at[name] for name in ("width",) if name in at}
 
 
 @runtime_checkable

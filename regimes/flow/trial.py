@@ -10,6 +10,7 @@ from torch import Tensor
 from regimes.errors import UserError
 from regimes.flow.lab import Lab, one_thread
 from regimes.pruners.channels import shrink
+from regimes.pruners.prune import prune
 from regimes.spec.sweep import Sweep
 
 
@@ -34,6 +35,27 @@ def try_losses(sweep: Sweep, lab: Lab) -> None:
             if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                 got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise UserError(f"{said} returned {got}; the mean loss of the batch is expected, one number of torch's")
+
+
+def try_pruner(sweep: Sweep, lab: Lab) -> None:
+    """Prune a fresh model to the lowest density, where the pruner or the allocation is a user's own.
+
+    Raises:
+        UserError: one raises, or its scores or counts do not fit.
+    """
+    load = sweep.load
+    if ":" not in load.pruner + load.allocation:
+        return
+    said = f"[load] pruner = '{load.pruner}', allocation = '{load.allocation}'"
+    with one_thread():
+        generator, loss_fn = torch.Generator().manual_seed(0), sweep.recipe.loss_fn
+        try:
+            prune(lab.new_model(seed=0), min(load.density), load.pruner, load.allocation, lab.data, generator, loss_fn)
+        except UserError as error:
+            raise UserError(f"{said}: {error}") from error
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{said} raised {type(error).__name__}: {reason}") from error
 
 
 def try_channels(sweep: Sweep, lab: Lab) -> None:

@@ -12,7 +12,7 @@ from regimes.flow.measure import measure
 from regimes.flow.plan import Fleet
 from regimes.flow.prune import prune
 from regimes.flow.retrain import retrain
-from regimes.flow.stage import Outcome, Report
+from regimes.flow.stage import Outcome, Report, size_of
 from regimes.flow.store import Store
 from regimes.flow.train import train
 
@@ -34,7 +34,7 @@ def do(fleet: Fleet, lab: Lab, store: Store, report: Report) -> None:
         else:
             left.append(stage)
     if left:
-        WORK[fleet.kind](left, lab, store, report)
+        WORK[fleet.kind](left, lab.sized(size_of(left[0].at)), store, report)
 
 
 def _sound(key: str, store: Store) -> bool:

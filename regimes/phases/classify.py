@@ -11,7 +11,7 @@ import xarray as xr
 from regimes.errors import UserError
 from regimes.phases import RULES
 from regimes.phases.separation import Cuts
-from regimes.record.grid import SEEDS, check_grid, knobs_of
+from regimes.record.grid import SEEDS, check_grid, knobs_of, loads_of
 from regimes.registry import load
 
 REGIMES = {-1: "unknown", 0: "I", 1: "II-A", 2: "II-B"}
@@ -35,7 +35,7 @@ def error_scale(data: xr.Dataset) -> float:
 def classify(
     data: xr.Dataset, rule: str = "separation", lmc: float | None = None, cka: float | None = None
 ) -> xr.Dataset:
-    """Return the grid with ``regime`` (int8, over knobs and density) and the cuts it rests on.
+    """Return the grid with ``regime`` (int8, over knobs and loads) and the cuts it rests on.
 
     Regime I: LMC below its cut; II-A: connected, CKA below its cut at that density; II-B: connected and similar
     (Zhou et al. 2023, arXiv 2305.18383); -1: not measured or diverged. The cuts are found in the data by the rule,
@@ -71,7 +71,7 @@ def classify(
     cka_cut = xr.DataArray([cuts.cka[float(each)] for each in data["density"].values], dims="density")
     measured = np.isfinite(means["lmc"]) & np.isfinite(means["cka"])
     labels = xr.where(means["lmc"] < cuts.lmc, 0, xr.where(means["cka"] < cka_cut, 1, 2))
-    regime = xr.where(measured, labels, -1).astype(np.int8).transpose(*knobs, "density")
+    regime = xr.where(measured, labels, -1).astype(np.int8).transpose(*knobs, *loads_of(data))
     # As plain arrays: a labelled one would bring its own, bare coordinates and wipe out what they say of themselves.
     data["regime"] = (regime.dims, regime.values, _attrs(regime, cuts, rule))
     about = {"units": "1", "long_name": "CKA below which connected cells are II-A"}
@@ -80,9 +80,9 @@ def classify(
 
 
 def cell_mean(values: xr.DataArray, knobs: list[str]) -> xr.DataArray:
-    """Average over everything but the knobs and density: seeds, pairs, and whatever else a grid has."""
-    others = [dim for dim in values.dims if dim not in (*knobs, "density")]
-    return values.mean(others, skipna=True).transpose(*knobs, "density")
+    """Average over everything but the knobs and loads: seeds, pairs, and whatever else a grid has."""
+    axes = [*knobs, *loads_of(values)]
+    return values.mean([dim for dim in values.dims if dim not in axes], skipna=True).transpose(*axes)
 
 
 def cell_stderr(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
@@ -94,7 +94,8 @@ def cell_stderr(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
     images' error (``<name>_stderr``) is shared by all pairs and does not average out. A grid that has neither gets 0.
     """
     values = data[name]
-    others = [str(dim) for dim in values.dims if dim not in (*knobs, "density")]
+    axes = [*knobs, *loads_of(values)]
+    others = [str(dim) for dim in values.dims if dim not in axes]
     if "dense_seed" in others and values.sizes["dense_seed"] > 1:
         values = values.mean([dim for dim in others if dim != "dense_seed"])
         variance = values.var("dense_seed", ddof=1) / values.notnull().sum("dense_seed")
@@ -107,7 +108,7 @@ def cell_stderr(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
     if f"{name}_stderr" in data:
         images = (data[f"{name}_stderr"] ** 2).mean([dim for dim in data[f"{name}_stderr"].dims if dim in others])
         variance = xr.where(images > variance.fillna(0.0), images, variance)
-    return (variance.fillna(0.0) ** 0.5).transpose(*knobs, "density")
+    return (variance.fillna(0.0) ** 0.5).transpose(*axes)
 
 
 def _copies(pairs: int) -> int:

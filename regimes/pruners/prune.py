@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -87,13 +87,13 @@ def prune(
         within: a mask of the same network that is kept to: what it has pruned stays pruned.
 
     Raises:
-        UserError: a density outside (0, 1], an unknown name, or no prunable layer.
+        UserError: a density outside (0, 1], an unknown name, no prunable layer, or scores that do not fit the weights.
     """
     if not 0 < density <= 1:
         raise UserError(f"density {density}: allowed: above 0 and up to 1 (the fraction of weights kept)")
     weights = prunable(model)
     candidate = Candidate(model, weights, density, data, loss_fn, generator or torch.Generator().manual_seed(0))
-    scores: dict[str, Tensor] = load(PRUNERS, pruner, "pruner")(candidate)
+    scores = _checked(load(PRUNERS, pruner, "pruner")(candidate), weights, pruner)
     if within is not None:
         scores = {name: _inside(score, within.layers[name]) for name, score in scores.items()}
     keep = max(1, round(density * sum(weight.numel() for weight in weights.values())))
@@ -106,6 +106,19 @@ def prune(
             f"allocation '{allocation}' keeps {mask.kept} of {mask.size} weights; density {density:g} asks for {keep}"
         )
     return mask
+
+
+def _checked(scores: Any, weights: Mapping[str, Tensor], pruner: str) -> dict[str, Tensor]:
+    """The scores, one for every prunable weight."""
+    for name, weight in weights.items():
+        score = scores.get(name) if isinstance(scores, Mapping) else None
+        if not isinstance(score, Tensor) or score.shape != weight.shape:
+            got = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            raise UserError(
+                f"pruner '{pruner}' gives {got} for '{name}'; expected {{name: scores}}, as many scores as the weight "
+                f"has numbers, {tuple(weight.shape)}"
+            )
+    return dict(scores)
 
 
 def _inside(score: Tensor, alive: Tensor) -> Tensor:

@@ -14,16 +14,15 @@ from regimes.flow.store import Store, open_store
 
 STATUS = ("pending", "ok", "diverged", "failed")
 WORST = (1, 2, 0, 3)  # of several stages in one cell: ok < diverged < pending < failed
-CELL = ("density", "dense_seed")
 
 
 def open_record(run: str | Path) -> xr.Dataset:
     """Return everything a run has measured so far.
 
-    Dimensions: the knob(s), ``density``, ``dense_seed``, and ``retrain_seed`` or ``pair``. Variables: ``test_error``,
-    ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, each with ``<name>_stderr`` where it is an
-    estimate; cells not measured are NaN and ``status`` (pending, ok, diverged, failed) says why. Every variable bears
-    ``units``, ``long_name`` and, for metrics, ``measured_with``.
+    Dimensions: the knob(s), ``width`` where it varies, ``density``, ``dense_seed``, and ``retrain_seed`` or ``pair``.
+    Variables: ``test_error``, ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, each with
+    ``<name>_stderr`` where it is an estimate; cells not measured are NaN and ``status`` (pending, ok, diverged, failed)
+    says why. Every variable bears ``units``, ``long_name`` and, for metrics, ``measured_with``.
 
     Raises:
         UserError: there is no run in the folder, or its layout cannot be read.
@@ -51,15 +50,17 @@ class _Grid:
         self.index = {name: {value: i for i, value in enumerate(values)} for name, values in self.coords.items()}
         self.arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
         self.attrs: dict[str, dict[str, Any]] = {}
-        shape = [len(self.coords[name]) for name in (*self.knobs, *CELL)]
+        loads = [name for name in ("width", "density") if name in self.coords]
+        self.cell = (*self.knobs, *loads, "dense_seed")
+        shape = [len(self.coords[name]) for name in self.cell]
         self.status = np.full(shape, 1, dtype=np.int8)
-        self.order = (*self.knobs, "density", "dense_seed", "retrain_seed", "pair")
+        self.order = (*self.cell, "retrain_seed", "pair")
 
     def add(self, stage: Record, record: Record | None, failed: bool) -> None:
         """Put one stage's values where they belong, and its state into the cell's status."""
         at = stage["at"]
         state = STATUS.index("failed" if failed else "pending" if record is None else record["status"])
-        cell = tuple(self.index[name][at[name]] if name in at else slice(None) for name in (*self.knobs, *CELL))
+        cell = tuple(self.index[name][at[name]] if name in at else slice(None) for name in self.cell)
         worse = np.array(WORST).tolist().index
         here = self.status[cell]
         self.status[cell] = np.where(np.vectorize(worse)(here) < worse(state), np.int8(state), here)
@@ -94,10 +95,10 @@ class _Grid:
 
     def dataset(self, store: Store) -> xr.Dataset:
         """The finished dataset."""
-        used = {dim for dims, _ in self.arrays.values() for dim in dims} | {*self.knobs, *CELL}
+        used = {dim for dims, _ in self.arrays.values() for dim in dims} | {*self.cell}
         variables: dict[str, Any] = {name: (*self.arrays[name], self.attrs[name]) for name in sorted(self.arrays)}
         variables["status"] = (
-            (*self.knobs, *CELL),
+            self.cell,
             self.status,
             {
                 "long_name": "state of the cell",
@@ -109,6 +110,8 @@ class _Grid:
         for knob in self.layout["knobs"]:
             data[knob["name"]].attrs = {key: knob[key] for key in ("units", "long_name", "hotter")}
         data["density"].attrs = {"units": "1", "long_name": "density (fraction of prunable weights kept)"}
+        if "width" in data.coords:
+            data["width"].attrs = {"units": "1", "long_name": "width of the model"}
         data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
         head = store.head or {}
         if "numerics" in head:

@@ -58,6 +58,11 @@ def knobs_of(data: xr.Dataset) -> list[str]:
     return [str(dim) for dim in data.sizes if str(dim) in KNOBS or "hotter" in data[str(dim)].attrs]
 
 
+def loads_of(data: xr.Dataset | xr.DataArray) -> list[str]:
+    """The load dimensions of a grid: density, and width where it varies."""
+    return [name for name in ("width", "density") if name in data.dims]
+
+
 def hotter_is_larger(data: xr.Dataset, knob: str) -> bool:
     """Whether larger values of a knob are hotter, as the coordinate says or else the registry."""
     says = data[knob].attrs.get("hotter")
@@ -82,13 +87,13 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
     for variable in ("lmc", "cka"):
         if variable not in data:
             raise UserError(f"{name}: no variable '{variable}'; lmc and cka over a knob and density are needed")
-        missing = [dim for dim in (*knobs, "density") if dim not in data[variable].dims]
+        missing = [dim for dim in (*knobs, *loads_of(data)) if dim not in data[variable].dims]
         if missing:
             raise UserError(f"{name}: '{variable}' lacks the dimension {', '.join(missing)}")
-    for dim in (*knobs, "density"):
+    for dim in (*knobs, *loads_of(data)):
         if dim not in data.coords:
             raise UserError(f"{name}: the dimension '{dim}' has no coordinate values")
-    data = _as_numbers(data, (*knobs, "density"), name)
+    data = _as_numbers(data, (*knobs, *loads_of(data)), name)
     _check_numbers(data, name)
     for knob in knobs:
         if knob in KNOBS:

@@ -87,6 +87,7 @@ class _SweepChecker(Checker):
                 self.say(key, f"must be a table [{key}], got {raw[key]!r}")
                 raw = {**raw, key: {}}
         plain = {key: self.plain(key, kind, raw, default) for key, (kind, default) in _plain(default_name).items()}
+        raw = self.first_width(raw)
         data = self.named("data", raw, DATASETS, "data set", given=())
         model = self.named("model", raw, MODELS, "model", given=GIVEN)
         recipe = self.recipe(raw, data)
@@ -115,6 +116,17 @@ class _SweepChecker(Checker):
         if builder is not None:
             self.options(key, named.options, *options_of(builder, given))
         return named
+
+    def first_width(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The file with the first width of the load axis as the model's own, so that it is checked as an option."""
+        load, model = raw.get("load", {}), raw.get("model", {})
+        if "width" not in load:
+            return raw
+        if "width" in model:
+            self.say("model.width", "stands in [load] already; leave it out here")
+        if self.given:
+            self.say("load.width", "needs networks of each width; checkpoints have one architecture")
+        return {**raw, "model": {**model, "width": (self.axis("load.width", load["width"]) or [1])[0]}}
 
     def recipe(self, raw: Mapping[str, Any], data: Named | None) -> Recipe | None:
         given = dict(raw.get("recipe", {}))

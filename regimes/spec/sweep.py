@@ -16,7 +16,9 @@ from regimes.spec.recipe import Count, Recipe, Section
 
 ROUNDS = {"iterative": 3, "gradual": 10}
 Density = Annotated[float, Strict(), Field(gt=0, le=1)]
+Width = Annotated[int, Strict(), Field(ge=1)] | Annotated[float, Strict(), Field(gt=0)]
 Temperature = Mapping[str, Value]  # {knob: value}, one point of the grid of temperatures
+Size = Mapping[str, int | float]  # {"width": value}, one point of the load axes beside density; {} without one
 
 
 class Named(Section):
@@ -33,10 +35,11 @@ class Named(Section):
 
 
 class Load(Section):
-    """The load axis: which densities, and how networks are pruned to them.
+    """The load axes: which densities, and how networks are pruned to them; which widths, where those vary.
 
     Attributes:
         density: fractions of the prunable weights kept.
+        width: values of the model's option of that name, each with dense networks of its own; none: it stays.
         pruner, allocation: names or import paths.
         schedule: "one-shot"; "iterative": in ``rounds`` steps of one ratio, the network retrained by the recipe after
             each (three); "gradual": in ``rounds`` steps that get smaller, a share of the recipe's epochs at its first
@@ -47,6 +50,7 @@ class Load(Section):
     """
 
     density: tuple[Density, ...]
+    width: tuple[Width, ...] = ()
     pruner: str = "magnitude"
     allocation: str = "uniform"
     schedule: Literal["one-shot", "iterative", "gradual"] = "one-shot"
@@ -149,6 +153,10 @@ class Sweep(Section):
         """Every point of the grid of temperatures, in the file's order."""
         for values in itertools.product(*self.temperature.values()):
             yield dict(zip(self.temperature, values, strict=True))
+
+    def sizes(self) -> list[Size]:
+        """Every width of the load axis, in the file's order; one empty size where width does not vary."""
+        return [{"width": each} for each in self.load.width] or [{}]
 
     def dense_recipe(self, temperature: Temperature) -> Recipe:
         """The dense recipe at one temperature."""
