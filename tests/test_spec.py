@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regimes.errors import UserError
+from regimes.spec.change import changed
 from regimes.spec.check import read_sweep, resolve
 from regimes.spec.keys import canonical, digest, seed_of
 from regimes.spec.recipe import RECIPES, Recipe
@@ -66,7 +67,12 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
         ("load", "density", [0.5, 0.5], r"load.density: 0.5 stands there 2 times"),
         ("load", "density", [], r"load.density: must be a list of at least one value"),
         ("load", "density", 0.5, r"load.density: must be a list"),
-        ("load", "densty", [0.5], r"load.densty: unknown key \(did you mean 'density'\?\); allowed: density, pruner"),
+        (
+            "load",
+            "densty",
+            [0.5],
+            r"load.densty: unknown key \(did you mean 'density'\?\); allowed: density, width, pruner",
+        ),
         ("recipe", "learning_rate", "0.1", r"recipe.learning_rate: .*valid number, got '0.1'"),
         ("recipe", "epochs", True, r"recipe.epochs: .*valid integer, got True"),
         ("recipe", "epochs", 10**20, r"recipe.epochs: .*less than or equal to 1000000"),
@@ -184,6 +190,39 @@ def test_shipped_sweeps_are_sound() -> None:
     assert files
     for file in files:
         assert read_sweep(file).name == file.stem
+
+
+# -- changes from the command line -------------------------------------------------------------------------------------
+
+
+def test_a_change_is_the_same_as_an_edited_file(tiny: dict[str, Any], tmp_path: Path) -> None:
+    changes = [
+        "recipe.epochs=3", "temperature.epochs = [1, 3]", "load.pruner=random", 'retrain={learning_rate=0.5}',
+        "measure.cka.images=32", "retrain_seeds=3",
+    ]  # fmt: skip
+    edited = copy.deepcopy(tiny)
+    edited["recipe"]["epochs"], edited["temperature"]["epochs"], edited["load"]["pruner"] = 3, [1, 3], "random"
+    edited["retrain"], edited["measure"]["cka"], edited["retrain_seeds"] = {"learning_rate": 0.5}, {"images": 32}, 3
+    assert read_sweep(write_toml(tmp_path / "s.toml", tiny), changes) == resolve(edited)
+    before = copy.deepcopy(tiny)
+    assert changed(tiny, changes) == edited
+    assert tiny == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("recipe.epochs", "--set recipe.epochs: allowed: KEY=VALUE"),
+        ("=3", "--set =3: allowed: KEY=VALUE"),
+        ("recipe..epochs=3", "allowed: KEY=VALUE"),
+        ("name.x=3", "'name' is no table in this file"),
+        ("recipe.epoch=3", "recipe.epoch: unknown key .did you mean 'epochs'"),
+        ("recipe.epochs=many", "recipe.epochs: .*got 'many'"),
+    ],
+)
+def test_a_change_that_cannot_be_meant(tiny: dict[str, Any], tmp_path: Path, change: str, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        read_sweep(write_toml(tmp_path / "s.toml", tiny), [change])
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from regimes.bench.arms import Case
 from regimes.bench.limits import step
@@ -17,6 +18,7 @@ from regimes.flow.lab import in_layout
 
 if TYPE_CHECKING:
     from regimes.flow.prepare import Prepared
+    from regimes.pruners.mask import Mask
 
 
 def cells(case: Case) -> dict[str, Any]:
@@ -103,26 +105,43 @@ def model(case: Case) -> dict[str, Any]:
 
 def data(case: Case) -> dict[str, Any]:
     """An epoch by the number of images."""
-    return _epoch(case["count"], None, case["device"])
+    network = fresh({"model": "preresnet14-w8", "device": case["device"]}, 0)
+    return _epoch(case["count"], network, None, case["device"])
 
 
 def density(case: Case) -> dict[str, Any]:
     """A step under a mask: masks alone make nothing faster, nor slower."""
-    found = _epoch(1_024, case["density"], case["device"])
+    from regimes.pruners.prune import prune
+
+    network = fresh({"model": "preresnet14-w8", "device": case["device"]}, 0)
+    found = _epoch(1_024, network, prune(network, case["density"]), case["device"])
     return {**found, "units": 16}
 
 
-def _epoch(count: int, density: float | None, device: str) -> dict[str, Any]:
+def channels(case: Case) -> dict[str, Any]:
+    """A step of a network that has lost whole channels, so that it is smaller."""
+    from regimes.pruners.channels import shrink
+    from regimes.pruners.prune import prunable
+
+    lab, _ = _lab(32, case["device"])
+    network = lab.new_model(0)
+    inputs = lab.data.train.inputs[:2]
+    kept = 1.0
+    if case["density"] < 1:
+        network, kept = shrink(network, case["density"], inputs, "channels-magnitude", "uniform", 0)
+    weights = sum(each.numel() for each in prunable(network).values())
+    return {**_epoch(1_024, network, None, case["device"]), "units": 16, "kept": kept, "weights": weights}
+
+
+def _epoch(count: int, network: nn.Module, mask: Mask | None, device: str) -> dict[str, Any]:
     from regimes.data.synthetic import synthetic
-    from regimes.pruners.prune import prune
     from regimes.spec.recipe import Recipe
     from regimes.training.eager import Eager
     from regimes.training.lane import Lane
 
     split = synthetic(shape=[1, 8, 8], classes=10, train=count * 10 // 9 + 10, test=40)
     split = split.to(torch.device(device), torch.float32, torch.channels_last)
-    network = in_layout(fresh({"model": "preresnet14-w8", "device": device}, 0), torch.channels_last)
-    mask = None if density is None else prune(network, density)
+    network = in_layout(network, torch.channels_last)
     engine = Eager([Lane(network, Recipe(epochs=2, batch_size=64, augment="none"), ("growth",), mask)], split)
     engine.epoch(0)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``regimes bench growth``: how time and memory grow with cells, model, data, density and workers, with fits."""
+"""``regimes bench growth``: how time and memory grow with cells, model, data, load and workers, with fits."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
         "model": [{"width": width} for width in (4, 8, 16, 32, 64)],
         "data": [{"count": count} for count in (1_024, 4_096, 16_384)],
         "density": [{"density": density} for density in (0.02, 0.1, 0.5, 1.0)],
+        "channels": [{"density": density} for density in (0.02, 0.1, 0.5, 1.0)],
         "workers": [{"workers": count} for count in (1, 2)],
     }
     sheets = []
@@ -42,6 +43,7 @@ TITLES = {
     "model": ("Model: a training step of PreResNet-14, 64 images of 8x8", "width"),
     "data": ("Data: an epoch of PreResNet-14 width 8, batch 64", "count"),
     "density": ("Density: a training step under a mask", "density"),
+    "channels": ("Density: a training step of PreResNet-14 width 32 with whole channels gone", "density"),
     "workers": ("Workers: a sweep of 24 retrained copies of PreResNet-14 width 8", "workers"),
 }
 

@@ -32,6 +32,7 @@ Precision = Annotated[
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failed cell, or go on.")]
 Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Go on with a run that began with other numerics.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the file, recipe.epochs=20.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Rule = Annotated[str, typer.Option(help="How the thresholds are found.")]
 LmcCut = Annotated[float | None, typer.Option("--lmc", help="Fix the LMC cut instead of finding it.")]
@@ -47,12 +48,13 @@ def plan(
     device: Device = "cpu",
     engine: Engine = None,
     precision: Precision = None,
+    changes: Set = [],  # noqa: B006 - typer's way to say that there may be none
     as_json: Json = False,
 ) -> None:
     """Say what a sweep would do: cells, trainings, what is done already, time and disk."""
     from regimes.cli.show import show_plan
 
-    show_plan(sweep, out, workers, device, engine, precision, as_json)
+    show_plan(sweep, out, workers, device, engine, precision, changes, as_json)
 
 
 @app.command()
@@ -64,13 +66,14 @@ def run(
     device: Device = "cpu",
     engine: Engine = None,
     precision: Precision = None,
+    changes: Set = [],  # noqa: B006
     fail_fast: FailFast = False,
     allow_mixed: Mixed = False,
 ) -> None:
     """Run a sweep, or finish it: what is done is never done again."""
     from regimes.cli.watch import run_watched
 
-    where = {"workers": workers, "device": device, "engine": engine, "precision": precision}
+    where = {"workers": workers, "device": device, "engine": engine, "precision": precision, "changes": changes}
     run_watched(sweep, out, **where, fail_fast=fail_fast, allow_mixed=allow_mixed)
 
 

@@ -29,6 +29,7 @@ def show_plan(
     device: str,
     engine: str | None,
     precision: str | None,
+    changes: list[str],
     as_json: bool,
 ) -> None:
     """Print what a sweep would do."""
@@ -37,7 +38,7 @@ def show_plan(
     from regimes.flow.prepare import prepare
 
     workers = default_workers(device) if workers is None else max(1, workers)
-    prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers)
+    prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers, changes=changes)
     progress, stages = prepared.progress, prepared.stages
     todo = Counter(stage.kind for stage in progress.todo)
     count = Counter(stage.kind for stage in stages)

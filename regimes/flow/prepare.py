@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,7 @@ def prepare(
     mixed: bool = False,
     precision: str | None = None,
     workers: int = 1,
+    changes: Sequence[str] = (),
 ) -> Prepared:
     """Load the data, lay the stages out and look at what the folder already holds; writes nothing."""
     if sweep is None:
@@ -57,7 +58,7 @@ def prepare(
         origin = {"file": "a sweep made in Python", "imports_from": os.getcwd()}
     else:
         origin = {"file": str(sweep), "imports_from": str(Path(sweep).resolve().parent)}
-        sweep = read_sweep(sweep)
+        sweep = read_sweep(sweep, changes)
     store = Store(Path("runs") / sweep.name if out is None else out)
     if engine is not None:
         load(ENGINES, engine, "engine")

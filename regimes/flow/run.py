@@ -46,6 +46,7 @@ def run(
     fail_fast: bool = False,
     allow_mixed: bool = False,
     retry_failed: bool = False,
+    changes: Sequence[str] = (),
     on_start: Callable[[Prepared], None] = lambda prepared: None,
     watch: Watch = lambda stage, outcome: None,
 ) -> Result:
@@ -61,6 +62,7 @@ def run(
         fail_fast: stop at the first failure instead of going on with the rest.
         allow_mixed: go on although the run began with other numerics (device type, torch version, ...).
         retry_failed: do failed stages again.
+        changes: keys of the sweep file to set anew, "recipe.epochs=20" each.
         on_start: called once, when it is known what there is to do.
         watch: called for every finished or failed stage.
 
@@ -69,7 +71,7 @@ def run(
     """
     started = time.perf_counter()
     processes = default_workers(device) if workers is None else workers
-    prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1)
+    prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1, changes)
     store, stages = prepared.store, prepared.stages
     prepared = begin(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
     if retry_failed:

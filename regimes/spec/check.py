@@ -18,6 +18,7 @@ from regimes.losses import LOSSES
 from regimes.models import GIVEN, MODELS
 from regimes.pruners import ALLOCATIONS, PRUNERS, STRUCTURED
 from regimes.registry import Registry, allow_imports_from, load, nearest, options_of
+from regimes.spec.change import changed
 from regimes.spec.checker import Checker
 from regimes.spec.family import family
 from regimes.spec.recipe import RECIPES, Recipe
@@ -28,8 +29,8 @@ PLAIN = ("name", "dense_seeds", "retrain_seeds")
 REQUIRED = ("data", "model", "temperature", "load")
 
 
-def read_sweep(path: str | Path) -> Sweep:
-    """Return the sweep a TOML file describes, with all defaults filled in.
+def read_sweep(path: str | Path, changes: Iterable[str] = ()) -> Sweep:
+    """Return the sweep a TOML file describes, with all defaults filled in; some keys may be set anew, see `changed`.
 
     Raises:
         UserError: one line for each mistake in the file: file, key, what is wrong, what is allowed.
@@ -44,7 +45,7 @@ def read_sweep(path: str | Path) -> Sweep:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     allow_imports_from(str(path.resolve().parent))
-    return resolve(raw, str(path), default_name=path.stem, folder=path.resolve().parent)
+    return resolve(changed(raw, changes), str(path), default_name=path.stem, folder=path.resolve().parent)
 
 
 def resolve(
