@@ -35,6 +35,7 @@ def show_plan(
     """Print what a sweep would do."""
     from regimes.flow.estimate import estimate
     from regimes.flow.head import default_workers
+    from regimes.flow.memory import free_bytes
     from regimes.flow.prepare import prepare
 
     workers = default_workers(device) if workers is None else max(1, workers)
@@ -85,6 +86,12 @@ def show_plan(
         f"({duration(cost.core_seconds)} of one core, {cost.source}), {size(cost.disk_bytes)} on disk, "
         f"{size(cost.memory_bytes)} of memory a worker"
     )
+    free = free_bytes(prepared.lab.device)
+    if prepared.lab.device.type == "cpu" and cost.memory_bytes * workers > free:
+        fits = max(1, free // cost.memory_bytes)
+        typer.echo(
+            f"  that is more memory than is free here ({size(free)}): take --workers {fits} or a smaller batch size"
+        )
     together = "; ".join(f"{kind} {count} at once" for kind, count in prepared.lanes.items())
     typer.echo(f"  numerics: {facts['numerics']}; {together}")
 
@@ -209,7 +216,7 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 3600:.1f} h" if seconds < 3 * 86_400 else f"{seconds / 86_400:,.0f} days"
 
 
 def size(count: int) -> str:
