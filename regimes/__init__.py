@@ -11,8 +11,12 @@ In Python it is as short as in the terminal::
     labelled = regimes.classify(record)            # + regime, thresholds found in the data
     regimes.draw_map(labelled, "runs/digits/map")  # phase diagram, one panel a metric
 
-The landscape measures also work alone, on any ``nn.Module`` and tensors: `hessian_trace`, `hessian_top`,
-`linear_connectivity`, `cka`. Everything is imported when it is first used, so ``import regimes`` costs nothing.
+The landscape measures also work alone, on any ``nn.Module`` and tensors or a ``DataLoader``: `measure` takes any of
+them by name. Connectivity: `linear_connectivity`, `curve_connectivity`, `match`. Similarity: `cka`, `disagreement`,
+`js_divergence`, `output_distance`, `weight_distance`. Curvature: `hessian_trace`, `hessian_top`,
+`hessian_eigenvalues`, `hessian_spectrum`, `gauss_newton_trace`, `fisher_trace`, `layer_traces`, `sharpness`.
+
+Everything is imported when it is first used, so ``import regimes`` costs nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +29,26 @@ if TYPE_CHECKING:
     from regimes.errors import UserError as UserError
     from regimes.figures.draw import draw_map as draw_map
     from regimes.flow.run import run as run
+    from regimes.landscape.agreement import disagreement as disagreement
+    from regimes.landscape.agreement import js_divergence as js_divergence
+    from regimes.landscape.agreement import output_distance as output_distance
+    from regimes.landscape.agreement import weight_distance as weight_distance
+    from regimes.landscape.alone import mask_of_zeros as mask_of_zeros
+    from regimes.landscape.alone import measure as measure
     from regimes.landscape.connectivity import linear_connectivity as linear_connectivity
+    from regimes.landscape.curvature import fisher_trace as fisher_trace
+    from regimes.landscape.curvature import gauss_newton_trace as gauss_newton_trace
+    from regimes.landscape.curvature import layer_traces as layer_traces
+    from regimes.landscape.curve import curve_connectivity as curve_connectivity
     from regimes.landscape.estimate import Estimate as Estimate
     from regimes.landscape.hessian import hessian_top as hessian_top
     from regimes.landscape.hessian import hessian_trace as hessian_trace
+    from regimes.landscape.matching import match as match
+    from regimes.landscape.sharpness import sharpness as sharpness
     from regimes.landscape.similarity import cka as cka
+    from regimes.landscape.spectrum import Spectrum as Spectrum
+    from regimes.landscape.spectrum import hessian_eigenvalues as hessian_eigenvalues
+    from regimes.landscape.spectrum import hessian_spectrum as hessian_spectrum
     from regimes.phases.classify import classify as classify
     from regimes.pruners.mask import Mask as Mask
     from regimes.pruners.prune import prune as prune
@@ -42,17 +61,32 @@ _HOME = {
     "Dataset": "regimes.data.dataset",
     "Estimate": "regimes.landscape.estimate",
     "Mask": "regimes.pruners.mask",
+    "Spectrum": "regimes.landscape.spectrum",
     "UserError": "regimes.errors",
     "cka": "regimes.landscape.similarity",
     "classify": "regimes.phases.classify",
+    "curve_connectivity": "regimes.landscape.curve",
+    "disagreement": "regimes.landscape.agreement",
     "draw_map": "regimes.figures.draw",
+    "fisher_trace": "regimes.landscape.curvature",
+    "gauss_newton_trace": "regimes.landscape.curvature",
+    "hessian_eigenvalues": "regimes.landscape.spectrum",
+    "hessian_spectrum": "regimes.landscape.spectrum",
     "hessian_top": "regimes.landscape.hessian",
     "hessian_trace": "regimes.landscape.hessian",
+    "js_divergence": "regimes.landscape.agreement",
+    "layer_traces": "regimes.landscape.curvature",
     "linear_connectivity": "regimes.landscape.connectivity",
+    "mask_of_zeros": "regimes.landscape.alone",
+    "match": "regimes.landscape.matching",
+    "measure": "regimes.landscape.alone",
     "open": "regimes.record.assemble:open_record",
+    "output_distance": "regimes.landscape.agreement",
     "prune": "regimes.pruners.prune",
     "read_sweep": "regimes.spec.check",
     "run": "regimes.flow.run",
+    "sharpness": "regimes.landscape.sharpness",
+    "weight_distance": "regimes.landscape.agreement",
 }
 
 __all__ = sorted(_HOME)

@@ -25,8 +25,8 @@ from regimes.bench.ours import Ready, in_workers
 from regimes.bench.subject import data_of, enlarged, fresh, keep_trained, trained
 from regimes.bench.table import Bench, Table
 from regimes.data.dataset import Split
-from regimes.landscape.hessian import hutchinson
 from regimes.landscape.operator import HessianOperator
+from regimes.landscape.trace import hutchinson
 from regimes.registry import load
 
 CASE: dict[str, Any] = {"model": "preresnet14-w8", "epochs": 1, "batch": 64, "augment": False, "seeds": [0, 1]}

@@ -16,9 +16,10 @@ from regimes.bench.arms import Arm, Case, Say, run_arms
 from regimes.bench.ours import Ready, in_workers, workers_of
 from regimes.bench.subject import data_of, mean, standing, trained
 from regimes.bench.table import EVERY_CORE, Bench, Sheet, Table
-from regimes.landscape.hessian import Method, hessian_top, hessian_trace, hutchinson
+from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.landscape.operator import HessianOperator
 from regimes.landscape.pyhessian import reference_top, reference_trace
+from regimes.landscape.trace import Method, hutchinson
 
 Once = Callable[[torch.Generator], dict[str, float]]
 HERE = "regimes.bench.hessian"

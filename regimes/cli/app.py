@@ -151,6 +151,24 @@ def map_(
 
 @app.command()
 @speaking
+def measure(
+    files: Annotated[list[Path], typer.Argument(metavar="A.pt [B.pt ...]", help="State dicts of one architecture.")],
+    model: Annotated[str, typer.Option(help="The model's name, or module:function.")],
+    data: Annotated[str, typer.Option(help="The data set's name, or module:function.")],
+    metrics: Annotated[str, typer.Option(help="Comma between names.")] = "error,lmc,cka,hessian_trace",
+    changes: Set = [],  # noqa: B006
+    dense: Annotated[bool, typer.Option("--dense", help="Count weights that are exactly 0 as well.")] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure the landscape of networks of your own: --set model.depth=20, --set measure.hessian.images=1000."""
+    from regimes.cli.measure import show_measure
+
+    show_measure(files, model, data, metrics, changes, dense, device, as_json)
+
+
+@app.command()
+@speaking
 def bench(
     what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth|check", help="What to compare.")],
     device: Device = "cpu",

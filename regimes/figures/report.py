@@ -12,6 +12,7 @@ import xarray as xr
 
 from regimes.figures.panel import panel_names
 from regimes.figures.table import axis_titles, best_rows, percent, table
+from regimes.landscape.estimate import UNSURE
 from regimes.phases.classify import MEANING, REGIMES, cell_mean, cell_stderr, present, seeds_of
 from regimes.record.grid import knobs_of
 
@@ -46,6 +47,8 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
     if seeds:
         behind = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in seeds.items())
         yield f"- Behind each cell: {behind.replace('_', ' ')}."
+    for name, count in _unsure(data).items():
+        yield f"- Mind `{name}`: in {count} of its values the standard error is more than a fifth of the value."
     off = abs(data["kept"] / data["density"] - 1).max() if "kept" in data else 0.0
     if off > 0.02:
         kept = data["kept"].mean([dim for dim in data["kept"].dims if dim != "density"]).sortby("density")
@@ -57,6 +60,15 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
         "connected but its retrained copies disagree, and the wanted move is colder; in II-B both are well (Zhou et "
         "al. 2023, arXiv 2305.18383). Whether the test errors of *this* grid follow is told below, column by column."
     )
+
+
+def _unsure(data: xr.Dataset) -> dict[str, int]:
+    """How many values of each measure have a large standard error; not of those that may be about zero."""
+    names = [
+        str(name) for name in data.data_vars if f"{name}_stderr" in data and data[name].attrs.get("units") == "nat"
+    ]
+    found = {name: int((data[f"{name}_stderr"] > UNSURE * abs(data[name])).sum()) for name in names}
+    return {name: count for name, count in found.items() if count}
 
 
 def _thresholds(data: xr.Dataset) -> Iterator[str]:

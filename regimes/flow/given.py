@@ -84,7 +84,7 @@ def content_of(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:20]
     except OSError as error:
-        raise UserError(f"dense.checkpoints: {path}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
@@ -105,12 +105,12 @@ def read_checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
             held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"dense.checkpoints: {path}: holds no weights that can be read: {reason}") from error
+        raise UserError(f"{path}: holds no weights that can be read: {reason}") from error
     for name in WRAPPERS:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
             held = held[name]
     if not isinstance(held, Mapping) or not all(isinstance(each, Tensor) for each in held.values()):
-        raise UserError(f"dense.checkpoints: {path}: no state dict in it (a mapping of names to tensors)")
+        raise UserError(f"{path}: no state dict in it (a mapping of names to tensors)")
     weights = {str(name).removeprefix("module."): each for name, each in held.items()}
     _check_fits(path, weights, model)
     return {name: weights[name] for name in model.state_dict()}
@@ -123,11 +123,11 @@ def _check_fits(path: str, weights: Mapping[str, Tensor], model: nn.Module) -> N
     if missing or more:
         said = [f"lacks {', '.join(missing[:3])}"] if missing else []
         said += [f"has {', '.join(more[:3])}, which the model has not"] if more else []
-        raise UserError(f"dense.checkpoints: {path}: is of another model: it {' and '.join(said)}")
+        raise UserError(f"{path}: is of another model: it {' and '.join(said)}")
     for name, each in wanted.items():
         if weights[name].shape != each.shape:
             raise UserError(
-                f"dense.checkpoints: {path}: {name} has shape {tuple(weights[name].shape)}, the model's "
+                f"{path}: {name} has shape {tuple(weights[name].shape)}, the model's "
                 f"{tuple(each.shape)}; do [model] and the number of classes fit?"
             )
 

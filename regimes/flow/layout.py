@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,12 @@ def _way(sweep: Sweep, dense: Train | Given, density: float) -> list[Stage]:
 
 
 def _check_measures(sweep: Sweep, data: Dataset) -> None:
+    for name in sweep.measure.metrics:
+        metric: Metric = load(METRICS, name, "metric")
+        if data.regression and metric.classes:
+            raise UserError(f"metric '{name}' is for classes, '{data.title}' has numbers as targets; leave it out")
+        if metric.needs is not None and importlib.util.find_spec(metric.needs[0]) is None:
+            raise UserError(f"metric '{name}' needs {metric.needs[0]}: pip install '{metric.needs[1]}'")
     on = sweep.measure.options("cka").get("on", "softmax")
     if data.regression and "cka" in sweep.measure.metrics and on == "softmax":
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from regimes.flow.retrain import Retrain
 from regimes.flow.stage import Coordinates, Outcome, Report, attempt, is_diverged, record_of, value
 from regimes.flow.store import Store
 from regimes.landscape import METRICS
-from regimes.landscape.estimate import Estimate
+from regimes.landscape.estimate import Estimate, Unsure
 from regimes.landscape.metric import Metric, Probe, Trained
 from regimes.registry import load, source_id
 from regimes.spec.keys import SCHEMA, digest
@@ -97,11 +98,13 @@ def measure(fleet: Sequence[Measure], lab: Lab, store: Store, report: Report) ->
                 values = {name: value(nothing, variable) for name, variable in variables.items()}
                 store.write(stage.key, {**record_of(stage, lab, started, values), "status": "diverged"})
             else:
-                measured = stage.metric.measure(
-                    [_network(subject, lab, store, networks) for subject in stage.subjects],
-                    _probe(stage, lab),
-                    stage.resolved,
-                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", Unsure)  # the standard error stands in the record
+                    measured = stage.metric.measure(
+                        [_network(subject, lab, store, networks) for subject in stage.subjects],
+                        _probe(stage, lab),
+                        stage.resolved,
+                    )
                 values = {name: value(each, variables[name]) for name, each in measured.items()}
                 store.write(stage.key, record_of(stage, lab, started, values))
             done(Outcome(stage.key))

@@ -1,9 +1,9 @@
-"""Linear mode connectivity: what happens to the error on the straight line between two networks."""
+"""Mode connectivity: what happens to the error on a path between two networks; here, on the straight line."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,23 +13,26 @@ from torch import Tensor, nn
 
 from regimes.data.dataset import Split
 from regimes.errors import UserError
+from regimes.landscape.batches import Data, pair
 from regimes.landscape.batchnorm import settled_outputs
-from regimes.landscape.error import mistakes
+from regimes.landscape.error import mistakes, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 
 Statistics = Literal["all", "batch"]
+Place = Callable[[float], dict[str, Tensor]]  # t -> the parameters at that position of a path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connectivity(Estimate):
-    """The line between two networks.
+    """A path between two networks.
 
     Attributes:
-        value: LMC, ``(E(0)+E(1))/2 - E(t*)`` with ``t* = argmax_t |(E(0)+E(1))/2 - E(t)|``: negative is a barrier,
-            about 0 connected, positive means that the line is better than its ends. The ends themselves do not compete
-            for t*: there the gap is half the ends' difference, with the sign of whichever network is called first.
-        t: positions on the line, 0 the first network, 1 the second.
+        value: of the straight line LMC, ``(E(0)+E(1))/2 - E(t*)`` with ``t* = argmax_t |(E(0)+E(1))/2 - E(t)|``:
+            negative is a barrier, about 0 connected, positive means that the line is better than its ends. The ends
+            themselves do not compete for t*: there the gap is half the ends' difference, with the sign of whichever
+            network is called first. Of another path likewise.
+        t: positions on the path, 0 the first network, 1 the second.
         error: E(t), the fraction of wrong answers at each position; the mean loss where targets are numbers.
         loss: mean loss at each position.
         t_star: the position the value was taken at.
@@ -49,11 +52,12 @@ class Connectivity(Estimate):
 def linear_connectivity(
     a: nn.Module,
     b: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: Data,
     points: int = 11,
     loss_fn: LossFn = nn.functional.cross_entropy,
     batch: int | None = None,
     statistics: Statistics = "all",
+    judge: Data | None = None,
 ) -> Connectivity:
     """Measure linear mode connectivity on (inputs, targets), as Zhou et al. 2023 (arXiv 2305.18383) do.
 
@@ -63,28 +67,74 @@ def linear_connectivity(
 
     Args:
         a: a network; b: another of the same architecture.
-        data: inputs (n, ...) and targets (n,), un-augmented training images in the paper.
+        data: inputs (n, ...) and targets (n,), un-augmented training images in the paper; or a loader of such batches,
+            which is read into memory.
         points: evenly spaced positions from 0 to 1, at least 3.
         loss_fn: mean loss of a batch, for the loss along the line.
         batch: at most so many images in one batch of BatchNorm statistics; None: what `batchnorm.BATCH` numbers
             amount to.
         statistics: "all": those of all images, as the study takes them; "batch": each batch by its own, in half the
             time where there are several (``regimes bench pair`` shows what it does to the value).
+        judge: other inputs and targets, a test split's, to take errors and losses on; BatchNorm statistics are those
+            of ``data`` all the same.
 
     Raises:
         UserError: fewer than three points, or networks with different parameters.
+    """
+    start, end = ends(a, b)
+
+    def line(t: float) -> dict[str, Tensor]:
+        return {name: torch.lerp(value, end[name], t) for name, value in start.items()}
+
+    judged = None if judge is None else pair(judge, a)
+    return along(line, copy.deepcopy(a), pair(data, a), points, loss_fn, batch, statistics, judged)
+
+
+def ends(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters of two networks.
+
+    Raises:
+        UserError: they differ in names or shapes.
+    """
+    start = {name: each.detach() for name, each in a.named_parameters()}
+    end = {name: each.detach() for name, each in b.named_parameters()}
+    if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in end.items()}:
+        raise UserError("the two networks have different parameters; a path between them needs one architecture")
+    return start, end
+
+
+def along(
+    place: Place,
+    walker: nn.Module,
+    data: tuple[Tensor, Tensor],
+    points: int,
+    loss_fn: LossFn,
+    batch: int | None,
+    statistics: Statistics,
+    judge: tuple[Tensor, Tensor] | None,
+) -> Connectivity:
+    """Take a network along a path and measure it at evenly spaced positions; see `linear_connectivity`.
+
+    Args:
+        place: the path.
+        walker: a network of the path's architecture; it is changed.
+        data, points, loss_fn, batch, statistics, judge: as there.
     """
     if statistics not in ("all", "batch"):
         raise UserError(f"statistics = '{statistics}': allowed: all, batch")
     if points < 3:
         raise UserError(f"points = {points}: a line needs at least 3, ends included (the study takes 11)")
-    inputs, targets = data
+    targets = data[1] if judge is None else judge[1]
     t = tuple(index / (points - 1) for index in range(points))
-    walker = copy.deepcopy(a)
     wrong, losses = [], []
     for position in t:
-        move_to(walker, a, b, position)
-        answers = settled_outputs(walker, inputs, batch, statistics == "batch")
+        with torch.no_grad():
+            there = place(position)
+            for name, parameter in walker.named_parameters():
+                parameter.copy_(there[name])
+        answers = settled_outputs(walker, data[0], batch, statistics == "batch")
+        if judge is not None:
+            answers = outputs(walker, judge[0])
         wrong.append(mistakes(answers, targets, loss_fn))
         losses.append(float(loss_fn(answers, targets)))
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
@@ -99,16 +149,6 @@ def linear_connectivity(
         loss=tuple(losses),
         t_star=t[star],
     )
-
-
-@torch.no_grad()
-def move_to(walker: nn.Module, a: nn.Module, b: nn.Module, t: float) -> None:
-    """Put ``(1-t) a + t b`` into the walker's parameters, exactly a and b at the ends."""
-    start, end = dict(a.named_parameters()), dict(b.named_parameters())
-    if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in end.items()}:
-        raise UserError("the two networks have different parameters; a straight line needs one architecture")
-    for name, parameter in walker.named_parameters():
-        parameter.copy_(torch.lerp(start[name], end[name], t))
 
 
 @dataclass(frozen=True)
@@ -132,6 +172,19 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> 
     }
 
 
+def _measure_test(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> Measured:
+    a, b = subjects
+    split: Split = subset(probe.data.train, options.images)
+    line = linear_connectivity(
+        a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics, judge=probe.data.test
+    )
+    return {
+        "lmc_test": line,
+        "lmc_test_error": Curve(line.error, "t", line.t),
+        "lmc_test_loss": Curve(line.loss, "t", line.t),
+    }
+
+
 LMC = Metric(
     name="lmc",
     subject="pair",
@@ -143,5 +196,19 @@ LMC = Metric(
         "lmc_loss": Variable("nat", "training loss along the line"),
     },
     measure=_measure,
+    work=lambda options, images: 2 * options.points * (min(options.images, images) or images),
+)
+
+LMC_TEST = Metric(
+    name="lmc_test",
+    subject="pair",
+    options=LmcOptions,
+    table="lmc",
+    variables={
+        "lmc_test": Variable("1", "linear mode connectivity (test error)", error=True),
+        "lmc_test_error": Variable("1", "test error along the line", error=True),
+        "lmc_test_loss": Variable("nat", "test loss along the line"),
+    },
+    measure=_measure_test,
     work=lambda options, images: 2 * options.points * (min(options.images, images) or images),
 )

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+
+UNSURE = 0.2  # of the value: a standard error beyond it is large
+
+
+class Unsure(UserWarning):
+    """A measured number has a large standard error."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,17 @@ class Estimate:
         """A fraction of trials, with its binomial standard error."""
         share = successes / trials
         return cls(share, math.sqrt(share * (1 - share) / trials), trials)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the standard error is more than a fifth of the value, or not known where one is due."""
+        return self.stderr > UNSURE * abs(self.value) or math.isnan(self.value)
+
+    def warned(self, what: str) -> Estimate:
+        """The estimate itself; with a `Unsure` warning where its standard error is large."""
+        if self.stderr > UNSURE * abs(self.value):
+            warnings.warn(f"{what} is not well known: {self}, from {self.samples} samples", Unsure, stacklevel=3)
+        return self
 
     def __str__(self) -> str:
         return f"{self.value:.4g} ± {self.stderr:.2g}" + ("" if self.unit == "1" else f" {self.unit}")

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import torch
 from pydantic import AfterValidator, Field, Strict
-from torch import Tensor, nn
+from torch import nn
 
 from regimes.errors import UserError
+from regimes.landscape.batches import Data, pair
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.lanczos import lanczos_top
 from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
-from regimes.landscape.operator import HessianOperator
-from regimes.landscape.split import NoSplit, Split
-from regimes.landscape.split_trace import split_trace
-from regimes.landscape.xtrace import columns_that_fit, xtrace
-from regimes.pruners.mask import Mask
+from regimes.landscape.operator import AnyMask, HessianOperator
+from regimes.landscape.trace import UNIT, Method, trace
 
 Backend = Literal["own", "pyhessian"]
-Method = Literal["auto", "split", "xtrace", "hutchinson"]
 RELATIVE = 0.03  # standard error of a trace for which neither an error nor probes are asked
-LEAST = 32  # probes of Hutchinson's before their spread is believed
 PYHESSIAN_PROBES = 32
-ENOUGH = 48  # test vectors that have to fit into memory, or XTrace is not begun
-AnyMask = Mask | Mapping[str, Tensor] | None
-UNIT = "nat"  # curvature of a loss in nats per squared weight; weights have no unit
 
 
 def hessian_trace(
     model: nn.Module,
     loss_fn: LossFn,
-    data: tuple[Tensor, Tensor],
+    data: Data,
     mask: AnyMask = None,
     rel_stderr: float | None = None,
     generator: torch.Generator | None = None,
@@ -60,7 +52,7 @@ def hessian_trace(
     Args:
         model: any network; it is measured in eval mode and left as it was.
         loss_fn: (outputs, targets) -> mean loss.
-        data: inputs (n, ...), targets (n, ...).
+        data: inputs (n, ...) and targets (n, ...), or a loader of such batches, which is read into memory.
         mask: the live coordinates; see `HessianOperator`.
         rel_stderr: go on until stderr <= rel_stderr * abs(value), or ``max_probes``; None: 0.03 if no probes are given.
         generator: on the CPU; None: seed 0.
@@ -81,51 +73,24 @@ def hessian_trace(
     _check(chunk >= 0 and max_probes >= 1, f"chunk = {chunk}, max_probes = {max_probes}: at least 0 and 1")
     _check(backend in ("own", "pyhessian"), f"hessian.backend = '{backend}': allowed: own, pyhessian")
     _check(method in get_args(Method), f"method = '{method}': allowed: {', '.join(get_args(Method))}")
+    data = pair(data, model)
     generator = generator or torch.Generator().manual_seed(0)
+    if rel_stderr is None and not probes and backend == "own":
+        rel_stderr = RELATIVE
     if backend == "pyhessian":
         from regimes.landscape.pyhessian import reference_trace
 
         _check(rel_stderr is None and chunk == 0, "hessian.backend = 'pyhessian' takes neither rel_stderr nor chunk")
         return reference_trace(model, loss_fn, data, mask, probes or PYHESSIAN_PROBES, generator)
-    hessian = HessianOperator(model, loss_fn, data, mask, chunk)
-    if probes:
-        _check(method != "split", f"probes = {probes}: 'split' works to a rel_stderr")
-        return (
-            xtrace(hessian, generator, 0.0, probes)
-            if method == "xtrace"
-            else hutchinson(hessian, generator, probes, None, probes)
-        )
-    rel_stderr = RELATIVE if rel_stderr is None else rel_stderr
-    if method in ("auto", "split"):
-        try:
-            return split_trace(Split(model, loss_fn, data, mask, chunk), generator, rel_stderr, max_probes)
-        except NoSplit as why:
-            _check(method == "auto", f"method = 'split': {why}; take 'auto' or 'xtrace'")
-    if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= ENOUGH):
-        return xtrace(hessian, generator, rel_stderr, max_probes)
-    return hutchinson(hessian, generator, LEAST, rel_stderr, max_probes)
-
-
-def hutchinson(
-    hessian: HessianOperator, generator: torch.Generator, probes: int, rel_stderr: float | None, max_probes: int
-) -> Estimate:
-    """The mean of ``v' H v`` over random signs v."""
-    draws: list[float] = []
-    while True:
-        vector = hessian.rademacher(generator)
-        draws.append(float(vector @ (hessian @ vector)))
-        if len(draws) < probes:
-            continue
-        estimate = Estimate.mean(draws, UNIT)
-        enough = rel_stderr is None or estimate.stderr <= rel_stderr * abs(estimate.value)
-        if enough or len(draws) >= max_probes or not math.isfinite(estimate.value):
-            return estimate
+    _check(not probes or method != "split", f"probes = {probes}: 'split' works to a rel_stderr")
+    found = trace(model, loss_fn, data, mask, rel_stderr or 0.0, generator, probes, max_probes, method, chunk)
+    return found.warned("the Hessian trace")
 
 
 def hessian_top(
     model: nn.Module,
     loss_fn: LossFn,
-    data: tuple[Tensor, Tensor],
+    data: Data,
     mask: AnyMask = None,
     generator: torch.Generator | None = None,
     *,
@@ -148,6 +113,7 @@ def hessian_top(
         model, loss_fn, data, mask, generator, chunk, backend: as in `hessian_trace`.
     """
     _check(max_steps >= 1, f"max_steps = {max_steps}: at least 1 is needed")
+    data = pair(data, model)
     generator = generator or torch.Generator().manual_seed(0)
     if backend == "pyhessian":
         from regimes.landscape.pyhessian import reference_top
@@ -155,7 +121,8 @@ def hessian_top(
         _check(chunk == 0, "hessian.backend = 'pyhessian' takes no chunk")
         return reference_top(model, loss_fn, data, mask, tolerance, max_steps, generator)
     _check(backend == "own", f"hessian.backend = '{backend}': allowed: own, pyhessian")
-    return lanczos_top(HessianOperator(model, loss_fn, data, mask, chunk), generator, tolerance, max_steps)
+    hessian = HessianOperator(model, loss_fn, data, mask, chunk)
+    return lanczos_top(hessian, generator, tolerance, max_steps)[0].warned("the largest Hessian eigenvalue")
 
 
 def _check(holds: bool, otherwise: str) -> None:

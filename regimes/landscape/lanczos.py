@@ -1,8 +1,10 @@
-"""Lanczos: the top of a symmetric operator's spectrum from few products."""
+"""Lanczos: ends and density of a symmetric operator's spectrum from few products."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,18 +13,46 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.operator import HessianOperator
 
 
-def lanczos_top(hessian: HessianOperator, generator: torch.Generator, tolerance: float, max_steps: int) -> Estimate:
-    """Run Lanczos on an operator until the largest Ritz value is known to ``tolerance``; see `hessian_top`."""
-    vector = hessian.normal(generator)
+@dataclass(frozen=True)
+class Ritz:
+    """What so many steps of Lanczos know.
+
+    Attributes:
+        values: Ritz values, ascending (steps,), float64.
+        vectors: eigenvectors of the tridiagonal matrix (steps, steps), in columns.
+        residual: length of what the basis does not hold; times the last entry of a vector, that Ritz value's residual.
+        product: the last Rayleigh quotient; not finite where the operator is not.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residual: float
+    product: float
+
+    def bound(self, place: int) -> float:
+        """How far a Ritz value may be from an eigenvalue: its residual r, or ``r^2 / (gap - r)`` where the neighbours
+        are a gap away (Kato, Temple)."""
+        residual = self.residual * abs(float(self.vectors[-1, place]))
+        others = [abs(float(self.values[place] - each)) for i, each in enumerate(self.values) if i != place]
+        gap = min(others, default=0.0)
+        return min(residual, residual**2 / (gap - residual)) if gap > residual else residual
+
+
+def lanczos(hessian: HessianOperator, vector: Tensor, max_steps: int) -> Iterator[Ritz]:
+    """Yield what is known after each step from a starting vector (size,), with full reorthogonalisation.
+
+    Ends after ``max_steps``, where the basis spans all that the vector can reach, or at a product that is not finite.
+    """
     basis = [vector / vector.norm()]
     diagonal: list[float] = []
     beside: list[float] = []
-    value, bound, met = math.nan, math.nan, 0
-    for step in range(min(max_steps, hessian.size)):
+    for _ in range(min(max_steps, hessian.size)):
         image = hessian @ basis[-1]
         diagonal.append(float(basis[-1] @ image))
         if not math.isfinite(diagonal[-1]):
-            return Estimate(math.nan, math.nan, step + 1, "nat")
+            nothing = torch.full((len(diagonal),), math.nan, dtype=torch.float64)
+            yield Ritz(nothing, nothing.expand(len(diagonal), -1), math.nan, diagonal[-1])
+            return
         known = torch.stack(basis)  # (k, size)
         for _ in range(2):  # once is not enough in float32
             image = image - known.T @ (known @ image)
@@ -32,16 +62,24 @@ def lanczos_top(hessian: HessianOperator, generator: torch.Generator, tolerance:
             edge = torch.tensor(beside, dtype=torch.float64)
             small = small + torch.diag(edge, 1) + torch.diag(edge, -1)
         values, vectors = torch.linalg.eigh(small)
-        value, bound = float(values[-1]), _bound(values, length * abs(float(vectors[-1, -1])))
-        met = met + 1 if bound <= tolerance * abs(value) else 0
-        if met == 2 or length <= 1e-12 * float(values.abs().max()):
-            break
+        yield Ritz(values, vectors, length, diagonal[-1])
+        if length <= 1e-12 * float(values.abs().max()):
+            return
         beside.append(length)
         basis.append(image / length)
-    return Estimate(value, bound, len(diagonal), "nat")
 
 
-def _bound(values: Tensor, residual: float) -> float:
-    """How far the largest Ritz value may be from an eigenvalue."""
-    gap = float(values[-1] - values[-2]) if len(values) > 1 else 0.0
-    return min(residual, residual**2 / (gap - residual)) if gap > residual else residual
+def lanczos_top(
+    hessian: HessianOperator, generator: torch.Generator, tolerance: float, max_steps: int, count: int = 1
+) -> list[Estimate]:
+    """Run Lanczos until the ``count`` largest Ritz values are known to ``tolerance``; see `hessian_top`."""
+    met = 0
+    found: list[Estimate] = []
+    for steps, ritz in enumerate(lanczos(hessian, hessian.normal(generator), max_steps), start=1):
+        places = range(steps - 1, max(-1, steps - 1 - count), -1)
+        found = [Estimate(float(ritz.values[i]), ritz.bound(i), steps, "nat") for i in places]
+        sure = all(each.stderr <= tolerance * abs(each.value) for each in found)
+        met = met + 1 if sure and len(found) == min(count, hessian.size) else 0
+        if met == 2:
+            break
+    return found

@@ -77,6 +77,8 @@ class Metric:
         table: the name of its table of options, ``[measure.TABLE]``; metrics may share one.
         variables: {variable: what it is}, everything that ``measure`` returns.
         measure: ``(subjects, probe, options) -> {variable: Estimate | Curve}``; the subjects are left as they were.
+        classes: whether it is for classifiers only.
+        needs: a module that it imports beside this package's own needs, and what to install for it.
         work: ``(options, images) -> forward passes of one image``, for the plan's estimate of time.
     """
 
@@ -87,3 +89,5 @@ class Metric:
     variables: Mapping[str, Variable]
     measure: Callable[[Sequence[Trained], Probe, Any], Measured]
     work: Callable[[Any, int], float]
+    classes: bool = False
+    needs: tuple[str, str] | None = None

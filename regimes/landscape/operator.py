@@ -14,6 +14,8 @@ from regimes.landscape.error import evaluating
 from regimes.landscape.metric import LossFn
 from regimes.pruners.mask import Mask
 
+AnyMask = Mask | Mapping[str, Tensor] | None
+
 
 class HessianOperator:
     """``H v`` for the Hessian H of the mean loss over (inputs, targets), on the live coordinates only.
@@ -40,7 +42,7 @@ class HessianOperator:
         model: nn.Module,
         loss_fn: LossFn,
         data: tuple[Tensor, Tensor],
-        mask: Mask | Mapping[str, Tensor] | None = None,
+        mask: AnyMask = None,
         chunk: int = 0,
         together: int | None = None,
     ) -> None:
@@ -112,6 +114,26 @@ class HessianOperator:
         whole[self.live] = vector.to(whole)
         return {n: part.view_as(leaf) for (n, leaf), part in zip(self.leaves.items(), self._cut(whole), strict=True)}
 
+    def weights(self) -> Tensor:
+        """The live coordinates' own values (size,)."""
+        return torch.cat([leaf.detach().reshape(-1) for leaf in self.leaves.values()])[self.live]
+
+    def loss_and_gradient(self, step: Tensor | None = None) -> tuple[float, Tensor]:
+        """The mean loss and its gradient (size,), at the weights or a step (size,) away from them."""
+        leaves = self.leaves
+        if step is not None:
+            moved = self.tensors(step)
+            leaves = {name: (leaf.detach() + moved[name]).requires_grad_() for name, leaf in leaves.items()}
+        total, whole = 0.0, torch.zeros(self.live.numel(), device=self.device, dtype=self.dtype)
+        for inputs, targets in self.chunks:
+            with evaluating(self.model), torch.enable_grad():
+                loss = self.loss_fn(functional_call(self.model, (leaves, self.buffers), (inputs,)), targets)
+                parts = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            share = len(inputs) / self.count
+            total += float(loss.detach()) * share
+            whole += torch.cat([each.reshape(-1) for each in parts]) * share
+        return total, whole[self.live]
+
     def rademacher(self, generator: torch.Generator) -> Tensor:
         """A random vector of signs (size,), drawn on the CPU so that it is the same on every device."""
         signs = torch.randint(0, 2, (self.size,), generator=generator, dtype=torch.int8)
@@ -164,7 +186,7 @@ class HessianOperator:
         )
 
 
-def _live(leaves: dict[str, Tensor], mask: Mask | Mapping[str, Tensor] | None) -> Tensor:
+def _live(leaves: dict[str, Tensor], mask: AnyMask) -> Tensor:
     layers = mask.layers if isinstance(mask, Mask) else dict(mask or {})
     unknown = [name for name in layers if name not in leaves]
     if unknown:

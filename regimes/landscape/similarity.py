@@ -1,38 +1,80 @@
-"""Similarity of two networks' outputs: linear centred kernel alignment."""
+"""Similarity of two networks' outputs, or of what a layer puts out: linear centred kernel alignment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from regimes.errors import UserError
-from regimes.landscape.error import outputs
+from regimes.landscape.batches import inputs_of
+from regimes.landscape.error import evaluating, images_at_once, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.registry import nearest
 
-On = Literal["softmax", "logits"]
+HELD = 2**32  # bytes of features, in float64, that are held for both networks together
 GROUPS = 20  # of the jackknife
 
 
-def cka(a: nn.Module, b: nn.Module, inputs: Tensor, on: On = "softmax", debiased: bool = False) -> Estimate:
-    """Linear CKA between two networks' outputs over ``inputs``, exact over the whole set, in float64.
+def cka(
+    a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any], on: str = "softmax", debiased: bool = False
+) -> Estimate:
+    """Linear CKA between two networks' outputs, or outputs of a layer, over ``inputs``: exact over the whole set, in
+    float64.
 
     Args:
         a, b: networks; they are run in eval mode and left as they were.
-        inputs: (n, ...).
-        on: what is compared. The study takes "softmax"; "logits" gives other values, so a record says which.
+        inputs: (n, ...), or a loader of batches, which is read into memory.
+        on: what is compared: "softmax" as in the study, "logits" (which gives other values, so a record says which),
+            or the name of a layer as in ``model.named_modules()``, whose outputs are flattened to one row an input.
         debiased: see `cka_of_features`.
+
+    Raises:
+        UserError: no such layer, or more features than may be held.
     """
-    if on not in ("softmax", "logits"):
-        raise UserError(f"cka on = '{on}': allowed: softmax, logits")
-    features = [outputs(model, inputs).double() for model in (a, b)]
-    if on == "softmax":
-        features = [each.softmax(dim=1) for each in features]
+    inputs = inputs_of(inputs, a)
+    if on in ("softmax", "logits"):
+        features = [outputs(model, inputs).double() for model in (a, b)]
+        if on == "softmax":
+            features = [each.softmax(dim=1) for each in features]
+    else:
+        features = [layer_outputs(model, on, inputs) for model in (a, b)]
     return cka_of_features(features[0], features[1], debiased)
+
+
+def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
+    """What a layer puts out for every input, flattened (n, features), float64, in eval mode.
+
+    Raises:
+        UserError: no such layer, one that is not called once a pass or gives no tensor, or too much to hold.
+    """
+    layers = dict(model.named_modules())
+    if not name or name not in layers:
+        names = [each for each in layers if each]
+        raise UserError(f"cka on = '{name}': no such layer{nearest(name, names)}; allowed: softmax, logits, or a layer")
+    caught: list[Tensor] = []
+    rows: list[Tensor] = []
+    hook = layers[name].register_forward_hook(lambda module, args, output: caught.append(output))
+    try:
+        with evaluating(model):
+            for part in inputs.split(images_at_once(inputs)):
+                caught.clear()
+                model(part)
+                if len(caught) != 1 or not isinstance(caught[0], Tensor) or len(caught[0]) != len(part):
+                    raise UserError(f"cka on = '{name}': this layer does not put out one tensor a pass, a row an input")
+                if not rows and 2 * 8 * len(inputs) * caught[0][0].numel() > HELD:
+                    raise UserError(
+                        f"cka on = '{name}': {len(inputs)} inputs with {caught[0][0].numel()} features are more than "
+                        f"{HELD / 1e9:.0f} GB; take fewer images"
+                    )
+                rows.append(caught[0].flatten(1).double())
+    finally:
+        hook.remove()
+    return torch.cat(rows)
 
 
 def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False) -> Estimate:
@@ -69,16 +111,23 @@ def _centred(X: Tensor) -> Tensor:
 
 
 def _cka(X: Tensor, Y: Tensor, debiased: bool) -> float:
-    hsic = _hsic_debiased if debiased else _hsic
     X, Y = X - X.mean(dim=0), Y - Y.mean(dim=0)
+    hsic = _hsic_debiased if debiased else _hsic
     xx, yy = hsic(X, X), hsic(Y, Y)
     if xx <= 0 or yy <= 0:
         return 1.0 if xx <= 0 and yy <= 0 else 0.0
     return hsic(X, Y) / (xx * yy) ** 0.5
 
 
+def _cross(X: Tensor, Y: Tensor) -> Tensor:
+    """``|X'Y|_F^2``; where inputs are fewer than features, from both matrices of inner products, which are smaller."""
+    if len(X) < min(X.shape[1], Y.shape[1]):
+        return ((X @ X.T) * (Y @ Y.T)).sum()
+    return (X.T @ Y).square().sum()
+
+
 def _hsic(X: Tensor, Y: Tensor) -> float:
-    return float((X.T @ Y).square().sum())
+    return float(_cross(X, Y))
 
 
 def _hsic_debiased(X: Tensor, Y: Tensor) -> float:
@@ -86,19 +135,20 @@ def _hsic_debiased(X: Tensor, Y: Tensor) -> float:
     n = len(X)
     x_norms, y_norms = X.square().sum(dim=1), Y.square().sum(dim=1)  # (n,)
     x_rows, y_rows = X @ X.sum(dim=0) - x_norms, Y @ Y.sum(dim=0) - y_norms  # (n,) row sums without the diagonal
-    product = (X.T @ Y).square().sum() - x_norms @ y_norms
+    product = _cross(X, Y) - x_norms @ y_norms
     product = product + x_rows.sum() * y_rows.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (x_rows @ y_rows)
     return float(product)
 
 
 @dataclass(frozen=True)
 class CkaOptions:
-    """Options of the metric "cka": what is compared, debiased or not, images used (0: all) of which split.
+    """Options of the metric "cka": what is compared (softmax, logits, or a layer's name), debiased or not, images used
+    (0: all) of which split.
 
     The study takes un-augmented training images; where networks fit those perfectly, CKA saturates, and the validation
     images tell more."""
 
-    on: On = "softmax"
+    on: str = "softmax"
     debiased: bool = False
     images: Images = 0
     split: Literal["train", "val", "test"] = "train"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regimes.errors import UserError
 from regimes.landscape.error import evaluating, images_at_once, outputs
 from regimes.landscape.metric import LossFn
-from regimes.landscape.operator import HessianOperator
-from regimes.pruners.mask import Mask
+from regimes.landscape.operator import AnyMask, HessianOperator
 
 BYTES = {"cpu": 2**25, "cuda": 2**30}  # that the gradients of a group of inputs, one by one, may take
 ROOTS = 2**30  # bytes that taking the curvatures of the loss in all outputs may need
@@ -54,7 +53,7 @@ class Split:
         model: nn.Module,
         loss_fn: LossFn,
         data: tuple[Tensor, Tensor],
-        mask: Mask | Mapping[str, Tensor] | None = None,
+        mask: AnyMask = None,
         chunk: int = 0,
     ) -> None:
         self.model, self.inputs, self.chunk = model, data[0], chunk
@@ -65,11 +64,10 @@ class Split:
         except Exception as broken:  # what is not made for single inputs raises anything
             raise NoSplit((str(broken).splitlines() or [type(broken).__name__])[0]) from None
 
-    def _take_apart(
-        self, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: Mask | Mapping[str, Tensor] | None
-    ) -> None:
+    def _take_apart(self, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask) -> None:
         answers = outputs(self.model, data[0])
         slopes, self.roots = _in_outputs(loss_fn, answers, data[1])
+        self.slopes = slopes
         self.rest = HessianOperator(self.model, _linear, (data[0], slopes), mask, self.chunk)
         self.columns = self.roots.shape[2]
         alive = self.rest.live.split([leaf.numel() for leaf in self.rest.leaves.values()])
@@ -87,11 +85,15 @@ class Split:
         return out[0].flatten()
 
     def exact(self) -> Tensor:
-        """``tr J_n' A_n J_n`` of every input (n,)."""
+        """``tr J_n' A_n J_n`` of every input, tensor by tensor (n, tensors)."""
         return self._squares(self.roots.transpose(1, 2))
 
+    def slope_squares(self) -> Tensor:
+        """``|J_n' s_n|^2``, the squared gradient of every input's own loss, tensor by tensor (n, tensors)."""
+        return self._squares(self.slopes[:, None])
+
     def draw(self, generator: torch.Generator) -> Tensor:
-        """An unbiased guess of it for every input (n,): one random sum of the root's columns each."""
+        """An unbiased guess of it (n, tensors): for every input one random sum of the root's columns."""
         signs = torch.randint(0, 2, (len(self.inputs), self.columns, 1), generator=generator, dtype=torch.int8)
         return self._squares((self.roots @ (2 * signs - 1).to(self.roots)).transpose(1, 2))
 
@@ -111,15 +113,15 @@ class Split:
         return not any(bool(rest.within(name, vector).any()) for name, vector in vectors.items())
 
     def _squares(self, vectors: Tensor) -> Tensor:
-        """``sum_c |J_n' v_nc|^2`` on the live coordinates (n,), for vectors (n, c, outputs)."""
+        """``sum_c |J_n' v_nc|^2`` on the live coordinates of each tensor (n, tensors), for vectors (n, c, outputs)."""
 
         def one(x: Tensor, columns: Tensor) -> Tensor:
             back: Callable[[Tensor], tuple[dict[str, Tensor]]] = vjp(lambda w: self._apply(w, x), self._weights)[1]
-            total = torch.zeros((), device=x.device, dtype=columns.dtype)
+            total = torch.zeros(len(self._weights), device=x.device, dtype=columns.dtype)
             for column in columns:  # one after the other: the forward pass is shared, memory is not asked for
-                for name, gradient in back(column)[0].items():
-                    row = gradient.flatten()
-                    total = total + (row * self.live[name] if name in self.live else row) @ row
+                rows = {name: gradient.flatten() for name, gradient in back(column)[0].items()}
+                alive = ((row * self.live[name] if name in self.live else row) @ row for name, row in rows.items())
+                total = total + torch.stack(list(alive))
             return total
 
         numbers = self.rest.live.numel()

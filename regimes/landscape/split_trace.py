@@ -25,7 +25,7 @@ def split_trace(split: Split, generator: torch.Generator, rel_stderr: float, mos
     error is widened by Student's factor as the probes are few; by XTrace where it would take many. Whichever part is
     less certain is worked on next.
     """
-    gauss, flat = _Gauss(split, generator, most), split.flat()
+    gauss, flat = Gauss(split, generator, most), split.flat()
     if flat or split.rest.size <= MANY:
         rest = Estimate(0.0, 0.0, 0) if flat else exact_trace(split.rest, 0)
         gauss.reach(rel_stderr, beside=rest.value)
@@ -52,7 +52,7 @@ def split_trace(split: Split, generator: torch.Generator, rel_stderr: float, mos
             probes.append(_probe(split.rest, generator))
 
 
-class _Gauss:
+class Gauss:
     """tr G as known so far: from random draws, until the exact trace costs less than the draws still needed."""
 
     def __init__(self, split: Split, generator: torch.Generator, most: int) -> None:
@@ -61,9 +61,9 @@ class _Gauss:
         self.draws: list[Tensor] = []
         first = -(-VALUES // len(split.inputs))
         if first >= split.columns:
-            self.whole = split.exact()
+            self.whole = split.exact().sum(dim=1)
         else:
-            self.draws = [split.draw(generator) for _ in range(first)]
+            self.draws = [split.draw(generator).sum(dim=1) for _ in range(first)]
 
     def estimate(self) -> Estimate:
         """Only draws vary, the inputs are given; of one draw alone the spread over inputs is an upper bound.
@@ -78,7 +78,7 @@ class _Gauss:
         if count == 1:
             return Estimate(float(draws.mean()), float(draws[0].std()) / inputs**0.5, 1, "nat")
         stderr = float(draws.var(dim=0).mean() / (inputs * count)) ** 0.5
-        return Estimate(float(draws.mean()), stderr * _student(self.freedom), count, "nat")
+        return Estimate(float(draws.mean()), stderr * student(self.freedom), count, "nat")
 
     @property
     def freedom(self) -> float:
@@ -107,9 +107,9 @@ class _Gauss:
         needed = len(self.draws) * (self.estimate().stderr / goal) ** 2 if goal > 0 else math.inf
         bound = len(self.draws) == 1 and goal > 0  # nothing to reckon with yet
         if not bound and needed - len(self.draws) >= self.split.columns:
-            self.whole = self.split.exact()
+            self.whole = self.split.exact().sum(dim=1)
         else:
-            self.draws.append(self.split.draw(self.generator))
+            self.draws.append(self.split.draw(self.generator).sum(dim=1))
 
 
 def _sum(one: Estimate, other: Estimate) -> Estimate:
@@ -125,9 +125,9 @@ def _probe(rest: HessianOperator, generator: torch.Generator) -> float:
 def _few(probes: list[float]) -> Estimate:
     """Their mean, with a standard error of which 1.96 make a 95 % interval as Student's distribution has it."""
     mean = Estimate.mean(probes, "nat")
-    return Estimate(mean.value, mean.stderr * _student(len(probes) - 1), mean.samples, "nat")
+    return Estimate(mean.value, mean.stderr * student(len(probes) - 1), mean.samples, "nat")
 
 
-def _student(freedom: float) -> float:
+def student(freedom: float) -> float:
     """Student's 97.5 % quantile over the normal one, to a few percent (from two degrees of freedom on)."""
     return 1 + 1.24 / freedom + 1.3 / freedom**2

@@ -136,6 +136,37 @@ def _without(model: nn.Module, share: float, inputs: Tensor, how: str, everywher
     return small
 
 
+def dependencies(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
+    """Groups of channels that belong together, as torch-pruning sees them: (layer, "prune_in_channels" or
+    "prune_out_channels", positions there, the channel of each position).
+
+    Raises:
+        UserError: torch-pruning is not installed, or cannot follow the network.
+    """
+    pruning = _torch_pruning()
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            graph = pruning.DependencyGraph().build_dependency(copy.deepcopy(model), inputs)
+            names = {module: name for name, module in graph.model.named_modules()}
+            layers = dict(model.named_modules())
+            return [
+                [
+                    (layers[names[target]] if target in names else target, item.dep.handler.__name__, *_idxs(item))
+                    for item in group
+                    for target in [item.dep.target.module]
+                ]
+                for group in graph.get_all_groups()
+            ]
+        except Exception as error:  # it meets operations that it does not know in many ways
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"torch-pruning cannot follow {type(model).__name__}: {reason}") from error
+
+
+def _idxs(item: Any) -> tuple[list[int], list[int]]:
+    return [int(each) for each in item.idxs], [int(each) for each in item.root_idxs or item.idxs]
+
+
 def _torch_pruning() -> Any:
     try:
         import torch_pruning

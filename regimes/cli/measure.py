@@ -1,0 +1,101 @@
+"""``regimes measure``: the landscape of checkpoints of one's own, as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from regimes.errors import UserError
+
+if TYPE_CHECKING:
+    from regimes.flow.lab import Lab
+    from regimes.landscape.alone import Measurement
+    from regimes.spec.sweep import Sweep
+
+
+def show_measure(
+    files: list[Path], model: str, data: str, metrics: str, changes: list[str], dense: bool, device: str, as_json: bool
+) -> None:
+    """Print what the metrics say of checkpoints, with standard errors and seconds."""
+    from regimes.flow.given import read_checkpoint
+    from regimes.flow.lab import one_thread
+    from regimes.landscape.alone import mask_of_zeros, measure
+    from regimes.landscape.metric import Curve
+    from regimes.models.build import load_weights
+
+    sweep, lab = _prepared(model, data, metrics, changes, device)
+    networks = []
+    for file in files:
+        network = lab.new_model(seed=0)
+        load_weights(network, read_checkpoint(str(file), network))
+        networks.append(network.eval())
+    masks = [None if dense else mask_of_zeros(each) for each in networks]
+    tables = {name: sweep.measure.options(name) for name in (sweep.measure.model_extra or {})}
+    with one_thread():
+        found = measure(networks, lab.data, sweep.measure.metrics, tables, masks=masks, loss_fn=sweep.recipe.loss_fn)
+    names = [file.name for file in files]
+    if as_json:
+        typer.echo(json.dumps([_facts(each, names) for each in found], indent=1))
+        return
+    for name, mask in zip(names, masks, strict=True):
+        typer.echo(f"{name}: " + ("every weight lives" if mask is None else f"pruned, density {mask.density:.4g}"))
+    rows = [_row(each, names) for each in found if not isinstance(each.value, Curve)]
+    widths = [max(len(row[column]) for row in [HEAD, *rows]) for column in range(len(HEAD))]
+    for row in [HEAD, *rows]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+HEAD = ("networks", "variable", "value", "std. error", "unit", "seconds", "")
+
+
+def _prepared(model: str, data: str, metrics: str, changes: list[str], device: str) -> tuple[Sweep, Lab]:
+    """The tables of a sweep that measuring needs, checked as those of a file are."""
+    from regimes.flow.lab import Lab, LabSpec, numerics_of
+    from regimes.registry import allow_imports_from
+    from regimes.spec.change import changed
+    from regimes.spec.check import resolve
+
+    allow_imports_from(os.getcwd())
+    raw: dict[str, Any] = {
+        "data": {"name": data},
+        "model": {"name": model},
+        "measure": {"metrics": [each.strip() for each in metrics.split(",") if each.strip()]},
+        "recipe": {"augment": "none"},
+        "temperature": {"epochs": [1]},
+        "load": {"density": [1.0]},
+    }
+    sweep = resolve(changed(raw, changes), "regimes measure", "measure")
+    lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics_of(device, "eager", "eager"), ""))
+    lab.check_model()
+    if lab.loaded.regression and sweep.recipe.loss == "cross-entropy":
+        raise UserError("the data have numbers as targets; add --set recipe.loss=mse")
+    return sweep, lab
+
+
+def _row(each: Measurement, names: list[str]) -> tuple[str, ...]:
+    from regimes.landscape.estimate import Estimate
+
+    value = each.value
+    assert isinstance(value, Estimate)
+    said = "uncertain" if value.unsure else ""
+    where = ", ".join(names[i] for i in each.networks)
+    return (where, each.variable, f"{value.value:.5g}", f"{value.stderr:.2g}", value.unit, f"{each.seconds:.2f}", said)
+
+
+def _facts(each: Measurement, names: list[str]) -> dict[str, Any]:
+    from regimes.landscape.metric import Curve
+
+    facts: dict[str, Any] = {
+        "networks": [names[i] for i in each.networks],
+        "metric": each.metric,
+        "variable": each.variable,
+    }
+    facts |= {"long_name": each.long_name, "seconds": each.seconds}
+    if isinstance(each.value, Curve):
+        return {**facts, each.value.coordinate: list(each.value.at), "value": list(each.value.values)}
+    value, stderr = (None if number != number else number for number in (each.value.value, each.value.stderr))
+    return {**facts, "value": value, "stderr": stderr, "samples": each.value.samples, "unit": each.value.unit}
