@@ -28,7 +28,10 @@ def test_every_command_it_names_exists() -> None:
     from regimes.cli.app import app
 
     known = {each.name or str(getattr(each.callback, "__name__", "")) for each in app.registered_commands}
-    assert set(re.findall(r"regimes (plan|run|status|retry|clean|export|classify|map|bench)\b", TEXT)) == known
+    assert (
+        set(re.findall(r"regimes (plan|run|status|retry|clean|export|classify|map|measure|study|bench)\b", TEXT))
+        == known
+    )
 
 
 def test_a_model_and_data_of_ones_own_as_shown(tmp_path: Path) -> None:

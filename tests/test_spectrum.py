@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,3 +91,11 @@ def test_numbers_that_cannot_be_meant() -> None:
         hessian_spectrum(model, F.cross_entropy, data, probes=1)
     with pytest.raises(UserError, match="no fewer steps than values"):
         hessian_eigenvalues(model, F.cross_entropy, data, count=9, max_steps=8)
+
+
+def test_memory_of_a_trace_stays_under_the_plans_figure() -> None:
+    """In a process of its own: the peak of PreResNet-20's Hessian trace, 32 inputs at once."""
+    script = "from regimes.studies.footprint import peak; peak(32)"
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, text=True)
+    planned, measured = map(float, told.stdout.split())
+    assert 0.6 * planned < measured < planned

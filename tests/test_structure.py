@@ -26,7 +26,7 @@ ORDER = [
     "flow",
     "record",
 ]
-ORDER += ["phases", "figures", "bench", "cli"]
+ORDER += ["phases", "figures", "bench", "studies", "cli"]
 
 
 def imports(path: Path) -> set[str]:

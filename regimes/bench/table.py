@@ -130,17 +130,17 @@ class Bench:
 
     def text(self) -> str:
         """For a terminal."""
-        return "\n\n".join([*(sheet.text() for sheet in self.sheets), _where()])
+        return "\n\n".join([*(sheet.text() for sheet in self.sheets), where()])
 
     def json(self) -> str:
         """For machines."""
         sheets = [{"title": sheet.title, "notes": list(sheet.notes), "facts": sheet.facts} for sheet in self.sheets]
-        return json.dumps(_finite({"bench": self.name, "sheets": sheets, "environment": environment()}), indent=1)
+        return json.dumps(finite({"bench": self.name, "sheets": sheets, "environment": environment()}), indent=1)
 
     def write(self, folder: Path, command: str) -> list[Path]:
         """Write NAME.md and NAME.json into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        page = [f"# regimes bench {self.name}", "", f"`{command}`", "", _where(), ""]
+        page = [f"# regimes bench {self.name}", "", f"`{command}`", "", where(), ""]
         page += [
             "Medians over the rounds; ratios with the least and greatest round; other numbers ± their deviation.",
             "",
@@ -152,7 +152,7 @@ class Bench:
         return files
 
 
-def _where() -> str:
+def where() -> str:
     facts = environment()
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision", "pyhessian"))
     for name in ("curvlinops-for-pytorch", "scipy"):
@@ -161,9 +161,9 @@ def _where() -> str:
     return f"{facts['processor']}, {facts['cores']} cores; Python {facts['python']}, {versions}"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -169,6 +169,19 @@ def measure(
 
 @app.command()
 @speaking
+def study(
+    what: Annotated[str, typer.Argument(metavar="calibration|stability|knobs|measures", help="Which study.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page, its figures and numbers.")],
+    runs: Annotated[Path, typer.Option(help="Folder of the runs that the study makes, or finishes.")] = Path("runs"),
+) -> None:
+    """Study the method itself: one command, one page."""
+    from regimes.cli.study import show_study
+
+    show_study(what, out, runs)
+
+
+@app.command()
+@speaking
 def bench(
     what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth|check", help="What to compare.")],
     device: Device = "cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,13 @@ def phase_diagram(data: xr.Dataset) -> Figure:
     axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
     axes.tick_params(axis="both", length=0)
     axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
-    figure.legend(handles=_legend(data, bool(best)), loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
+    figure.legend(
+        handles=legend_handles(present(data), bool(best)),
+        loc="outside lower center",
+        ncols=1,
+        frameon=False,
+        fontsize=8.5,
+    )
     return figure
 
 
@@ -70,8 +77,8 @@ def draw_border(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:
             axes.plot([column, column + 1], [row + 1, row + 1], **style)
 
 
-def _legend(data: xr.Dataset, dots: bool) -> list[Patch | Line2D]:
-    counts = present(data)
+def legend_handles(counts: Mapping[str, int], dots: bool) -> list[Patch | Line2D]:
+    """A handle for each regime, and one for the dots; ``counts`` says how many cells each regime has."""
     handles: list[Patch | Line2D] = [
         Patch(color=COLOURS[name], label=f"{name}  {text}" + ("" if counts[name] else "  (not seen in these data)"))
         for name, text in MEANING.items()

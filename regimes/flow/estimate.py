@@ -13,13 +13,17 @@ import torch
 from regimes.flow.engine import Choice, seconds_per_image
 from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab, one_thread
-from regimes.flow.memory import PROCESS, bytes_per_network
+from regimes.flow.memory import PROCESS, bytes_in_measuring, bytes_per_network
 from regimes.flow.prepare import Prepared
 from regimes.flow.stage import Stage, size_of
 from regimes.flow.store import Store
 from regimes.flow.train import Train
+from regimes.landscape import METRICS
 from regimes.landscape.error import evaluating, images_at_once
+from regimes.landscape.metric import Metric
+from regimes.registry import load
 from regimes.spec.recipe import Recipe
+from regimes.spec.sweep import Sweep
 
 RECORD_BYTES = 3_000  # a typical record on disk
 Sort = tuple[Any, ...]  # (kind of stage,), and the width where it varies: what seconds per work depend on
@@ -65,7 +69,7 @@ def estimate(prepared: Prepared, workers: int) -> Cost:
 
 
 def memory(prepared: Prepared) -> int:
-    """Bytes that one worker will hold: itself, the data, a fleet in training."""
+    """Bytes that one worker will hold: itself, the data, a fleet in training or a network in measurement."""
     lab, sweep = prepared.lab, prepared.sweep
     splits = (lab.data.train, lab.data.val, lab.data.test)
     data = 2 * sum(split.inputs.nbytes + split.targets.nbytes for split in splits)  # as loaded, and as trained on
@@ -75,7 +79,22 @@ def memory(prepared: Prepared) -> int:
         for kind, each in recipes.items()
         for size in sweep.sizes()
     ]
-    return PROCESS + data + max(fleets)
+    return PROCESS + data + max([*fleets, *(_measuring(sweep, lab.sized(size)) for size in sweep.sizes())])
+
+
+def _measuring(sweep: Sweep, lab: Lab) -> int:
+    """Bytes of the largest graph that a metric holds."""
+    images, few = len(lab.data.train.targets), 16
+    graphs = [0]
+    for name in sweep.measure.metrics:
+        metric: Metric = load(METRICS, name, "metric")
+        if metric.graph is not None:
+            graphs.append(metric.graph(metric.options(**sweep.measure.options(metric.table)), images))
+    if not any(graphs):
+        return 0
+    inputs, targets = lab.data.train.inputs[:few], lab.data.train.targets[:few]
+    with one_thread():
+        return bytes_in_measuring(lab.new_model(seed=0), inputs, targets, max(graphs), sweep.retrain.loss_fn)
 
 
 def disk(todo: Iterable[Stage], lab: Lab) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.flow.lab import Lab, one_thread
 from regimes.models.build import seeded
@@ -18,6 +19,8 @@ SHARE = 0.6  # of the free memory that all workers' fleets together may take
 PROCESS = 450_000_000  # bytes of a worker that has imported torch and trains something small
 COPIES = 6  # of the weights in training: themselves, gradients, momentum, and what a step makes on its way
 SLACK = 2.0  # what a backward pass holds at once, over what the forward pass kept for it
+TWICE = 2.4  # likewise, when a gradient is differentiated again
+SINGLE = 2**27  # bytes that gradients of single images take, a group of them at a time
 
 
 def bytes_per_network(lab: Lab, recipe: Recipe) -> int:
@@ -37,9 +40,35 @@ def bytes_in_training(
     The latter is the size of the tensors that autograd saves for a few images, which must own their memory.
     """
     model.train()
+
+    def forward() -> Tensor:
+        return loss_fn(model(inputs), targets)
+
+    weights, activations = _kept_for_backward(model, forward)
+    return int(COPIES * weights + SLACK * activations * batch / len(inputs))
+
+
+def bytes_in_measuring(
+    model: nn.Module, inputs: Tensor, targets: Tensor, images: int, loss_fn: Callable[..., Tensor] = F.cross_entropy
+) -> int:
+    """What the Hessian's products hold: copies of the weights, the graph of a gradient of so many images, counted on a
+    few of them, and gradients of single images."""
+    model.eval()
+
+    def gradient() -> tuple[Tensor, ...]:
+        trained = [each for each in model.parameters() if each.requires_grad]
+        return torch.autograd.grad(loss_fn(model(inputs), targets), trained, create_graph=True, allow_unused=True)
+
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
+        weights, graph = _kept_for_backward(model, gradient)
+    return int(COPIES * weights + SINGLE + TWICE * graph * images / len(inputs))
+
+
+def _kept_for_backward(model: nn.Module, run: Callable[[], object]) -> tuple[int, int]:
+    """Bytes of a model's state, and of what autograd keeps beside it while something runs."""
     weights = {each.untyped_storage().data_ptr(): each.nbytes for each in model.state_dict().values()}
     kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no address is counted twice
+    alive: list[object] = []  # so that no address is counted twice
 
     def note(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -47,9 +76,8 @@ def bytes_in_training(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss_fn(model(inputs), targets)
-    activations = sum(size for address, size in kept.items() if address not in weights)
-    return int(COPIES * sum(weights.values()) + SLACK * activations * batch / len(inputs))
+        alive.append(run())
+    return sum(weights.values()), sum(size for address, size in kept.items() if address not in weights)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
-from regimes.landscape.estimate import Estimate
+from regimes.landscape.estimate import Estimate, student
 from regimes.landscape.hessian import RELATIVE, HessianOptions
 from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable, subset
 from regimes.landscape.operator import AnyMask, HessianOperator
 from regimes.landscape.split import NoSplit, Split
-from regimes.landscape.split_trace import PROBES, Gauss, student
+from regimes.landscape.split_trace import PROBES, Gauss
 from regimes.landscape.trace import UNIT
 
 Of = Literal["hessian", "gauss-newton"]

@@ -46,8 +46,8 @@ def hessian_trace(
     * "xtrace": products that share a basis (`XTrace`), where the loss does not split.
     * "hutchinson": ``tr H = E[v' H v]`` over random signs v, where XTrace's bases would not fit into memory.
 
-    With ``probes`` alone: so many of Hutchinson's, with the spread of ``v' H v`` over sqrt(probes) as standard error.
-    The standard error tells how well the trace *of these inputs* is known.
+    With ``probes`` alone: so many of Hutchinson's; their spread over sqrt(probes), with Student's factor, is the
+    standard error. It tells how well the trace *of these inputs* is known.
 
     Args:
         model: any network; it is measured in eval mode and left as it was.
@@ -105,7 +105,7 @@ def hessian_top(
     As its standard error stands a bound rather than a deviation: with the residual ``r = |H y - value y|``, an
     eigenvalue lies within r, and within ``r^2 / (gap - r)`` where the others are at least ``gap`` away (Kato, Temple);
     the next Ritz value is taken for the next eigenvalue. Steps stop when the bound is below ``tolerance * abs(value)``
-    twice in a row.
+    three times in a row (``regimes study calibration`` counts how often that was too early).
 
     Args:
         tolerance: relative error to stop at.
@@ -159,6 +159,11 @@ class HessianOptions:
     backend: Backend = "own"
 
 
+def held(options: HessianOptions, images: int) -> int:
+    """Images whose gradient's graph is held at once."""
+    return options.chunk or min(options.images, images) or images
+
+
 def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> Measured:
     (subject,) = subjects
     data = subset(probe.data.train, options.images)
@@ -209,6 +214,7 @@ TRACE = Metric(
     variables={"hessian_trace": Variable(UNIT, "Hessian trace on the mask's support (training loss, eval mode)")},
     measure=_measure_trace,
     work=lambda options, images: _work(options.probes or SPLIT, options, images),
+    graph=held,
 )
 
 TOP = Metric(
@@ -221,4 +227,5 @@ TOP = Metric(
     },
     measure=_measure_top,
     work=lambda options, images: _work(12, options, images),
+    graph=held,
 )

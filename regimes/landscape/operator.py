@@ -96,6 +96,7 @@ class HessianOperator:
         total = torch.zeros_like(whole)
         for share, gradient in self._gradients():
             total += self._product(gradient, parts) * share
+            del gradient  # its graph, before the next chunk's is built
         return total[:, self.live]
 
     def within(self, name: str, vector: Tensor) -> Tensor:
@@ -106,6 +107,7 @@ class HessianOperator:
             if gradient[place].requires_grad:
                 (part,) = torch.autograd.grad(gradient[place], leaf, vector, retain_graph=True, allow_unused=True)
                 total = total if part is None else total + part * share
+            del gradient
         return total
 
     def tensors(self, vector: Tensor) -> dict[str, Tensor]:

@@ -40,11 +40,11 @@ class Spectrum:
 
     def moment(self, power: int) -> Estimate:
         """Mean of the eigenvalues to a power; for power 1, times `size`, the trace."""
-        return Estimate.mean([float(w @ x**power) for x, w in zip(self.nodes, self.weights, strict=True)])
+        return Estimate.mean_of_few([float(w @ x**power) for x, w in zip(self.nodes, self.weights, strict=True)])
 
     def below(self, value: float) -> Estimate:
         """Fraction of the eigenvalues that are at most ``value``."""
-        return Estimate.mean([float(w[x <= value].sum()) for x, w in zip(self.nodes, self.weights, strict=True)])
+        return Estimate.mean_of_few([float(w[x <= value].sum()) for x, w in zip(self.nodes, self.weights, strict=True)])
 
     def density(self, at: ArrayLike, width: float) -> NDArray[np.float64]:
         """Density of the eigenvalues at some values: the points smeared by Gaussians of a standard deviation."""
@@ -158,4 +158,5 @@ SPECTRUM = Metric(
     },
     measure=_measure,
     work=lambda options, images: options.probes * options.steps * 6 * (min(options.images, images) or images),
+    graph=lambda options, images: min(options.images, images) or images,
 )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from regimes.landscape.estimate import Estimate
+from regimes.landscape.estimate import Estimate, student
 from regimes.landscape.operator import HessianOperator
 from regimes.landscape.split import Split
 from regimes.landscape.xtrace import columns_that_fit, exact_trace, xtrace
@@ -35,7 +35,7 @@ def split_trace(split: Split, generator: torch.Generator, rel_stderr: float, mos
     while True:
         while len(probes) < PROBES:
             probes.append(_probe(split.rest, generator))
-        first, second = gauss.estimate(), _few(probes)
+        first, second = gauss.estimate(), Estimate.mean_of_few(probes, "nat")
         found = _sum(first, second)
         goal = rel_stderr * abs(found.value)
         met = met + 1 if found.stderr <= goal else 0
@@ -120,14 +120,3 @@ def _sum(one: Estimate, other: Estimate) -> Estimate:
 def _probe(rest: HessianOperator, generator: torch.Generator) -> float:
     vector = rest.rademacher(generator)
     return float(vector @ (rest @ vector))
-
-
-def _few(probes: list[float]) -> Estimate:
-    """Their mean, with a standard error of which 1.96 make a 95 % interval as Student's distribution has it."""
-    mean = Estimate.mean(probes, "nat")
-    return Estimate(mean.value, mean.stderr * student(len(probes) - 1), mean.samples, "nat")
-
-
-def student(freedom: float) -> float:
-    """Student's 97.5 % quantile over the normal one, to a few percent (from two degrees of freedom on)."""
-    return 1 + 1.24 / freedom + 1.3 / freedom**2

@@ -65,7 +65,7 @@ def hutchinson(
         draws.append(float(vector @ (hessian @ vector)))
         if len(draws) < probes:
             continue
-        estimate = Estimate.mean(draws, UNIT)
+        estimate = Estimate.mean_of_few(draws, UNIT)
         enough = rel_stderr is None or estimate.stderr <= rel_stderr * abs(estimate.value)
         if enough or len(draws) >= max_probes or not math.isfinite(estimate.value):
             return estimate

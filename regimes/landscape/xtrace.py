@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from regimes.landscape.estimate import Estimate
+from regimes.landscape.estimate import Estimate, student
 from regimes.landscape.operator import HessianOperator
 
 BLOCK = 2  # test vectors that are added at a time
@@ -78,7 +78,7 @@ class XTrace:
         lengths = self.tests.double().square().sum(dim=0).cpu() - inside.square().sum(dim=0)
         each = caught + outside * (size - count + 1) / lengths
         mean = Estimate.mean(each.tolist(), "nat")
-        return Estimate(mean.value, WIDER * mean.stderr, 2 * count, "nat")
+        return Estimate(mean.value, WIDER * mean.stderr * student(count - 1), 2 * count, "nat")
 
 
 def xtrace(

@@ -1,0 +1,47 @@
+"""The five sweeps of digits, one for each temperature knob, made or finished, and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from regimes.errors import UserError
+from regimes.flow.run import run
+from regimes.phases.classify import classify
+from regimes.record.grid import read_grid
+from regimes.studies.page import Say
+
+FOLDER = Path("sweeps")
+SWEEPS = ("digits", "digits-learning-rate", "digits-epochs", "digits-weight-decay", "digits-sam-rho")
+DENSITIES = "load.density=[0.02, 0.03, 0.05, 0.08, 0.4]"
+METRICS = ["error", "lmc", "lmc_test", "curve", "cka", "agreement", "hessian_trace", "hessian_top", "fisher"]
+METRICS += ["sharpness"]
+CHANGES = (
+    DENSITIES,
+    f"measure.metrics={METRICS}",
+    "measure.hessian.images=128",
+    "measure.curve={epochs = 10, images = 512}",
+)
+
+
+def family(runs: Path, say: Say) -> Mapping[str, xr.Dataset]:
+    """Run what is missing and return {sweep: classified grid}; the same densities and measures in each.
+
+    Raises:
+        UserError: the sweep files are not here.
+    """
+    grids: dict[str, Any] = {}
+    for name in SWEEPS:
+        file = FOLDER / f"{name}.toml"
+        if not file.exists():
+            raise UserError(f"{file}: no such sweep file; run this study in a clone of the repository")
+        result = run(file, runs / name, changes=CHANGES)
+        if result.progress.failed:
+            first = next(iter(result.progress.failed.values()))
+            raise UserError(f"{result.folder}: {len(result.progress.failed)} stages failed ({first})")
+        say(f"{name}: {len(result.stages)} stages, {result.seconds / 60:.1f} min")
+        grids[name] = classify(read_grid(result.folder))
+    return grids

@@ -1,0 +1,48 @@
+"""Memory that measuring takes, beside what the plan says of it."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import torch
+import torch.nn.functional as F
+
+from regimes.bench.table import Sheet
+from regimes.flow.memory import PROCESS, bytes_in_measuring
+from regimes.landscape.hessian import hessian_trace
+from regimes.models.build import build
+from regimes.studies.page import Say
+
+CHUNKS = (16, 64, 256)
+
+
+def memory(say: Say) -> Sheet:
+    """Peak memory of a Hessian trace of PreResNet-20 by chunk, in processes of their own, beside the plan's figure."""
+    rows, facts = [["inputs at once", "the plan's figure, MB", "measured peak, MB"]], []
+    for chunk in CHUNKS:
+        told = subprocess.run(
+            [sys.executable, "-c", f"from regimes.studies.footprint import peak; peak({chunk})"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        planned, measured = (float(each) for each in told.stdout.split())
+        say(f"memory, chunk {chunk}: {measured:.0f} MB, planned {planned:.0f} MB")
+        facts.append({"chunk": chunk, "planned_MB": planned, "peak_MB": measured})
+        rows.append([str(chunk), f"{planned:.0f}", f"{measured:.0f}"])
+    notes = ["PreResNet-20, 256 inputs of 3x32x32, 'auto' and 4 Hessian-vector products, float32, one thread"]
+    return Sheet("Memory of a Hessian trace", rows, notes, facts)
+
+
+def peak(chunk: int) -> None:
+    """Print the plan's figure and the peak of this process, in MB, for a trace of PreResNet-20."""
+    torch.set_num_threads(1)
+    model = build("preresnet", {"depth": 20}, (3, 32, 32), 10, 0)
+    random = torch.Generator().manual_seed(0)
+    data = torch.randn(256, 3, 32, 32, generator=random), torch.randint(0, 10, (256,), generator=random)
+    planned = PROCESS + bytes_in_measuring(model, data[0][:16], data[1][:16], chunk)
+    hessian_trace(model, F.cross_entropy, data, rel_stderr=0.05, chunk=chunk)
+    hessian_trace(model, F.cross_entropy, data, probes=4, chunk=chunk)
+    print(planned / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)

@@ -1,0 +1,84 @@
+"""Every temperature knob on one data set: five maps side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from regimes.bench.table import Sheet
+from regimes.figures.phase import COLOURS, INK, draw_border, legend_handles
+from regimes.figures.table import best_rows, table
+from regimes.phases.classify import REGIMES, cell_mean, present
+from regimes.record.grid import knobs_of
+from regimes.studies.family import family
+from regimes.studies.page import Page, Say
+
+TITLE = "Five temperatures: the regimes of one small network on handwritten digits"
+WORDS = [
+    "PreResNet-14 (width 8) on scikit-learn's handwritten digits, one dense seed, three retrained copies. In each map "
+    "another knob of the dense training is turned, hotter upwards; pruning and retraining are the same everywhere. The "
+    "thresholds are found in each grid by itself. A dot marks the lowest test error at each density.",
+]
+
+
+def study(out: Path, runs: Path, say: Say) -> Page:
+    """Run the five sweeps, or finish them, and draw their maps beside one another."""
+    grids = family(runs, say)
+    rows = [["knob", "I", "II-A", "II-B", "lowest test error at 2 %", "at", "highest", "at"]]
+    facts = []
+    for grid in grids.values():
+        (knob,) = knobs_of(grid)
+        counts = present(grid)
+        errors = cell_mean(grid["test_error"], [knob]).sel(density=0.02)
+        low, high = int(errors.values.argmin()), int(errors.values.argmax())
+        at = [f"{float(grid[knob][place]):g}" for place in (low, high)]
+        values = [f"{100 * float(errors[place]):.1f} %" for place in (low, high)]
+        rows.append([_name(grid), *(str(counts[each]) for each in ("I", "II-A", "II-B"))])
+        rows[-1] += [values[0], at[0], values[1], at[1]]
+        facts.append({"knob": knob, "cells": counts, "thresholds": grid["regime"].attrs["thresholds"]})
+    notes = [f"{_name(grid)}: {grid['regime'].attrs['thresholds']}" for grid in grids.values()]
+    sheet = Sheet("Cells of each regime, of 25, and test error at 2 % density", rows, notes, facts)
+    return Page("knobs", TITLE, WORDS, [sheet], {"maps": side_by_side(grids)})
+
+
+def _name(grid: xr.Dataset) -> str:
+    (knob,) = knobs_of(grid)
+    return str(grid[knob].attrs.get("long_name", knob))
+
+
+def side_by_side(grids: Mapping[str, xr.Dataset]) -> Figure:
+    """The maps of several grids in one row, with one legend."""
+    wide = sum(grid.sizes["density"] for grid in grids.values())
+    figure = Figure(figsize=(0.52 * wide + 0.75 * len(grids), 3.9), layout="constrained")
+    for axes, grid in zip(figure.subplots(1, len(grids)), grids.values(), strict=True):
+        _draw(axes, grid)
+    first = next(iter(grids.values()))
+    seen = {name: sum(present(grid)[name] for grid in grids.values()) for name in present(first)}
+    figure.supxlabel("density (% of weights kept)", fontsize=10)
+    figure.legend(handles=legend_handles(seen, True), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    return figure
+
+
+def _draw(axes: Axes, grid: xr.Dataset) -> None:
+    cells = table(grid["regime"], grid)
+    colours = ListedColormap([COLOURS[name] for name in REGIMES.values()])
+    sns.heatmap(cells, ax=axes, cmap=colours, vmin=-1.5, vmax=2.5, cbar=False, linewidths=0.6, linecolor="#ffffff")
+    best = best_rows(grid)
+    for (row, column), number in np.ndenumerate(cells.to_numpy()):
+        name = REGIMES[int(number)]
+        label = "?" if name == "unknown" else name
+        axes.text(column + 0.5, row + 0.56, label, ha="center", va="center", color=INK[name], fontsize=8)
+        if best.get(column) == row:
+            axes.plot(column + 0.84, row + 0.18, "o", ms=4.5, mfc="#111111", mec="#ffffff", mew=0.9, clip_on=False)
+    draw_border(axes, cells.to_numpy())
+    axes.set_title(f"{_name(grid)}  (hotter ↑)", fontsize=9.5)
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(axis="both", length=0, labelsize=8.5)
+    axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
