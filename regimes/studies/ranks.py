@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,24 +54,22 @@ def spearman(x: Numbers, y: Numbers, strata: NDArray[np.int64] | None = None, se
     strata = np.zeros(len(x), dtype=np.int64) if strata is None else strata
     whole = np.isfinite(x) & np.isfinite(y)
     x, y, strata = x[whole], y[whole], strata[whole]
-    value = _within(x, y, strata)
+    places = [np.flatnonzero(strata == each) for each in np.unique(strata)]
+    (value,) = _within(x, y, [each[None] for each in places]) if len(x) else [np.nan]
     if len(x) < 4 or not np.isfinite(value):
         return Correlation(np.nan, np.nan, np.nan, len(x))
     random = np.random.default_rng(seed)
-    places = [np.flatnonzero(strata == each) for each in np.unique(strata)]
-    draws = []
-    for _ in range(DRAWS):
-        chosen = np.concatenate([random.choice(each, len(each)) for each in places])
-        draws.append(_within(x[chosen], y[chosen], strata[chosen]))
+    draws = _within(x, y, [random.choice(each, (DRAWS, len(each))) for each in places])
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Correlation(value, float(low), float(high), len(x))
+    return Correlation(float(value), float(low), float(high), len(x))
 
 
-def _within(x: Numbers, y: Numbers, strata: NDArray[np.int64]) -> float:
-    u, v = np.zeros(len(x)), np.zeros(len(y))
-    for each in np.unique(strata):
-        here = strata == each
-        u[here] = rankdata(x[here]) - (here.sum() + 1) / 2
-        v[here] = rankdata(y[here]) - (here.sum() + 1) / 2
-    size = float(np.sqrt((u @ u) * (v @ v)))
-    return float(u @ v) / size if size > 0 else float("nan")
+def _within(x: Numbers, y: Numbers, strata: Sequence[NDArray[np.int64]]) -> Numbers:
+    """The correlation of each draw (draws,); ``strata`` holds the cells drawn of each stratum (draws, cells)."""
+    products, squares = np.zeros(len(strata[0])), np.zeros((2, len(strata[0])))
+    for chosen in strata:
+        u, v = (rankdata(each[chosen], axis=1) - (chosen.shape[1] + 1) / 2 for each in (x, y))
+        products += (u * v).sum(axis=1)
+        squares += np.stack([(u * u).sum(axis=1), (v * v).sum(axis=1)])
+    size = np.sqrt(squares.prod(axis=0))
+    return np.divide(products, size, out=np.full(len(size), np.nan), where=size > 0)

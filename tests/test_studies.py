@@ -1,0 +1,174 @@
+"""Studies at a small scale: they count rightly, and their pages say what was counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from regimes.landscape.estimate import Estimate
+from regimes.phases.classify import classify
+from regimes.spec.recipe import Recipe
+from regimes.studies import calibration, family, footprint, knobs, measures, stability
+from regimes.studies.ranks import spearman
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), count=st.integers(5, 30), ties=st.booleans())
+def test_rank_correlation_is_scipys(seed: int, count: int, ties: bool) -> None:
+    random = np.random.default_rng(seed)
+    x, y = random.standard_normal((2, count))
+    if ties:
+        x, y = np.round(x), np.round(y)
+    found, truth = spearman(x, y), spearmanr(x, y).statistic
+    assert found.value == pytest.approx(truth, abs=1e-12, nan_ok=True)
+
+
+def test_strata_take_away_what_differs_between_them() -> None:
+    random = np.random.default_rng(0)
+    strata = np.repeat(np.arange(8), 10)
+    x = random.standard_normal(80)
+    y = -x + 100 * strata
+    x = x + 100 * strata
+    assert spearman(x, y).value > 0.9
+    within = spearman(x, y, strata)
+    assert within.value == pytest.approx(-1)
+    assert within.sure
+    noise = spearman(random.standard_normal(80), random.standard_normal(80), strata)
+    assert abs(noise.value) < 0.4
+    assert noise.low < noise.value < noise.high
+
+
+def test_correlations_of_nothing() -> None:
+    assert str(spearman(np.ones(9), np.arange(9.0))) == "-"
+    assert spearman(np.arange(3.0), np.arange(3.0)).cells == 3
+    holes = np.array([1.0, np.nan, 2.0, 3.0, 4.0, 5.0])
+    assert spearman(holes, np.arange(6.0)).cells == 5
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random, covered = np.random.default_rng(1), 0
+    truth = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's of a normal pair with correlation 0.5
+    for seed in range(60):
+        x = random.standard_normal(40)
+        y = 0.5 * x + 0.75**0.5 * random.standard_normal(40)
+        found = spearman(x, y, seed=seed)
+        covered += found.low <= truth <= found.high
+    assert 51 <= covered <= 60
+
+
+# -- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_coverage_is_counted() -> None:
+    found = [Estimate(0.0, 1.0, 5), Estimate(1.9, 1.0, 5), Estimate(2.1, 1.0, 5), Estimate(-5.0, 1.0, 5)]
+    row = calibration._row("x", 0.0, found)
+    assert row["covered"] == 0.5
+    assert row["mean"] == pytest.approx(-0.25)
+    assert calibration._row("x", 2.0, [Estimate(2.0 + 1e-6, 0.0, 5)])["covered"] == 1.0
+
+
+def test_calibration_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "TIMES", 3)
+    monkeypatch.setattr(calibration, "POOL", 700)
+    monkeypatch.setattr(footprint, "CHUNKS", ())
+    said: list[str] = []
+    page = calibration.study(tmp_path, tmp_path, said.append)
+    assert len(said) == 25
+    page.write(tmp_path / "out", "regimes study calibration", 1.0)
+    text = (tmp_path / "out/README.md").read_text()
+    assert "| Hessian trace, Tanh, 'auto' to 5 % |" in text
+    facts = json.loads((tmp_path / "out/study.json").read_text())["sheets"][0]["facts"]
+    assert all(0 <= each["covered"] <= 1 for each in facts)
+    exact = {each["estimate"]: each["exact"] for each in facts}
+    assert exact["Gauss-Newton trace, to 10 %"] == pytest.approx(exact["Hessian trace, ReLU, 'auto' to 5 %"], rel=1e-4)
+
+
+# -- stability --------------------------------------------------------------------------------------------------------
+
+
+def test_stability_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COPIES", 3), ("LAST", 2), ("SIZES", (32, 64)), ("TIMES", 2)):
+        monkeypatch.setattr(stability, name, value)
+    monkeypatch.setattr(stability, "RECIPE", Recipe(epochs=2, batch_size=256))
+    monkeypatch.setattr(stability, "ONE", {"training error": stability.ONE["training error"]})
+    monkeypatch.setattr(stability, "TWO", {"disagreement": stability.TWO["disagreement"]})
+    page = stability.study(tmp_path, tmp_path, lambda line: None)
+    first, second = page.sheets[0].facts
+    assert [each["size"] for each in first["by_size"]] == [32, 64]
+    assert first["copies"] >= 0
+    assert second["epochs"] >= 0
+    page.write(tmp_path / "out", "regimes study stability", 1.0)
+    assert (tmp_path / "out/spread.png").stat().st_size > 5000
+
+
+# -- maps and correlations --------------------------------------------------------------------------------------------
+
+
+def grids() -> dict[str, xr.Dataset]:
+    """Five grids in which the test error follows the Hessian trace and has nothing to do with CKA."""
+    random = np.random.default_rng(0)
+    found = {}
+    knobs_of_it = ("batch_size", "learning_rate", "epochs", "weight_decay", "sam_rho")
+    for name, knob in zip(family.SWEEPS, knobs_of_it, strict=True):
+        dims, shape = (knob, "density"), (5, 5)
+        trace = random.random(shape)
+        data = {
+            "lmc": (dims, np.where(np.arange(5) < 2, -0.2, 0.0) + 0.001 * random.standard_normal(shape)),
+            "cka": (dims, 0.9 + 0.05 * random.random(shape)),
+            "test_error": (dims, 0.1 + 0.1 * trace),
+            "hessian_trace": (dims, trace),
+            "dense_test_error": ((knob,), random.random(5)),
+        }
+        grid = xr.Dataset(data, {knob: [1.0, 2.0, 3.0, 4.0, 5.0], "density": [0.02, 0.03, 0.05, 0.08, 0.4]})
+        found[name] = classify(grid)
+    return found
+
+
+def test_correlations_find_the_measure_that_goes_with_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "family", lambda runs, say: grids())
+    page = measures.study(tmp_path, tmp_path, lambda line: None)
+    rows = {row[0]: row for row in page.sheets[0].rows}
+    assert rows["Hessian trace"][-1].startswith("+1.00")
+    facts = {(each["measure"], each["column"]): each for each in page.sheets[0].facts}
+    assert facts["hessian_trace", "all"]["cells"] == 125
+    assert abs(facts["cka", "all"]["value"]) < 0.35
+    assert rows["sharpness (SAM's)"][1] == "-"  # not measured here
+    assert "leave zero out for: Hessian trace" in page.words[1]
+    regimes = {row[0]: row for row in page.sheets[1].rows}
+    assert regimes["measure"] == ["measure", "I", "II-A", "II-B"]
+    page.write(tmp_path / "out", "regimes study measures", 1.0)
+
+
+def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knobs, "family", lambda runs, say: grids())
+    page = knobs.study(tmp_path, tmp_path, lambda line: None)
+    assert [row[0] for row in page.sheets[0].rows][1:] == [
+        "batch size",
+        "learning rate",
+        "training epochs",
+        "weight decay",
+        "SAM rho",
+    ]
+    assert len(page.figures["maps"].axes) == 5
+    page.write(tmp_path / "out", "regimes study knobs", 1.0)
+    assert (tmp_path / "out/maps.svg").exists()
+
+
+def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
+    from regimes.spec.check import read_sweep
+
+    sweeps = [
+        read_sweep(Path(__file__).parent.parent / f"sweeps/{name}.toml", family.CHANGES) for name in family.SWEEPS
+    ]
+    assert len({sweep.load.density for sweep in sweeps}) == 1
+    assert len({sweep.measure.metrics for sweep in sweeps}) == 1
+    assert len({next(iter(sweep.temperature)) for sweep in sweeps}) == 5
