@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from curvlinops import EFLinearOperator, GGNLinearOperator, HessianLinearOperator
 from hessians import NOTHING, Quadratic, exact, mean, symmetric
 from torch import Tensor, nn
 
 from regimes import UserError, hessian_trace
 from regimes.landscape.curvature import fisher_trace, gauss_newton_trace, layer_traces
+from regimes.landscape.operator import HessianOperator
 from regimes.landscape.sharpness import sharpness
+from regimes.landscape.spectrum import hessian_eigenvalues
 from regimes.models.build import build
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune
@@ -141,6 +144,22 @@ def test_what_does_not_go_input_by_input_is_refused() -> None:
     for measure in (gauss_newton_trace, fisher_trace):
         with pytest.raises(UserError, match="input by input"):
             measure(network(), lambda answers, targets: F.cross_entropy(answers, targets) ** 1.5, data())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_curvlinops_agrees(activation: type[nn.Module]) -> None:
+    """An independent library's matrices, whole: Hessian, Gauss-Newton, empirical Fisher (its sign, and its mean)."""
+    model, (x, y) = network(activation), data()
+    arguments = (model, nn.CrossEntropyLoss(), list(model.parameters()), [(x, y)])
+    eye = torch.eye(sum(each.numel() for each in model.parameters()), dtype=torch.float64)
+    H, G, E = (kind(*arguments) @ eye for kind in (HessianLinearOperator, GGNLinearOperator, EFLinearOperator))
+    ours = HessianOperator(model, F.cross_entropy, (x, y))
+    torch.testing.assert_close(ours.times(eye), H, rtol=1e-8, atol=1e-10)
+    gauss = gauss_newton_trace(model, F.cross_entropy, (x, y), rel_stderr=1e-9)
+    assert gauss.value == pytest.approx(float(G.trace()), rel=1e-9)
+    assert fisher_trace(model, F.cross_entropy, (x, y)).value == pytest.approx(float(E.trace()), rel=1e-9)
+    top = hessian_eigenvalues(model, F.cross_entropy, (x, y), count=3, tolerance=1e-8)
+    assert [each.value for each in top] == pytest.approx(torch.linalg.eigvalsh(H).flip(0)[:3].tolist(), rel=1e-6)
 
 
 # -- sharpness --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import xarray as xr
 from test_phases import diagram
 
 from regimes import UserError, classify, draw_map
-from regimes.figures.panel import panel, panel_names
+from regimes.figures.panel import panel, panel_names, with_excess
 from regimes.figures.phase import phase_diagram
 from regimes.figures.table import best_rows, table
 
@@ -86,3 +86,12 @@ def test_report_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
 def test_unclassified_grid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="classify it first"):
         draw_map(diagram(0)[0], tmp_path)
+
+
+def test_normalised_error_by_hand() -> None:
+    """Each cell's mean over copies, minus the lowest of its density."""
+    errors = np.array([[[0.2, 0.4], [0.5, 0.5]], [[0.1, 0.1], [0.6, 0.8]]])  # (epochs, density, copy)
+    data = xr.Dataset(
+        {"test_error": (("epochs", "density", "retrain_seed"), errors)}, {"epochs": [5, 10], "density": [0.1, 0.2]}
+    )
+    np.testing.assert_allclose(with_excess(data)["test_error_excess"], [[0.2, 0.0], [0.0, 0.2]], atol=1e-12)
