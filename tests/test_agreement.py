@@ -108,3 +108,9 @@ def test_convolutions_and_a_layer_that_is_called_twice() -> None:
 
     with pytest.raises(UserError, match="one tensor a pass"):
         layer_outputs(Twice(), "inner", torch.zeros(5, 4))
+
+
+def test_a_layer_is_read_before_what_follows_works_in_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2))
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    assert float(layer_outputs(model, "0", x).min()) < 0

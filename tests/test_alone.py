@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,12 +85,117 @@ def test_every_metric_by_its_name(data: tuple[Tensor, Tensor]) -> None:
 def test_what_cannot_be_measured_is_said(data: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UserError, match="metric 'lmc' compares two networks"):
         measure([net(0)], data, ["lmc"])
-    with pytest.raises(UserError, match="nothing to measure"):
+    with pytest.raises(UserError, match="models: a list of one network or more"):
         measure([], data)
-    with pytest.raises(UserError, match=r"unexpected keyword argument 'point'; allowed: points, images"):
+    with pytest.raises(UserError, match=r"options of 'lmc': unknown 'point' \(did you mean 'points'\?\); allowed"):
         measure([net(0), net(1)], data, ["lmc"], {"lmc": {"point": 3}})
     with pytest.raises(UserError, match="did you mean 'cka'"):
         measure([net(0), net(1)], data, ["cak"])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "line"),
+    [
+        (["lmc"], {"lcm": {}}, "unknown table 'lcm'"),
+        (["cka"], {"cka": {"split": "valid"}}, "options of 'cka': split: Input should be 'train', 'val' or 'test'"),
+        (["cka"], {"cka": {"images": -5}}, "options of 'cka': images"),
+        (["error", "lmc"], {"lmc": {"points": 2.5}}, "options of 'lmc': points"),
+    ],
+)
+def test_options_are_checked_before_anything_is_measured(
+    data: tuple[Tensor, Tensor], metrics: list[str], options: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        measure([net(0), net(1)], data, metrics, options)
+
+
+def test_more_that_cannot_be_meant(data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UserError, match="a list of one network"):
+        measure(net(0), data)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="masks: one for each network"):
+        measure([net(0), net(1)], data, ["cka"], masks=[None])
+    numbers = (data[0], torch.randn(90, 3))
+    with pytest.raises(UserError, match="'agreement' is for classes"):
+        measure([net(0), net(1)], numbers, ["agreement"], loss_fn=F.mse_loss)
+    assert {each.metric for each in measure([net(0)], data)} == {"error", "hessian_trace"}
+
+
+def test_a_loader_that_shuffles_is_read_once(data: tuple[Tensor, Tensor]) -> None:
+    shuffling = DataLoader(TensorDataset(*data), batch_size=16, shuffle=True)
+    model = net(0)
+    for function in (regimes.disagreement, regimes.js_divergence, regimes.output_distance):
+        assert function(model, model, shuffling).value == 0
+    assert inputs_of(iter([data]), model).shape == data[0].shape
+    assert torch.equal(inputs_of(data, model), data[0])
+    assert torch.equal(inputs_of(TensorDataset(*data), model), data[0])
+    assert torch.equal(pair(TensorDataset(*data))[1], data[1])
+    with pytest.raises(UserError, match="as many targets as inputs, above 0: got 90 and 80"):
+        regimes.linear_connectivity(model, model, (data[0], data[1][:80]))
+    for nothing in ((data[0][:0], data[1][:0]), []):
+        with pytest.raises(UserError, match="data: "):
+            pair(nothing)
+    with pytest.raises(UserError, match="a pair"):
+        inputs_of(data[0].numpy(), model)
+
+
+def test_networks_that_put_out_no_numbers_have_no_measures(data: tuple[Tensor, Tensor]) -> None:
+    lost = [net(0), net(1)]
+    with torch.no_grad():
+        for model in lost:
+            model.head.weight.fill_(float("nan"))  # type: ignore[union-attr, operator]
+    names = ["error", "lmc", "lmc_test", "curve", "cka", "hessian_trace", "hessian_top", "gauss_newton", "fisher"]
+    found = measure(lost, data, [*names, "agreement", "sharpness", "spectrum"], {"curve": {"epochs": 1}})
+    values = {each.variable: each.value for each in found if isinstance(each.value, Estimate)}
+    values.pop("weight_distance")
+    assert len(values) == 17
+    assert all(math.isnan(value.value) for value in values.values()), values
+
+
+def test_answers_with_more_dimensions(data: tuple[Tensor, Tensor]) -> None:
+    """Several classes an input, as in segmentation: errors are shares, and the line's value is the curve's."""
+
+    class Rows(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.inner = build("mlp", {"widths": [8]}, (6,), 15, seed)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).view(len(x), 5, 3)
+
+    targets = torch.randint(0, 5, (90, 3), generator=torch.Generator().manual_seed(1))
+    a, b = Rows(0), Rows(1)
+    line = regimes.linear_connectivity(a, b, (data[0], targets))
+    gaps = [(line.error[0] + line.error[-1]) / 2 - each for each in line.error[1:-1]]
+    assert line.value == pytest.approx(max(gaps, key=abs))
+    wrong = float((a(data[0]).argmax(dim=1) != targets).double().mean())
+    assert line.error[0] == pytest.approx(wrong)
+    found = measure([a, b], (data[0], targets), ["error", "cka"])
+    assert found[0].value.value == pytest.approx(wrong)  # type: ignore[union-attr]
+    assert 0 <= found[-1].value.value <= 1  # type: ignore[union-attr]
+
+
+def test_a_model_that_puts_out_no_tensor(data: tuple[Tensor, Tensor]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.inner(x), x
+
+    with pytest.raises(UserError, match="puts out tuple; one tensor is expected"):
+        measure([Two()], data, ["error"])
+
+
+def test_frozen_and_linear_networks_can_be_measured(data: tuple[Tensor, Tensor]) -> None:
+    model = net(0)
+    prune(model, 0.3).apply(model)
+    mask = mask_of_zeros(model)
+    assert mask is not None
+    first = next(iter(mask.layers))
+    model.get_parameter(first).requires_grad_(False)
+    assert regimes.hessian_trace(model, F.cross_entropy, data, mask).value > 0
+    assert mask_of_zeros(nn.Linear(6, 3)) is None
 
 
 def test_a_pruned_networks_zeros_are_its_mask(data: tuple[Tensor, Tensor]) -> None:

@@ -16,6 +16,7 @@ from regimes.landscape.curvature import fisher_trace, gauss_newton_trace, layer_
 from regimes.landscape.operator import HessianOperator
 from regimes.landscape.sharpness import sharpness
 from regimes.landscape.spectrum import hessian_eigenvalues
+from regimes.landscape.split import Split
 from regimes.models.build import build
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune
@@ -160,6 +161,28 @@ def test_curvlinops_agrees(activation: type[nn.Module]) -> None:
     assert fisher_trace(model, F.cross_entropy, (x, y)).value == pytest.approx(float(E.trace()), rel=1e-9)
     top = hessian_eigenvalues(model, F.cross_entropy, (x, y), count=3, tolerance=1e-8)
     assert [each.value for each in top] == pytest.approx(torch.linalg.eigvalsh(H).flip(0)[:3].tolist(), rel=1e-6)
+
+
+def test_chunks_are_refused_where_they_would_change_the_value() -> None:
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64))
+    with pytest.raises(UserError, match="chunk = 7: this loss is no mean over inputs"):
+        hessian_trace(network(), weighted, data(), chunk=7)
+    whole = hessian_trace(network(nn.Tanh), F.cross_entropy, data(), rel_stderr=1e-3)
+    parts = hessian_trace(network(nn.Tanh), F.cross_entropy, data(), rel_stderr=1e-3, chunk=7)
+    assert parts.value == pytest.approx(whole.value, rel=1e-2)
+
+
+def test_layer_traces_of_something_else() -> None:
+    with pytest.raises(UserError, match="allowed: hessian, gauss-newton"):
+        layer_traces(network(), F.cross_entropy, data(), of="gauss_newton")  # type: ignore[arg-type]
+
+
+def test_a_bend_that_these_inputs_do_not_reach_is_seen() -> None:
+    """ELU is bent below zero only; where hardly an input gets there, the trace still is not called exact."""
+    model = network(nn.ELU)
+    with torch.no_grad():
+        model[0].bias.add_(3.0)  # type: ignore[operator, union-attr]
+    assert not Split(model, F.cross_entropy, data(200)).flat()
 
 
 # -- sharpness --------------------------------------------------------------------------------------------------------

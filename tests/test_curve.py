@@ -108,6 +108,31 @@ def test_paths_that_cannot_be_meant(data: tuple[torch.Tensor, torch.Tensor]) -> 
         curve_connectivity(a, build("mlp", {"widths": [5]}, (4,), 2, 0), data)
 
 
+def test_masks_are_held_against_the_network(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    a = build("mlp", {"widths": [4]}, (4,), 2, 0)
+    with pytest.raises(UserError, match=r"mask of head.bias has shape \(1,\), the parameter \(2,\)"):
+        curve_connectivity(a, a, data, mask={"head.bias": torch.ones(1)})
+    with pytest.raises(UserError, match="the mask names nothing, which the model has not"):
+        curve_connectivity(a, a, data, mask={"nothing": torch.ones(1)})
+
+
+def test_buffers_go_along_the_line(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    class Shifted(nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            nn.init.ones_(self.head.weight[0:1].data)
+            self.shift = nn.Buffer(torch.tensor(shift))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.shift)
+
+    a, b = Shifted(0.0), Shifted(5.0)
+    line = linear_connectivity(a, b, data)
+    for error, model in ((line.error[0], a), (line.error[-1], b)):
+        assert error == pytest.approx(float((model(data[0]).argmax(dim=1) != data[1]).double().mean()))
+
+
 def test_errors_on_other_images_with_the_training_images_statistics(data: tuple[torch.Tensor, torch.Tensor]) -> None:
     a, b = (trained(seed, *data) for seed in (0, 1))
     held = (torch.randn(200, 4, generator=torch.Generator().manual_seed(9)), torch.zeros(200, dtype=torch.int64))

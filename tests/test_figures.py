@@ -44,14 +44,14 @@ def test_phase_diagram_names_every_cell_and_marks_the_best() -> None:
     assert len(dots) == 6
     neighbours = (cells[:, 1:] != cells[:, :-1]).sum() + (cells[1:] != cells[:-1]).sum()
     assert len(axes.lines) - len(dots) == neighbours
-    assert axes.get_xlabel() == "density (% of weights kept)"
+    assert axes.get_xlabel() == "density (% of prunable weights kept)"
     assert "hotter ↑" in axes.get_ylabel()
 
 
 def test_absent_regime_is_said_in_the_legend() -> None:
     legend = phase_diagram(labelled(barrier=0.0)).legends[0]
     words = [text.get_text() for text in legend.get_texts()]
-    assert any(word.startswith("I ") and "not seen in these data" in word for word in words)
+    assert any(word.startswith("I ") and "(not seen)" in word for word in words)
 
 
 def test_panels_survive_holes() -> None:

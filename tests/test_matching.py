@@ -103,3 +103,45 @@ def test_networks_of_two_architectures_cannot_be_matched() -> None:
     other, _ = make("mlp", 1, widths=[8, 8])
     with pytest.raises(UserError, match="different parameters"):
         match(model, other, inputs[:2])
+
+
+def test_frozen_networks_are_matched_as_well() -> None:
+    model, inputs = make("mlp", 0)
+    turned = shuffled(model, inputs).requires_grad_(False)
+    back = match(model.requires_grad_(False), turned, inputs[:2])
+    assert distance(back, {key: each.detach() for key, each in model.named_parameters()}) < 1e-5
+
+
+def test_channels_that_a_bare_parameter_holds_in_place_are_left_alone() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.scale = nn.Parameter(torch.rand(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.first(x) - 1.5) * self.scale)
+
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match="no channels of Scaled"):
+        match(Scaled(0), Scaled(1), x[:2])
+
+
+def test_a_weight_with_one_group_on_both_axes_never_ends_farther_away() -> None:
+    class Residual(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.first, self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.head(x + torch.relu(self.inner(x)))
+
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    for seed in range(20):
+        a, b = Residual(seed), Residual(100 + seed)
+        weights = torch.cat([each.detach().flatten() for each in a.parameters()])
+        apart = [torch.cat([each.detach().flatten() for each in one.parameters()]) for one in (b, match(a, b, x))]
+        assert float((apart[1] - weights).norm()) <= float((apart[0] - weights).norm()) + 1e-6

@@ -79,6 +79,18 @@ def test_moments_and_shares_cover_the_exact_ones() -> None:
     assert mean_of_it == pytest.approx(found.moment(1).value, abs=1e-3)
 
 
+def test_shares_where_eigenvalues_crowd_are_uncertain_and_say_so() -> None:
+    """Half of the eigenvalues are zero, and the quadrature has too few points to tell them from small ones."""
+    values = torch.cat([torch.zeros(60), 10 ** torch.linspace(-6, 1, 60)]).double()
+    A = torch.diag(values)
+    found = hessian_spectrum(Quadratic(A), mean, NOTHING, probes=6, steps=8)
+    for value in (-1e-9, 1e-9, 1e-3, 0.5):
+        share = found.below(value)
+        assert abs(share.value - float((values <= value).double().mean())) <= 1.96 * share.stderr
+    assert found.below(1e-9).stderr > 0.05
+    assert found.below(20.0).value == pytest.approx(1)
+
+
 def test_a_loss_that_is_not_finite_has_no_spectrum() -> None:
     found = hessian_spectrum(Quadratic(symmetric(4, 0) * math.nan), mean, NOTHING)
     assert math.isnan(found.moment(1).value)

@@ -70,7 +70,7 @@ def cells(case: Case) -> dict[str, Any]:
 
 def _peak() -> float:
     """Most memory that this process has had so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _write_all(prepared: Prepared) -> None:

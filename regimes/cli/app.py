@@ -155,7 +155,7 @@ def measure(
     files: Annotated[list[Path], typer.Argument(metavar="A.pt [B.pt ...]", help="State dicts of one architecture.")],
     model: Annotated[str, typer.Option(help="The model's name, or module:function.")],
     data: Annotated[str, typer.Option(help="The data set's name, or module:function.")],
-    metrics: Annotated[str, typer.Option(help="Comma between names.")] = "error,lmc,cka,hessian_trace",
+    metrics: Annotated[str, typer.Option(help="Names with commas (default: error, lmc, cka, hessian_trace).")] = "",
     changes: Set = [],  # noqa: B006
     dense: Annotated[bool, typer.Option("--dense", help="Count weights that are exactly 0 as well.")] = False,
     device: Device = "cpu",

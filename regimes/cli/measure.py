@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,16 @@ def show_measure(
     files: list[Path], model: str, data: str, metrics: str, changes: list[str], dense: bool, device: str, as_json: bool
 ) -> None:
     """Print what the metrics say of checkpoints, with standard errors and seconds."""
+    from regimes.bench.table import finite
     from regimes.flow.given import read_checkpoint
     from regimes.flow.lab import one_thread
     from regimes.landscape.alone import mask_of_zeros, measure
+    from regimes.landscape.estimate import Unsure
     from regimes.landscape.metric import Curve
     from regimes.models.build import load_weights
 
+    if not metrics:
+        metrics = "error,hessian_trace" if len(files) == 1 else "error,lmc,cka,hessian_trace"
     sweep, lab = _prepared(model, data, metrics, changes, device)
     networks = []
     for file in files:
@@ -35,11 +41,12 @@ def show_measure(
         networks.append(network.eval())
     masks = [None if dense else mask_of_zeros(each) for each in networks]
     tables = {name: sweep.measure.options(name) for name in (sweep.measure.model_extra or {})}
-    with one_thread():
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Unsure)  # said in the table
         found = measure(networks, lab.data, sweep.measure.metrics, tables, masks=masks, loss_fn=sweep.recipe.loss_fn)
     names = [file.name for file in files]
     if as_json:
-        typer.echo(json.dumps([_facts(each, names) for each in found], indent=1))
+        typer.echo(json.dumps(finite([_facts(each, names) for each in found]), indent=1))
         return
     for name, mask in zip(names, masks, strict=True):
         typer.echo(f"{name}: " + ("every weight lives" if mask is None else f"pruned, density {mask.density:.4g}"))
@@ -49,6 +56,7 @@ def show_measure(
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+NEAR_ZERO = ("lmc", "lmc_test", "lmc_matched", "curve", "train_error", "final_test_error")  # may well be about 0
 HEAD = ("networks", "variable", "value", "std. error", "unit", "seconds", "")
 
 
@@ -81,9 +89,10 @@ def _row(each: Measurement, names: list[str]) -> tuple[str, ...]:
 
     value = each.value
     assert isinstance(value, Estimate)
-    said = "uncertain" if value.unsure else ""
+    said = "standard error above a fifth of the value" if value.unsure and each.variable not in NEAR_ZERO else ""
+    spread = "-" if math.isnan(value.stderr) else f"{value.stderr:.2g}"
     where = ", ".join(names[i] for i in each.networks)
-    return (where, each.variable, f"{value.value:.5g}", f"{value.stderr:.2g}", value.unit, f"{each.seconds:.2f}", said)
+    return (where, each.variable, f"{value.value:.5g}", spread, value.unit, f"{each.seconds:.2f}", said)
 
 
 def _facts(each: Measurement, names: list[str]) -> dict[str, Any]:
@@ -97,5 +106,10 @@ def _facts(each: Measurement, names: list[str]) -> dict[str, Any]:
     facts |= {"long_name": each.long_name, "seconds": each.seconds}
     if isinstance(each.value, Curve):
         return {**facts, each.value.coordinate: list(each.value.at), "value": list(each.value.values)}
-    value, stderr = (None if number != number else number for number in (each.value.value, each.value.stderr))
-    return {**facts, "value": value, "stderr": stderr, "samples": each.value.samples, "unit": each.value.unit}
+    return {
+        **facts,
+        "value": each.value.value,
+        "stderr": each.value.stderr,
+        "samples": each.value.samples,
+        "unit": each.value.unit,
+    }

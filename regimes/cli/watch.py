@@ -48,6 +48,8 @@ class Watcher:
         """Say what there is to do."""
         for line in prepared.progress.damaged.values():
             self.console.print(f"damaged: {line}; it is done again", highlight=False, markup=False)
+        if prepared.progress.todo:
+            self.console.print(f"{prepared.spec.numerics}", highlight=False, markup=False)
         for stage in prepared.stages:
             if stage.kind != "train":
                 self.open.setdefault(_cell(stage), set())
@@ -133,6 +135,10 @@ def run_watched(sweep: Any, out: Path | None, **how: Any) -> None:
     typer.echo(
         f"{len(progress.done)} of {len(result.stages)} stages done in {duration(result.seconds)}: {result.folder}"
     )
+    if progress.diverged:
+        typer.echo(
+            f"{progress.diverged} of them diverged: their loss was not finite; see: regimes status {result.folder}"
+        )
     if progress.failed:
         first = next(iter(progress.failed.values()))
         raise RunFailed(

@@ -63,7 +63,7 @@ def panel(data: xr.Dataset, name: str) -> Figure:
         annot_kws={"fontsize": 8},
         linewidths=0.6,
         linecolor="#ffffff",
-        cbar_kws={"label": "fraction" if units == "1" and "error" in name else "" if units == "1" else units},
+        cbar_kws={"label": _meaning(name, units)},
     )
     axes.set_facecolor("#e4e4e4")
     if "regime" in data:
@@ -76,10 +76,17 @@ def panel(data: xr.Dataset, name: str) -> Figure:
     return figure
 
 
+def _meaning(name: str, units: str) -> str:
+    """What stands beside the colour bar."""
+    if name.startswith(("lmc", "curve")):
+        return "negative: a barrier"
+    return "fraction" if units == "1" and "error" in name else "" if units == "1" else units
+
+
 def _scale(name: str, numbers: np.ndarray) -> tuple[str, Normalize | None]:
     """Colours for a variable: around zero for LMC, light to dark for the others, by ratio where they span decades."""
     finite = numbers[np.isfinite(numbers)]
-    if name == "lmc" and len(finite):
+    if name in ("lmc", "lmc_test", "lmc_matched", "curve") and len(finite):
         reach = max(float(np.abs(finite).max()), 1e-6)
         return "PuOr", TwoSlopeNorm(0.0, -reach, reach)
     if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():

@@ -29,7 +29,7 @@ def phase_diagram(data: xr.Dataset) -> Figure:
     """
     cells = table(data["regime"], data)
     rows, columns = cells.shape
-    figure = Figure(figsize=(max(5.2, 0.78 * columns + 1.6), max(3.4, 0.46 * rows + 1.9)), layout="constrained")
+    figure = Figure(figsize=(max(6.2, 0.78 * columns + 1.6), max(3.4, 0.46 * rows + 1.9)), layout="constrained")
     axes = figure.subplots()
     names = cells.map(lambda number: REGIMES[int(number)])
     sns.heatmap(
@@ -80,7 +80,7 @@ def draw_border(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:
 def legend_handles(counts: Mapping[str, int], dots: bool) -> list[Patch | Line2D]:
     """A handle for each regime, and one for the dots; ``counts`` says how many cells each regime has."""
     handles: list[Patch | Line2D] = [
-        Patch(color=COLOURS[name], label=f"{name}  {text}" + ("" if counts[name] else "  (not seen in these data)"))
+        Patch(color=COLOURS[name], label=f"{name}  {text}" + ("" if counts[name] else "  (not seen)"))
         for name, text in MEANING.items()
     ]
     if dots:

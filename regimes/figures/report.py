@@ -58,7 +58,8 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
     yield (
         "Read it so: in I the pruned network is poorly connected, and the wanted move is hotter; in II-A it is "
         "connected but its retrained copies disagree, and the wanted move is colder; in II-B both are well (Zhou et "
-        "al. 2023, arXiv 2305.18383). Whether the test errors of *this* grid follow is told below, column by column."
+        "al. 2023, arXiv 2305.18383). LMC is negative where a barrier stands, positive where the line between two "
+        "copies is better than they are. Whether the test errors of *this* grid follow is told below, column by column."
     )
 
 

@@ -46,7 +46,7 @@ def axis_titles(data: xr.Dataset) -> tuple[str, str]:
         title = about.get("long_name", knob)
         names.append(title if units in ("1", "", "epochs") else f"{title} ({units})")
     width = "width: " if "width" in loads_of(data) else ""
-    return f"{width}density (% of weights kept)", ", ".join(names) + "   (hotter ↑)"
+    return f"{width}density (% of prunable weights kept)", ", ".join(names) + "   (hotter ↑)"
 
 
 def best_rows(data: xr.Dataset) -> dict[int, int]:

@@ -85,16 +85,17 @@ def memory(prepared: Prepared) -> int:
 def _measuring(sweep: Sweep, lab: Lab) -> int:
     """Bytes of the largest graph that a metric holds."""
     images, few = len(lab.data.train.targets), 16
-    graphs = [0]
+    graphs = []
     for name in sweep.measure.metrics:
         metric: Metric = load(METRICS, name, "metric")
         if metric.graph is not None:
             graphs.append(metric.graph(metric.options(**sweep.measure.options(metric.table)), images))
-    if not any(graphs):
+    if not graphs:
         return 0
     inputs, targets = lab.data.train.inputs[:few], lab.data.train.targets[:few]
     with one_thread():
-        return bytes_in_measuring(lab.new_model(seed=0), inputs, targets, max(graphs), sweep.retrain.loss_fn)
+        model, loss_fn = lab.new_model(seed=0), sweep.retrain.loss_fn
+        return max(bytes_in_measuring(model, inputs, targets, *each, loss_fn) for each in graphs)
 
 
 def disk(todo: Iterable[Stage], lab: Lab) -> int:

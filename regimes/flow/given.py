@@ -104,7 +104,7 @@ def read_checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
         else:
             held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch goes on with advice against caution
         raise UserError(f"{path}: holds no weights that can be read: {reason}") from error
     for name in WRAPPERS:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):

@@ -49,10 +49,15 @@ def bytes_in_training(
 
 
 def bytes_in_measuring(
-    model: nn.Module, inputs: Tensor, targets: Tensor, images: int, loss_fn: Callable[..., Tensor] = F.cross_entropy
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    images: int,
+    vectors: int,
+    loss_fn: Callable[..., Tensor] = F.cross_entropy,
 ) -> int:
-    """What the Hessian's products hold: copies of the weights, the graph of a gradient of so many images, counted on a
-    few of them, and gradients of single images."""
+    """What the Hessian's products hold: so many vectors of the weights' size, the graph of the gradient of so many
+    images, counted on a few of them, and gradients of single images."""
     model.eval()
 
     def gradient() -> tuple[Tensor, ...]:
@@ -61,7 +66,7 @@ def bytes_in_measuring(
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
         weights, graph = _kept_for_backward(model, gradient)
-    return int(COPIES * weights + SINGLE + TWICE * graph * images / len(inputs))
+    return int((COPIES + vectors) * weights + SINGLE + TWICE * graph * images / len(inputs))
 
 
 def _kept_for_backward(model: nn.Module, run: Callable[[], object]) -> tuple[int, int]:

@@ -63,6 +63,7 @@ class Progress:
         done: keys of the stages with a sound record.
         failed: {key: error} of stages that raised.
         blocked: keys of the stages that wait for a failed one.
+        diverged: how many of the done ones diverged.
         damaged: {key: line} for each file that is not what was written; those stages are among ``todo``.
     """
 
@@ -71,6 +72,7 @@ class Progress:
     failed: dict[str, str]
     blocked: frozenset[str]
     damaged: dict[str, str]
+    diverged: int = 0
 
 
 def survey(stages: Sequence[Stage], store: Store) -> Progress:
@@ -81,10 +83,12 @@ def survey(stages: Sequence[Stage], store: Store) -> Progress:
     damaged: dict[str, str] = {}
     failed: dict[str, str] = {}
     missing: set[str] = set()
+    diverged = 0
     without_weights: set[str] = set()  # done, but without weights on disk
     for stage in stages:
         try:
             record = store.read(stage.key)
+            diverged += record is not None and record["status"] == "diverged"
             if record is None:
                 missing.add(stage.key)
             elif record.get("weights"):
@@ -100,7 +104,7 @@ def survey(stages: Sequence[Stage], store: Store) -> Progress:
             failed[key] = failure["error"]
     todo, blocked = _closure(stages, missing, without_weights, failed)
     done = frozenset(stage.key for stage in stages if stage.key not in missing)
-    return Progress(todo, done, failed, blocked, damaged)
+    return Progress(todo, done, failed, blocked, damaged, diverged)
 
 
 def _closure(

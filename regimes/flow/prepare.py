@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def prepare(
     elif isinstance(sweep, Sweep):
         origin = {"file": "a sweep made in Python", "imports_from": os.getcwd()}
     else:
-        origin = {"file": str(sweep), "imports_from": str(Path(sweep).resolve().parent)}
+        asked = "".join(f" --set {shlex.quote(each)}" for each in changes)
+        origin = {"file": f"{sweep}{asked}", "imports_from": str(Path(sweep).resolve().parent)}
         sweep = read_sweep(sweep, changes)
     store = Store(Path("runs") / sweep.name if out is None else out)
     if engine is not None:

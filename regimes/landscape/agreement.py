@@ -20,8 +20,10 @@ from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, V
 
 def disagreement(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
     """Fraction of inputs that two classifiers put into different classes, with its binomial standard error."""
-    first, second = (_logits(model, inputs).argmax(dim=1) for model in (a, b))
-    return Estimate.fraction(int((first != second).sum()), len(first))
+    first, second = _logits(a, b, inputs)
+    if not (first.isfinite().all() and second.isfinite().all()):
+        return Estimate(math.nan, math.nan, len(first))
+    return Estimate.fraction(int((first.argmax(dim=1) != second.argmax(dim=1)).sum()), len(first))
 
 
 def js_divergence(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
@@ -29,7 +31,7 @@ def js_divergence(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) ->
 
     ``JS = (KL(p | m) + KL(q | m)) / 2`` with ``m = (p + q) / 2``, in float64; the standard error is that of the inputs.
     """
-    p, q = (_logits(model, inputs).double().log_softmax(dim=1) for model in (a, b))
+    p, q = (each.double().log_softmax(dim=1) for each in _logits(a, b, inputs))
     middle = torch.logaddexp(p, q) - math.log(2)
     each = ((p.exp() * (p - middle)).sum(dim=1) + (q.exp() * (q - middle)).sum(dim=1)) / 2
     return _mean(each.clamp(min=0.0), "nat")
@@ -37,8 +39,9 @@ def js_divergence(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) ->
 
 def output_distance(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
     """Mean Euclidean distance of two networks' outputs, in their unit; the standard error is that of the inputs."""
-    first, second = (outputs(model, inputs_of(inputs, model)).double() for model in (a, b))
-    return _mean((first - second).flatten(1).norm(dim=1), "1")
+    same = inputs_of(inputs, a)
+    first, second = (outputs(model, same).double().reshape(len(same), -1) for model in (a, b))
+    return _mean((first - second).norm(dim=1), "1")
 
 
 def weight_distance(a: nn.Module, b: nn.Module) -> Estimate:
@@ -48,11 +51,13 @@ def weight_distance(a: nn.Module, b: nn.Module) -> Estimate:
     return Estimate(square**0.5, 0.0, sum(value.numel() for value in start.values()))
 
 
-def _logits(model: nn.Module, inputs: Tensor | Iterable[Any]) -> Tensor:
-    answers = outputs(model, inputs_of(inputs, model))
-    if answers.dim() != 2:
-        raise UserError(f"logits of shape (n, classes) are expected, got {tuple(answers.shape)}")
-    return answers
+def _logits(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> tuple[Tensor, Tensor]:
+    same = inputs_of(inputs, a)  # once: a loader may shuffle
+    first, second = outputs(a, same), outputs(b, same)
+    if first.dim() != 2 or first.shape != second.shape or first.shape[1] < 2:
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise UserError(f"logits of shape (n, classes) are expected of both networks, got {shapes}")
+    return first, second
 
 
 def _mean(each: Tensor, unit: str) -> Estimate:

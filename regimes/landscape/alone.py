@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,7 +22,7 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, LossFn, Metric, Probe, Trained
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prunable
-from regimes.registry import load
+from regimes.registry import load, nearest
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Measurement:
 def measure(
     models: Sequence[nn.Module],
     data: Dataset | Data,
-    metrics: Sequence[str] = ("error", "lmc", "cka", "hessian_trace"),
+    metrics: Sequence[str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     test: Data | None = None,
@@ -61,7 +62,7 @@ def measure(
         models: they are left as they were.
         data: a `Dataset`, or the training split as (inputs, targets) or as a ``DataLoader``, which is read once into
             memory. The networks' device is where it goes.
-        metrics: names in `METRICS` or import paths.
+        metrics: names in `METRICS` or import paths; None: error and Hessian trace, LMC and CKA of pairs.
         options: {table: {option: value}}, as in ``[measure]`` of a sweep file.
         test: the test split, where ``data`` is a training split; None: the training split stands in for it.
         masks: of pruned networks, see `mask_of_zeros`; None: every weight lives.
@@ -69,36 +70,60 @@ def measure(
         seed: of random probes.
 
     Raises:
-        UserError: no models, an unknown metric or option, a metric of pairs and one model only.
+        UserError: no models, an unknown metric, table or option, a metric of pairs and one model only, one for classes
+            where targets are numbers; nothing is measured then.
     """
-    if not models:
-        raise UserError("nothing to measure: give one model or more")
+    if isinstance(models, nn.Module) or not models:
+        raise UserError("models: a list of one network or more is expected")
+    if masks is not None and len(masks) != len(models):
+        raise UserError(f"masks: one for each network, or None: got {len(masks)} for {len(models)}")
     held = data if isinstance(data, Dataset) else _dataset(data, test, models[0])
     subjects = [Trained(*each) for each in zip(models, masks or [None] * len(models), strict=True)]
+    chosen = _chosen(metrics, options or {}, len(models), held)
     found = []
-    for name in metrics:
-        metric: Metric = load(METRICS, name, "metric")
+    for metric, option in chosen:
         size = 1 if metric.subject == "model" else 2
-        if len(models) < size:
-            raise UserError(f"metric '{name}' compares two networks; give two or more")
-        chosen = _options(metric, (options or {}).get(metric.table, {}))
         for networks in itertools.combinations(range(len(models)), size):
             probe = Probe(held, loss_fn, torch.Generator().manual_seed(seed))
             started = time.perf_counter()
-            values = metric.measure([subjects[each] for each in networks], probe, chosen)
+            values = metric.measure([subjects[each] for each in networks], probe, option)
             seconds = time.perf_counter() - started
             for variable, value in values.items():
                 about = metric.variables[variable].long_name
-                found.append(Measurement(name, variable, networks, value, about, seconds))
+                found.append(Measurement(metric.name, variable, networks, value, about, seconds))
     return found
 
 
+def _chosen(
+    names: Sequence[str] | None, options: Mapping[str, Mapping[str, Any]], models: int, data: Dataset
+) -> list[tuple[Metric, Any]]:
+    """The metrics with their options, checked before anything is measured."""
+    if names is None:
+        names = ("error", "hessian_trace") if models == 1 else ("error", "lmc", "cka", "hessian_trace")
+    metrics: list[Metric] = [load(METRICS, name, "metric") for name in names]
+    tables = [metric.table for metric in metrics]
+    for table in options:
+        if table not in tables:
+            raise UserError(f"options: unknown table '{table}'{nearest(table, tables)}; allowed: {', '.join(tables)}")
+    for metric in metrics:
+        if metric.subject == "pair" and models < 2:
+            raise UserError(f"metric '{metric.name}' compares two networks; give two or more")
+        if metric.classes and data.regression:
+            raise UserError(f"metric '{metric.name}' is for classes, the targets are numbers")
+    return [(metric, _options(metric, options.get(metric.table, {}))) for metric in metrics]
+
+
 def _options(metric: Metric, given: Mapping[str, Any]) -> Any:
+    fields = [field.name for field in dataclasses.fields(metric.options)]
+    for name in given:
+        if name not in fields:
+            raise UserError(f"options of '{metric.name}': unknown '{name}'{nearest(name, fields)}; allowed: {fields}")
     try:
-        return metric.options(**given)
-    except TypeError as error:
-        allowed = ", ".join(field.name for field in dataclasses.fields(metric.options))
-        raise UserError(f"options of '{metric.name}': {error}; allowed: {allowed}") from error
+        return TypeAdapter(metric.options).validate_python(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"options of '{metric.name}': {where}: {first['msg']}, got {first['input']!r}") from error
 
 
 def _dataset(train: Data, test: Data | None, model: nn.Module) -> Dataset:
@@ -112,5 +137,8 @@ def _dataset(train: Data, test: Data | None, model: nn.Module) -> Dataset:
 def mask_of_zeros(model: nn.Module) -> Mask | None:
     """The mask that a pruned network's own zeros tell: of every prunable weight, what is not exactly 0; None where no
     weight is."""
-    layers = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+    try:
+        layers = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
+    except UserError:  # nothing that could have been pruned
+        return None
     return Mask(layers) if any(not bool(layer.all()) for layer in layers.values()) else None

@@ -15,7 +15,7 @@ from regimes.data.dataset import Split
 from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
 from regimes.landscape.batchnorm import settled_outputs
-from regimes.landscape.error import mistakes, outputs
+from regimes.landscape.error import finite_mistakes, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 
@@ -83,6 +83,10 @@ def linear_connectivity(
     """
     start, end = ends(a, b)
 
+    floats = {name for name, each in a.named_buffers() if each.is_floating_point()}
+    start |= {name: each for name, each in a.named_buffers() if name in floats}
+    end |= {name: each for name, each in b.named_buffers() if name in floats}
+
     def line(t: float) -> dict[str, Tensor]:
         return {name: torch.lerp(value, end[name], t) for name, value in start.items()}
 
@@ -130,12 +134,13 @@ def along(
     for position in t:
         with torch.no_grad():
             there = place(position)
-            for name, parameter in walker.named_parameters():
-                parameter.copy_(there[name])
+            for name, each in (*walker.named_parameters(), *walker.named_buffers()):
+                if name in there:
+                    each.copy_(there[name])
         answers = settled_outputs(walker, data[0], batch, statistics == "batch")
         if judge is not None:
             answers = outputs(walker, judge[0])
-        wrong.append(mistakes(answers, targets, loss_fn))
+        wrong.append(finite_mistakes(answers, targets, loss_fn))
         losses.append(float(loss_fn(answers, targets)))
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
     star = 1 + int(gaps[1:-1].mean(dim=1).abs().argmax())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
+from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate, student
 from regimes.landscape.hessian import RELATIVE, HessianOptions
 from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable, subset
@@ -45,6 +47,9 @@ def gauss_newton_trace(
     Raises:
         UserError: the loss is not a mean over inputs of a convex function of their outputs, or inputs mix.
     """
+    data = pair(data, model)
+    if not outputs(model, data[0]).isfinite().all():
+        return Estimate(math.nan, math.nan, 0, UNIT)
     split = _split(model, loss_fn, data, mask, chunk)
     gauss = Gauss(split, generator or torch.Generator().manual_seed(0), max_draws)
     gauss.reach(rel_stderr, beside=0.0)
@@ -65,6 +70,9 @@ def fisher_trace(model: nn.Module, loss_fn: LossFn, data: Data, mask: AnyMask = 
     Raises:
         UserError: as `gauss_newton_trace`.
     """
+    data = pair(data, model)
+    if not outputs(model, data[0]).isfinite().all():
+        return Estimate(math.nan, math.nan, 0, UNIT)
     each = _split(model, loss_fn, data, mask, chunk).slope_squares().sum(dim=1)
     return Estimate(float(each.mean()), float(each.std()) / len(each) ** 0.5, len(each), UNIT)
 
@@ -97,6 +105,8 @@ def layer_traces(
     Raises:
         UserError: Gauss-Newton is asked for where the loss does not split.
     """
+    if of not in get_args(Of):
+        raise UserError(f"layer_traces of = '{of}': allowed: {', '.join(get_args(Of))}")
     generator = generator or torch.Generator().manual_seed(0)
     data = pair(data, model)
     try:
@@ -162,9 +172,9 @@ def _by_tensor(operator: HessianOperator, gauss: Sequence[Tensor], probes: Seque
     return {name: Estimate(each, spread, count, UNIT) for name, each, spread in named}
 
 
-def _split(model: nn.Module, loss_fn: LossFn, data: Data, mask: AnyMask, chunk: int) -> Split:
+def _split(model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask, chunk: int) -> Split:
     try:
-        return Split(model, loss_fn, pair(data, model), mask, chunk)
+        return Split(model, loss_fn, data, mask, chunk)
     except NoSplit as why:
         raise _refused(why) from None
 

@@ -17,6 +17,7 @@ from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
 from regimes.landscape.connectivity import Connectivity, Statistics, along, ends
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.operator import AnyMask, layers_of
 from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
 
@@ -32,7 +33,7 @@ def curve_connectivity(
     kind: Kind = "bezier",
     bends: int = 1,
     *,
-    mask: Mask | None = None,
+    mask: AnyMask = None,
     epochs: int = 20,
     batch_size: int = 128,
     learning_rate: float = 0.02,
@@ -46,7 +47,8 @@ def curve_connectivity(
 
     The ends stay; the bends between them are trained by SGD on the mean loss at uniformly drawn positions,
     ``E_t L(phi(t))`` (Garipov et al. 2018, arXiv 1802.10026), with momentum 0.9, no weight decay, a learning rate that
-    is constant for half of the epochs and falls linearly to a hundredth, and BatchNorm by the batch's own statistics.
+    is constant for half of the epochs, falls linearly to a hundredth until nine tenths of them and stays there, and
+    BatchNorm by the batch's own statistics.
     The path starts as the straight line. It is an upper bound of what separates two networks: more epochs may lower it.
 
     Args:
@@ -107,7 +109,7 @@ def bend(
     path: Path,
     walker: nn.Module,
     data: tuple[Tensor, Tensor],
-    mask: Mask | None,
+    mask: AnyMask,
     epochs: int,
     batch_size: int,
     learning_rate: float,
@@ -117,7 +119,9 @@ def bend(
     """Train a path's bends, and nothing else."""
     inputs, targets = data
     still = {name: torch.zeros_like(each) for name, each in walker.named_parameters() if not each.requires_grad}
-    alive = still | ({} if mask is None else {name: each.to(inputs.device) for name, each in mask.layers.items()})
+    alive = still | {
+        name: each.to(inputs.device) for name, each in layers_of(mask, dict(walker.named_parameters())).items()
+    }
     trained = [each for point in path.bends for each in point.values()]
     optimizer = torch.optim.SGD(trained, learning_rate, momentum=MOMENTUM)
     buffers = {name: each.detach().clone() for name, each in walker.named_buffers()}
@@ -126,8 +130,8 @@ def bend(
     seed = int(torch.randint(2**31, (1,), generator=generator))
     with seeded(seed), torch.enable_grad():  # dropout draws from the global generator
         for epoch in range(epochs):
-            done = epoch / epochs
-            optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, max(0.01, 2 - 2 * done))
+            fallen = min(1.0, max(0.0, (epoch / epochs - 0.5) / 0.4))
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - 0.99 * fallen)
             order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
             for t, chosen in zip(torch.rand(steps, generator=generator), order.split(batch_size), strict=False):
                 optimizer.zero_grad()
@@ -169,7 +173,7 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: CurveOptions) -
         subset(probe.data.train, options.images),
         options.kind,
         options.bends,
-        mask=a.mask,
+        mask=_either(a.mask, b.mask),
         epochs=options.epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -182,6 +186,13 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: CurveOptions) -
         "curve_error": Curve(curve.error, "t", curve.t),
         "curve_loss": Curve(curve.loss, "t", curve.t),
     }
+
+
+def _either(one: Mask | None, other: Mask | None) -> Mask | None:
+    """What lives in either of two networks."""
+    if one is None or other is None:
+        return None
+    return Mask({name: layer | other.layers[name] for name, layer in one.layers.items()})
 
 
 def _work(options: CurveOptions, images: int) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes.data.dataset import Split
+from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable
 
@@ -37,7 +38,18 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return the model's outputs (n, classes) in eval mode."""
     with evaluating(model):
-        return torch.cat([model(part) for part in inputs.split(images_at_once(inputs))])
+        return torch.cat([as_tensor(model(part)) for part in inputs.split(images_at_once(inputs))])
+
+
+def as_tensor(answers: object) -> Tensor:
+    """What a model has put out, if it is one tensor.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(answers, Tensor):
+        return answers
+    raise UserError(f"the model puts out {type(answers).__name__}; one tensor is expected: wrap it and return that")
 
 
 def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Estimate, Estimate]:
@@ -52,24 +64,31 @@ def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Est
     with evaluating(model):
         size = images_at_once(split.inputs)
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
-            answers = model(inputs)
-            wrong.append(mistakes(answers, targets, loss_fn))
+            answers = as_tensor(model(inputs))
+            wrong.append(finite_mistakes(answers, targets, loss_fn))
             total += float(loss_fn(answers, targets)) * len(targets)
     count = len(split.targets)
     each = torch.cat(wrong)
-    error = (
-        Estimate(float(each.mean()), float(each.std()) / count**0.5, count)
-        if split.targets.is_floating_point()
-        else Estimate.fraction(int(each.sum()), count)
-    )
+    if split.targets.is_floating_point() or split.targets.dim() > 1 or each.isnan().any():
+        error = Estimate(float(each.mean()), float(each.std()) / count**0.5, count)
+    else:
+        error = Estimate.fraction(int(each.sum()), count)
     return error, Estimate(total / count, float("nan"), count, "nat")
 
 
+def finite_mistakes(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
+    """The error of each input as `mistakes` has it, NaN where the answer is no number."""
+    wrong = mistakes(answers, targets, loss_fn)
+    lost = ~answers.reshape(len(answers), -1).isfinite().all(dim=1)
+    return wrong.masked_fill(lost, torch.nan) if bool(lost.any()) else wrong
+
+
 def mistakes(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
-    """The error of each input (n,), float64: 1 for a wrong class and 0 for the right one; where targets are numbers,
-    the loss of that input alone."""
+    """The error of each input (n,), float64: 1 for a wrong class and 0 for the right one, or the share of wrong classes
+    where an input has several (n, ...); where targets are numbers, the loss of that input alone."""
     if not targets.is_floating_point():
-        return (answers.argmax(dim=1) != targets).double()
+        wrong = (answers.argmax(dim=1) != targets).double()
+        return wrong.flatten(1).mean(dim=1) if wrong.dim() > 1 else wrong
     alone: Tensor = torch.func.vmap(lambda answer, target: loss_fn(answer[None], target[None]))(answers, targets)
     return alone.double()
 
@@ -82,8 +101,13 @@ class ErrorOptions:
 def _measure(subjects: Sequence[Trained], probe: Probe, options: ErrorOptions) -> Measured:
     (subject,) = subjects
     train_error, train_loss = error_and_loss(subject.model, probe.data.train, probe.loss_fn)
-    _, test_loss = error_and_loss(subject.model, probe.data.test, probe.loss_fn)
-    return {"train_error": train_error, "train_loss": train_loss, "test_loss": test_loss}
+    test_error, test_loss = error_and_loss(subject.model, probe.data.test, probe.loss_fn)
+    return {
+        "train_error": train_error,
+        "train_loss": train_loss,
+        "final_test_error": test_error,
+        "test_loss": test_loss,
+    }
 
 
 ERROR = Metric(
@@ -94,6 +118,7 @@ ERROR = Metric(
     variables={
         "train_error": Variable("1", "training error, not augmented, last weights", error=True),
         "train_loss": Variable("nat", "training loss, not augmented, last weights"),
+        "final_test_error": Variable("1", "test error, last weights", error=True),
         "test_loss": Variable("nat", "test loss, last weights"),
     },
     measure=_measure,

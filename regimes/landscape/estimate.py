@@ -54,7 +54,7 @@ class Estimate:
 
     @property
     def unsure(self) -> bool:
-        """Whether the standard error is more than a fifth of the value, or not known where one is due."""
+        """Whether the standard error is more than a fifth of the value, or the value is no number."""
         return self.stderr > UNSURE * abs(self.value) or math.isnan(self.value)
 
     def warned(self, what: str) -> Estimate:
@@ -68,5 +68,7 @@ class Estimate:
 
 
 def student(freedom: float) -> float:
-    """Student's 97.5 % quantile over the normal one, to a few percent (from two degrees of freedom on)."""
-    return 1 + 1.24 / freedom + 1.3 / freedom**2 if freedom > 0 else math.nan
+    """Student's 97.5 % quantile over the normal one; NaN without any degree of freedom."""
+    from scipy.special import stdtrit  # not for those who only read grids
+
+    return float(stdtrit(freedom, 0.975)) / 1.959964 if freedom > 0 else math.nan

@@ -159,9 +159,9 @@ class HessianOptions:
     backend: Backend = "own"
 
 
-def held(options: HessianOptions, images: int) -> int:
-    """Images whose gradient's graph is held at once."""
-    return options.chunk or min(options.images, images) or images
+def _held(options: HessianOptions, images: int, vectors: int) -> tuple[int, int]:
+    """Images whose gradient's graph is held at once, and vectors of the weights' size."""
+    return options.chunk or min(options.images, images) or images, vectors
 
 
 def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> Measured:
@@ -214,7 +214,7 @@ TRACE = Metric(
     variables={"hessian_trace": Variable(UNIT, "Hessian trace on the mask's support (training loss, eval mode)")},
     measure=_measure_trace,
     work=lambda options, images: _work(options.probes or SPLIT, options, images),
-    graph=held,
+    graph=lambda options, images: _held(options, images, 8),
 )
 
 TOP = Metric(
@@ -227,5 +227,5 @@ TOP = Metric(
     },
     measure=_measure_top,
     work=lambda options, images: _work(12, options, images),
-    graph=held,
+    graph=lambda options, images: _held(options, images, 2 * options.max_steps),  # a basis, and a copy of it
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from regimes.errors import UserError
 from regimes.landscape.connectivity import LmcOptions, ends, linear_connectivity
 from regimes.landscape.metric import Curve, Measured, Metric, Probe, Trained, Variable, subset
 from regimes.pruners.channels import dependencies
@@ -71,42 +72,68 @@ def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator
     ends(a, b)
     generator = generator or torch.Generator().manual_seed(0)
     matched = copy.deepcopy(b).eval()
-    fixed, moved = dict(a.named_parameters()), dict(matched.named_parameters())
+    fixed: dict[str, Tensor] = dict(a.named_parameters())
+    moved: dict[str, Tensor] = dict(matched.named_parameters())
     state = moved | dict(matched.named_buffers())
     found = groups(matched, inputs)
+    if not found:
+        raise UserError(f"no channels of {type(b).__name__} were found that may change places")
     for _ in range(SWEEPS):
-        gained = False
-        for index in torch.randperm(len(found), generator=generator).tolist():
-            places = found[index]
-            both = [each for each in places if each.name in moved]  # statistics follow, they have no say
-            gains = sum(each.rows(fixed[each.name]) @ each.rows(moved[each.name]).T for each in both)
-            assert isinstance(gains, Tensor)
-            rows, columns = linear_sum_assignment(gains.cpu().numpy(), maximize=True)
-            gain = float(gains[rows, columns].sum() - gains.diagonal().sum())
-            if gain > 1e-9 * float(gains.abs().sum()):
-                gained = True
-                for place in places:
-                    place.permute(state[place.name], torch.from_numpy(columns))
-        if not gained:
+        gained = [_turn(found[each], fixed, moved, state) for each in torch.randperm(len(found), generator=generator)]
+        if not any(gained):
             break
     return matched.train(b.training)
 
 
+def _turn(group: Group, fixed: dict[str, Tensor], moved: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+    """Put a group's channels in the best order, all others as they are; whether that has gained anything."""
+    both = [each for each in group if each.name in moved]  # statistics follow, they have no say
+    names = {each.name for each in both}
+    gains = sum(each.rows(fixed[each.name]) @ each.rows(moved[each.name]).T for each in both)
+    assert isinstance(gains, Tensor)
+    order = torch.from_numpy(linear_sum_assignment(gains.cpu().numpy(), maximize=True)[1])
+
+    def together() -> float:
+        return sum(float((fixed[name].detach().double() * moved[name].detach().double()).sum()) for name in names)
+
+    before = together()
+    for place in group:
+        place.permute(state[place.name], order)
+    if together() > before + 1e-9 * float(gains.abs().sum()):
+        return True
+    for place in group:  # a tensor that has the group on both axes is not linear in it
+        place.permute(state[place.name], order.argsort())
+    return False
+
+
 def groups(model: nn.Module, inputs: Tensor) -> list[Group]:
-    """The groups of channels that may be permuted without changing a network's outputs; found by trying each."""
+    """The groups of channels that may be permuted without changing a network's outputs.
+
+    Each is tried on a copy with random weights, where no unit is dead: what may change places depends on the
+    architecture alone.
+    """
     found = []
+    random = torch.Generator().manual_seed(0)
+    lively = copy.deepcopy(model).eval()
     with torch.no_grad():
-        answers = model(inputs)
+        for weight in lively.parameters():
+            scale = max(1, weight[0].numel()) ** -0.5 if weight.dim() > 1 else 0.5
+            weight.copy_(scale * torch.randn(weight.shape, generator=random, dtype=torch.float64))
+        for name, buffer in lively.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=random, dtype=torch.float64))
+        noise = torch.randn((8, *inputs.shape[1:]), generator=random, dtype=torch.float64).to(inputs)
+        answers = lively(noise)
         for group in dependencies(model, inputs):
             places = _places(model, group)
             if places is None or len(places[0].positions) < 2:
                 continue
-            turned = copy.deepcopy(model)
+            turned = copy.deepcopy(lively)
             state = dict(turned.named_parameters()) | dict(turned.named_buffers())
             order = torch.arange(len(places[0].positions)).roll(1)
             for place in places:
                 place.permute(state[place.name], order)
-            if torch.allclose(turned(inputs), answers, rtol=1e-3, atol=1e-4 * float(answers.abs().max())):
+            if torch.allclose(turned(noise), answers, rtol=1e-3, atol=1e-4 * float(answers.abs().max())):
                 found.append(places)
     return found
 

@@ -77,8 +77,8 @@ class Metric:
         table: the name of its table of options, ``[measure.TABLE]``; metrics may share one.
         variables: {variable: what it is}, everything that ``measure`` returns.
         measure: ``(subjects, probe, options) -> {variable: Estimate | Curve}``; the subjects are left as they were.
-        graph: ``(options, images) -> how many of them`` have the graph of their gradient held at once, for the plan's
-            estimate of memory; None: gradients are not differentiated.
+        graph: ``(options, images) -> (images, vectors)``: how many images' gradient has its graph held at once, and
+            how many vectors of the weights' size, for the plan's estimate of memory; None: no second derivatives.
         classes: whether it is for classifiers only.
         needs: a module that it imports beside this package's own needs, and what to install for it.
         work: ``(options, images) -> forward passes of one image``, for the plan's estimate of time.
@@ -91,6 +91,6 @@ class Metric:
     variables: Mapping[str, Variable]
     measure: Callable[[Sequence[Trained], Probe, Any], Measured]
     work: Callable[[Any, int], float]
-    graph: Callable[[Any, int], int] | None = None
+    graph: Callable[[Any, int], tuple[int, int]] | None = None
     classes: bool = False
     needs: tuple[str, str] | None = None

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.errors import UserError
-from regimes.landscape.error import evaluating
+from regimes.landscape.error import evaluating, outputs
 from regimes.landscape.metric import LossFn
 from regimes.pruners.mask import Mask
 
@@ -56,10 +56,12 @@ class HessianOperator:
         size = chunk or len(inputs)
         self.chunks = list(zip(inputs.split(size), targets.split(size), strict=True))
         self.count = len(inputs)
+        if len(self.chunks) > 1:
+            self._check_mean(inputs, targets)
         named = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.leaves = {name: each.detach().clone().requires_grad_() for name, each in named.items()}
         self.buffers = {name: each.detach().clone() for name, each in model.named_buffers()}
-        self.live = _live(self.leaves, mask)
+        self.live = _live(self.leaves, layers_of(mask, dict(model.named_parameters())))
         self.size = int(self.live.sum())
         if self.size == 0:
             raise UserError("no live parameter is left: the Hessian has no coordinates")
@@ -69,6 +71,18 @@ class HessianOperator:
             raise UserError(f"the Hessian needs weights in float32 or float64, got {self.dtype}; call model.float()")
         self.together = together or (1 if self.device.type == "cpu" else 8)
         self._kept: tuple[Tensor, ...] | None = None
+
+    def _check_mean(self, inputs: Tensor, targets: Tensor) -> None:
+        """Chunks add up only where the loss is a mean over inputs."""
+        answers = outputs(self.model, inputs)
+        whole = float(self.loss_fn(answers, targets))
+        size = len(self.chunks[0][0])
+        parts = zip(answers.split(size), targets.split(size), strict=True)
+        mean = sum(float(self.loss_fn(answer, target)) * len(target) / self.count for answer, target in parts)
+        if abs(whole - mean) > 1e-3 * max(abs(whole), abs(mean)):
+            raise UserError(
+                f"chunk = {size}: this loss is no mean over inputs (all: {whole:.4g}, in chunks: {mean:.4g})"
+            )
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         """Return ``H v`` (size,) for a vector over the live coordinates (size,)."""
@@ -188,18 +202,24 @@ class HessianOperator:
         )
 
 
-def _live(leaves: dict[str, Tensor], mask: AnyMask) -> Tensor:
+def layers_of(mask: AnyMask, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A mask's layers, held against a model's parameters.
+
+    Raises:
+        UserError: a layer that the model has not, or of another shape.
+    """
     layers = mask.layers if isinstance(mask, Mask) else dict(mask or {})
-    unknown = [name for name in layers if name not in leaves]
+    unknown = [name for name in layers if name not in parameters]
     if unknown:
-        raise UserError(
-            f"the mask names {', '.join(unknown)}, which the model does not train; it has {', '.join(leaves)}"
-        )
-    parts = []
-    for name, leaf in leaves.items():
-        layer = layers.get(name)
-        if layer is not None and layer.shape != leaf.shape:
-            raise UserError(f"mask of {name} has shape {tuple(layer.shape)}, the parameter {tuple(leaf.shape)}")
-        parts.append(torch.ones(leaf.shape, dtype=torch.bool) if layer is None else layer.to("cpu", torch.bool))
+        raise UserError(f"the mask names {', '.join(unknown)}, which the model has not; it has {', '.join(parameters)}")
+    for name, layer in layers.items():
+        if layer.shape != parameters[name].shape:
+            shapes = f"{tuple(layer.shape)}, the parameter {tuple(parameters[name].shape)}"
+            raise UserError(f"mask of {name} has shape {shapes}")
+    return {name: layer.bool() for name, layer in layers.items()}
+
+
+def _live(leaves: dict[str, Tensor], layers: Mapping[str, Tensor]) -> Tensor:
+    parts = [layers.get(name, torch.ones(leaf.shape, dtype=torch.bool)).to("cpu") for name, leaf in leaves.items()]
     device = next(iter(leaves.values())).device
     return torch.cat([part.reshape(-1) for part in parts]).to(device)

@@ -71,7 +71,7 @@ def sharpness(
     if steps == 1:
         return Estimate(found[0] - low, 0.0, 1, "nat")
     best, before = max([low, *found]), max([low, *found[: len(found) // 2]])
-    return Estimate(best - low, best - before, len(found), "nat")
+    return Estimate(best - low, best - before, len(found), "nat").warned("sharpness")
 
 
 @dataclass(frozen=True)

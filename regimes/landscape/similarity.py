@@ -40,10 +40,14 @@ def cka(
     if on in ("softmax", "logits"):
         features = [outputs(model, inputs).double() for model in (a, b)]
         if on == "softmax":
+            if features[0].dim() < 2 or features[0].shape[1] < 2:
+                raise UserError(f"cka on = 'softmax' is for classes, the outputs have shape {tuple(features[0].shape)}")
             features = [each.softmax(dim=1) for each in features]
+        features = [each.reshape(len(inputs), -1) for each in features]
     else:
         features = [layer_outputs(model, on, inputs) for model in (a, b)]
-    return cka_of_features(features[0], features[1], debiased)
+    dtype = next((each.dtype for each in a.parameters()), torch.float32)
+    return cka_of_features(features[0], features[1], debiased, rounding=8 * torch.finfo(dtype).eps)
 
 
 def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
         raise UserError(f"cka on = '{name}': no such layer{nearest(name, names)}; allowed: softmax, logits, or a layer")
     caught: list[Tensor] = []
     rows: list[Tensor] = []
-    hook = layers[name].register_forward_hook(lambda module, args, output: caught.append(output))
+    hook = layers[name].register_forward_hook(lambda module, args, output: caught.append(_kept(output)))
     try:
         with evaluating(model):
             for part in inputs.split(images_at_once(inputs)):
@@ -77,7 +81,12 @@ def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False) -> Estimate:
+def _kept(output: Any) -> Any:
+    """A copy: what follows may work in place."""
+    return output.detach().clone() if isinstance(output, Tensor) else output
+
+
+def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False, rounding: float | None = None) -> Estimate:
     """Linear CKA of two feature matrices (n, p) and (n, q).
 
     ``CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))``. The biased HSIC of linear kernels is ``|X'Y|_F^2`` of the
@@ -85,29 +94,35 @@ def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False) -> Estimate:
     average for independent features. The standard error is a jackknife over 20 groups of inputs.
 
     CKA of features that do not vary is 0/0; here two constant matrices are alike (1), a constant and a varying one are
-    not (0), so that CKA of a network with itself is always 1 and NaN never appears.
+    not (0), so that CKA of a network with itself is always 1. What varies by less than ``rounding`` times the largest
+    number counts as constant (None: eight times what the numbers' own type rounds to). Only numbers that are not finite
+    give NaN.
     """
     if len(X) != len(Y):
         raise UserError(f"CKA compares the same inputs: got {len(X)} and {len(Y)} rows")
     if len(X) < 4:
         raise UserError(f"CKA needs at least 4 inputs, got {len(X)}")
-    X, Y = _centred(X), _centred(Y)
+    if not (X.isfinite().all() and Y.isfinite().all()):
+        return Estimate(float("nan"), float("nan"), len(X))
+    X, Y = _centred(X, rounding), _centred(Y, rounding)
     value = _cka(X, Y, debiased)
     groups = min(GROUPS, len(X) // 4)
     if groups < 2:
         return Estimate(value, float("nan"), len(X))
     # Groups drawn at random: data may stand class by class, or class after class in turn.
     group = torch.randperm(len(X), generator=torch.Generator().manual_seed(0)).to(X.device) % groups
-    left_out = torch.tensor([_cka(X[group != each], Y[group != each], debiased) for each in range(groups)])
+    left_out = torch.tensor(
+        [_cka(X[group != each], Y[group != each], debiased) for each in range(groups)], dtype=torch.float64
+    )
     variance = (groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum())
     return Estimate(value, variance**0.5, len(X))
 
 
-def _centred(X: Tensor) -> Tensor:
+def _centred(X: Tensor, rounding: float | None) -> Tensor:
+    least = 8 * torch.finfo(X.dtype).eps if rounding is None else rounding
     X = X.double()
     centred = X - X.mean(dim=0)
-    rounding = 1e-6 * float(X.abs().max())  # float32 outputs that ought to be equal differ by less
-    return centred if float(centred.abs().max()) > rounding else torch.zeros_like(X)
+    return centred if float(centred.abs().max()) > least * float(X.abs().max()) else torch.zeros_like(X)
 
 
 def _cka(X: Tensor, Y: Tensor, debiased: bool) -> float:
@@ -131,7 +146,7 @@ def _hsic(X: Tensor, Y: Tensor) -> float:
 
 
 def _hsic_debiased(X: Tensor, Y: Tensor) -> float:
-    """The U-statistic of Song et al. 2012 (up to a factor that cancels in CKA), without any (n, n) matrix."""
+    """The U-statistic of Song et al. 2012, up to a factor that cancels in CKA."""
     n = len(X)
     x_norms, y_norms = X.square().sum(dim=1), Y.square().sum(dim=1)  # (n,)
     x_rows, y_rows = X @ X.sum(dim=0) - x_norms, Y @ Y.sum(dim=0) - y_norms  # (n,) row sums without the diagonal

@@ -19,6 +19,7 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.lanczos import lanczos, lanczos_top
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
 from regimes.landscape.operator import AnyMask, HessianOperator
+from regimes.landscape.trace import UNIT
 
 # Where the spectrum's distribution is kept in a record: zero, and ten values a decade to either side.
 GRID = tuple(sorted({0.0, *(sign * round(10 ** (each / 10), 8) for each in range(-40, 51) for sign in (-1, 1))}))
@@ -43,8 +44,19 @@ class Spectrum:
         return Estimate.mean_of_few([float(w @ x**power) for x, w in zip(self.nodes, self.weights, strict=True)])
 
     def below(self, value: float) -> Estimate:
-        """Fraction of the eigenvalues that are at most ``value``."""
-        return Estimate.mean_of_few([float(w[x <= value].sum()) for x, w in zip(self.nodes, self.weights, strict=True)])
+        """Fraction of the eigenvalues that are at most ``value``.
+
+        A quadrature knows it no better than by the weights of the points to either side of ``value`` (Chebyshev,
+        Markov, Stieltjes), which are large where eigenvalues crowd, as about zero: they are in the standard error.
+        """
+        shares, gaps = [], []
+        for x, w in zip(self.nodes, self.weights, strict=True):
+            place = int((x <= value).sum())
+            shares.append(float(w[:place].sum()) if np.isfinite(x).all() else math.nan)
+            gaps.append(max([0.0, *w[max(0, place - 1) : place + 1].tolist()]))
+        mean = Estimate.mean_of_few(shares)
+        exact = all(len(x) == self.size for x in self.nodes)  # every eigenvalue is a point
+        return Estimate(mean.value, math.hypot(mean.stderr, 0.0 if exact else float(np.mean(gaps)) / 2), mean.samples)
 
     def density(self, at: ArrayLike, width: float) -> NDArray[np.float64]:
         """Density of the eigenvalues at some values: the points smeared by Gaussians of a standard deviation."""
@@ -118,7 +130,8 @@ def hessian_eigenvalues(
         raise UserError(f"count = {count}, max_steps = {max_steps}: at least 1, and no fewer steps than values")
     generator = generator or torch.Generator().manual_seed(0)
     hessian = HessianOperator(model, loss_fn, pair(data, model), mask, chunk)
-    return lanczos_top(hessian, generator, tolerance, max_steps, count)
+    found = lanczos_top(hessian, generator, tolerance, max_steps, count)
+    return [each.warned(f"Hessian eigenvalue {number}") for number, each in enumerate(found, start=1)]
 
 
 @dataclass(frozen=True)
@@ -143,8 +156,11 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: SpectrumOptions
         steps=options.steps,
     )
     below = [found.below(each).value for each in GRID]
-    rounding = 1e-6 * max(float(np.abs(each).max()) for each in found.nodes)
-    return {"hessian_negative": found.below(-rounding), "hessian_below": Curve(below, "eigenvalue", GRID)}
+    return {
+        "hessian_mean": found.moment(1),
+        "hessian_square": found.moment(2),
+        "hessian_below": Curve(below, "eigenvalue", GRID),
+    }
 
 
 SPECTRUM = Metric(
@@ -153,10 +169,11 @@ SPECTRUM = Metric(
     options=SpectrumOptions,
     table="spectrum",
     variables={
-        "hessian_negative": Variable("1", "share of Hessian eigenvalues below zero on the mask's support"),
-        "hessian_below": Variable("1", "share of Hessian eigenvalues up to a value, on the mask's support"),
+        "hessian_mean": Variable(UNIT, "mean Hessian eigenvalue on the mask's support (training loss, eval mode)"),
+        "hessian_square": Variable("nat^2", "mean squared Hessian eigenvalue on the mask's support"),
+        "hessian_below": Variable("1", "share of Hessian eigenvalues up to a value (blurred where they crowd)"),
     },
     measure=_measure,
     work=lambda options, images: options.probes * options.steps * 6 * (min(options.images, images) or images),
-    graph=lambda options, images: min(options.images, images) or images,
+    graph=lambda options, images: (min(options.images, images) or images, 2 * options.steps),
 )

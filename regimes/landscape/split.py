@@ -101,12 +101,14 @@ class Split:
         """Whether R has no diagonal: each tensor's own block of it, times a random vector, on a few inputs.
 
         Where a network is linear in a tensor, that product is exactly zero, in float32 too; anything else counts as
-        bent, however small. The inputs are the largest one and some drawn at random.
+        bent, however small. The inputs are the largest one, some drawn at random, and as many of pure noise.
         """
         random = torch.Generator().manual_seed(0)
         sizes = torch.cat([part.double().flatten(1).norm(dim=1) for part in self.inputs.split(1024)])
         chosen = {int(sizes.argmax()), *torch.randperm(len(sizes), generator=random)[: FEW - 1].tolist()}
         few = self.inputs[torch.tensor(sorted(chosen), device=self.inputs.device)]
+        noise = torch.randn(few.shape, generator=random, dtype=torch.float64).to(few)
+        few = torch.cat([few, few.mean() + 2 * few.std() * noise])  # units that these inputs leave in one place
         slopes = torch.randn(len(few), self.roots.shape[1], generator=random, dtype=torch.float64).to(self.roots)
         rest = HessianOperator(self.model, _linear, (few, slopes))
         vectors = rest.tensors(rest.normal(random))

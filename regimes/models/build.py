@@ -23,11 +23,15 @@ def seeded(seed: int) -> Iterator[None]:
     Layers initialise themselves, and dropout draws, from torch's global generator and take no other; a user's model may
     use the others. So the engine lends them a seed for the moment; nothing outside the block notices.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(
+                seed
+            )  # torch.manual_seed would leave a seed for a device not yet in use
+            if devices:
+                torch.cuda.manual_seed_all(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)
             yield

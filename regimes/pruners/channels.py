@@ -147,7 +147,8 @@ def dependencies(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Module,
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            graph = pruning.DependencyGraph().build_dependency(copy.deepcopy(model), inputs)
+            traced = copy.deepcopy(model).requires_grad_(True)  # frozen layers leave no trace
+            graph = pruning.DependencyGraph().build_dependency(traced, inputs)
             names = {module: name for name, module in graph.model.named_modules()}
             layers = dict(model.named_modules())
             return [
@@ -171,5 +172,7 @@ def _torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError as error:
-        raise UserError("pruning channels needs torch-pruning: pip install 'torch-pruning>=1.6,<2'") from error
+        raise UserError(
+            "which channels belong together is found by torch-pruning: pip install 'torch-pruning>=1.6,<2'"
+        ) from error
     return torch_pruning

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from regimes.errors import UserError
-from regimes.record.grid import save_grid
+from regimes.record.grid import SEEDS, save_grid
 
 FORMATS = ("nc", "csv")
 
@@ -60,7 +60,11 @@ def table(data: xr.Dataset) -> pd.DataFrame:
         parts.append(frame[frame["value"].notna()])
     columns = ["variable", *dims, "value", "stderr", "units", "status"]
     whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return whole.reindex(columns=columns)
+    whole = whole.reindex(columns=columns)
+    for name in SEEDS:  # whole numbers, or nothing
+        if name in whole:
+            whole[name] = whole[name].astype("Int64")
+    return whole
 
 
 def _beside(data: xr.Dataset, name: str, variable: xr.DataArray) -> pd.Series | float:

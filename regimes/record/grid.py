@@ -12,6 +12,7 @@ from regimes.knobs import KNOBS, Knob
 from regimes.record.assemble import open_record
 from regimes.registry import load
 
+DIVERGED = 2  # in a record's status
 SEEDS = ("dense_seed", "retrain_seed", "pair")
 
 
@@ -86,7 +87,8 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
         raise UserError(f"{name}: no dimension 'density' (fraction of weights kept, in (0, 1])")
     for variable in ("lmc", "cka"):
         if variable not in data:
-            raise UserError(f"{name}: no variable '{variable}'; lmc and cka over a knob and density are needed")
+            why = "every cell has diverged, " if "status" in data and bool((data["status"] == DIVERGED).all()) else ""
+            raise UserError(f"{name}: {why}no variable '{variable}'; lmc and cka over a knob and density are needed")
         missing = [dim for dim in (*knobs, *loads_of(data)) if dim not in data[variable].dims]
         if missing:
             raise UserError(f"{name}: '{variable}' lacks the dimension {', '.join(missing)}")

@@ -68,7 +68,9 @@ class Checker:
             return
         for name in options:
             if name not in allowed:
-                self.say(f"{key}.{name}", f"unknown key{nearest(name, allowed)}; allowed: name, {', '.join(allowed)}")
+                self.say(
+                    f"{key}.{name}", f"unknown key{nearest(name, allowed)}; allowed: {', '.join(('name', *allowed))}"
+                )
 
     def plain_value(self, key: str, value: Any) -> None:
         """An option goes into the key: numbers have to be finite, and dates mean nothing here."""

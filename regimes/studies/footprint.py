@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from regimes.bench.table import Sheet
 from regimes.flow.memory import PROCESS, bytes_in_measuring
-from regimes.landscape.hessian import hessian_trace
+from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.models.build import build
 from regimes.studies.page import Say
 
@@ -19,7 +19,7 @@ CHUNKS = (16, 64, 256)
 
 
 def memory(say: Say) -> Sheet:
-    """Peak memory of a Hessian trace of PreResNet-20 by chunk, in processes of their own, beside the plan's figure."""
+    """Peak memory of traces and Lanczos on PreResNet-20 by chunk, each in a process of its own, beside the plan's."""
     rows, facts = [["inputs at once", "the plan's figure, MB", "measured peak, MB"]], []
     for chunk in CHUNKS:
         told = subprocess.run(
@@ -32,17 +32,18 @@ def memory(say: Say) -> Sheet:
         say(f"memory, chunk {chunk}: {measured:.0f} MB, planned {planned:.0f} MB")
         facts.append({"chunk": chunk, "planned_MB": planned, "peak_MB": measured})
         rows.append([str(chunk), f"{planned:.0f}", f"{measured:.0f}"])
-    notes = ["PreResNet-20, 256 inputs of 3x32x32, 'auto' and 4 Hessian-vector products, float32, one thread"]
-    return Sheet("Memory of a Hessian trace", rows, notes, facts)
+    notes = ["PreResNet-20, 256 inputs of 3x32x32, 'auto', 4 probes, and 40 steps of Lanczos, float32, one thread"]
+    return Sheet("Memory of Hessian measures", rows, notes, facts)
 
 
 def peak(chunk: int) -> None:
-    """Print the plan's figure and the peak of this process, in MB, for a trace of PreResNet-20."""
+    """Print the plan's figure and the peak of this process, in MB, for measures of PreResNet-20."""
     torch.set_num_threads(1)
     model = build("preresnet", {"depth": 20}, (3, 32, 32), 10, 0)
     random = torch.Generator().manual_seed(0)
     data = torch.randn(256, 3, 32, 32, generator=random), torch.randint(0, 10, (256,), generator=random)
-    planned = PROCESS + bytes_in_measuring(model, data[0][:16], data[1][:16], chunk)
+    planned = PROCESS + bytes_in_measuring(model, data[0][:16], data[1][:16], chunk, 80)
     hessian_trace(model, F.cross_entropy, data, rel_stderr=0.05, chunk=chunk)
     hessian_trace(model, F.cross_entropy, data, probes=4, chunk=chunk)
-    print(planned / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    hessian_top(model, F.cross_entropy, data, tolerance=1e-9, max_steps=40, chunk=chunk)
+    print(planned / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)

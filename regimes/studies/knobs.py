@@ -44,7 +44,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         rows[-1] += [values[0], at[0], values[1], at[1]]
         facts.append({"knob": knob, "cells": counts, "thresholds": grid["regime"].attrs["thresholds"]})
     notes = [f"{_name(grid)}: {grid['regime'].attrs['thresholds']}" for grid in grids.values()]
-    sheet = Sheet("Cells of each regime, of 25, and test error at 2 % density", rows, notes, facts)
+    sheet = Sheet("Cells of each regime, and test error at 2 % density", rows, notes, facts)
     return Page("knobs", TITLE, WORDS, [sheet], {"maps": side_by_side(grids)})
 
 
@@ -57,11 +57,12 @@ def side_by_side(grids: Mapping[str, xr.Dataset]) -> Figure:
     """The maps of several grids in one row, with one legend."""
     wide = sum(grid.sizes["density"] for grid in grids.values())
     figure = Figure(figsize=(0.52 * wide + 0.75 * len(grids), 3.9), layout="constrained")
-    for axes, grid in zip(figure.subplots(1, len(grids)), grids.values(), strict=True):
+    all_axes = figure.subplots(1, len(grids))
+    for axes, grid in zip(all_axes, grids.values(), strict=True):
         _draw(axes, grid)
+    all_axes[len(grids) // 2].set_xlabel("density (% of prunable weights kept)", fontsize=10)
     first = next(iter(grids.values()))
     seen = {name: sum(present(grid)[name] for grid in grids.values()) for name in present(first)}
-    figure.supxlabel("density (% of weights kept)", fontsize=10)
     figure.legend(handles=legend_handles(seen, True), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure
 

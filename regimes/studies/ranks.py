@@ -18,7 +18,7 @@ class Correlation:
     """Spearman's rank correlation.
 
     Attributes:
-        value: from -1 to 1; NaN where fewer than four cells are left, or one of the two does not vary.
+        value: from -1 to 1; NaN where fewer than four cells are left, or one of the two hardly varies.
         low, high: 95 % interval by bootstrap over cells.
         cells: how many.
     """
@@ -60,6 +60,8 @@ def spearman(x: Numbers, y: Numbers, strata: NDArray[np.int64] | None = None, se
         return Correlation(np.nan, np.nan, np.nan, len(x))
     random = np.random.default_rng(seed)
     draws = _within(x, y, [random.choice(each, (DRAWS, len(each))) for each in places])
+    if np.isnan(draws).mean() > 0.1:  # too many ties: whole draws without a rank
+        return Correlation(np.nan, np.nan, np.nan, len(x))
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return Correlation(float(value), float(low), float(high), len(x))
 
