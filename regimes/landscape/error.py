@@ -76,6 +76,15 @@ def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Est
     return error, Estimate(total / count, float("nan"), count, "nat")
 
 
+def mean_error(model: nn.Module, split: Split, loss_fn: LossFn) -> float:
+    """The error over a split, in eval mode; a network that has diverged has one too."""
+    size = images_at_once(split.inputs)
+    with evaluating(model):
+        parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
+        each = torch.cat([mistakes(as_tensor(model(inputs)), targets, loss_fn) for inputs, targets in parts])
+    return float(each.mean()) if split.targets.is_floating_point() else float(each.sum()) / len(each)
+
+
 def finite_mistakes(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
     """The error of each input as `mistakes` has it, NaN where the answer is no number."""
     wrong = mistakes(answers, targets, loss_fn)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regimes.data.dataset import Dataset
-from regimes.landscape.error import error_and_loss
+from regimes.landscape.error import mean_error
 from regimes.models.build import load_weights, seeded
 from regimes.training.lane import Lane, Row, Tensors
 from regimes.training.precision import arithmetic
@@ -57,7 +57,7 @@ class Eager:
         """Validation and test error."""
         splits = {"val_error": self.data.val, "test_error": self.data.test}
         loss_fn = self.lane.recipe.loss_fn
-        return [{name: error_and_loss(self.model, split, loss_fn)[0].value for name, split in splits.items()}]
+        return [{name: mean_error(self.model, split, loss_fn) for name, split in splits.items()}]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
         """State dict and momentum."""
