@@ -51,7 +51,7 @@ def longer(tiny: Sweep, tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(longer: Path, tmp_path: Path) -> None:
-    process = start(longer, tmp_path, "--workers", "2")
+    process = start(longer, tmp_path, "--workers", "2", "--set", "retrain.epochs=2000")  # surely not over by then
     wait_for_records(tmp_path / "runs/tiny", 5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)

@@ -60,7 +60,9 @@ def test_the_measures_alone_as_shown() -> None:
         "loss_fn": F.cross_entropy,
         "inputs": inputs,
         "targets": torch.arange(40) % 3,
+        "c": build("mlp", {"widths": [5]}, (6,), 3, 3),
     }
+    names["loader"] = [(inputs[:20], names["targets"][:20]), (inputs[20:], names["targets"][20:])]
     exec(code, names)
     trace = names["trace"]
     assert isinstance(trace, regimes.Estimate)

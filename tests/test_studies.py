@@ -136,7 +136,7 @@ def grids() -> dict[str, xr.Dataset]:
 def test_correlations_find_the_measure_that_goes_with_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "family", lambda runs, say: grids())
+    monkeypatch.setattr(measures, "family", lambda runs, say: (grids(), "They took no time."))
     page = measures.study(tmp_path, tmp_path, lambda line: None)
     rows = {row[0]: row for row in page.sheets[0].rows}
     assert rows["Hessian trace"][-1].startswith("+1.00")
@@ -144,14 +144,14 @@ def test_correlations_find_the_measure_that_goes_with_the_error(
     assert facts["hessian_trace", "all"]["cells"] == 125
     assert abs(facts["cka", "all"]["value"]) < 0.35
     assert rows["sharpness (SAM's)"][1] == "-"  # not measured here
-    assert "leave zero out for: Hessian trace" in page.words[1]
+    assert "leave zero out for: Hessian trace" in page.words[2]
     regimes = {row[0]: row for row in page.sheets[1].rows}
     assert regimes["measure"] == ["measure", "I", "II-A", "II-B"]
     page.write(tmp_path / "out", "regimes study measures", 1.0)
 
 
 def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knobs, "family", lambda runs, say: grids())
+    monkeypatch.setattr(knobs, "family", lambda runs, say: (grids(), "They took no time."))
     page = knobs.study(tmp_path, tmp_path, lambda line: None)
     assert [row[0] for row in page.sheets[0].rows][1:] == [
         "batch size",

@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from regimes.errors import UserError
+from regimes.figures.facts import run_facts
 from regimes.flow.run import run
 from regimes.phases.classify import classify
 from regimes.record.grid import read_grid
@@ -27,13 +28,15 @@ CHANGES = (
 )
 
 
-def family(runs: Path, say: Say) -> Mapping[str, xr.Dataset]:
-    """Run what is missing and return {sweep: classified grid}; the same densities and measures in each.
+def family(runs: Path, say: Say) -> tuple[Mapping[str, xr.Dataset], str]:
+    """Run what is missing and return {sweep: classified grid}, the same densities and measures in each, and a sentence
+    on what the runs took, now or before.
 
     Raises:
         UserError: the sweep files are not here.
     """
     grids: dict[str, Any] = {}
+    hours = 0.0
     for name in SWEEPS:
         file = FOLDER / f"{name}.toml"
         if not file.exists():
@@ -44,4 +47,5 @@ def family(runs: Path, say: Say) -> Mapping[str, xr.Dataset]:
             raise UserError(f"{result.folder}: {len(result.progress.failed)} stages failed ({first})")
         say(f"{name}: {len(result.stages)} stages, {result.seconds / 60:.1f} min")
         grids[name] = classify(read_grid(result.folder))
-    return grids
+        hours += sum(spent for _, spent in run_facts(result.folder)["stages"].values())
+    return grids, f"The five runs took {60 * hours:.0f} minutes of one core."

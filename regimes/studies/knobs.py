@@ -30,7 +30,7 @@ WORDS = [
 
 def study(out: Path, runs: Path, say: Say) -> Page:
     """Run the five sweeps, or finish them, and draw their maps beside one another."""
-    grids = family(runs, say)
+    grids, took = family(runs, say)
     rows = [["knob", "I", "II-A", "II-B", "lowest test error at 2 %", "at", "highest", "at"]]
     facts = []
     for grid in grids.values():
@@ -45,7 +45,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         facts.append({"knob": knob, "cells": counts, "thresholds": grid["regime"].attrs["thresholds"]})
     notes = [f"{_name(grid)}: {grid['regime'].attrs['thresholds']}" for grid in grids.values()]
     sheet = Sheet("Cells of each regime, and test error at 2 % density", rows, notes, facts)
-    return Page("knobs", TITLE, WORDS, [sheet], {"maps": side_by_side(grids)})
+    return Page("knobs", TITLE, [*WORDS, took], [sheet], {"maps": side_by_side(grids)})
 
 
 def _name(grid: xr.Dataset) -> str:

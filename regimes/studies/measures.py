@@ -41,7 +41,8 @@ TITLE = "Which landscape measure goes with the pruned test error?"
 
 def study(out: Path, runs: Path, say: Say) -> Page:
     """Correlate every measure with the test error over the cells of the five sweeps."""
-    cells = cells_of(family(runs, say))
+    grids, took = family(runs, say)
+    cells = cells_of(grids)
     densities = sorted(cells["density"].unique())
     found: dict[str, list[Correlation]] = {}
     regimes: dict[str, list[Correlation]] = {}
@@ -57,7 +58,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     names = [name for number, name in REGIMES.items() if number >= 0]
     by_regime = _sheet("The same by regime, all densities", regimes, names)
     figure = _figure(found, columns)
-    return Page("measures", TITLE, [WORDS, *_seen(found)], [by_density, by_regime], {"correlations": figure})
+    return Page("measures", TITLE, [WORDS, took, *_seen(found)], [by_density, by_regime], {"correlations": figure})
 
 
 WORDS = (

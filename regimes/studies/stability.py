@@ -206,6 +206,6 @@ def _figure(facts: Sequence[dict[str, Any]], sizes: Sequence[int]) -> Figure:
     axes.set_yticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
     axes.minorticks_off()
     axes.set_ylabel("standard deviation over random images,\nin units of that between retrained copies")
-    axes.set_title("Below the line, copies differ by more than what measuring adds", fontsize=10)
+    axes.set_title("Below 1, copies differ by more than measuring adds", fontsize=10)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
