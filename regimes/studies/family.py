@@ -48,4 +48,4 @@ def family(runs: Path, say: Say) -> tuple[Mapping[str, xr.Dataset], str]:
         say(f"{name}: {len(result.stages)} stages, {result.seconds / 60:.1f} min")
         grids[name] = classify(read_grid(result.folder))
         hours += sum(spent for _, spent in run_facts(result.folder)["stages"].values())
-    return grids, f"The five runs took {60 * hours:.0f} minutes of one core."
+    return grids, f"The five runs took {60 * hours:.0f} minutes of one core, now or before."

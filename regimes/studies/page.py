@@ -48,7 +48,8 @@ class Page:
         with mpl.rc_context(STEADY):
             for name, figure in self.figures.items():
                 files += save(figure, folder / name, ("png", "svg"))
-        lines = [f"# {self.title}", "", f"`{command}` ({minutes:.0f} min on {where()})", ""]
+        took = f"{minutes:.0f} min" if minutes >= 1 else "under a minute"
+        lines = [f"# {self.title}", "", f"`{command}` ({took} on {where()})", ""]
         for paragraph in self.words:
             lines += [paragraph, ""]
         for name in self.figures:
