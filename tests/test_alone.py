@@ -43,7 +43,7 @@ def test_a_loader_is_the_tensors_it_gives(data: tuple[Tensor, Tensor]) -> None:
     for one, other in zip(pair(loader), data, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(inputs_of(loader, net(0)), data[0])
-    assert pair(data) is not None
+    assert pair(data)[0] is data[0]
     a, b = net(0), net(1)
     for function, arguments in (
         (regimes.hessian_trace, (a, F.cross_entropy)),

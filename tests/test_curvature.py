@@ -17,7 +17,7 @@ from regimes.landscape.operator import HessianOperator
 from regimes.landscape.sharpness import sharpness
 from regimes.landscape.spectrum import hessian_eigenvalues
 from regimes.landscape.split import Split
-from regimes.models.build import build
+from regimes.models.build import build, seeded
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune
 
@@ -30,8 +30,8 @@ def data(count: int = 30, classes: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def network(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), activation(), nn.Linear(8, 5), activation(), nn.Linear(5, 3)).double()
+    with seeded(0):
+        return nn.Sequential(nn.Linear(6, 8), activation(), nn.Linear(8, 5), activation(), nn.Linear(5, 3)).double()
 
 
 def single_gradients(model: nn.Module, some: tuple[Tensor, Tensor]) -> Tensor:

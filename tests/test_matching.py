@@ -13,7 +13,7 @@ from torch import nn
 from regimes.errors import UserError
 from regimes.landscape.connectivity import linear_connectivity
 from regimes.landscape.matching import groups, match
-from regimes.models.build import build
+from regimes.models.build import build, seeded
 from regimes.pruners.channels import dependencies
 
 SHAPES: dict[str, tuple[int, ...]] = {"mlp": (6,), "vgg": (3, 32, 32), "torchvision": (3, 32, 32)}
@@ -116,9 +116,9 @@ def test_channels_that_a_bare_parameter_holds_in_place_are_left_alone() -> None:
     class Scaled(nn.Module):
         def __init__(self, seed: int) -> None:
             super().__init__()
-            torch.manual_seed(seed)
-            self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
-            self.scale = nn.Parameter(torch.rand(8))
+            with seeded(seed):
+                self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+                self.scale = nn.Parameter(torch.rand(8))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(torch.relu(self.first(x) - 1.5) * self.scale)
@@ -132,8 +132,8 @@ def test_a_weight_with_one_group_on_both_axes_never_ends_farther_away() -> None:
     class Residual(nn.Module):
         def __init__(self, seed: int) -> None:
             super().__init__()
-            torch.manual_seed(seed)
-            self.first, self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+            with seeded(seed):
+                self.first, self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.first(x)

@@ -153,6 +153,7 @@ class Bench:
 
 
 def where() -> str:
+    """Hardware and versions, in a line."""
     facts = environment()
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision", "pyhessian"))
     for name in ("curvlinops-for-pytorch", "scipy"):
@@ -162,6 +163,7 @@ def where() -> str:
 
 
 def finite(value: Any) -> Any:
+    """The same nested value with None where a number is not finite, which JSON has no word for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,13 @@ def show_measure(
     from regimes.bench.table import finite
     from regimes.flow.given import read_checkpoint
     from regimes.flow.lab import one_thread
-    from regimes.landscape.alone import mask_of_zeros, measure
+    from regimes.landscape.alone import mask_of_zeros, measure, usual
     from regimes.landscape.estimate import Unsure
     from regimes.landscape.metric import Curve
     from regimes.models.build import load_weights
 
-    if not metrics:
-        metrics = "error,hessian_trace" if len(files) == 1 else "error,lmc,cka,hessian_trace"
-    sweep, lab = _prepared(model, data, metrics, changes, device)
+    names = [each.strip() for each in metrics.split(",") if each.strip()] or usual(len(files))
+    sweep, lab = _prepared(model, data, names, changes, device)
     networks = []
     for file in files:
         network = lab.new_model(seed=0)
@@ -44,13 +44,13 @@ def show_measure(
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", Unsure)  # said in the table
         found = measure(networks, lab.data, sweep.measure.metrics, tables, masks=masks, loss_fn=sweep.recipe.loss_fn)
-    names = [file.name for file in files]
+    shown = [file.name for file in files]
     if as_json:
-        typer.echo(json.dumps(finite([_facts(each, names) for each in found]), indent=1))
+        typer.echo(json.dumps(finite([_facts(each, shown) for each in found]), indent=1))
         return
-    for name, mask in zip(names, masks, strict=True):
+    for name, mask in zip(shown, masks, strict=True):
         typer.echo(f"{name}: " + ("every weight lives" if mask is None else f"pruned, density {mask.density:.4g}"))
-    rows = [_row(each, names) for each in found if not isinstance(each.value, Curve)]
+    rows = [_row(each, shown) for each in found if not isinstance(each.value, Curve)]
     widths = [max(len(row[column]) for row in [HEAD, *rows]) for column in range(len(HEAD))]
     for row in [HEAD, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -60,7 +60,7 @@ NEAR_ZERO = ("lmc", "lmc_test", "lmc_matched", "curve", "train_error", "final_te
 HEAD = ("networks", "variable", "value", "std. error", "unit", "seconds", "")
 
 
-def _prepared(model: str, data: str, metrics: str, changes: list[str], device: str) -> tuple[Sweep, Lab]:
+def _prepared(model: str, data: str, metrics: Sequence[str], changes: list[str], device: str) -> tuple[Sweep, Lab]:
     """The tables of a sweep that measuring needs, checked as those of a file are."""
     from regimes.flow.lab import Lab, LabSpec, numerics_of
     from regimes.registry import allow_imports_from
@@ -71,7 +71,7 @@ def _prepared(model: str, data: str, metrics: str, changes: list[str], device: s
     raw: dict[str, Any] = {
         "data": {"name": data},
         "model": {"name": model},
-        "measure": {"metrics": [each.strip() for each in metrics.split(",") if each.strip()]},
+        "measure": {"metrics": list(metrics)},
         "recipe": {"augment": "none"},
         "temperature": {"epochs": [1]},
         "load": {"density": [1.0]},

@@ -27,11 +27,22 @@ def phase_diagram(data: xr.Dataset) -> Figure:
 
     A dot marks the temperature with the lowest test error at each density, where the grid has test errors.
     """
-    cells = table(data["regime"], data)
-    rows, columns = cells.shape
+    rows, columns = table(data["regime"], data).shape
     figure = Figure(figsize=(max(6.2, 0.78 * columns + 1.6), max(3.4, 0.46 * rows + 1.9)), layout="constrained")
     axes = figure.subplots()
-    names = cells.map(lambda number: REGIMES[int(number)])
+    dots = draw_regimes(axes, data)
+    density_title, temperature_title = axis_titles(data)
+    axes.set(xlabel=density_title, ylabel=temperature_title)
+    axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
+    handles = legend_handles(present(data), dots)
+    figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
+    return figure
+
+
+def draw_regimes(axes: Axes, data: xr.Dataset, size: float = 9) -> bool:
+    """Draw the cells of a classified grid, named in letters of a size, their border and the dots; whether there are any
+    dots."""
+    cells = table(data["regime"], data)
     sns.heatmap(
         cells,
         ax=axes,
@@ -43,25 +54,16 @@ def phase_diagram(data: xr.Dataset) -> Figure:
         linecolor="#ffffff",
     )
     best = best_rows(data)
-    for (row, column), name in np.ndenumerate(names.to_numpy()):
+    for (row, column), number in np.ndenumerate(cells.to_numpy()):
+        name = REGIMES[int(number)]
         label = "?" if name == "unknown" else name
-        axes.text(column + 0.5, row + 0.5, label, ha="center", va="center", color=INK[name], fontsize=9)
+        axes.text(column + 0.5, row + 0.5, label, ha="center", va="center", color=INK[name], fontsize=size)
         if best.get(column) == row:
             axes.plot(column + 0.86, row + 0.2, "o", ms=5.5, mfc="#111111", mec="#ffffff", mew=1.0, clip_on=False)
     draw_border(axes, cells.to_numpy(), data.sizes.get("width", 1))
-    density_title, temperature_title = axis_titles(data)
-    axes.set(xlabel=density_title, ylabel=temperature_title)
-    axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
     axes.tick_params(axis="both", length=0)
     axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
-    figure.legend(
-        handles=legend_handles(present(data), bool(best)),
-        loc="outside lower center",
-        ncols=1,
-        frameon=False,
-        fontsize=8.5,
-    )
-    return figure
+    return bool(best)
 
 
 def draw_border(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:

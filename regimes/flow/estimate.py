@@ -26,7 +26,7 @@ from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Sweep
 
 RECORD_BYTES = 3_000  # a typical record on disk
-Sort = tuple[Any, ...]  # (kind of stage,), and the width where it varies: what seconds per work depend on
+RateKey = tuple[Any, ...]  # (kind of stage,), and the width where it varies: what seconds per work depend on
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def estimate(prepared: Prepared, workers: int) -> Cost:
     measured = _rates(prepared.stages, prepared.store)
     rates = dict(measured)
     for size in prepared.sweep.sizes():
-        if any(_sort(stage) not in measured for stage in todo if size_of(stage.at) == size):
+        if any(_rate_key(stage) not in measured for stage in todo if size_of(stage.at) == size):
             found = _calibrated(lab.sized(size), prepared.lanes, prepared.sweep.retrain)
             rates = {(kind, *size.values()): rate for kind, rate in found.items()} | rates
-    seconds = sum(work * rates[sort] for sort, work in _work(todo))
+    seconds = sum(work * rates[key] for key, work in _work(todo))
     source = "measured in this run" if rates == measured else "calibrated on this machine"
     return Cost(seconds, disk(todo, lab), memory(prepared), source)
 
@@ -101,8 +101,8 @@ def _measuring(sweep: Sweep, lab: Lab) -> int:
 def disk(todo: Iterable[Stage], lab: Lab) -> int:
     """Bytes that the stages will add."""
     total = 0
-    for sort, count in Counter(map(_sort, todo)).items():
-        kind, *width = sort
+    for key, count in Counter(map(_rate_key, todo)).items():
+        kind, *width = key
         model = lab.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
         state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         weights = sum(each.numel() * each.element_size() for each in model.parameters())
@@ -111,11 +111,11 @@ def disk(todo: Iterable[Stage], lab: Lab) -> int:
     return total
 
 
-def _sort(stage: Stage) -> Sort:
+def _rate_key(stage: Stage) -> RateKey:
     return (stage.kind, *size_of(stage.at).values())
 
 
-def _work(stages: Iterable[Stage]) -> list[tuple[Sort, float]]:
+def _work(stages: Iterable[Stage]) -> list[tuple[RateKey, float]]:
     """Work by stage; snapshots of one training count its way only once."""
     longest: dict[str, Train] = {}
     rest = []
@@ -124,13 +124,13 @@ def _work(stages: Iterable[Stage]) -> list[tuple[Sort, float]]:
             known = longest.get(stage.training)
             longest[stage.training] = stage if known is None or stage.epoch > known.epoch else known
         else:
-            rest.append((_sort(stage), stage.work))
-    return [(_sort(stage), stage.work) for stage in longest.values()] + rest
+            rest.append((_rate_key(stage), stage.work))
+    return [(_rate_key(stage), stage.work) for stage in longest.values()] + rest
 
 
-def _rates(stages: Iterable[Stage], store: Store) -> dict[Sort, float]:
+def _rates(stages: Iterable[Stage], store: Store) -> dict[RateKey, float]:
     """Seconds per unit of work, by kind and width, from finished stages."""
-    seconds: dict[Sort, float] = {}
+    seconds: dict[RateKey, float] = {}
     done: list[Stage] = []
     for stage in stages:
         try:
@@ -138,12 +138,12 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[Sort, float]:
         except Damaged:
             continue
         if record is not None and record["status"] == "ok":
-            seconds[_sort(stage)] = seconds.get(_sort(stage), 0.0) + record["seconds"]
+            seconds[_rate_key(stage)] = seconds.get(_rate_key(stage), 0.0) + record["seconds"]
             done.append(stage)
-    work: dict[Sort, float] = {}
-    for sort, amount in _work(done):
-        work[sort] = work.get(sort, 0.0) + amount
-    return {sort: seconds[sort] / work[sort] for sort in seconds if work[sort]}
+    work: dict[RateKey, float] = {}
+    for key, amount in _work(done):
+        work[key] = work.get(key, 0.0) + amount
+    return {key: seconds[key] / work[key] for key in seconds if work[key]}
 
 
 def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:

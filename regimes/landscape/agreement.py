@@ -15,7 +15,7 @@ from regimes.landscape.batches import inputs_of
 from regimes.landscape.connectivity import ends
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset, used
 
 
 def disagreement(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
@@ -94,6 +94,6 @@ AGREEMENT = Metric(
         "weight_distance": Variable("1", "L2 distance of two retrained copies' weights"),
     },
     measure=_measure,
-    work=lambda options, images: 4 * (min(options.images, images) or images),
+    work=lambda options, images: 4 * used(options.images, images),
     classes=True,
 )

@@ -94,13 +94,16 @@ def measure(
     return found
 
 
+def usual(models: int) -> tuple[str, ...]:
+    """What is measured of so many networks when nothing else is said."""
+    return ("error", "hessian_trace") if models == 1 else ("error", "lmc", "cka", "hessian_trace")
+
+
 def _chosen(
     names: Sequence[str] | None, options: Mapping[str, Mapping[str, Any]], models: int, data: Dataset
 ) -> list[tuple[Metric, Any]]:
     """The metrics with their options, checked before anything is measured."""
-    if names is None:
-        names = ("error", "hessian_trace") if models == 1 else ("error", "lmc", "cka", "hessian_trace")
-    metrics: list[Metric] = [load(METRICS, name, "metric") for name in names]
+    metrics: list[Metric] = [load(METRICS, name, "metric") for name in names or usual(models)]
     tables = [metric.table for metric in metrics]
     for table in options:
         if table not in tables:
@@ -117,7 +120,8 @@ def _options(metric: Metric, given: Mapping[str, Any]) -> Any:
     fields = [field.name for field in dataclasses.fields(metric.options)]
     for name in given:
         if name not in fields:
-            raise UserError(f"options of '{metric.name}': unknown '{name}'{nearest(name, fields)}; allowed: {fields}")
+            known = ", ".join(fields) or "none"
+            raise UserError(f"options of '{metric.name}': unknown '{name}'{nearest(name, fields)}; allowed: {known}")
     try:
         return TypeAdapter(metric.options).validate_python(dict(given))
     except ValidationError as error:

@@ -17,7 +17,7 @@ from regimes.landscape.batches import Data, pair
 from regimes.landscape.batchnorm import settled_outputs
 from regimes.landscape.error import finite_mistakes, outputs
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
 
 Statistics = Literal["all", "batch"]
 Place = Callable[[float], dict[str, Tensor]]  # t -> the parameters at that position of a path
@@ -170,11 +170,12 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> 
     a, b = subjects
     split: Split = subset(probe.data.train, options.images)
     line = linear_connectivity(a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics)
-    return {
-        "lmc": line,
-        "lmc_error": Curve(line.error, "t", line.t),
-        "lmc_loss": Curve(line.loss, "t", line.t),
-    }
+    return measured("lmc", line)
+
+
+def measured(name: str, path: Connectivity) -> Measured:
+    """A path's value under a metric's name, and what was seen along it: ``NAME_error``, ``NAME_loss``."""
+    return {name: path, f"{name}_error": Curve(path.error, "t", path.t), f"{name}_loss": Curve(path.loss, "t", path.t)}
 
 
 def _measure_test(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> Measured:
@@ -183,11 +184,7 @@ def _measure_test(subjects: Sequence[Trained], probe: Probe, options: LmcOptions
     line = linear_connectivity(
         a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics, judge=probe.data.test
     )
-    return {
-        "lmc_test": line,
-        "lmc_test_error": Curve(line.error, "t", line.t),
-        "lmc_test_loss": Curve(line.loss, "t", line.t),
-    }
+    return measured("lmc_test", line)
 
 
 LMC = Metric(
@@ -201,7 +198,7 @@ LMC = Metric(
         "lmc_loss": Variable("nat", "training loss along the line"),
     },
     measure=_measure,
-    work=lambda options, images: 2 * options.points * (min(options.images, images) or images),
+    work=lambda options, images: 2 * options.points * used(options.images, images),
 )
 
 LMC_TEST = Metric(
@@ -215,5 +212,5 @@ LMC_TEST = Metric(
         "lmc_test_loss": Variable("nat", "test loss along the line"),
     },
     measure=_measure_test,
-    work=lambda options, images: 2 * options.points * (min(options.images, images) or images),
+    work=lambda options, images: 2 * options.points * used(options.images, images),
 )

@@ -14,7 +14,7 @@ from regimes.landscape.batches import Data, pair
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate, student
 from regimes.landscape.hessian import RELATIVE, HessianOptions
-from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
 from regimes.landscape.operator import AnyMask, HessianOperator
 from regimes.landscape.split import NoSplit, Split
 from regimes.landscape.split_trace import PROBES, Gauss
@@ -199,7 +199,7 @@ def _measure_fisher(subjects: Sequence[Trained], probe: Probe, options: HessianO
 
 
 def _work(options: HessianOptions, images: int) -> float:
-    return 15 * (min(options.images, images) or images)  # some gradients of single inputs
+    return 15 * used(options.images, images)  # some gradients of single inputs
 
 
 GAUSS_NEWTON = Metric(

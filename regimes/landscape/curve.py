@@ -15,8 +15,8 @@ from torch.func import functional_call
 
 from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
-from regimes.landscape.connectivity import Connectivity, Statistics, along, ends
-from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.connectivity import Connectivity, Statistics, along, ends, measured
+from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
 from regimes.landscape.operator import AnyMask, layers_of
 from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
@@ -181,11 +181,7 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: CurveOptions) -
         loss_fn=probe.loss_fn,
         generator=probe.generator,
     )
-    return {
-        "curve": curve,
-        "curve_error": Curve(curve.error, "t", curve.t),
-        "curve_loss": Curve(curve.loss, "t", curve.t),
-    }
+    return measured("curve", curve)
 
 
 def _either(one: Mask | None, other: Mask | None) -> Mask | None:
@@ -196,8 +192,7 @@ def _either(one: Mask | None, other: Mask | None) -> Mask | None:
 
 
 def _work(options: CurveOptions, images: int) -> float:
-    used = min(options.images, images) or images
-    return (2 * options.points + 3.5 * options.epochs) * used
+    return (2 * options.points + 3.5 * options.epochs) * used(options.images, images)
 
 
 CURVE = Metric(

@@ -14,7 +14,7 @@ from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.lanczos import lanczos_top
-from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
 from regimes.landscape.operator import AnyMask, HessianOperator
 from regimes.landscape.trace import UNIT, Method, trace
 
@@ -161,7 +161,7 @@ class HessianOptions:
 
 def _held(options: HessianOptions, images: int, vectors: int) -> tuple[int, int]:
     """Images whose gradient's graph is held at once, and vectors of the weights' size."""
-    return options.chunk or min(options.images, images) or images, vectors
+    return options.chunk or used(options.images, images), vectors
 
 
 def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> Measured:
@@ -203,7 +203,7 @@ SPLIT = 6  # products that a trace to 5 % costs, about: a draw is less than a pr
 
 def _work(products: float, options: HessianOptions, images: int) -> float:
     # A Hessian-vector product on a kept graph costs about two gradients, a gradient about three forward passes.
-    return products * 6 * (min(options.images, images) or images)
+    return products * 6 * used(options.images, images)
 
 
 TRACE = Metric(

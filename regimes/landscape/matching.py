@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from regimes.errors import UserError
-from regimes.landscape.connectivity import LmcOptions, ends, linear_connectivity
-from regimes.landscape.metric import Curve, Measured, Metric, Probe, Trained, Variable, subset
-from regimes.pruners.channels import dependencies
+from regimes.landscape.connectivity import LmcOptions, ends, linear_connectivity, measured
+from regimes.landscape.metric import Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.pruners.channels import INSTALL, dependencies
 
 SWEEPS = 100  # over all groups; a handful are enough where networks are small
 
@@ -177,7 +177,7 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> 
     split = subset(probe.data.train, options.images)
     matched = match(a.model, b.model, split.inputs[:2], probe.generator)
     line = linear_connectivity(a.model, matched, split, options.points, probe.loss_fn, statistics=options.statistics)
-    return {"lmc_matched": line, "lmc_matched_error": Curve(line.error, "t", line.t)}
+    return measured("lmc_matched", line)
 
 
 LMC_MATCHED = Metric(
@@ -188,8 +188,9 @@ LMC_MATCHED = Metric(
     variables={
         "lmc_matched": Variable("1", "linear mode connectivity after weight matching (training error)", error=True),
         "lmc_matched_error": Variable("1", "training error along the line after weight matching", error=True),
+        "lmc_matched_loss": Variable("nat", "training loss along the line after weight matching"),
     },
     measure=_measure,
-    work=lambda options, images: 2 * options.points * (min(options.images, images) or images),
-    needs=("torch_pruning", "regimes[prune]"),
+    work=lambda options, images: 2 * options.points * used(options.images, images),
+    needs=("torch_pruning", INSTALL),
 )

@@ -27,6 +27,11 @@ def _enough(images: int) -> int:
 Images = Annotated[int, Strict(), Field(ge=0), AfterValidator(_enough)]  # an option: how many images; 0: all
 
 
+def used(asked: int, there: int) -> int:
+    """How many images an option means: as many as there are for 0, no more than there are."""
+    return min(asked, there) or there
+
+
 @dataclass(frozen=True)
 class Trained:
     """A retrained network and the mask it was trained under."""

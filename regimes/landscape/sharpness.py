@@ -14,7 +14,7 @@ from torch import nn
 from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
 from regimes.landscape.operator import AnyMask, HessianOperator
 
 
@@ -107,5 +107,5 @@ SHARPNESS = Metric(
     table="sharpness",
     variables={"sharpness": Variable("nat", "rise of the training loss within a ball of radius rho (eval mode)")},
     measure=_measure,
-    work=lambda options, images: (3 + 3 * options.steps) * (min(options.images, images) or images),
+    work=lambda options, images: (3 + 3 * options.steps) * used(options.images, images),
 )

@@ -13,7 +13,7 @@ from regimes.errors import UserError
 from regimes.landscape.batches import inputs_of
 from regimes.landscape.error import evaluating, images_at_once, outputs
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset, used
 from regimes.registry import nearest
 
 HELD = 2**32  # bytes of features, in float64, that are held for both networks together
@@ -186,5 +186,5 @@ CKA = Metric(
     table="cka",
     variables={"cka": Variable("1", "linear CKA between two retrained copies")},
     measure=_measure,
-    work=lambda options, images: 2 * (min(options.images, images) or images),
+    work=lambda options, images: 2 * used(options.images, images),
 )

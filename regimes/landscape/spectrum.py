@@ -17,7 +17,7 @@ from regimes.errors import UserError
 from regimes.landscape.batches import Data, pair
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.lanczos import lanczos, lanczos_top
-from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset
+from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
 from regimes.landscape.operator import AnyMask, HessianOperator
 from regimes.landscape.trace import UNIT
 
@@ -174,6 +174,6 @@ SPECTRUM = Metric(
         "hessian_below": Variable("1", "share of Hessian eigenvalues up to a value (blurred where they crowd)"),
     },
     measure=_measure,
-    work=lambda options, images: options.probes * options.steps * 6 * (min(options.images, images) or images),
-    graph=lambda options, images: (min(options.images, images) or images, 2 * options.steps),
+    work=lambda options, images: options.probes * options.steps * 6 * used(options.images, images),
+    graph=lambda options, images: (used(options.images, images), 2 * options.steps),
 )

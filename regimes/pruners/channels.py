@@ -18,6 +18,7 @@ from regimes.pruners.prune import prunable
 ATTEMPTS = 12  # at a share of channels that gives the density
 FAR = 1.5  # times too many or too few weights: another density than the one that was asked for
 CLOSE = 0.01  # relative error of the density that is good enough
+INSTALL = "torch-pruning>=1.6,<2"
 IMPORTANCE = {"channels-magnitude": "GroupMagnitudeImportance", "channels-random": "RandomImportance"}
 
 
@@ -172,7 +173,6 @@ def _torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError as error:
-        raise UserError(
-            "which channels belong together is found by torch-pruning: pip install 'torch-pruning>=1.6,<2'"
-        ) from error
+        what = "torch-pruning, which finds the channels that belong together,"
+        raise UserError(f"{what} is missing: pip install '{INSTALL}'") from error
     return torch_pruning

@@ -12,6 +12,7 @@ import xarray as xr
 from regimes.flow.files import Damaged, Record
 from regimes.flow.store import Store, open_store
 
+LOADS = ("width", "density")
 STATUS = ("pending", "ok", "diverged", "failed")
 WORST = (1, 2, 0, 3)  # of several stages in one cell: ok < diverged < pending < failed
 
@@ -50,7 +51,7 @@ class _Grid:
         self.index = {name: {value: i for i, value in enumerate(values)} for name, values in self.coords.items()}
         self.arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
         self.attrs: dict[str, dict[str, Any]] = {}
-        loads = [name for name in ("width", "density") if name in self.coords]
+        loads = [name for name in LOADS if name in self.coords]
         self.cell = (*self.knobs, *loads, "dense_seed")
         shape = [len(self.coords[name]) for name in self.cell]
         self.status = np.full(shape, 1, dtype=np.int8)

@@ -9,10 +9,9 @@ import xarray as xr
 
 from regimes.errors import UserError
 from regimes.knobs import KNOBS, Knob
-from regimes.record.assemble import open_record
+from regimes.record.assemble import LOADS, STATUS, open_record
 from regimes.registry import load
 
-DIVERGED = 2  # in a record's status
 SEEDS = ("dense_seed", "retrain_seed", "pair")
 
 
@@ -61,7 +60,7 @@ def knobs_of(data: xr.Dataset) -> list[str]:
 
 def loads_of(data: xr.Dataset | xr.DataArray) -> list[str]:
     """The load dimensions of a grid: density, and width where it varies."""
-    return [name for name in ("width", "density") if name in data.dims]
+    return [name for name in LOADS if name in data.dims]
 
 
 def hotter_is_larger(data: xr.Dataset, knob: str) -> bool:
@@ -87,7 +86,11 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
         raise UserError(f"{name}: no dimension 'density' (fraction of weights kept, in (0, 1])")
     for variable in ("lmc", "cka"):
         if variable not in data:
-            why = "every cell has diverged, " if "status" in data and bool((data["status"] == DIVERGED).all()) else ""
+            why = (
+                "every cell has diverged, "
+                if "status" in data and bool((data["status"] == STATUS.index("diverged")).all())
+                else ""
+            )
             raise UserError(f"{name}: {why}no variable '{variable}'; lmc and cka over a knob and density are needed")
         missing = [dim for dim in (*knobs, *loads_of(data)) if dim not in data[variable].dims]
         if missing:

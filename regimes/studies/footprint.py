@@ -36,12 +36,12 @@ def memory(say: Say) -> Sheet:
     return Sheet("Memory of Hessian measures", rows, notes, facts)
 
 
-def peak(chunk: int) -> None:
+def peak(chunk: int, images: int = 256) -> None:
     """Print the plan's figure and the peak of this process, in MB, for measures of PreResNet-20."""
     torch.set_num_threads(1)
     model = build("preresnet", {"depth": 20}, (3, 32, 32), 10, 0)
     random = torch.Generator().manual_seed(0)
-    data = torch.randn(256, 3, 32, 32, generator=random), torch.randint(0, 10, (256,), generator=random)
+    data = torch.randn(images, 3, 32, 32, generator=random), torch.randint(0, 10, (images,), generator=random)
     planned = PROCESS + bytes_in_measuring(model, data[0][:16], data[1][:16], chunk, 80)
     hessian_trace(model, F.cross_entropy, data, rel_stderr=0.05, chunk=chunk)
     hessian_trace(model, F.cross_entropy, data, probes=4, chunk=chunk)

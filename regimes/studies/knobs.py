@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import seaborn as sns
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from regimes.bench.table import Sheet
-from regimes.figures.phase import COLOURS, INK, draw_border, legend_handles
-from regimes.figures.table import best_rows, table
-from regimes.phases.classify import REGIMES, cell_mean, present
+from regimes.figures.phase import draw_regimes, legend_handles
+from regimes.phases.classify import cell_mean, present
 from regimes.record.grid import knobs_of
 from regimes.studies.family import family
 from regimes.studies.page import Page, Say
@@ -59,27 +54,12 @@ def side_by_side(grids: Mapping[str, xr.Dataset]) -> Figure:
     figure = Figure(figsize=(0.52 * wide + 0.75 * len(grids), 3.9), layout="constrained")
     all_axes = figure.subplots(1, len(grids))
     for axes, grid in zip(all_axes, grids.values(), strict=True):
-        _draw(axes, grid)
+        draw_regimes(axes, grid, size=8)
+        axes.set_title(f"{_name(grid)}  (hotter ↑)", fontsize=9.5)
+        axes.set(xlabel="", ylabel="")
+        axes.tick_params(labelsize=8.5)
     all_axes[len(grids) // 2].set_xlabel("density (% of prunable weights kept)", fontsize=10)
     first = next(iter(grids.values()))
     seen = {name: sum(present(grid)[name] for grid in grids.values()) for name in present(first)}
     figure.legend(handles=legend_handles(seen, True), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure
-
-
-def _draw(axes: Axes, grid: xr.Dataset) -> None:
-    cells = table(grid["regime"], grid)
-    colours = ListedColormap([COLOURS[name] for name in REGIMES.values()])
-    sns.heatmap(cells, ax=axes, cmap=colours, vmin=-1.5, vmax=2.5, cbar=False, linewidths=0.6, linecolor="#ffffff")
-    best = best_rows(grid)
-    for (row, column), number in np.ndenumerate(cells.to_numpy()):
-        name = REGIMES[int(number)]
-        label = "?" if name == "unknown" else name
-        axes.text(column + 0.5, row + 0.56, label, ha="center", va="center", color=INK[name], fontsize=8)
-        if best.get(column) == row:
-            axes.plot(column + 0.84, row + 0.18, "o", ms=4.5, mfc="#111111", mec="#ffffff", mew=0.9, clip_on=False)
-    draw_border(axes, cells.to_numpy())
-    axes.set_title(f"{_name(grid)}  (hotter ↑)", fontsize=9.5)
-    axes.set(xlabel="", ylabel="")
-    axes.tick_params(axis="both", length=0, labelsize=8.5)
-    axes.set_yticklabels(axes.get_yticklabels(), rotation=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from regimes.bench.table import Sheet
 from regimes.figures.table import percent
@@ -108,14 +110,7 @@ def _sheet(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequ
     rows += [[MEASURES[name], *map(str, each)] for name, each in found.items()]
     cells = next(iter(found.values()))
     facts = [
-        {
-            "measure": name,
-            "column": column,
-            "value": each.value,
-            "low": each.low,
-            "high": each.high,
-            "cells": each.cells,
-        }
+        {"measure": name, "column": column, **dataclasses.asdict(each)}
         for name, line in found.items()
         for column, each in zip(columns, line, strict=True)
     ]
@@ -156,15 +151,11 @@ def _figure(found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) 
     for row, line in enumerate(found.values()):
         for column, each in enumerate(line):
             if each.sure:  # a frame where the interval leaves zero out
-                axes.add_patch(_frame(column, row))
+                axes.add_patch(
+                    Rectangle((column + 0.04, row + 0.06), 0.92, 0.88, fill=False, edgecolor="#111111", lw=1.4)
+                )
     axes.set(xlabel="density", ylabel="")
     axes.set_title("with the pruned test error; framed: 95 % interval leaves zero out", fontsize=9.5)
     axes.tick_params(axis="both", length=0)
     axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
     return figure
-
-
-def _frame(column: int, row: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column + 0.04, row + 0.06), 0.92, 0.88, fill=False, edgecolor="#111111", lw=1.4)
