@@ -29,3 +29,9 @@ class RunFailed(UserError):
     """The run ended, everything else is kept, but some cells failed."""
 
     exit_code = 1
+
+
+class OutsideRange(UserError):
+    """A question about a setting beyond the measured ones, to which there is no honest answer."""
+
+    exit_code = 3

@@ -63,7 +63,7 @@ def test_from_sweep_file_to_phase_diagram(cli: Cli, toml: Path, tmp_path: Path) 
     for name in ("phase.png", "phase.svg", "lmc.png", "cka.svg", "test_error.png", "README.md", "grid.nc"):
         assert (tmp_path / "runs/tiny/map" / name).stat().st_size > 500
     page = (tmp_path / "runs/tiny/map/README.md").read_text()
-    for expected in ("Hardware: ", "Versions: Python 3", "retrain: 8 stages", '"batch_size": 32', "Rule `separation`"):
+    for expected in ("Hardware: ", "Versions: Python 3", "retrain: 8 stages", '"batch_size": 32', "Rule `smooth`"):
         assert expected in page
     labelled = cli("classify", "runs/tiny", "--out", "out.nc", "--lmc", "-0.01", "--cka", "0.9")
     assert labelled.returncode == 0, labelled.stderr

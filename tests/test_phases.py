@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from regimes import UserError, classify
 from regimes.phases import RULES
-from regimes.phases.classify import cell_stderr, present
+from regimes.phases.cells import cell_stderr
+from regimes.phases.classify import present
 
 EPOCHS = [5, 10, 20, 40, 80, 160]
 DENSITY = [0.03, 0.05, 0.08, 0.14, 0.3, 0.8]
@@ -98,13 +99,27 @@ def test_standard_error_counts_what_is_independent() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_labels_every_measured_cell_and_says_how(rule: str) -> None:
     data, _ = diagram(0)
+    data["test_error"] = 0.1 - 0.5 * data.lmc.clip(max=0.0)
     data.lmc[0, 0] = np.nan
     labelled = classify(data, rule=rule)
     assert set(np.unique(labelled.regime)) <= {-1, 0, 1, 2}
     assert (labelled.regime == -1).sum() == 1
     assert labelled.regime.attrs["rule"] == rule
     assert labelled.regime.attrs["thresholds"]
+    shares = labelled.regime_probability
+    np.testing.assert_allclose(shares.sum("regime_name"), 1.0, atol=1e-9)
+    best = shares.argmax("regime_name").where(labelled.regime >= 0, -1)
+    assert (best == labelled.regime).all()
+
+
+@pytest.mark.parametrize("rule", ["smooth", "separation"])
+def test_rules_with_cuts_take_those_given(rule: str) -> None:
+    data, _ = diagram(0)
     assert "given" in classify(data, rule=rule, lmc=-0.1, cka=0.9).regime.attrs["thresholds"]
+    with pytest.raises(UserError, match="rule 'error' has no cut for lmc"):
+        classify(data.assign(test_error=data.cka), rule="error", lmc=-0.1)
+    with pytest.raises(UserError, match="rule 'error' reads the test error"):
+        classify(data, rule="error")
 
 
 @pytest.mark.parametrize(
@@ -149,13 +164,15 @@ def test_a_grid_of_barriers_alone_is_all_regime_one() -> None:
 
 def test_given_thresholds_are_taken_and_recorded() -> None:
     data, _ = diagram(1)
-    labelled = classify(data, lmc=-0.1, cka=0.85)
+    labelled = classify(data, "separation", lmc=-0.1, cka=0.85)
     lmc, cka = data.lmc.mean("pair"), data.cka.mean("pair")
     by_hand = xr.where(lmc < -0.1, 0, xr.where(cka < 0.85, 1, 2))
     assert (labelled.regime == by_hand).all()
     assert labelled.regime.attrs["lmc_cut"] == -0.1
     assert "LMC cut -0.1: given" in labelled.regime.attrs["thresholds"]
     assert (labelled.cka_cut == 0.85).all()
+    smoothed = classify(data, lmc=-0.1, cka=0.85).regime
+    assert (smoothed == by_hand).mean() >= 34 / 36
 
 
 def test_unmeasured_cells_are_unknown_and_disturb_nobody() -> None:

@@ -1,5 +1,12 @@
 """The command line. Each command is a few lines and one call into the package; heavy imports wait inside commands."""
 
-from regimes.cli.app import main
+import regimes.cli.app
+import regimes.cli.asking  # noqa: F401 - each adds its commands
+from regimes.cli.options import app
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the ``regimes`` command."""
+    app()

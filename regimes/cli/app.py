@@ -1,4 +1,4 @@
-"""The commands."""
+"""The commands that sweep, look and draw."""
 
 from __future__ import annotations
 
@@ -8,35 +8,24 @@ from typing import Annotated
 import typer
 
 from regimes.cli.errors import speaking
-
-app = typer.Typer(
-    name="regimes",
-    help="Where does a network prune well, and which way should its training knobs turn?",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from regimes.cli.options import (
+    CkaCut,
+    Device,
+    Engine,
+    FailFast,
+    Grid,
+    Json,
+    LmcCut,
+    Mixed,
+    Out,
+    Precision,
+    Rule,
+    Run,
+    Set,
+    SweepFile,
+    Workers,
+    app,
 )
-
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="What to sweep; see sweeps/.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, e.g. runs/digits.")]
-Grid = Annotated[
-    Path,
-    typer.Argument(metavar="RUN|GRID.nc", help="A run's folder, or any netCDF grid with a knob, density, lmc, cka."),
-]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes (default: one per core; 0: in this process).")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Engine = Annotated[str | None, typer.Option(help="eager, stacked (default: the run's own, or the fastest here).")]
-Precision = Annotated[
-    str | None, typer.Option(help="Of training steps: float32, bfloat16 (default: the run's own, or float32).")
-]
-FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failed cell, or go on.")]
-Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Go on with a run that began with other numerics.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the file, recipe.epochs=20.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Rule = Annotated[str, typer.Option(help="How the thresholds are found.")]
-LmcCut = Annotated[float | None, typer.Option("--lmc", help="Fix the LMC cut instead of finding it.")]
-CkaCut = Annotated[float | None, typer.Option("--cka", help="Fix the CKA cut instead of finding it.")]
 
 
 @app.command()
@@ -124,7 +113,7 @@ def export(
 def classify(
     grid: Grid,
     out: Annotated[Path, typer.Option("--out", help="The netCDF file to write.")],
-    rule: Rule = "separation",
+    rule: Rule = "smooth",
     lmc: LmcCut = None,
     cka: CkaCut = None,
 ) -> None:
@@ -139,7 +128,7 @@ def classify(
 def map_(
     grid: Grid,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for figures and report (default: RUN/map).")] = None,
-    rule: Rule = "separation",
+    rule: Rule = "smooth",
     lmc: LmcCut = None,
     cka: CkaCut = None,
 ) -> None:
@@ -196,8 +185,3 @@ def bench(
     from regimes.cli.bench import show_bench
 
     show_bench(what, device, rounds, images, out, as_json)
-
-
-def main() -> None:
-    """Entry point of the ``regimes`` command."""
-    app()

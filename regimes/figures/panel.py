@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from regimes.figures.phase import draw_border
 from regimes.figures.table import axis_titles, table
-from regimes.phases.classify import cell_mean
+from regimes.phases.cells import cell_mean
 from regimes.record.grid import knobs_of, loads_of
 
 SKIPPED = ("kept", "regime", "status", "cka_cut")

@@ -13,7 +13,8 @@ import xarray as xr
 from regimes.figures.panel import panel_names
 from regimes.figures.table import axis_titles, best_rows, percent, table
 from regimes.landscape.estimate import UNSURE
-from regimes.phases.classify import MEANING, REGIMES, cell_mean, cell_stderr, present, seeds_of
+from regimes.phases.cells import cell_mean, cell_stderr, seeds_of
+from regimes.phases.classify import MEANING, REGIMES, present
 from regimes.record.grid import knobs_of
 
 

@@ -53,7 +53,7 @@ def best_rows(data: xr.Dataset) -> dict[int, int]:
     """Per column, the row of the lowest mean test error; empty where the grid has no test error."""
     if "test_error" not in data:
         return {}
-    from regimes.phases.classify import cell_mean
+    from regimes.phases.cells import cell_mean
 
     errors = table(cell_mean(data["test_error"], knobs_of(data)), data).to_numpy()
     return {

@@ -45,7 +45,9 @@ def begin(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
     if store.head is None:
         head = {"numerics": dataclasses.asdict(spec.numerics), "lanes": prepared.lanes, **environment()}
         store.write_json("run.json", head, first=True)
-    store.write_json("layout.json", {**layout_of(prepared.sweep, prepared.stages), "origin": prepared.origin})
+    store.write_json(
+        "layout.json", {**layout_of(prepared.sweep, prepared.stages, prepared.lab.loaded), "origin": prepared.origin}
+    )
     head = store.head or {}
     began, lanes = Numerics(**head["numerics"]), prepared.lanes
     if adopt:

@@ -132,11 +132,15 @@ def _measurements(sweep: Sweep, copies: Sequence[Retrain]) -> Iterator[Measure]:
                 yield Measure(name, options, (copies[i], copies[j]), number)
 
 
-def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:
+def layout_of(sweep: Sweep, stages: Iterable[Stage], data: Dataset) -> dict[str, Any]:
     """Where each stage's values stand: what a record needs to be put together without loading data or torch."""
     knobs = [sweep.knobs[name] for name in sweep.temperature]
     return {
         "name": sweep.name,
+        "chance_error": None
+        if data.regression
+        else 1 - float(data.test.targets.bincount().max()) / len(data.test.targets),
+        "first_decay": _first_decay(sweep),
         "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
         "coords": {
             **{k.name: list(values) for k, values in zip(knobs, sweep.temperature.values(), strict=True)},
@@ -149,6 +153,12 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage]) -> dict[str, Any]:
         "stages": [_placed(stage) for stage in stages],
         "sweep": sweep.model_dump(mode="json"),
     }
+
+
+def _first_decay(sweep: Sweep) -> float | None:
+    """The epoch of the first decay of the learning rate in the dense training, where a schedule has steps."""
+    stepped = sweep.dense is None and sweep.recipe.schedule == "step" and sweep.recipe.milestones
+    return sweep.recipe.epochs * min(sweep.recipe.milestones) if stepped else None
 
 
 def _placed(stage: Stage) -> dict[str, Any]:

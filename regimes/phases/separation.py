@@ -24,12 +24,9 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
-import xarray as xr
 
-Cells = Mapping[str, xr.DataArray]  # {"lmc": ..., "cka": ...} over (knobs..., density)
+from regimes.phases.measured import CLOSE, Measured, Numbers
 
-FLOOR = 0.005  # of training error: the noise of LMC is never taken for less than half a percent
-CLOSE = 0.005  # CKA beyond 0.995 is not told apart
 STRETCHED_FLOOR = 0.05  # noise of log10(1 - CKA) where a grid tells none: 12 % of the distance from 1
 CONVENTION = 0.9  # where connected cells show no two groups: similar from here on; said to be a convention
 CHANCE = 0.05  # of grids without any barrier in which one is nevertheless seen
@@ -52,31 +49,30 @@ class Cuts:
     notes: list[str] = field(default_factory=list)
 
 
-def separation(means: Cells, stderr: Cells, given: Mapping[str, float]) -> Cuts:
-    """Find both cuts on cell means.
+def separation(m: Measured, given: Mapping[str, float]) -> Cuts:
+    """Find both cuts on the cell means of a grid; those ``given``, {"lmc": ..., "cka": ...}, are taken as they are."""
+    return cuts_of(m, given, m.mean("lmc"), m.mean("cka"))
 
-    Args:
-        means: "lmc" and "cka", cell means over (knobs..., density), NaN where not measured.
-        stderr: the standard errors of those means.
-        given: cuts that the user fixes: {"lmc": ..., "cka": ...}; they are taken as they are.
-    """
-    lmc, cka = means["lmc"], means["cka"]
-    noise_lmc = max(_typical(stderr["lmc"].values[(lmc >= lmc.median()).values]), FLOOR)
-    notes = []
+
+def cuts_of(m: Measured, given: Mapping[str, float], lmc: Numbers, cka: Numbers) -> Cuts:
+    """Find both cuts on cell means (n,) that stand for those measured, with the noise that the grid has."""
+    told, noise, notes = m.told, m.noise_lmc, []
     if "lmc" in given:
         lmc_cut = given["lmc"]
         notes.append(f"LMC cut {lmc_cut:g}: given")
+    elif not told.any():
+        lmc_cut = -noise
+        notes.append(f"LMC cut {lmc_cut:.3g}: a convention, no cell tells anything")
     else:
-        lmc_cut, note = lmc_split(lmc.values[np.isfinite(lmc.values)], noise_lmc)
+        lmc_cut, note = lmc_split(lmc[told], noise)
         notes.append(note)
-    densities = lmc["density"].values
+    densities = np.array(m.axes[-1].values)
     if "cka" in given:
         notes.append(f"CKA cut {given['cka']:g}: given")
-        return Cuts(lmc_cut, {float(d): given["cka"] for d in densities}, noise_lmc, notes)
-    connected = ((lmc >= lmc_cut) & np.isfinite(cka)).values
-    density = cka["density"].broadcast_like(cka).values
-    cuts, note = cka_split(cka.values[connected], stderr["cka"].values[connected], density[connected], densities)
-    return Cuts(lmc_cut, cuts, noise_lmc, [*notes, note])
+        return Cuts(lmc_cut, {float(d): given["cka"] for d in densities}, noise, notes)
+    connected = told & (lmc >= lmc_cut)
+    cuts, note = cka_split(cka[connected], m.noise_cka[connected], m.density[connected], densities)
+    return Cuts(lmc_cut, cuts, noise, [*notes, note])
 
 
 def _typical(stderr: np.ndarray) -> float:
@@ -99,14 +95,14 @@ def lmc_split(lmc: np.ndarray, noise: float) -> tuple[float, str]:
 
 
 def cka_split(
-    cka: np.ndarray, stderr: np.ndarray, density: np.ndarray, densities: np.ndarray
+    cka: np.ndarray, spread: np.ndarray, density: np.ndarray, densities: np.ndarray
 ) -> tuple[dict[float, float], str]:
-    """Return the CKA cut at each density, and how it was found."""
+    """Return the CKA cut at each density, and how it was found; ``spread`` is that of -log10(1 - CKA) by noise."""
     one = {float(each): CONVENTION for each in densities}
     if len(cka) < 4:
         return one, f"CKA cut {CONVENTION:g}: a convention, fewer than four connected cells"
     y, x = _stretch(cka), np.log10(density)
-    noise = max(_typical(stderr / np.clip(1 - cka, CLOSE, None) / np.log(10)), STRETCHED_FLOOR)
+    noise = max(_typical(spread), STRETCHED_FLOOR)
     slope, offset, between = _two_lines(x, y)
     if not between > 2 * noise:
         return (
@@ -126,18 +122,15 @@ def _stretch(cka: np.ndarray) -> np.ndarray:
 def _two_lines(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Split y into two groups around parallel lines; returns slope, offset of the cut, deviation between the groups."""
     steepest = max(0.0, float(np.polyfit(x, y, 1)[0])) if np.ptp(x) > 0 else 0.0
-    best = (np.inf, 0.0, 0.0, 0.0)
-    for slope in np.linspace(0.0, 2 * steepest, 41):
-        rest = np.sort(y - slope * x)
-        count = np.arange(1, len(rest))
-        low = np.cumsum(rest)[:-1] / count
-        high = (rest.sum() - np.cumsum(rest)[:-1]) / (len(rest) - count)
-        between = count * (len(rest) - count) / len(rest) * (high - low) ** 2
-        if len(rest) > 4:
-            between[[0, -1]] = 0.0  # a group of one cell is an outlier
-        place = int(np.argmax(between))
-        within = float(((rest - rest.mean()) ** 2).sum() - between[place])
-        if within < best[0] - 1e-12:
-            deviation = float(np.sqrt(between[place] / len(rest)))
-            best = (within, float(slope), float((rest[place] + rest[place + 1]) / 2), deviation)
-    return best[1:]
+    slopes = np.linspace(0.0, 2 * steepest, 41)
+    rest = np.sort(y - slopes[:, None] * x, axis=1)  # (slopes, cells)
+    size, total = rest.shape[1], rest.sum(1, keepdims=True)
+    count, below = np.arange(1, size), np.cumsum(rest, axis=1)[:, :-1]
+    between = count * (size - count) / size * ((total - below) / (size - count) - below / count) ** 2
+    if size > 4:
+        between[:, [0, -1]] = 0.0  # a group of one cell is an outlier
+    within = ((rest - rest.mean(1, keepdims=True)) ** 2).sum(1) - between.max(1)
+    best = int(np.argmax(within <= within.min() + 1e-12))
+    place = int(np.argmax(between[best]))
+    cut = float((rest[best, place] + rest[best, place + 1]) / 2)
+    return float(slopes[best]), cut, float(np.sqrt(between[best, place] / size))

@@ -114,6 +114,10 @@ class _Grid:
         if "width" in data.coords:
             data["width"].attrs = {"units": "1", "long_name": "width of the model"}
         data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
+        if self.layout.get("chance_error") is not None:  # not in runs of earlier versions
+            data.attrs["chance_error"] = self.layout["chance_error"]
+        if "epochs" in self.knobs and self.layout.get("first_decay") is not None:
+            data["epochs"].attrs["first_decay"] = self.layout["first_decay"]
         head = store.head or {}
         if "numerics" in head:
             data.attrs["numerics"] = ", ".join(f"{key}={value}" for key, value in head["numerics"].items())

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from regimes.bench.table import Sheet
 from regimes.figures.phase import draw_regimes, legend_handles
-from regimes.phases.classify import cell_mean, present
+from regimes.phases.cells import cell_mean
+from regimes.phases.classify import present
 from regimes.record.grid import knobs_of
 from regimes.studies.family import family
 from regimes.studies.page import Page, Say

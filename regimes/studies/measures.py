@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 
 from regimes.bench.table import Sheet
 from regimes.figures.table import percent
-from regimes.phases.classify import REGIMES, cell_mean
+from regimes.phases.cells import cell_mean
+from regimes.phases.classify import REGIMES
 from regimes.record.grid import knobs_of
 from regimes.studies.family import family
 from regimes.studies.page import Page, Say
