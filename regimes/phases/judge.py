@@ -17,7 +17,8 @@ from regimes.phases.measured import Measured, Numbers
 from regimes.phases.regime_map import RegimeMap
 
 SEEING = ("error", "fitted")  # advisers that look at test errors
-MATTERS = 0.1  # of the error: a temperature that is worse than the best by less is no case for a direction
+MATTERS = 0.1  # of the error: a temperature that is worse than the best by less is no case for a direction,
+SURE = 2.0  # nor one that is worse by less than so many standard deviations of the difference of two seeds' errors
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Judgement:
 
     Attributes:
         name: of the adviser or control.
-        right: share of right directions among the temperatures that are worse than the best by more than 10 % of its
-            error; NaN for controls that know no direction.
+        right: share of right directions among the temperatures that are worse than the best beyond noise: by more than
+            10 % of its error and two standard deviations of the difference of two seeds' errors at that density; NaN
+            for controls that know no direction.
         cases: how many those are.
         mean, worst: test error of the temperature selected, above the lowest of that density (the oracle's).
         captured: share of what choosing gains over a temperature at random that was gained: 1 the oracle, 0 chance.
@@ -71,12 +73,17 @@ def judge(data: xr.Dataset, advisers: Iterable[str] = tuple(ADVISERS), leave_den
     for seed in seeds:
         known = data if seed is None else data.sel(dense_seed=[each for each in seeds if each != seed])
         unseen = data if seed is None else data.sel(dense_seed=[seed])
-        _hold(known, unseen, advisers, leave_density, tallies)
+        _hold(data, known, unseen, advisers, leave_density, tallies)
     return [_summary(name, tally) for name, tally in tallies.items()]
 
 
 def _hold(
-    known: xr.Dataset, unseen: xr.Dataset, advisers: Iterable[str], leave: bool, tallies: dict[str, _Tally]
+    data: xr.Dataset,
+    known: xr.Dataset,
+    unseen: xr.Dataset,
+    advisers: Iterable[str],
+    leave: bool,
+    tallies: dict[str, _Tally],
 ) -> None:
     """Ask a map of what is known, and hold the answers against what was unseen."""
     whole, there = RegimeMap(known), Measured.of(unseen)
@@ -89,16 +96,16 @@ def _hold(
         without = _without(known, load["density"]) if leave or own else whole
         if leave and without is None:
             continue
-        dense = _dense(there, load)
+        dense, least = _dense(there, load), _noise(data, load)
         for name, control in CONTROLS.items():
             cost = control(there, dense)
             if cost is not None:
                 _note(tallies, name, errors, int(cost.argmin()))
-        _directions(tallies, "always colder", errors, heat_of(there), ["colder"] * len(errors))
+        _directions(tallies, "always colder", errors, heat_of(there), ["colder"] * len(errors), least)
         for name in advisers:
             chart = without if leave or name in SEEING else whole
             if chart is not None:
-                _ask(tallies, name, chart, load, settings, errors, heat_of(there))
+                _ask(tallies, name, chart, load, settings, errors, heat_of(there), least)
 
 
 def _ask(
@@ -109,12 +116,13 @@ def _ask(
     settings: Sequence[Mapping[str, float]],
     errors: Numbers,
     heat: Numbers,
+    least: float,
 ) -> None:
     more = {key: value for key, value in load.items() if key != "density"}
     chosen = chart.select(load["density"], more, name).selected
     _note(tallies, name, errors, list(settings).index(chosen))
     said = [chart.advise(load["density"], {**each, **more}, name).direction for each in settings]
-    _directions(tallies, name, errors, heat, said)
+    _directions(tallies, name, errors, heat, said, least)
 
 
 def _note(tallies: dict[str, _Tally], name: str, errors: Numbers, chosen: int) -> None:
@@ -123,11 +131,13 @@ def _note(tallies: dict[str, _Tally], name: str, errors: Numbers, chosen: int) -
     tally.chance.append(float((errors - errors.min()).mean()))
 
 
-def _directions(tallies: dict[str, _Tally], name: str, errors: Numbers, heat: Numbers, said: Sequence[str]) -> None:
+def _directions(
+    tallies: dict[str, _Tally], name: str, errors: Numbers, heat: Numbers, said: Sequence[str], least: float
+) -> None:
     tally = tallies.setdefault(name, _Tally([], [], []))
     best = int(errors.argmin())
     for here, word in enumerate(said):
-        if errors[here] > (1 + MATTERS) * errors[best]:
+        if errors[here] > (1 + MATTERS) * errors[best] and np.log(errors[here] / max(errors[best], 1e-9)) > least:
             tally.right.append(word == ("hotter" if heat[best] > heat[here] else "colder"))
 
 
@@ -141,6 +151,15 @@ def _summary(name: str, tally: _Tally) -> Judgement:
     return Judgement(
         name, right, len(tally.right), float(excess.mean()), float(excess.max()), captured, len(tally.excess)
     )
+
+
+def _noise(data: xr.Dataset, load: Mapping[str, float]) -> float:
+    """How far apart the log errors of two temperatures have to be at a load; 0 with one dense seed."""
+    values = seed_means(data["test_error"], Measured.of(data).knobs).sel(load)
+    if values.sizes["dense_seed"] < 2:
+        return 0.0
+    spread = np.log(values.clip(1e-6)).var("dense_seed", ddof=1).median()
+    return SURE * float(np.sqrt(2 * spread))
 
 
 def _without(data: xr.Dataset, density: float) -> RegimeMap | None:

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from regimes.phases.axes import Axis, axes_of
 from regimes.phases.cells import at_chance, cell_stderr, error_scale, seed_means
@@ -20,6 +21,7 @@ Numbers = NDArray[np.float64]
 
 FLOOR = 0.005  # of training error: the noise of LMC is never taken for less than half a percent
 CLOSE = 0.005  # CKA beyond 0.995 is not told apart
+THIN = 1e-3  # of the usual variance: a cell without any noise is not believed
 SMALL = 0.02  # of the median error: errors below are hardly told apart on the logarithmic scale
 
 
@@ -199,9 +201,20 @@ class Measured:
         """The smooth surface through a measure, on its stretched scale."""
         seeds, stretch = self.seeds(name), self.stretch(name)
         there = self.measured(name)
-        known = self._measuring(name)[there] * stretch.slope(self.mean(name)[there]) ** 2
-        pooled = np.full(len(known), np.nanmean(known) if np.isfinite(known).any() else 0.0)
-        return fit(self.places[there], stretch.there(seeds[there]), self.rows[there], pooled, stretch.least)
+        slope = stretch.slope(self.mean(name))
+        known = self._by_size(name, self._measuring(name)) * slope**2
+        shape = np.sqrt(self._by_size(name, self._between(name))) * slope
+        shape = shape if shape[there].all() else np.ones(len(shape))
+        return fit(
+            self.places[there], stretch.there(seeds[there]), self.rows[there], known[there], shape[there], stretch.least
+        )
+
+    def _between(self, name: str) -> Numbers:
+        """(n,) variance between dense seeds; NaN where fewer than two are measured."""
+        seeds = self.seeds(name)
+        count = np.isfinite(seeds).sum(1)
+        rest = np.nan_to_num(seeds - self.mean(name)[:, None]) ** 2
+        return np.where(count > 1, rest.sum(1) / np.maximum(count - 1, 1), np.nan)
 
     def _measuring(self, name: str) -> Numbers:
         """(n,) variance of the cell means that images make, or copies where there is one dense seed."""
@@ -211,6 +224,26 @@ class Measured:
             images = seed_means(self.data[f"{name}_stderr"] ** 2, self.knobs).mean("dense_seed")
             return images.values.reshape(-1)
         return np.zeros(len(self.places))
+
+    def _by_size(self, name: str, variance: Numbers) -> Numbers:
+        """(n,) a variance smoothed to ``a + b size^2``.
+
+        A constant part, and one in proportion to the barrier, the distance of CKA from 1, or the error; by maximum
+        likelihood for variances of normal values. All cells together tell it far better than the few seeds of one.
+        """
+        size = np.abs(1 - self.mean(name)) if name.startswith("cka") else np.abs(self.mean(name))
+        told = np.isfinite(variance) & np.isfinite(size)
+        if not told.any() or not variance[told].any():
+            return np.zeros(len(size))
+        mean, square = variance[told].mean(), np.nan_to_num(size) ** 2 / (size[told] ** 2).mean()
+
+        def unlikely(logs: Numbers) -> float:
+            fitted = np.exp(logs[0]) + np.exp(logs[1]) * square[told]
+            return float((np.log(fitted) + variance[told] / mean / fitted).sum())
+
+        found = minimize(unlikely, np.log([0.5, 0.5]), method="L-BFGS-B", bounds=[(np.log(THIN), np.log(10.0))] * 2).x
+        fitted: Numbers = mean * (np.exp(found[0]) + np.exp(found[1]) * square)
+        return fitted
 
     def on_grid(self, values: NDArray[np.generic], *more: str) -> xr.DataArray:
         """Values of the cells (n, ...) as an array over the axes, sorted as ``data`` is."""

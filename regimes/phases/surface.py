@@ -104,7 +104,9 @@ class _Model:
         return LEVEL + SLOPE * ((a - 0.5) ** 2).sum(1) + self.height**2 + self.rough**2
 
 
-def fit(places: Numbers, values: Numbers, rows: NDArray[np.int64], known: Numbers, least: float) -> Surface:
+def fit(
+    places: Numbers, values: Numbers, rows: NDArray[np.int64], known: Numbers, shape: Numbers, least: float
+) -> Surface:
     """Fit a surface.
 
     Args:
@@ -112,14 +114,16 @@ def fit(places: Numbers, values: Numbers, rows: NDArray[np.int64], known: Number
         values: (n, seeds) of each cell and dense seed, NaN where not measured; a cell has at least one.
         rows: (n,) which cells come from one dense network (of a seed).
         known: (n,) variance of a cell's mean that measuring alone makes; the noise is never taken for less.
+        shape: (n,) how noisy cells are beside each other, up to a factor.
         least: the smallest spread of cells that is taken for a spread: grids of one value are flat, not noise.
     """
     means = np.nanmean(values, axis=1)
     centre, scale = float(means.mean()), max(float(means.std()), least)
-    errors, noise = errors_of(values, rows)
+    errors, noise = errors_of(values, rows, shape)
     same = (rows[:, None] == rows[None]).astype(float)
     if errors is None and known.any():  # copies tell a part; another dense network adds as much again, half to its row
-        errors, noise = np.diag(1.5 * known) + 0.5 * float(known.mean()) * same, float(np.sqrt(2 * known.mean()))
+        shared = 0.5 * np.sqrt(np.outer(known, known)) * same
+        errors, noise = np.diag(1.5 * known) + shared, float(np.sqrt(2 * known.mean()))
     told = errors is not None
     errors = np.zeros((len(means), len(means))) if errors is None else errors
     errors = errors + np.diag(np.clip(known - np.diag(errors), 0.0, None))
@@ -152,7 +156,7 @@ def fit(places: Numbers, values: Numbers, rows: NDArray[np.int64], known: Number
     return Surface(places, noise, scale**2 * around, model, cho_solve(factor, y), factor, centre, scale)
 
 
-def errors_of(values: Numbers, rows: NDArray[np.int64]) -> tuple[Numbers | None, float]:
+def errors_of(values: Numbers, rows: NDArray[np.int64], shape: Numbers) -> tuple[Numbers | None, float]:
     """The covariance (n, n) of the errors of cell means, and the deviation of one seed's value.
 
     None where there are too few seeds to tell. Three parts, by the method of moments on deviations from the cells'
@@ -165,7 +169,7 @@ def errors_of(values: Numbers, rows: NDArray[np.int64]) -> tuple[Numbers | None,
     degrees = int((count - 1).sum())
     if degrees < ENOUGH:
         return None, float("nan")
-    apart = np.where(there, values - np.nanmean(values, axis=1, keepdims=True), 0.0)
+    apart = np.where(there, values - np.nanmean(values, axis=1, keepdims=True), 0.0) / shape[:, None]
     both = there.astype(float) @ there.T
     pairs = np.where(both > 1.5, both - 1.0, 0.0)  # degrees of freedom that two cells share
     products = apart @ apart.T
@@ -175,10 +179,10 @@ def errors_of(values: Numbers, rows: NDArray[np.int64]) -> tuple[Numbers | None,
     in_grid = _share(products, pairs * ~same, 0.0, whole)
     in_row = _share(products, pairs * (same & off), in_grid, whole)
     own = (apart**2).sum(1)
-    factor = np.sqrt((BELIEF + own / max(whole, 1e-300)) / (BELIEF + count - 1))
+    factor = shape * np.sqrt((BELIEF + own / max(whole, 1e-300)) / (BELIEF + count - 1))
     shared = np.where(same, in_row, in_grid) * both / np.outer(count, count)
     shared[~off] = whole / count
-    return shared * np.outer(factor, factor), float(np.sqrt(whole))
+    return shared * np.outer(factor, factor), float(np.sqrt(whole) * np.median(shape))
 
 
 def _share(products: Numbers, weights: Numbers, least: float, most: float) -> float:
