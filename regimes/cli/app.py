@@ -16,6 +16,7 @@ from regimes.cli.options import (
     Grid,
     Json,
     LmcCut,
+    Mark,
     Mixed,
     Out,
     Precision,
@@ -131,11 +132,12 @@ def map_(
     rule: Rule = "smooth",
     lmc: LmcCut = None,
     cka: CkaCut = None,
+    mark: Mark = [],  # noqa: B006
 ) -> None:
-    """Draw the phase diagram, one panel a metric (PNG, SVG), and a report page."""
+    """Draw the phase diagram (PNG, SVG, PDF), one panel a metric, and a report page."""
     from regimes.cli.show import show_map
 
-    show_map(grid, out, rule, lmc, cka)
+    show_map(grid, out, rule, lmc, cka, mark)
 
 
 @app.command()
@@ -159,7 +161,9 @@ def measure(
 @app.command()
 @speaking
 def study(
-    what: Annotated[str, typer.Argument(metavar="calibration|stability|knobs|measures", help="Which study.")],
+    what: Annotated[
+        str, typer.Argument(metavar="NAME", help="calibration, stability, knobs, measures, synthetic, advice.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the page, its figures and numbers.")],
     runs: Annotated[Path, typer.Option(help="Folder of the runs that the study makes, or finishes.")] = Path("runs"),
 ) -> None:

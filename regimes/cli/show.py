@@ -169,8 +169,9 @@ def show_classify(grid: Path, out: Path, rule: str, lmc: float | None, cka: floa
     typer.echo(f"wrote {out}")
 
 
-def show_map(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: float | None) -> None:
+def show_map(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: float | None, mark: list[str]) -> None:
     """Draw a grid and print where the pictures are."""
+    from regimes.cli.answer import positions
     from regimes.figures.draw import draw_map
     from regimes.figures.facts import run_facts
     from regimes.phases.classify import classify
@@ -178,7 +179,7 @@ def show_map(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: fl
 
     data = classify(read_grid(grid), rule, lmc, cka)
     folder = out or (grid / "map" if grid.is_dir() else grid.with_suffix("").with_name(f"{grid.stem}-map"))
-    files = draw_map(data, folder, run_facts(grid) if grid.is_dir() else None)
+    files = draw_map(data, folder, run_facts(grid) if grid.is_dir() else None, positions(mark, "--mark"))
     save_grid(data, folder / "grid.nc")
     _say_regimes(data)
     typer.echo(f"wrote {len(files) + 1} files; look at {folder / 'phase.png'} and {files[-1]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,51 @@ from regimes.errors import UserError
 from regimes.figures.panel import panel, panel_names, with_excess
 from regimes.figures.phase import phase_diagram
 from regimes.figures.report import write_report
+from regimes.phases.regime_map import RegimeMap
 
 # Same data, same file: no date, no random ids in the SVG.
 STEADY: Any = {"svg.hashsalt": "regimes", "svg.fonttype": "none", "font.family": "DejaVu Sans"}
-METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
+METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def draw_map(data: xr.Dataset, out: str | Path, facts: dict[str, Any] | None = None) -> list[Path]:
+def draw_map(
+    data: xr.Dataset, out: str | Path, facts: dict[str, Any] | None = None, mark: Mapping[str, float] | None = None
+) -> list[Path]:
     """Draw everything there is to see of a classified grid into a folder; returns the files.
 
     Args:
         data: a grid with ``regime``, as `classify` returns it.
         out: folder; made if missing.
         facts: about the run, for the report page: sweep, hardware, versions, hours; see `run_facts`.
+        mark: {knob: value, "density": value} of a setting to mark in the phase diagram.
 
     Raises:
-        UserError: the grid is not classified, or the folder cannot be written.
+        UserError: the grid is not classified, the folder cannot be written, or the mark is no setting of the grid.
+        OutsideRange: the mark lies beyond the measured settings.
     """
     if "regime" not in data:
         raise UserError("this grid has no regimes yet; classify it first")
     data, out = with_excess(data), Path(out)
+    chart = map_of(data)
+    if mark and chart is None:
+        raise UserError("--mark needs a map with cuts and at least one cell that tells something")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(STEADY):
-            files = save(phase_diagram(data), out / "phase", ("png", "svg"))
+            files = save(phase_diagram(data, chart, mark), out / "phase", ("png", "svg", "pdf"))
             for name in panel_names(data):
                 files += save(panel(data, name), out / name, ("png", "svg"))
         return [*files, write_report(data, out, facts or {})]
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def map_of(data: xr.Dataset) -> RegimeMap | None:
+    """The map of a classified grid; None where its rule has no cuts, or no cell tells anything."""
+    try:
+        return RegimeMap.of(data)
+    except UserError:
+        return None
 
 
 def save(figure: Figure, stem: Path, formats: Iterable[str]) -> list[Path]:

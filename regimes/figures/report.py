@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from regimes.figures.judged import advice_section
 from regimes.figures.panel import panel_names
 from regimes.figures.table import axis_titles, best_rows, percent, table
 from regimes.landscape.estimate import UNSURE
@@ -23,6 +24,7 @@ def write_report(data: xr.Dataset, out: Path, facts: dict[str, Any]) -> Path:
     lines = [f"# Regimes of pruning: {data.attrs.get('title', facts.get('name', ''))}", ""]
     lines += ["![phase diagram](phase.png)", "", *_reading(data), "", *_thresholds(data), ""]
     lines += _by_density(data)
+    lines += ["", *advice_section(data)]
     if facts:
         lines += ["", *_run(facts)]
     lines += ["", "## Panels", ""]

@@ -25,6 +25,22 @@ def table(values: xr.DataArray, data: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(arranged.values.reshape(len(rows), len(columns)), index=rows, columns=columns)
 
 
+def setting_at(data: xr.Dataset, row: int, column: int) -> dict[str, float]:
+    """{knob or load: value} of a cell of `table`."""
+    knobs, loads = knobs_of(data), loads_of(data)
+    sides: list[tuple[list[str], int]] = [(knobs, row), (loads, column)]
+    found: dict[str, float] = {}
+    for names, index in sides:
+        values = [np.sort(data[name].values.astype(float)) for name in names]
+        values = [
+            each[::-1] if name in knobs and hotter_is_larger(data, name) else each
+            for name, each in zip(names, values, strict=True)
+        ]
+        places = np.unravel_index(index, [len(each) for each in values])
+        found |= {name: float(each[at]) for name, each, at in zip(names, values, places, strict=True)}
+    return found
+
+
 def _labels(arranged: xr.DataArray, knobs: list[str]) -> list[tuple[str, ...]]:
     names = [[f"{value:g}" for value in arranged[knob].values] for knob in knobs]
     if len(knobs) > 1:

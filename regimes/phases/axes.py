@@ -60,11 +60,25 @@ class Axis:
         place = (bent - ends[0]) / (ends[1] - ends[0]) if high > low else np.zeros_like(bent)
         return np.clip(place if self.sign > 0 else 1 - place, 0.0, 1.0)
 
+    def value(self, place: Numbers) -> Numbers:
+        """The values at coordinates: the inverse of ``place``."""
+        ends = self._bend(np.array([self.values[0], self.values[-1]]))
+        bent = ends[0] + (place if self.sign > 0 else 1 - place) * (ends[1] - ends[0])
+        if self.scale == "log":
+            return np.asarray(np.exp(bent))
+        if self.scale == "symlog":
+            return np.asarray(np.expm1(bent) * self._least)
+        return np.asarray(bent)
+
+    @property
+    def _least(self) -> float:
+        return next(each for each in self.values if each > 0)
+
     def _bend(self, value: Numbers) -> Numbers:
         if self.scale == "log":
             return np.log(value)
         if self.scale == "symlog":
-            return np.log1p(value / next(each for each in self.values if each > 0))
+            return np.log1p(value / self._least)
         return value
 
 

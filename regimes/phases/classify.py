@@ -62,7 +62,7 @@ def judged(
         labels[np.isnan(measured.mean("test_error"))] = -1
     regime = _as_in(data, measured.on_grid(labels))
     # As plain arrays: a labelled one would bring its own, bare coordinates and wipe out what they say of themselves.
-    data["regime"] = (regime.dims, regime.values, _attrs(regime, measured, verdict, rule))
+    data["regime"] = (regime.dims, regime.values, _attrs(regime, measured, verdict, rule) | _fixed(lmc, cka))
     data = _with_probability(data, measured, verdict)
     if verdict.cuts is not None:
         lines = xr.DataArray(list(verdict.cuts.cka.values()), {"density": list(verdict.cuts.cka)}, "density")
@@ -118,6 +118,10 @@ def _attrs(regime: xr.DataArray, measured: Measured, verdict: Verdict, rule: str
         "present": " ".join(found) or "none",
         "absent": " ".join(absent) or "none",
     }
+
+
+def _fixed(lmc: float | None, cka: float | None) -> dict[str, object]:
+    return {name: value for name, value in (("given_lmc", lmc), ("given_cka", cka)) if value is not None}
 
 
 def _numbers(cuts: Cuts | None) -> Mapping[str, float]:

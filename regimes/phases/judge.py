@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Judgement:
         mean, worst: test error of the temperature selected, above the lowest of that density (the oracle's).
         captured: share of what choosing gains over a temperature at random that was gained: 1 the oracle, 0 chance.
         choices: how many selections.
+        chance: mean excess of a temperature at random.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Judgement:
     worst: float
     captured: float
     choices: int
+    chance: float = float("nan")
 
 
 @dataclass
@@ -149,7 +152,7 @@ def _summary(name: str, tally: _Tally) -> Judgement:
     excess, chance = np.array(tally.excess), float(np.mean(tally.chance))
     captured = 1 - float(excess.mean()) / chance if chance > 0 else float("nan")
     return Judgement(
-        name, right, len(tally.right), float(excess.mean()), float(excess.max()), captured, len(tally.excess)
+        name, right, len(tally.right), float(excess.mean()), float(excess.max()), captured, len(tally.excess), chance
     )
 
 
@@ -158,8 +161,29 @@ def _noise(data: xr.Dataset, load: Mapping[str, float]) -> float:
     values = seed_means(data["test_error"], Measured.of(data).knobs).sel(load)
     if values.sizes["dense_seed"] < 2:
         return 0.0
-    spread = np.log(values.clip(1e-6)).var("dense_seed", ddof=1).median()
-    return SURE * float(np.sqrt(2 * spread))
+    logs = np.log(values.transpose(..., "dense_seed").values.clip(1e-6))
+    return SURE * float(np.sqrt(2 * np.nanmedian(logs.var(-1, ddof=1))))
+
+
+def pooled(parts: Iterable[Sequence[Judgement]]) -> list[Judgement]:
+    """Judgements on several grids as one; of those ways to choose that apply to all of them."""
+    parts = list(parts)
+    by_name = [{each.name: each for each in part} for part in parts]
+    shared = [each.name for each in parts[0] if all(each.name in part for part in by_name)]
+    return [_together([part[name] for part in by_name]) for name in shared]
+
+
+def _together(parts: Sequence[Judgement]) -> Judgement:
+    cases, choices = sum(each.cases for each in parts), sum(each.choices for each in parts)
+    right = sum(each.right * each.cases for each in parts if each.cases) / cases if cases else float("nan")
+    if not choices:
+        return dataclasses.replace(parts[0], right=right, cases=cases)
+    mean, chance = (
+        sum(value * each.choices for value, each in zip(values, parts, strict=True)) / choices
+        for values in ([each.mean for each in parts], [each.chance for each in parts])
+    )
+    worst = max(each.worst for each in parts)
+    return Judgement(parts[0].name, right, cases, mean, worst, 1 - mean / chance, choices, chance)
 
 
 def _without(data: xr.Dataset, density: float) -> RegimeMap | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import xarray as xr
 from regimes.errors import UserError
 from regimes.phases import ADVISERS
 from regimes.phases.answers import Advice, Choice, Rung
+from regimes.phases.axes import Axis
 from regimes.phases.classify import DEFAULT, MEANING, judged
 from regimes.phases.column import Column, column
 from regimes.phases.measured import Numbers
+from regimes.phases.rules import regimes_at
 from regimes.phases.trust import rungs
 from regimes.record.grid import read_grid
 from regimes.registry import load
@@ -43,6 +46,7 @@ class RegimeMap:
         self, data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, cka: float | None = None
     ) -> None:
         self.data, self._measured, self._verdict = judged(data, rule, lmc, cka)
+        self._columns: dict[tuple[Any, ...], Column] = {}
         if self._verdict.unsure is None:
             raise UserError(f"rule '{rule}' has no cuts to advise by; take rule '{DEFAULT}'")
         if not self._measured.told.any():
@@ -54,6 +58,17 @@ class RegimeMap:
     ) -> RegimeMap:
         """The map of a run's folder or a netCDF grid."""
         return cls(read_grid(path), rule, lmc, cka)
+
+    @classmethod
+    def of(cls, data: xr.Dataset) -> RegimeMap:
+        """The map of a grid that is classified already: by the same rule and the cuts that were given to it."""
+        about = data["regime"].attrs
+        return cls(data, about["rule"], about.get("given_lmc"), about.get("given_cka"))
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Knobs, then loads."""
+        return self._measured.axes
 
     @property
     def knobs(self) -> list[str]:
@@ -70,6 +85,12 @@ class RegimeMap:
         found = self._column(density, at, at)
         assert found.here is not None
         return dict(zip(MEANING, found.regimes[found.here].tolist(), strict=True))
+
+    def regimes_at(self, places: Numbers) -> Numbers:
+        """(m, 3) probabilities of the regimes at coordinates (m, k), see `Axis.place`."""
+        assert self._verdict.unsure is not None
+        density = self._measured.axes[-1].value(places[:, -1])
+        return regimes_at(self._measured, self._verdict.unsure, places, density)
 
     def advise(self, density: float, at: Mapping[str, float], adviser: str | None = None) -> Advice:
         """Which way to turn the temperature for networks to be pruned to a density.
@@ -175,6 +196,14 @@ class RegimeMap:
         for name in fixed:
             if name not in self.knobs:
                 raise UserError(f"'{name}' is no axis of this grid; allowed: {', '.join(names)}")
+        key = (density, *sorted({**loads, **fixed}.items()))
+        if key not in self._columns:
+            whole = {**loads, "density": density}
+            self._columns[key] = column(self._measured, self._verdict, whole, None, fixed)
+        if stand is None:
+            return self._columns[key]
+        if stand in self._columns[key].settings:
+            return dataclasses.replace(self._columns[key], here=self._columns[key].settings.index(stand))
         return column(self._measured, self._verdict, {**loads, "density": density}, stand, fixed)
 
     def _cost(self, found: Column, adviser: str | None) -> tuple[str, Numbers]:

@@ -5,4 +5,6 @@ STUDIES = {
     "stability": "regimes.studies.stability:study",
     "knobs": "regimes.studies.knobs:study",
     "measures": "regimes.studies.measures:study",
+    "synthetic": "regimes.studies.synthetic:study",
+    "advice": "regimes.studies.advice:study",
 }
