@@ -142,6 +142,21 @@ def map_(
 
 @app.command()
 @speaking
+def page(
+    grid: Grid,
+    out: Annotated[Path | None, typer.Option("--out", help="The HTML file (default: RUN/page.html).")] = None,
+    rule: Rule = "smooth",
+    lmc: LmcCut = None,
+    cka: CkaCut = None,
+) -> None:
+    """Write one self-contained HTML page: point at a cell and see all its numbers and its curve."""
+    from regimes.cli.show import show_page
+
+    show_page(grid, out, rule, lmc, cka)
+
+
+@app.command()
+@speaking
 def measure(
     files: Annotated[list[Path], typer.Argument(metavar="A.pt [B.pt ...]", help="State dicts of one architecture.")],
     model: Annotated[str, typer.Option(help="The model's name, or module:function.")],

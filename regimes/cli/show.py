@@ -185,6 +185,17 @@ def show_map(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: fl
     typer.echo(f"wrote {len(files) + 1} files; look at {folder / 'phase.png'} and {files[-1]}")
 
 
+def show_page(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: float | None) -> None:
+    """Write a grid as an HTML page and say where."""
+    from regimes.figures.page import write_page
+    from regimes.phases.classify import classify
+    from regimes.record.grid import read_grid
+
+    data = classify(read_grid(grid), rule, lmc, cka)
+    file = write_page(data, out or (grid / "page.html" if grid.is_dir() else grid.with_suffix(".html")))
+    typer.echo(f"wrote {file} ({size(file.stat().st_size)}); open it in a browser")
+
+
 def _say_regimes(data: Any) -> None:
     from regimes.phases.classify import present
 
