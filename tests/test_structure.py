@@ -26,7 +26,7 @@ ORDER = [
     "flow",
     "record",
 ]
-ORDER += ["phases", "figures", "bench", "studies", "cli"]
+ORDER += ["phases", "adaptive", "figures", "bench", "studies", "cli"]
 
 
 def imports(path: Path) -> set[str]:

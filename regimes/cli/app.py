@@ -59,12 +59,23 @@ def run(
     changes: Set = [],  # noqa: B006
     fail_fast: FailFast = False,
     allow_mixed: Mixed = False,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="Cells where the map is uncertain, a few at a time, until it is known."),
+    ] = False,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="With --adaptive: cells after which to stop in any case.")
+    ] = None,
 ) -> None:
     """Run a sweep, or finish it: what is done is never done again."""
-    from regimes.cli.watch import run_watched
+    from regimes.cli.watch import run_rounds, run_watched
 
     where = {"workers": workers, "device": device, "engine": engine, "precision": precision, "changes": changes}
-    run_watched(sweep, out, **where, fail_fast=fail_fast, allow_mixed=allow_mixed)
+    how = {**where, "fail_fast": fail_fast, "allow_mixed": allow_mixed}
+    if adaptive or budget is not None:
+        run_rounds(sweep, out, budget, adaptive, how)
+    else:
+        run_watched(sweep, out, **how)
 
 
 @app.command()

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from regimes.cli.show import duration, place
-from regimes.errors import RunFailed
+from regimes.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
+    from regimes.adaptive.choose import Known
     from regimes.flow.prepare import Prepared
     from regimes.flow.stage import Outcome, Stage
 
@@ -153,3 +154,41 @@ def run_watched(sweep: Any, out: Path | None, **how: Any) -> None:
 def retry_watched(folder: Path, **how: Any) -> None:
     """Do a run's failed cells again, under a progress bar."""
     run_watched(None, folder, retry_failed=True, **how)
+
+
+def run_rounds(sweep: Path, out: Path | None, budget: int | None, adaptive: bool, how: dict[str, Any]) -> None:
+    """Run a sweep in rounds where the map is uncertain, and say how well it is known.
+
+    Raises:
+        RunFailed: some cells failed.
+    """
+    from regimes.adaptive.drive import run_adaptive
+
+    if not adaptive:
+        raise UserError("--budget belongs to --adaptive; add it, or leave --budget out")
+    started = time.monotonic()
+    try:
+        found = run_adaptive(sweep, out, budget=budget, say=_say_round, **how)
+    except KeyboardInterrupt:
+        print(f"regimes: stopped; go on with the same command: regimes {' '.join(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(130)
+    result, (done, of) = found.result, found.cells
+    if result.progress.failed:
+        first = next(iter(result.progress.failed.values()))
+        raise RunFailed(
+            f"{len(result.progress.failed)} stages failed ({first}); see: regimes status {result.folder}; "
+            f"do them again: regimes retry {result.folder}"
+        )
+    why = "the map is known" if found.enough else "every cell is done" if done == of else "the budget is spent"
+    typer.echo(f"{done} of {of} cells in {duration(time.monotonic() - started)}: {why}: {result.folder}")
+    if found.history:
+        typer.echo(f"  {_how_known(found.history[-1])}")
+    typer.echo(f"next: regimes map {result.folder}")
+
+
+def _say_round(done: int, of: int, known: Known | None) -> None:
+    print(f"up to {done} of {of} cells" + ("" if known is None else f"; {_how_known(known)}"), file=sys.stderr)
+
+
+def _how_known(known: Known) -> str:
+    return f"the rest may mend {known.wrong:.1%} of the regimes and save {known.regret:.1%} of the error"

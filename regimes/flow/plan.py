@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from regimes.flow.files import Damaged
@@ -122,6 +122,15 @@ def _closure(
             wanted |= {need.key for need in stage.needs if need.key in without_weights}
     todo = tuple(stage for stage in stages if stage.key in wanted)
     return todo, frozenset((stuck & missing).difference(failed))
+
+
+def only_those(todo: Sequence[Stage], wanted: Callable[[Stage], bool]) -> tuple[Stage, ...]:
+    """The stages to do that are wanted, and those that they need."""
+    keys: set[str] = set()
+    for stage in reversed(todo):
+        if stage.key in keys or wanted(stage):
+            keys |= {stage.key, *(need.key for need in stage.needs)}
+    return tuple(stage for stage in todo if stage.key in keys)
 
 
 def fleets(stages: Iterable[Stage], capacity: Mapping[str, int], workers: int = 1) -> list[Fleet]:

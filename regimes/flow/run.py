@@ -10,7 +10,7 @@ from pathlib import Path
 
 from regimes.flow.executors import Stop, by_processes, in_process
 from regimes.flow.head import begin, default_workers, log
-from regimes.flow.plan import Progress, fleets, survey
+from regimes.flow.plan import Progress, fleets, only_those, survey
 from regimes.flow.prepare import Prepared, prepare
 from regimes.flow.stage import Outcome, Stage
 from regimes.spec.sweep import Sweep
@@ -47,6 +47,7 @@ def run(
     allow_mixed: bool = False,
     retry_failed: bool = False,
     changes: Sequence[str] = (),
+    only: Callable[[Stage], bool] | None = None,
     on_start: Callable[[Prepared], None] = lambda prepared: None,
     watch: Watch = lambda stage, outcome: None,
 ) -> Result:
@@ -63,6 +64,7 @@ def run(
         allow_mixed: go on although the run began with other numerics (device type, torch version, ...).
         retry_failed: do failed stages again.
         changes: keys of the sweep file to set anew, "recipe.epochs=20" each.
+        only: whether a stage is to be done now, with those it needs; None: all. The plan stays the whole sweep's.
         on_start: called once, when it is known what there is to do.
         watch: called for every finished or failed stage.
 
@@ -78,6 +80,9 @@ def run(
         for key in prepared.progress.failed:
             store.failure_file(key).unlink(missing_ok=True)
         prepared = dataclasses.replace(prepared, progress=survey(stages, store))
+    if only is not None:
+        todo = only_those(prepared.progress.todo, only)
+        prepared = dataclasses.replace(prepared, progress=dataclasses.replace(prepared.progress, todo=todo))
     on_start(prepared)
     forget_damaged(prepared)
     by_key = {stage.key: stage for stage in stages}

@@ -37,7 +37,7 @@ class Surface:
     places: Numbers
     noise: float
     _errors: Numbers
-    _model: _Model
+    _model: Prior
     _weights: Numbers
     _factor: tuple[Numbers, bool]
     _centre: float
@@ -86,7 +86,7 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class _Model:
+class Prior:
     """The prior: a level, a linear trend, a Matérn-3/2 surface, and roughness that is each place's own."""
 
     height: float
@@ -131,9 +131,9 @@ def fit(
     names = ["height", *["length"] * places.shape[1], "rough", *([] if told else ["noise", "row"])]
     prior = np.log([PRIORS[name][0] for name in names]), np.array([PRIORS[name][1] for name in names])
 
-    def parts(theta: Numbers) -> tuple[_Model, Numbers]:
+    def parts(theta: Numbers) -> tuple[Prior, Numbers]:
         sizes, tail = np.exp(theta), 1 + places.shape[1]
-        model = _Model(sizes[0], sizes[1:tail], sizes[tail])
+        model = Prior(sizes[0], sizes[1:tail], sizes[tail])
         return model, C if told else C + sizes[tail + 1] ** 2 * np.eye(len(y)) + sizes[tail + 2] ** 2 * same
 
     def unlikely(theta: Numbers) -> float:
