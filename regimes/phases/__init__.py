@@ -15,4 +15,5 @@ ADVISERS = {
     "combined": "regimes.phases.advisers:combined",
     "fitted": "regimes.phases.advisers:fitted",
     "error": "regimes.phases.advisers:error",
+    "joint": "regimes.phases.advisers:joint",
 }

@@ -15,8 +15,9 @@ from regimes.phases.column import Column
 from regimes.phases.measured import Measured, Numbers
 
 FAR = 1e6  # the cost of what is never chosen
-MATTERS = 0.05  # of the error: what gains less is no reason to leave
-RIDGE = 1.0  # of the fitted adviser, in cells
+MATTERS = 0.01  # of the error: what gains less is no reason to leave
+RIDGE = 1.0  # of what is learnt, in cells
+LEAST = {"lmc": 0.5, "cka": 0.05}  # spread of candidates on the stretched scale that is taken for one
 
 
 def barrier(column: Column, m: Measured) -> Numbers:
@@ -54,7 +55,7 @@ def similarity(column: Column, m: Measured) -> Numbers:
 
 def combined(column: Column, m: Measured) -> Numbers:
     """Small barrier and high CKA in equal parts, each in standard deviations over the candidates."""
-    return -_standard(np.minimum(column.lmc, 0.0), 0.5) - _standard(column.cka, 0.05)
+    return -_feature(np.minimum(column.lmc, 0.0), "lmc") - _feature(column.cka, "cka")
 
 
 def fitted(column: Column, m: Measured) -> Numbers:
@@ -67,33 +68,60 @@ def fitted(column: Column, m: Measured) -> Numbers:
         UserError: the grid has no test errors to learn from.
     """
     if "test_error" not in m.data:
-        raise UserError("adviser 'fitted' learns from test errors, and this grid has none; take 'similarity'")
-    load = column.places[0, len(m.knobs) :]
-    loads = m.places[:, len(m.knobs) :]
-    learnt = m.told & np.isfinite(m.mean("test_error")) & (np.abs(loads - load).max(1) > 1e-9)
-    features, target = [], []
-    for each in np.unique(loads[learnt], axis=0):
-        cells = learnt & (np.abs(loads - each).max(1) < 1e-9)
-        measures = [m.stretch(name).there(m.mean(name)[cells]) for name in ("lmc", "cka")]
-        features.append(np.stack([_standard(measures[0][None], 0.5)[0], _standard(measures[1][None], 0.05)[0]], 1))
-        errors = m.stretch("test_error").there(m.mean("test_error")[cells])
-        target.append(errors - errors.mean())
-    if not features:
-        return combined(column, m)
-    X, y = np.concatenate(features), np.concatenate(target)
-    weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(2), X.T @ y)
-    cost: Numbers = weights[0] * _standard(column.lmc, 0.5) + weights[1] * _standard(column.cka, 0.05)
-    return cost
+        raise UserError("adviser 'fitted' learns from test errors, and this grid has none; take 'combined'")
+    return _learnt(column, m, ("lmc", "cka"))
 
 
-def error(column: Column, m: Measured) -> Numbers:
-    """The lowest expected test error; to leave, it has to be lower by 5 % of itself.
+def joint(column: Column, m: Measured) -> Numbers:
+    """All that is known in equal parts: the expected log error, and what ``fitted`` learns from LMC, CKA and the test
+    error before pruning, where that is known.
 
     Raises:
         UserError: the grid has no test errors.
     """
     if column.error is None:
-        raise UserError("adviser 'error' reads the test error, and this grid has none; take 'similarity'")
+        raise UserError("adviser 'joint' reads the test error, and this grid has none; take 'combined'")
+    names = ("lmc", "cka", "dense_test_error") if m.knows_dense else ("lmc", "cka")
+    learnt = _learnt(column, m, names)
+    cost = (column.error - column.error.mean(1, keepdims=True) + learnt - learnt.mean(1, keepdims=True)) / 2
+    if column.here is not None:
+        cost[:, column.here] -= MATTERS
+    return cost
+
+
+def _learnt(column: Column, m: Measured, names: tuple[str, ...]) -> Numbers:
+    """(draws, m) log error of the candidates, up to a constant, from measures; learnt at other densities."""
+    loads = m.places[:, len(m.knobs) :]
+    learnt = m.told & np.isfinite(m.mean("test_error"))
+    learnt &= np.abs(loads - column.places[0, len(m.knobs) :]).max(1) > 1e-9
+    features, target = [], []
+    for each in np.unique(loads[learnt], axis=0):
+        cells = learnt & (np.abs(loads - each).max(1) < 1e-9)
+        features.append(np.stack([_feature(m.along(name)[cells][None], name)[0] for name in names], 1))
+        errors = m.stretch("test_error").there(m.mean("test_error")[cells])
+        target.append(errors - errors.mean())
+    if not features:
+        return combined(column, m)
+    X, y = np.concatenate(features), np.concatenate(target)
+    weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(len(names)), X.T @ y)
+    own = {"lmc": column.lmc, "cka": column.cka}
+    here = [_feature(own[name] if name in own else m.dense_at(column.places)[None], name) for name in names]
+    cost: Numbers = sum(weight * part for weight, part in zip(weights, here, strict=True)) + np.zeros(column.lmc.shape)
+    return cost
+
+
+def _feature(values: Numbers, name: str) -> Numbers:
+    return _standard(values, LEAST.get(name, 0.05))
+
+
+def error(column: Column, m: Measured) -> Numbers:
+    """The lowest expected test error; to leave, it has to be lower by 1 % of itself.
+
+    Raises:
+        UserError: the grid has no test errors.
+    """
+    if column.error is None:
+        raise UserError("adviser 'error' reads the test error, and this grid has none; take 'combined'")
     cost = column.error.copy()
     if column.here is not None:
         cost[:, column.here] -= MATTERS

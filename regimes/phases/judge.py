@@ -17,7 +17,7 @@ from regimes.phases.controls import CONTROLS, heat_of
 from regimes.phases.measured import Measured, Numbers
 from regimes.phases.regime_map import RegimeMap
 
-SEEING = ("error", "fitted")  # advisers that look at test errors
+SEEING = ("error", "fitted", "joint")  # advisers that look at test errors
 MATTERS = 0.1  # of the error: a temperature that is worse than the best by less is no case for a direction,
 SURE = 2.0  # nor one that is worse by less than so many standard deviations of the difference of two seeds' errors
 

@@ -10,19 +10,17 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from regimes.phases.axes import Axis, axes_of
 from regimes.phases.cells import at_chance, cell_stderr, error_scale, seed_means
+from regimes.phases.noise import between, by_size
+from regimes.phases.stretch import Stretch, stretch
 from regimes.phases.surface import Surface, fit
 from regimes.record.grid import knobs_of
 
 Numbers = NDArray[np.float64]
 
 FLOOR = 0.005  # of training error: the noise of LMC is never taken for less than half a percent
-CLOSE = 0.005  # CKA beyond 0.995 is not told apart
-THIN = 1e-3  # of the usual variance: a cell without any noise is not believed
-SMALL = 0.02  # of the median error: errors below are hardly told apart on the logarithmic scale
 
 
 P = ParamSpec("P")
@@ -41,23 +39,6 @@ def once(method: Callable[Concatenate[Measured, P], R]) -> Callable[Concatenate[
         return found
 
     return remembered
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A scale on which the noise of a measure is about the same everywhere.
-
-    Attributes:
-        there: from the measure to the scale.
-        back: and back.
-        slope: derivative of ``there``.
-        least: spread of cells on the scale that is taken for none.
-    """
-
-    there: Callable[[Numbers], Numbers]
-    back: Callable[[Numbers], Numbers]
-    slope: Callable[[Numbers], Numbers]
-    least: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +123,37 @@ class Measured:
         """(n,) standard errors of the cell means, see `cell_stderr`."""
         return cell_stderr(self.data, name, self.knobs).values.reshape(-1)
 
+    def along(self, name: str) -> Numbers:
+        """(n,) cell means on the stretched scale; for the dense test error, that of each cell's dense networks."""
+        if name == "dense_test_error":
+            return self.dense_at(self.places)
+        return self.stretch(name).there(self.mean(name))
+
+    @property
+    def knows_dense(self) -> bool:
+        """Whether every temperature's test error before pruning is known."""
+        return "dense_test_error" in self.data and bool(self._dense.notnull().all())
+
+    @property
+    @once
+    def _dense(self) -> xr.DataArray:
+        """Log of the mean test error before pruning, over the axes that it has."""
+        values = self.data["dense_test_error"]
+        kept = [axis.name for axis in self.axes if axis.name in values.dims]
+        mean = values.mean([dim for dim in values.dims if dim not in kept])
+        return mean.copy(data=np.log(mean.clip(1e-6).values))
+
+    def dense_at(self, places: Numbers) -> Numbers:
+        """(m,) log test error before pruning at coordinates (m, k); of the nearest measured temperature."""
+        values = self._dense
+        nearest = []
+        for number, axis in enumerate(self.axes):
+            if axis.name in values.dims:
+                marks = axis.place(values[axis.name].values.astype(float))
+                nearest.append(np.abs(places[:, number, None] - marks).argmin(1))
+        ordered = values.transpose(*(axis.name for axis in self.axes if axis.name in values.dims)).values
+        return np.asarray(ordered[tuple(nearest)])
+
     @property
     @once
     def noise_lmc(self) -> float:
@@ -175,46 +187,21 @@ class Measured:
 
     @once
     def stretch(self, name: str) -> Stretch:
-        """The scale on which a measure is smoothed: asinh(LMC / noise), -log10(1 - CKA), log of an error."""
-        if name.startswith("lmc"):
-            unit = self.noise_lmc
-            return Stretch(
-                lambda x: np.arcsinh(x / unit), lambda y: np.sinh(y) * unit, lambda x: 1 / np.hypot(x, unit), 0.5
-            )
-        if name.startswith("cka"):
-            return Stretch(
-                lambda x: -np.log10(np.clip(1 - x, CLOSE, None)),
-                lambda y: 1 - 10.0**-y,
-                lambda x: 1 / (np.clip(1 - x, CLOSE, None) * np.log(10)),
-                0.05,
-            )
-        small = SMALL * float(np.nanmedian(self.seeds(name))) or 1e-6
-        return Stretch(
-            lambda x: np.log(np.clip(x, 0, None) + small),
-            lambda y: np.exp(y) - small,
-            lambda x: 1 / (np.clip(x, 0, None) + small),
-            0.05,
-        )
+        """The scale on which a measure is smoothed."""
+        return stretch(name, self.noise_lmc if name.startswith("lmc") else float(np.nanmedian(self.seeds(name))))
 
     @once
     def surface(self, name: str) -> Surface:
         """The smooth surface through a measure, on its stretched scale."""
-        seeds, stretch = self.seeds(name), self.stretch(name)
+        seeds, scale = self.seeds(name), self.stretch(name)
         there = self.measured(name)
-        slope = stretch.slope(self.mean(name))
-        known = self._by_size(name, self._measuring(name)) * slope**2
-        shape = np.sqrt(self._by_size(name, self._between(name))) * slope
+        slope = scale.slope(self.mean(name))
+        known = by_size(name, self.mean(name), self._measuring(name)) * slope**2
+        shape = np.sqrt(by_size(name, self.mean(name), between(seeds, self.mean(name)))) * slope
         shape = shape if shape[there].all() else np.ones(len(shape))
         return fit(
-            self.places[there], stretch.there(seeds[there]), self.rows[there], known[there], shape[there], stretch.least
+            self.places[there], scale.there(seeds[there]), self.rows[there], known[there], shape[there], scale.least
         )
-
-    def _between(self, name: str) -> Numbers:
-        """(n,) variance between dense seeds; NaN where fewer than two are measured."""
-        seeds = self.seeds(name)
-        count = np.isfinite(seeds).sum(1)
-        rest = np.nan_to_num(seeds - self.mean(name)[:, None]) ** 2
-        return np.where(count > 1, rest.sum(1) / np.maximum(count - 1, 1), np.nan)
 
     def _measuring(self, name: str) -> Numbers:
         """(n,) variance of the cell means that images make, or copies where there is one dense seed."""
@@ -224,26 +211,6 @@ class Measured:
             images = seed_means(self.data[f"{name}_stderr"] ** 2, self.knobs).mean("dense_seed")
             return images.values.reshape(-1)
         return np.zeros(len(self.places))
-
-    def _by_size(self, name: str, variance: Numbers) -> Numbers:
-        """(n,) a variance smoothed to ``a + b size^2``.
-
-        A constant part, and one in proportion to the barrier, the distance of CKA from 1, or the error; by maximum
-        likelihood for variances of normal values. All cells together tell it far better than the few seeds of one.
-        """
-        size = np.abs(1 - self.mean(name)) if name.startswith("cka") else np.abs(self.mean(name))
-        told = np.isfinite(variance) & np.isfinite(size)
-        if not told.any() or not variance[told].any():
-            return np.zeros(len(size))
-        mean, square = variance[told].mean(), np.nan_to_num(size) ** 2 / (size[told] ** 2).mean()
-
-        def unlikely(logs: Numbers) -> float:
-            fitted = np.exp(logs[0]) + np.exp(logs[1]) * square[told]
-            return float((np.log(fitted) + variance[told] / mean / fitted).sum())
-
-        found = minimize(unlikely, np.log([0.5, 0.5]), method="L-BFGS-B", bounds=[(np.log(THIN), np.log(10.0))] * 2).x
-        fitted: Numbers = mean * (np.exp(found[0]) + np.exp(found[1]) * square)
-        return fitted
 
     def on_grid(self, values: NDArray[np.generic], *more: str) -> xr.DataArray:
         """Values of the cells (n, ...) as an array over the axes, sorted as ``data`` is."""

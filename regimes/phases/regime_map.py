@@ -22,7 +22,7 @@ from regimes.phases.trust import rungs
 from regimes.record.grid import read_grid
 from regimes.registry import load
 
-BY_LANDSCAPE = "similarity"  # where no test error is known; see reports/advice
+BY_ERROR, BY_LANDSCAPE = "joint", "combined"  # with test errors, without: the best in reports/advice
 
 
 class RegimeMap:
@@ -98,8 +98,8 @@ class RegimeMap:
         Args:
             density: to prune to.
             at: {knob: value} where one stands; the width too, where the grid varies it.
-            adviser: a name in `ADVISERS` or an import path; None: "error" where the grid has test errors, else the
-                landscape's.
+            adviser: a name in `ADVISERS` or an import path; None: "joint" where the grid has test errors, else
+                "combined".
 
         Raises:
             UserError, OutsideRange: as for `regimes`; an unknown adviser, or one that this grid does not serve.
@@ -207,7 +207,7 @@ class RegimeMap:
         return column(self._measured, self._verdict, {**loads, "density": density}, stand, fixed)
 
     def _cost(self, found: Column, adviser: str | None) -> tuple[str, Numbers]:
-        name = adviser or ("error" if found.error is not None else BY_LANDSCAPE)
+        name = adviser or (BY_ERROR if found.error is not None else BY_LANDSCAPE)
         return name, load(ADVISERS, name, "adviser")(found, self._measured)
 
     def _said(self, found: Column, which: int) -> dict[str, int | float]:

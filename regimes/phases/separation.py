@@ -25,7 +25,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from regimes.phases.measured import CLOSE, Measured, Numbers
+from regimes.phases.measured import Measured, Numbers
+from regimes.phases.stretch import stretch
 
 STRETCHED_FLOOR = 0.05  # noise of log10(1 - CKA) where a grid tells none: 12 % of the distance from 1
 CONVENTION = 0.9  # where connected cells show no two groups: similar from here on; said to be a convention
@@ -101,7 +102,7 @@ def cka_split(
     one = {float(each): CONVENTION for each in densities}
     if len(cka) < 4:
         return one, f"CKA cut {CONVENTION:g}: a convention, fewer than four connected cells"
-    y, x = _stretch(cka), np.log10(density)
+    y, x = stretch("cka", 1.0).there(cka), np.log10(density)
     noise = max(_typical(spread), STRETCHED_FLOOR)
     slope, offset, between = _two_lines(x, y)
     if not between > 2 * noise:
@@ -113,10 +114,6 @@ def cka_split(
     ends = [f"{cuts[float(each)]:.6g} at density {each:g}" for each in (densities.min(), densities.max())]
     how = f"largest separation with a common slope, {between / noise:.1f} times the noise"
     return cuts, f"CKA cut from {' to '.join(ends)}: {how}"
-
-
-def _stretch(cka: np.ndarray) -> np.ndarray:
-    return -np.log10(np.clip(1 - cka, CLOSE, None))
 
 
 def _two_lines(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ WORDS = [
     "seeds x 2 retrained copies. The grids stand beside this page as netCDF; without them the study measures anew.",
     "A map of four dense seeds is asked, and the test errors of the fifth judge, each seed in turn. The advisers "
     "`barrier`, `regime`, `similarity` and `combined` see LMC and CKA alone; `fitted` weighs these by the test errors "
-    "of other densities; `error` sees the test errors of other seeds. Excess is test error above the lowest of that "
+    "of other densities; `error` sees the test errors of other seeds, `joint` all of it. Excess is test error above the lowest of that "
     "density (the oracle's); gain over chance is 1 for the oracle and 0 for a temperature at random.",
 ]
 
