@@ -2,7 +2,7 @@
 
 The flow, each step a folder of this package::
 
-    sweep file -> spec -> plan -> train -> prune -> retrain -> measure -> record -> classify -> map
+    sweep file -> spec -> plan -> train -> prune -> retrain -> measure -> record -> classify -> map -> advice
 
 In Python it is as short as in the terminal::
 
@@ -10,6 +10,8 @@ In Python it is as short as in the terminal::
     record = regimes.open("runs/digits")           # xarray.Dataset
     labelled = regimes.classify(record)            # + regime, thresholds found in the data
     regimes.draw_map(labelled, "runs/digits/map")  # phase diagram, one panel a metric
+    chart = regimes.RegimeMap(record)              # which way to turn, which network to prune, which densities to trust
+    print(chart.advise(0.05, {"batch_size": 64}))
 
 The landscape measures also work alone, on any ``nn.Module`` and tensors or a ``DataLoader``: `measure` takes any of
 them by name. Connectivity: `linear_connectivity`, `curve_connectivity`, `match`. Similarity: `cka`, `disagreement`,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from regimes.landscape.spectrum import hessian_eigenvalues as hessian_eigenvalues
     from regimes.landscape.spectrum import hessian_spectrum as hessian_spectrum
     from regimes.phases.classify import classify as classify
+    from regimes.phases.regime_map import RegimeMap as RegimeMap
     from regimes.pruners.mask import Mask as Mask
     from regimes.pruners.prune import prune as prune
     from regimes.record.assemble import open_record as _open_record
@@ -62,6 +65,7 @@ _HOME = {
     "Estimate": "regimes.landscape.estimate",
     "Mask": "regimes.pruners.mask",
     "Spectrum": "regimes.landscape.spectrum",
+    "RegimeMap": "regimes.phases.regime_map",
     "UserError": "regimes.errors",
     "cka": "regimes.landscape.similarity",
     "classify": "regimes.phases.classify",

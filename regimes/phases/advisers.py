@@ -69,12 +69,12 @@ def fitted(column: Column, m: Measured) -> Numbers:
     """
     if "test_error" not in m.data:
         raise UserError("adviser 'fitted' learns from test errors, and this grid has none; take 'combined'")
-    return _learnt(column, m, ("lmc", "cka"))
+    return _learnt(column, m, ("lmc", "cka"))[0]
 
 
 def joint(column: Column, m: Measured) -> Numbers:
-    """All that is known in equal parts: the expected log error, and what ``fitted`` learns from LMC, CKA and the test
-    error before pruning, where that is known.
+    """All that is known: the expected log error, and what is learnt as by ``fitted`` from LMC, CKA and the test error
+    before pruning, where that is known; weighted by how well each is known.
 
     Raises:
         UserError: the grid has no test errors.
@@ -82,15 +82,20 @@ def joint(column: Column, m: Measured) -> Numbers:
     if column.error is None:
         raise UserError("adviser 'joint' reads the test error, and this grid has none; take 'combined'")
     names = ("lmc", "cka", "dense_test_error") if m.knows_dense else ("lmc", "cka")
-    learnt = _learnt(column, m, names)
-    cost = (column.error - column.error.mean(1, keepdims=True) + learnt - learnt.mean(1, keepdims=True)) / 2
+    learnt, beside = _learnt(column, m, names)
+    error, learnt = (each - each.mean(1, keepdims=True) for each in (column.error, learnt))
+    share = 1.0 if np.isinf(beside) else beside / (beside + float(error.var(0).mean()))
+    cost: Numbers = share * error + (1 - share) * learnt
     if column.here is not None:
         cost[:, column.here] -= MATTERS
     return cost
 
 
-def _learnt(column: Column, m: Measured, names: tuple[str, ...]) -> Numbers:
-    """(draws, m) log error of the candidates, up to a constant, from measures; learnt at other densities."""
+def _learnt(column: Column, m: Measured, names: tuple[str, ...]) -> tuple[Numbers, float]:
+    """(draws, m) log error of the candidates, up to a constant, from measures; and the variance of what that misses.
+
+    Learnt at the other densities of the grid, by ridge regression.
+    """
     loads = m.places[:, len(m.knobs) :]
     learnt = m.told & np.isfinite(m.mean("test_error"))
     learnt &= np.abs(loads - column.places[0, len(m.knobs) :]).max(1) > 1e-9
@@ -101,13 +106,14 @@ def _learnt(column: Column, m: Measured, names: tuple[str, ...]) -> Numbers:
         errors = m.stretch("test_error").there(m.mean("test_error")[cells])
         target.append(errors - errors.mean())
     if not features:
-        return combined(column, m)
+        return combined(column, m), float("inf")
     X, y = np.concatenate(features), np.concatenate(target)
     weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(len(names)), X.T @ y)
+    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(names), 1))
     own = {"lmc": column.lmc, "cka": column.cka}
     here = [_feature(own[name] if name in own else m.dense_at(column.places)[None], name) for name in names]
     cost: Numbers = sum(weight * part for weight, part in zip(weights, here, strict=True)) + np.zeros(column.lmc.shape)
-    return cost
+    return cost, missed
 
 
 def _feature(values: Numbers, name: str) -> Numbers:

@@ -47,10 +47,10 @@ class RegimeMap:
     ) -> None:
         self.data, self._measured, self._verdict = judged(data, rule, lmc, cka)
         self._columns: dict[tuple[Any, ...], Column] = {}
-        if self._verdict.unsure is None:
-            raise UserError(f"rule '{rule}' has no cuts to advise by; take rule '{DEFAULT}'")
         if not self._measured.told.any():
             raise UserError("no cell tells anything: all are at chance, or not measured")
+        if self._verdict.unsure is None:
+            raise UserError(f"rule '{rule}' has no cuts to advise by; take rule '{DEFAULT}'")
 
     @classmethod
     def open(

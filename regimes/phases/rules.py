@@ -42,7 +42,9 @@ def smooth(m: Measured, given: Mapping[str, float]) -> Verdict:
     seeds; P(II-A) likewise among what is connected. Cells not measured get the probabilities of the surface there.
     """
     cuts = separation(m, given)
-    unsure = cuts_redrawn(m, given, cuts)
+    if not m.told.any():
+        return Verdict(np.full((len(m.places), 3), 1 / 3), cuts, list(cuts.notes))
+    unsure = cuts_redrawn(m, given)
     return Verdict(regimes_at(m, unsure, m.places, m.density), cuts, list(cuts.notes), unsure)
 
 
@@ -58,7 +60,7 @@ def regimes_at(m: Measured, unsure: tuple[Numbers, Numbers], places: Numbers, de
     return np.stack([poorly, (1 - poorly) * apart, (1 - poorly) * (1 - apart)], -1).mean(0)
 
 
-def cuts_redrawn(m: Measured, given: Mapping[str, float], cuts: Cuts) -> tuple[Numbers, Numbers]:
+def cuts_redrawn(m: Measured, given: Mapping[str, float]) -> tuple[Numbers, Numbers]:
     """The cuts found again on what other seeds might have shown: the surfaces with fresh noise."""
     random = np.random.default_rng(0)
     redrawn = {name: _means_redrawn(m, name, random) for name in ("lmc", "cka")}

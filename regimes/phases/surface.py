@@ -74,16 +74,6 @@ class Surface:
         root = vectors * np.sqrt(np.clip(values, 0.0, None))
         return random.standard_normal((count, len(root))) @ root.T
 
-    def seen(self, places: Numbers) -> Numbers:
-        """Standard deviations at ``places`` (m, k) were one more seed measured at each place: (m, m), row i after i.
-
-        They do not depend on what it would show, so cells can be chosen before they are measured.
-        """
-        _, covariance = self.joint(places)
-        spread = np.diag(covariance)
-        gain = covariance**2 / (spread + self.noise**2)[:, None]
-        return np.sqrt(np.clip(spread[None, :] - gain, 1e-12, None))
-
 
 @dataclass(frozen=True)
 class Prior:

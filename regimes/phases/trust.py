@@ -53,7 +53,7 @@ def rungs(m: Measured, verdict: Verdict, densities: Sequence[float] | None, load
     for density, mark in zip(asked, marks, strict=True):
         connected = _connected(m, verdict, {**load, "density": density})
         tau = None
-        if measured is not None and np.isfinite(measured).all(1).any():
+        if measured is not None and np.isfinite(measured[:, 0]).any():
             places = m.axes[-1].place(np.array(own))
             there = np.isfinite(measured[:, 0])
             tau = np.array([np.interp(mark, places[there], each[there]) for each in measured.T])

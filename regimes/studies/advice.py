@@ -15,6 +15,7 @@ from regimes.phases.judge import Judgement, judge, pooled
 from regimes.phases.regime_map import RegimeMap
 from regimes.record.grid import knobs_of, load_netcdf
 from regimes.studies.page import Page, Say
+from regimes.studies.replayed import on_diagrams, on_records
 from regimes.studies.seeded import seeded
 
 ELSEWHERE = Path("reports/cifar10-cpu/grid.nc")  # one dense seed, measured on part of CIFAR-10
@@ -24,8 +25,8 @@ WORDS = [
     "seeds x 2 retrained copies. The grids stand beside this page as netCDF; without them the study measures anew.",
     "A map of four dense seeds is asked, and the test errors of the fifth judge, each seed in turn. The advisers "
     "`barrier`, `regime`, `similarity` and `combined` see LMC and CKA alone; `fitted` weighs these by the test errors "
-    "of other densities; `error` sees the test errors of other seeds, `joint` all of it. Excess is test error above the lowest of that "
-    "density (the oracle's); gain over chance is 1 for the oracle and 0 for a temperature at random.",
+    "of other densities; `error` sees the test errors of other seeds; `joint` all of it. Excess is test error above "
+    "the lowest of that density (the oracle's); gain over chance is 1 for the oracle, 0 for a temperature at random.",
 ]
 
 
@@ -47,6 +48,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     sheets.append(_moves(grids))
     if ELSEWHERE.exists():
         sheets.append(_sheet("CIFAR-10 (part), epochs, one dense seed", judge(load_netcdf(ELSEWHERE)), False))
+    sheets += [on_records({_knob(grid): grid for grid in grids.values()}, say), on_diagrams(say)]
     return Page("advice", TITLE, WORDS, sheets)
 
 
