@@ -211,7 +211,7 @@ def test_judgements_by_hand() -> None:
     dense = int(data["dense_test_error"].mean("dense_seed").argmin())
     assert found["lowest dense test error"].mean == pytest.approx(float(excess.isel(learning_rate=dense).mean()))
     assert "most trained" not in found
-    both = {each.name: each for each in pooled([judge(data), judge(data)])}
+    both = {each.name: each for each in pooled([list(found.values())] * 2)}
     assert both["coldest"].mean == pytest.approx(found["coldest"].mean)
     assert both["coldest"].choices == 2 * found["coldest"].choices
 
@@ -261,9 +261,9 @@ def test_a_single_pair_of_one_network_is_not_believed() -> None:
     """Noise about zero reaches above it as far as below, and is no barrier."""
     random = np.random.default_rng(0)
     false = 0
-    for _ in range(40):
+    for _ in range(20):
         lmc = 0.02 * random.standard_normal((6, 6))
         coords = {"epochs": [5, 10, 20, 40, 80, 160], "density": [0.03, 0.05, 0.08, 0.14, 0.3, 0.8]}
         grid = xr.Dataset({"lmc": (("epochs", "density"), lmc), "cka": (("epochs", "density"), 0.99 + 0 * lmc)}, coords)
         false += bool((classify(grid)["regime"] == 0).any())
-    assert false <= 8
+    assert false <= 4

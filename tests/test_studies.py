@@ -11,11 +11,24 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from test_map import world
 
 from regimes.landscape.estimate import Estimate
 from regimes.phases.classify import classify
 from regimes.spec.recipe import Recipe
-from regimes.studies import calibration, family, footprint, knobs, measures, stability
+from regimes.studies import (
+    advice,
+    calibration,
+    diagrams,
+    family,
+    footprint,
+    knobs,
+    measures,
+    replayed,
+    seeded,
+    stability,
+    synthetic,
+)
 from regimes.studies.ranks import spearman
 
 
@@ -174,3 +187,67 @@ def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
     assert len({sweep.load.density for sweep in sweeps}) == 1
     assert len({sweep.measure.metrics for sweep in sweeps}) == 1
     assert len({next(iter(sweep.temperature)) for sweep in sweeps}) == 5
+
+
+# -- diagrams with a known answer, and advice -------------------------------------------------------------------------
+
+
+def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "TIMES", 1)
+    monkeypatch.setattr(synthetic, "BEHIND", ((1, 1), (3, 1)))
+    for module in (synthetic, replayed):
+        monkeypatch.setattr(module, "SHAPES", {name: diagrams.SHAPES[name] for name in ("diagonal", "I alone")})
+    page = synthetic.study(tmp_path, tmp_path, lambda line: None)
+    calm = page.sheets[0].facts[3]
+    assert (calm["seeds"], calm["noise"]) == (3, "calm")
+    assert calm["right_smooth"] > 0.95
+    assert calm["border_smooth"] < 0.4
+    for row in page.sheets[2].facts:
+        assert sum(share for _, _, share in row["bins"]) == pytest.approx(1.0)
+    page.write(tmp_path / "out", "regimes study synthetic", 1.0)
+    assert (tmp_path / "out/calibration.png").stat().st_size > 5000
+
+
+def test_diagrams_are_what_they_say() -> None:
+    """The scatter has unit variance, two thirds of it shared by what comes from one dense network."""
+    drawn = diagrams._scatter(np.random.default_rng(0), (30, 30, 10, 4))
+    assert drawn.var() == pytest.approx(1.0, rel=0.1)
+    assert drawn.mean(-1).var() == pytest.approx(2 / 3 + 1 / 12, rel=0.1)
+    for shape in diagrams.SHAPES:
+        data, truth = diagrams.diagram(shape, diagrams.Noise(0, 0, 0), 0.01, 0)
+        lmc = data["lmc"].isel(dense_seed=0, pair=0).values
+        assert ((lmc < 0) == (truth == 0)).all()
+
+
+def test_the_border_of_a_diagram_by_brute_force() -> None:
+    line = synthetic._true_border("level", 0, rows=5)
+    shift = np.random.default_rng(0).uniform(-0.08, 0.08, 2)
+    assert line == pytest.approx(np.full(5, 0.35 - shift[1]), abs=2e-3)
+
+
+def test_advice_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = world(size=(5, 5))
+    monkeypatch.setattr(advice, "seeded", lambda out, runs, say: {"digits": grid, "again": grid})
+    monkeypatch.setattr(advice, "on_diagrams", lambda say: replayed.Sheet("none", [["-"]], [], []))
+    monkeypatch.setattr(advice, "ELSEWHERE", tmp_path / "none")
+    page = advice.study(tmp_path, tmp_path, lambda line: None)
+    titles = [sheet.title for sheet in page.sheets]
+    assert titles[0] == "All knobs"
+    assert titles.count("learning_rate") == 2
+    pooled = {each["name"]: each for each in page.sheets[0].facts}
+    assert pooled["joint"]["captured"] > 0.9
+    assert pooled["joint"]["choices"] == 2 * 4 * 5
+    replay = page.sheets[-2].facts[0]
+    assert 0 < replay["regimes"]["share"] <= 1
+    assert replay["regimes"]["third"] > 0.7
+    page.write(tmp_path / "out", "regimes study advice", 1.0)
+    assert "| oracle |" not in (tmp_path / "out/README.md").read_text()
+
+
+def test_recorded_grids_are_read_and_not_measured_anew(tmp_path: Path) -> None:
+    for name in seeded.SETTINGS:
+        world(size=(4, 4)).to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+    said: list[str] = []
+    found = seeded.seeded(tmp_path, tmp_path / "runs", said.append)
+    assert list(found) == list(seeded.SETTINGS)
+    assert not said

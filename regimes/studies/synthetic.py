@@ -167,7 +167,7 @@ def _figure(cases: Sequence[_Case]) -> Figure:
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0.33, 1], [0.33, 1], color="#999999", lw=1, zorder=1)
-    styles = zip(BEHIND, ("o", "s", "^", "D"), ("#111111", "#a23b14", "#4a8fb5", "#c9962b"), strict=True)
+    styles = zip(BEHIND, ("o", "s", "^", "D"), ("#111111", "#a23b14", "#4a8fb5", "#c9962b"), strict=False)
     for (seeds, pairs), marker, colour in styles:
         chosen = [each for each in cases if (each.rule, each.seeds, each.pairs) == ("smooth", seeds, pairs)]
         bins = np.array([each for each in _reliability(chosen) if each[2] > 0.002])
