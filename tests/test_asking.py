@@ -126,7 +126,7 @@ def test_the_diagram_has_border_band_arrows_and_mark(tmp_path: Path) -> None:
     chart = RegimeMap.of(data)
     figure = phase_diagram(data, chart, {"learning_rate": 0.1, "density": 0.1})
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert any("advice by test errors" in each for each in labels)
+    assert any("turn hotter or colder, by test errors" in each for each in labels)
     assert any("yours: learning_rate 0.1, density 0.1" in each for each in labels)
     assert any("80 %" in each for each in labels)
     fine = field(chart)

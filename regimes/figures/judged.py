@@ -51,8 +51,8 @@ def said(error: float, fraction: bool) -> str:
 def _how(data: xr.Dataset) -> str:
     seeds = data.sizes.get("dense_seed", 1)
     how = (
-        "One dense seed: its own test errors judge; advisers that look at test errors (`fitted`, `error`) are asked at "
-        "densities left out of their map."
+        "One dense seed: its own test errors judge; advisers that look at test errors (`fitted`, `error`, `joint`) are "
+        "asked at densities left out of their map."
     )
     if seeds > 1:
         how = f"Leave-one-dense-seed-out: the map of {seeds - 1} seeds advises, the test errors of the other judge."

@@ -122,7 +122,7 @@ def draw_advice(axes: Axes, chart: RegimeMap) -> list[Line2D]:
     if not drawn:
         return []
     by = "test errors, LMC and CKA" if "test_error" in chart.data else "LMC and CKA"
-    label = f"advice by {by}: turn hotter (up) or colder (down); filled: at least {CLEAR:.0%} sure; none: stay"
+    label = f"turn hotter or colder, by {by}\n(filled: at least {100 * CLEAR:.0f} % sure; no arrow: stay)"
     return [Line2D([], [], ls="", marker="^", ms=5.5, color="#333333", label=label)]
 
 
