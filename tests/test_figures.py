@@ -67,7 +67,7 @@ def test_same_data_same_files(tmp_path: Path) -> None:
     data = labelled()
     one, two = (draw_map(data, tmp_path / name) for name in ("one", "two"))
     assert [path.name for path in one] == [path.name for path in two]
-    assert {path.suffix for path in one} == {".png", ".svg", ".md"}
+    assert {path.suffix for path in one} == {".png", ".svg", ".pdf", ".md"}
     for a, b in zip(one, two, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
 

@@ -58,9 +58,9 @@ class Known:
         return self.wrong <= WRONG and self.regret <= REGRET
 
 
-def first_cells(places: Numbers, seeds: int) -> list[Cell]:
+def first_cells(places: Numbers, seeds: int, count: int | None = None) -> list[Cell]:
     """The first round: places that tell most about all others on a smooth surface, dense seeds in turn."""
-    count = min(len(places), max(FEWEST, round(FIRST * len(places) * seeds)))
+    count = count or min(len(places), max(FEWEST, round(FIRST * len(places) * seeds)))
     covariance = PRIOR.covariance(places, places)
     chosen: list[int] = []
     while len(chosen) < count:
@@ -86,7 +86,10 @@ def next_cells(data: xr.Dataset, count: int, seeds: int) -> tuple[list[Cell], Kn
     """
     m = Measured.of(data)
     free = _free(m, seeds)
-    border, advice = _Border(m), _Advice(m) if "test_error" in m.data else None
+    if not m.told.any():  # nothing is known yet: go on as one begins
+        spread = [(place, each[0]) for place, _ in first_cells(m.places, seeds, len(m.places)) if (each := free[place])]
+        return spread[:count], Known(1.0, 1.0)
+    border, advice = _Border(m), _Advice(m) if m.knows_error else None
     known = Known(border.to_mend(free), advice.to_save(free) if advice is not None else 0.0)
     chosen: list[Cell] = []
     for turn in itertools.count():
@@ -128,7 +131,7 @@ class _Border:
         self.chances = regimes_at(m, verdict.unsure, m.places, m.density)
         self.covariance = m.surface("lmc").joint(m.places)[1]
         self.noise = m.surface("lmc").noise ** 2
-        self.before = np.diag(self.covariance).copy()
+        self.before = np.clip(np.diag(self.covariance), 1e-12, None)
 
     def to_mend(self, free: Sequence[Sequence[int]]) -> float:
         """The share of cells expected wrong now less that with all cells measured which are left."""

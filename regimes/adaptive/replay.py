@@ -54,4 +54,4 @@ def reveal(data: xr.Dataset, cells: list[Cell]) -> xr.Dataset:
     if "dense_seed" not in data.dims:
         mask = mask.isel(dense_seed=0)
     shown = {name: data[name].where(mask.drop_vars(mask.coords)).transpose(*data[name].dims) for name in names}
-    return data.assign(shown)
+    return data.assign(shown).assign(tried=mask.astype(float))  # a hole of the record is not tried again

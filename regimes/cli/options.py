@@ -42,7 +42,7 @@ At = Annotated[
 ]
 Adviser = Annotated[
     str | None,
-    typer.Option(help="barrier, regime, similarity, combined, fitted, error (default: by what is measured)."),
+    typer.Option(help="barrier, regime, similarity, combined, fitted, error, joint (default: by what is measured)."),
 ]
 Mark = Annotated[
     list[str], typer.Option("--mark", metavar="KNOB=VALUE,...", help="Mark a setting: epochs=160,density=0.05.")

@@ -42,6 +42,11 @@ def field(chart: RegimeMap) -> Field | None:
     return Field(x, y, chart.regimes_at(places).reshape(len(y), len(x), 3))
 
 
+def has_border(found: Field) -> bool:
+    """Whether the border of I runs through the cells."""
+    return bool(found.regimes[..., 0].min() < 0.5 < found.regimes[..., 0].max())
+
+
 def draw_border(axes: Axes, found: Field) -> bool:
     """Draw the border; whether there is any.
 
@@ -50,7 +55,7 @@ def draw_border(axes: Axes, found: Field) -> bool:
     """
     poorly, apart, alike = (found.regimes[..., number] for number in range(3))
     drawn = False
-    if poorly.min() < 0.5 < poorly.max():
+    if has_border(found):
         axes.contourf(found.x, found.y, poorly, levels=list(BAND), colors=[INK], alpha=0.16, zorder=2.5)
         axes.contour(found.x, found.y, poorly, levels=[0.5], colors=INK, linewidths=2.2, zorder=3)
         drawn = True

@@ -59,5 +59,5 @@ def _how(data: xr.Dataset) -> str:
     return (
         f"{how} *Right directions*: among temperatures worse than the best beyond noise. *Excess*: test error of the "
         "temperature chosen above the lowest of its density, on average over densities and seeds, and at worst. *Gain "
-        "over chance*: 1 is the oracle's, 0 that of a temperature at random."
+        "over chance*, in log error: 1 is the oracle's, 0 that of a temperature at random."
     )

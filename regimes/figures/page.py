@@ -14,7 +14,7 @@ from regimes.figures.panel import panel_names
 from regimes.figures.phase import COLOURS
 from regimes.figures.table import axis_titles, table
 from regimes.phases.cells import cell_mean, cell_stderr
-from regimes.phases.classify import MEANING, REGIMES
+from regimes.phases.classify import MEANING, REGIMES, meaning_of
 from regimes.record.grid import knobs_of
 
 if TYPE_CHECKING:
@@ -120,13 +120,13 @@ def _map(data: xr.Dataset, cells: pd.DataFrame, pointed: alt.Parameter) -> Any:
 
 def cells_of(data: xr.Dataset) -> pd.DataFrame:
     """A row for each cell: its labels, regime and what that means."""
-    regimes = table(data["regime"], data)
+    regimes, meanings = table(data["regime"], data), meaning_of(data)
     found = []
     for row, column in np.ndindex(*regimes.shape):
         name = REGIMES[int(regimes.to_numpy()[row, column])]
         at, load = regimes.index[row], regimes.columns[column]
         where = f"{', '.join(knobs_of(data)) if len(knobs_of(data)) == 1 else ''} {at}, density {load} %".strip()
-        meaning = MEANING.get(name, "not measured, diverged, or at chance")
+        meaning = meanings.get(name, "not measured, diverged, or at chance")
         found.append([f"{row}-{column}", at, load, name, where, meaning])
     return pd.DataFrame(found, columns=["cell", "temperature", "density", "regime", "where", "meaning"])
 

@@ -13,7 +13,7 @@ from regimes.figures.table import axis_titles, table
 from regimes.phases.cells import cell_mean
 from regimes.record.grid import knobs_of, loads_of
 
-SKIPPED = ("kept", "regime", "status", "cka_cut")
+SKIPPED = ("kept", "regime", "status", "cka_cut", "at_chance", "tried")
 
 
 def panel_names(data: xr.Dataset) -> list[str]:

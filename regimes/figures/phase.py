@@ -17,11 +17,12 @@ from matplotlib.patheffects import withStroke
 
 from regimes.errors import UserError
 from regimes.figures.border import INK as BORDER
-from regimes.figures.border import draw_border, field
+from regimes.figures.border import Field, draw_border, field, has_border
 from regimes.figures.table import axis_titles, best_rows, setting_at, table
 from regimes.phases.axes import position
-from regimes.phases.classify import MEANING, REGIMES, present
+from regimes.phases.classify import REGIMES, meaning_of, present
 from regimes.phases.regime_map import RegimeMap
+from regimes.phases.rules import MEANING
 
 # Told apart by the colour-blind and, by their lightness, in grey.
 COLOURS = {"unknown": "#e4e4e4", "I": "#a23b14", "II-A": "#f6d377", "II-B": "#4a8fb5"}
@@ -45,21 +46,22 @@ def phase_diagram(data: xr.Dataset, chart: RegimeMap | None = None, mark: Mappin
     rows, columns = table(data["regime"], data).shape
     figure = Figure(figsize=(max(6.4, 0.86 * columns + 1.6), max(3.6, 0.5 * rows + 2.3)), layout="constrained")
     axes = figure.subplots()
-    dots = draw_regimes(axes, data, chart)
+    fine = None if chart is None else field(chart)
+    dots = draw_regimes(axes, data, fine)
     more = [] if chart is None else draw_advice(axes, chart)
     if mark and chart is not None:
         more.append(draw_mark(axes, chart, mark))
     density_title, temperature_title = axis_titles(data)
     axes.set(xlabel=density_title, ylabel=temperature_title)
     axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
-    handles = [*legend_handles(present(data), dots), *more]
-    if chart is not None and field(chart) is not None:
+    handles = [*legend_handles(present(data), dots, meaning_of(data)), *more]
+    if fine is not None and has_border(fine):
         handles.append(Patch(color=BORDER, alpha=0.3, label="the border of I lies here with a probability of 80 %"))
     figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
     return figure
 
 
-def draw_regimes(axes: Axes, data: xr.Dataset, chart: RegimeMap | None = None, size: float = 9) -> bool:
+def draw_regimes(axes: Axes, data: xr.Dataset, fine: Field | None = None, size: float = 9) -> bool:
     """Draw the cells of a classified grid, named in letters of a size, their border and the dots; whether there are any
     dots. In a corner stands how probable the regime is, where that is less than 95 %."""
     cells = table(data["regime"], data)
@@ -86,14 +88,13 @@ def draw_regimes(axes: Axes, data: xr.Dataset, chart: RegimeMap | None = None, s
             "path_effects": [withStroke(linewidth=2, foreground=COLOURS[name])],
         }
         axes.text(column + 0.5, row + 0.5, label, ha="center", va="center", fontsize=size, **style)
-        if sure is not None and number >= 0 and sure[row, column] < SURE and chart is not None:
+        if sure is not None and number >= 0 and sure[row, column] < SURE and fine is not None:
             share = f"{100 * sure[row, column]:.0f} %"
             axes.text(column + 0.95, row + 0.94, share, ha="right", va="bottom", fontsize=size - 1.5, **style)
         if best.get(column) == row:
             axes.plot(
                 column + 0.86, row + 0.2, "o", ms=5.5, mfc="#111111", mec="#ffffff", mew=1.0, clip_on=False, zorder=4
             )
-    fine = None if chart is None else field(chart)
     if fine is None:
         draw_steps(axes, cells.to_numpy(), data.sizes.get("width", 1))
     else:
@@ -160,11 +161,11 @@ def draw_steps(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:
             axes.plot([column, column + 1], [row + 1, row + 1], **style)
 
 
-def legend_handles(counts: Mapping[str, int], dots: bool) -> list[Patch | Line2D]:
+def legend_handles(counts: Mapping[str, int], dots: bool, meaning: Mapping[str, str] = MEANING) -> list[Patch | Line2D]:
     """A handle for each regime, and one for the dots; ``counts`` says how many cells each regime has."""
     handles: list[Patch | Line2D] = [
         Patch(color=COLOURS[name], label=f"{name}  {text}" + ("" if counts[name] else "  (not seen)"))
-        for name, text in MEANING.items()
+        for name, text in meaning.items()
     ]
     if dots:
         label = "lowest test error at this density"

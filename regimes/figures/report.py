@@ -15,7 +15,7 @@ from regimes.figures.panel import panel_names
 from regimes.figures.table import axis_titles, best_rows, percent, table
 from regimes.landscape.estimate import UNSURE
 from regimes.phases.cells import cell_mean, cell_stderr, seeds_of
-from regimes.phases.classify import MEANING, REGIMES, present
+from regimes.phases.classify import REGIMES, meaning_of, present
 from regimes.record.grid import knobs_of
 
 
@@ -36,13 +36,13 @@ def write_report(data: xr.Dataset, out: Path, facts: dict[str, Any]) -> Path:
 
 
 def _reading(data: xr.Dataset) -> Iterator[str]:
-    counts = present(data)
+    counts, meaning = present(data), meaning_of(data)
     total = sum(counts.values())
     yield "## What it shows"
     yield ""
     for name, count in counts.items():
         share = f"{count} of {total} cells" if count else "not seen in these data"
-        yield f"- **{name}** ({MEANING[name]}): {share}."
+        yield f"- **{name}** ({meaning[name]}): {share}."
     unknown = int((data["regime"] == -1).sum())
     if unknown:
         yield f"- {unknown} cells are unknown: not measured, failed, or diverged."
@@ -58,6 +58,8 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
         reached = ", ".join(f"{percent(float(each.density))} % ({100 * float(each):.3g} %)" for each in kept)
         yield f"- Channels leave whole; density asked for (kept, on average): {reached}."
     yield ""
+    if "lmc_cut" not in data["regime"].attrs:
+        return
     yield (
         "Read it so: in I the pruned network is poorly connected, and the wanted move is hotter; in II-A it is "
         "connected but its retrained copies disagree, and the wanted move is colder; in II-B both are well (Zhou et "

@@ -50,7 +50,7 @@ def regime(column: Column, m: Measured) -> Numbers:
 
 def similarity(column: Column, m: Measured) -> Numbers:
     """The highest CKA among connected temperatures; the smallest barrier where none is connected."""
-    return np.where(column.connected, -column.cka, FAR - column.lmc)
+    return _votes(column, np.where(column.connected, -column.cka, FAR - column.lmc).argmin(1))
 
 
 def combined(column: Column, m: Measured) -> Numbers:
@@ -67,31 +67,32 @@ def fitted(column: Column, m: Measured) -> Numbers:
     Raises:
         UserError: the grid has no test errors to learn from.
     """
-    if "test_error" not in m.data:
+    if not m.knows_error:
         raise UserError("adviser 'fitted' learns from test errors, and this grid has none; take 'combined'")
-    return _learnt(column, m, ("lmc", "cka"))[0]
+    return _learnt(column, m)[0]
 
 
 def joint(column: Column, m: Measured) -> Numbers:
-    """All that is known: the expected log error, and what is learnt as by ``fitted`` from LMC, CKA and the test error
-    before pruning, where that is known; weighted by how well each is known.
+    """All that is known: the expected log error, and what ``fitted`` learns; weighted by how well each is known.
 
     Raises:
         UserError: the grid has no test errors.
     """
     if column.error is None:
         raise UserError("adviser 'joint' reads the test error, and this grid has none; take 'combined'")
-    names = ("lmc", "cka", "dense_test_error") if m.knows_dense else ("lmc", "cka")
-    learnt, beside = _learnt(column, m, names)
+    learnt, beside = _learnt(column, m)
     error, learnt = (each - each.mean(1, keepdims=True) for each in (column.error, learnt))
-    share = 1.0 if np.isinf(beside) else beside / (beside + float(error.var(0).mean()))
+    total = beside + float(error.var(0).mean())
+    share = 1.0 if np.isinf(beside) or total == 0 else beside / total
+    astray = np.sqrt(beside) if np.isfinite(beside) else 0.0  # what is learnt may miss, a temperature at a time
+    learnt = learnt + astray * np.random.default_rng(1).standard_normal(learnt.shape)
     cost: Numbers = share * error + (1 - share) * learnt
     if column.here is not None:
         cost[:, column.here] -= MATTERS
     return cost
 
 
-def _learnt(column: Column, m: Measured, names: tuple[str, ...]) -> tuple[Numbers, float]:
+def _learnt(column: Column, m: Measured) -> tuple[Numbers, float]:
     """(draws, m) log error of the candidates, up to a constant, from measures; and the variance of what that misses.
 
     Learnt at the other densities of the grid, by ridge regression.
@@ -102,22 +103,22 @@ def _learnt(column: Column, m: Measured, names: tuple[str, ...]) -> tuple[Number
     features, target = [], []
     for each in np.unique(loads[learnt], axis=0):
         cells = learnt & (np.abs(loads - each).max(1) < 1e-9)
-        features.append(np.stack([_feature(m.along(name)[cells][None], name)[0] for name in names], 1))
+        features.append(
+            np.stack([_feature(m.stretch(name).there(m.mean(name)[cells])[None], name)[0] for name in LEAST], 1)
+        )
         errors = m.stretch("test_error").there(m.mean("test_error")[cells])
         target.append(errors - errors.mean())
     if not features:
         return combined(column, m), float("inf")
     X, y = np.concatenate(features), np.concatenate(target)
-    weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(len(names)), X.T @ y)
-    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(names), 1))
-    own = {"lmc": column.lmc, "cka": column.cka}
-    here = [_feature(own[name] if name in own else m.dense_at(column.places)[None], name) for name in names]
-    cost: Numbers = sum(weight * part for weight, part in zip(weights, here, strict=True)) + np.zeros(column.lmc.shape)
+    weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(len(LEAST)), X.T @ y)
+    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(LEAST), 1))
+    cost: Numbers = weights[0] * _feature(column.lmc, "lmc") + weights[1] * _feature(column.cka, "cka")
     return cost, missed
 
 
 def _feature(values: Numbers, name: str) -> Numbers:
-    return _standard(values, LEAST.get(name, 0.05))
+    return _standard(values, LEAST[name])
 
 
 def error(column: Column, m: Measured) -> Numbers:
@@ -141,14 +142,16 @@ def _standard(values: Numbers, least: float) -> Numbers:
 
 
 def _coldest_connected(column: Column) -> Numbers:
-    return np.where(column.connected, column.heat, FAR - column.heat)
+    return _votes(column, np.where(column.connected, column.heat, FAR - column.heat).argmin(1))
 
 
 def _next(column: Column, way: int) -> int:
-    """The next candidate hotter (way = 1) or colder (-1) than here along any knob; here itself at the end."""
+    """The next candidate hotter (way = 1) or colder (-1) than here along one knob; here itself at the end."""
     assert column.here is not None
-    apart = way * (column.heat - column.heat[column.here])
-    beyond = np.flatnonzero(apart > 1e-9)
+    steps = way * (column.places - column.places[column.here])
+    apart = steps.sum(1)
+    beyond = np.flatnonzero((np.abs(steps) > 1e-9).sum(1) == 1)
+    beyond = beyond[apart[beyond] > 1e-9]
     return int(beyond[apart[beyond].argmin()]) if len(beyond) else column.here
 
 

@@ -20,9 +20,8 @@ class Advice:
         regime: the most probable one where one stands.
         target: {knob: value} of the measured temperature to go to.
         expected_error: test error there, after pruning and retraining; None where the grid has none.
-        confidence: share of what other seeds might have shown in which the adviser would put the target before here
-            (for "stay": here before the next best). It speaks of noise, not of whether the adviser is right: see the
-            study of advice.
+        confidence: probability that the adviser would put the target before here (for "stay": here before the next
+            best); of one more dense seed where test errors decide, else over the noise of LMC and CKA.
         adviser: how the target was chosen.
         evidence: what the map holds here and at the target.
         notes: what to mind, in words.

@@ -16,7 +16,7 @@ from regimes.registry import nearest
 
 Numbers = NDArray[np.float64]
 WIDE = 4.0  # positive values that span more than this ratio are told apart by their logarithms
-SLACK = 1e-9  # of the measured range: a value that is an end of it, up to rounding
+SLACK = 1e-6  # of the measured range: a value that is an end of it, up to rounding
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Axis:
         bent, ends = self._bend(asked), self._bend(np.array([low, high]))
         place = (bent - ends[0]) / (ends[1] - ends[0]) if high > low else np.zeros_like(bent)
         return np.clip(place if self.sign > 0 else 1 - place, 0.0, 1.0)
+
+    def nearest(self, value: float) -> float:
+        """The measured value that a value is up to rounding, or else the value itself."""
+        close = [each for each in self.values if abs(each - value) <= SLACK * max(abs(each), abs(value))]
+        return close[0] if close else value
 
     def value(self, place: Numbers) -> Numbers:
         """The values at coordinates: the inverse of ``place``."""

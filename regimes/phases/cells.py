@@ -82,7 +82,8 @@ def error_scale(data: xr.Dataset) -> float:
     regimes do not depend on the unit of the targets."""
     if "lmc" not in data or data["lmc"].attrs.get("units", "1") == "1":
         return 1.0
-    around = data["test_error"] if "test_error" in data else abs(data["lmc"])
+    alike = "test_error" in data and data["test_error"].attrs.get("units", "1") == data["lmc"].attrs["units"]
+    around = data["test_error"] if alike else abs(data["lmc"])
     typical = float(around.median())
     return typical if np.isfinite(typical) and typical > 0 else 1.0
 

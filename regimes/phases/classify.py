@@ -11,17 +11,12 @@ from regimes.errors import UserError
 from regimes.phases import RULES
 from regimes.phases.cells import error_scale
 from regimes.phases.measured import Measured
-from regimes.phases.rules import Verdict
+from regimes.phases.rules import MEANING, Verdict
 from regimes.phases.separation import Cuts
 from regimes.record.grid import check_grid
 from regimes.registry import load
 
 REGIMES = {-1: "unknown", 0: "I", 1: "II-A", 2: "II-B"}
-MEANING = {
-    "I": "poorly connected: a barrier stands between two retrained copies",
-    "II-A": "connected, outputs dissimilar",
-    "II-B": "connected, outputs similar",
-}
 DEFAULT = "smooth"
 MADE = ("regime", "regime_probability", "regime_name", "cka_cut", "at_chance")
 
@@ -39,7 +34,8 @@ def classify(data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, ck
         data: a record, or any grid with ``lmc`` and ``cka`` over at least one knob and ``density``; other dimensions
             (seeds, pairs) are averaged over, dense seeds tell the noise.
         rule: a name in `RULES` or an import path.
-        lmc: a cut to take instead of the one in the data, at most 0.
+        lmc: a cut to take instead of the one in the data, at most 0; None: the one that was given when the grid was
+            classified before, if any.
         cka: likewise, the same at every density.
 
     Raises:
@@ -52,6 +48,10 @@ def judged(
     data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, cka: float | None = None
 ) -> tuple[xr.Dataset, Measured, Verdict]:
     """What `classify` returns, with the cells and the verdict behind it."""
+    old = data["regime"].attrs if "regime" in data else {}
+    lmc, cka = (old.get(f"given_{name}") if each is None else each for name, each in (("lmc", lmc), ("cka", cka)))
+    if rule == "error":
+        lmc = cka = None
     before = [name for name in MADE if name in data.variables]  # of an earlier classification
     data = check_grid(data.drop_vars(before), data.attrs.get("title", "grid"))
     given = _given(data, lmc, cka)
@@ -90,13 +90,19 @@ def _as_in(data: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
 def _with_probability(data: xr.Dataset, measured: Measured, verdict: Verdict) -> xr.Dataset:
     names = list(MEANING)
     shares = _as_in(data, measured.on_grid(verdict.probability, "regime_name"))
-    about = {"units": "1", "long_name": "probability of the regime, over what other dense seeds might have shown"}
+    about = {"units": "1", "long_name": "probability of the regime of the mean over dense seeds"}
     data = data.assign_coords(regime_name=names)
     data["regime_probability"] = (shares.dims, shares.values, about)
     guessing = _as_in(data, measured.on_grid(measured.guessing.astype(np.int8)))
     if guessing.any():
         data["at_chance"] = (guessing.dims, guessing.values, {"units": "1", "long_name": "networks that guess"})
     return data
+
+
+def meaning_of(data: xr.Dataset) -> dict[str, str]:
+    """What each regime means in a classified grid, in words: the rule's."""
+    about = data["regime"].attrs
+    return {name: str(about.get(f"meaning_{name}", text)) for name, text in MEANING.items()}
 
 
 def present(data: xr.Dataset) -> dict[str, int]:
@@ -113,6 +119,7 @@ def _attrs(regime: xr.DataArray, measured: Measured, verdict: Verdict, rule: str
         "flag_values": np.array(list(REGIMES), dtype=np.int8),
         "flag_meanings": " ".join(REGIMES.values()),
         "rule": rule,
+        **{f"meaning_{name}": text for name, text in verdict.meaning.items()},
         **_numbers(verdict.cuts),
         "thresholds": "; ".join(notes),
         "present": " ".join(found) or "none",

@@ -73,7 +73,7 @@ def column(
     here = None
     if at is not None:
         position(m.axes, {**at, **load})  # says what is missing
-        asked = {axis.name: float(at.get(axis.name, axis.values[0])) for axis in knobs}
+        asked = {axis.name: axis.nearest(float(at.get(axis.name, axis.values[0]))) for axis in knobs}
         if asked not in settings:
             settings.append(asked)
         here = settings.index(asked)
@@ -85,7 +85,7 @@ def column(
     lmc_cut = m.stretch("lmc").there(verdict.unsure[0])[turn]
     own = np.log10(np.array(m.axes[-1].values))
     lines = [np.interp(np.log10(load["density"]), own, each) for each in m.stretch("cka").there(verdict.unsure[1])]
-    error = m.surface("test_error").draws(places, DRAWS, random) if "test_error" in m.data else None
+    error = m.surface("test_error").draws(places, DRAWS, random) if m.knows_error else None
     return Column(
         tuple(settings),
         places,

@@ -19,6 +19,7 @@ from regimes.phases.regime_map import RegimeMap
 
 SEEING = ("error", "fitted", "joint")  # advisers that look at test errors
 MATTERS = 0.1  # of the error: a temperature that is worse than the best by less is no case for a direction,
+LEAST = 1e-4  # of error, below which ratios are not told apart
 SURE = 2.0  # nor one that is worse by less than so many standard deviations of the difference of two seeds' errors
 
 
@@ -33,9 +34,10 @@ class Judgement:
             for controls that know no direction.
         cases: how many those are.
         mean, worst: test error of the temperature selected, above the lowest of that density (the oracle's).
-        captured: share of what choosing gains over a temperature at random that was gained: 1 the oracle, 0 chance.
+        captured: share of what the oracle gains over a temperature at random that was gained: 1 the oracle, 0 chance.
+            Of log errors: a rare collapse would decide over means of errors, and low densities over high ones.
         choices: how many selections.
-        chance: mean excess of a temperature at random.
+        chance: mean log error of a temperature at random above the oracle's.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Judgement:
 class _Tally:
     right: list[bool]
     excess: list[float]
+    ratio: list[float]
     chance: list[float]
 
 
@@ -97,8 +100,8 @@ def _hold(
         if not np.isfinite(errors).all():
             continue
         without = _without(known, load["density"]) if leave or own else whole
-        if leave and without is None:
-            continue
+        if (leave or own) and without is None:
+            continue  # the same densities for all
         dense, least = _dense(there, load), _noise(data, load)
         for name, control in CONTROLS.items():
             cost = control(there, dense)
@@ -129,18 +132,22 @@ def _ask(
 
 
 def _note(tallies: dict[str, _Tally], name: str, errors: Numbers, chosen: int) -> None:
-    tally = tallies.setdefault(name, _Tally([], [], []))
+    tally = tallies.setdefault(name, _Tally([], [], [], []))
     tally.excess.append(float(errors[chosen] - errors.min()))
-    tally.chance.append(float((errors - errors.min()).mean()))
+    logs = np.log(errors.clip(LEAST))
+    tally.ratio.append(float(logs[chosen] - logs.min()))
+    tally.chance.append(float((logs - logs.min()).mean()))
 
 
 def _directions(
     tallies: dict[str, _Tally], name: str, errors: Numbers, heat: Numbers, said: Sequence[str], least: float
 ) -> None:
-    tally = tallies.setdefault(name, _Tally([], [], []))
+    tally = tallies.setdefault(name, _Tally([], [], [], []))
     best = int(errors.argmin())
     for here, word in enumerate(said):
-        if errors[here] > (1 + MATTERS) * errors[best] and np.log(errors[here] / max(errors[best], 1e-9)) > least:
+        if abs(heat[best] - heat[here]) < 1e-9:
+            continue  # as hot, by other knobs
+        if errors[here] > (1 + MATTERS) * errors[best] and np.log(errors[here] / max(errors[best], LEAST)) > least:
             tally.right.append(word == ("hotter" if heat[best] > heat[here] else "colder"))
 
 
@@ -150,7 +157,7 @@ def _summary(name: str, tally: _Tally) -> Judgement:
         nan = float("nan")
         return Judgement(name, right, len(tally.right), nan, nan, nan, 0)
     excess, chance = np.array(tally.excess), float(np.mean(tally.chance))
-    captured = 1 - float(excess.mean()) / chance if chance > 0 else float("nan")
+    captured = 1 - float(np.mean(tally.ratio)) / chance if chance > 0 else float("nan")
     return Judgement(
         name, right, len(tally.right), float(excess.mean()), float(excess.max()), captured, len(tally.excess), chance
     )
@@ -161,8 +168,9 @@ def _noise(data: xr.Dataset, load: Mapping[str, float]) -> float:
     values = seed_means(data["test_error"], Measured.of(data).knobs).sel(load)
     if values.sizes["dense_seed"] < 2:
         return 0.0
-    logs = np.log(values.transpose(..., "dense_seed").values.clip(1e-6))
-    return SURE * float(np.sqrt(2 * np.nanmedian(logs.var(-1, ddof=1))))
+    logs = np.log(values.transpose(..., "dense_seed").values.clip(LEAST))
+    spread = logs[np.isfinite(logs).all(-1)].var(-1, ddof=1)
+    return SURE * float(np.sqrt(2 * np.median(spread))) if len(spread) else 0.0
 
 
 def pooled(parts: Iterable[Sequence[Judgement]]) -> list[Judgement]:
@@ -174,6 +182,7 @@ def pooled(parts: Iterable[Sequence[Judgement]]) -> list[Judgement]:
 
 
 def _together(parts: Sequence[Judgement]) -> Judgement:
+    parts = [each for each in parts if each.choices or each.cases] or list(parts)
     cases, choices = sum(each.cases for each in parts), sum(each.choices for each in parts)
     right = sum(each.right * each.cases for each in parts if each.cases) / cases if cases else float("nan")
     if not choices:
@@ -183,7 +192,10 @@ def _together(parts: Sequence[Judgement]) -> Judgement:
         for values in ([each.mean for each in parts], [each.chance for each in parts])
     )
     worst = max(each.worst for each in parts)
-    return Judgement(parts[0].name, right, cases, mean, worst, 1 - mean / chance, choices, chance)
+    if not chance > 0:
+        return Judgement(parts[0].name, right, cases, mean, worst, float("nan"), choices, chance)
+    lost = sum((1 - each.captured) * each.chance * each.choices for each in parts if each.chance > 0) / choices
+    return Judgement(parts[0].name, right, cases, mean, worst, 1 - lost / chance, choices, chance)
 
 
 def _without(data: xr.Dataset, density: float) -> RegimeMap | None:

@@ -123,36 +123,10 @@ class Measured:
         """(n,) standard errors of the cell means, see `cell_stderr`."""
         return cell_stderr(self.data, name, self.knobs).values.reshape(-1)
 
-    def along(self, name: str) -> Numbers:
-        """(n,) cell means on the stretched scale; for the dense test error, that of each cell's dense networks."""
-        if name == "dense_test_error":
-            return self.dense_at(self.places)
-        return self.stretch(name).there(self.mean(name))
-
     @property
-    def knows_dense(self) -> bool:
-        """Whether every temperature's test error before pruning is known."""
-        return "dense_test_error" in self.data and bool(self._dense.notnull().all())
-
-    @property
-    @once
-    def _dense(self) -> xr.DataArray:
-        """Log of the mean test error before pruning, over the axes that it has."""
-        values = self.data["dense_test_error"]
-        kept = [axis.name for axis in self.axes if axis.name in values.dims]
-        mean = values.mean([dim for dim in values.dims if dim not in kept])
-        return mean.copy(data=np.log(mean.clip(1e-6).values))
-
-    def dense_at(self, places: Numbers) -> Numbers:
-        """(m,) log test error before pruning at coordinates (m, k); of the nearest measured temperature."""
-        values = self._dense
-        nearest = []
-        for number, axis in enumerate(self.axes):
-            if axis.name in values.dims:
-                marks = axis.place(values[axis.name].values.astype(float))
-                nearest.append(np.abs(places[:, number, None] - marks).argmin(1))
-        ordered = values.transpose(*(axis.name for axis in self.axes if axis.name in values.dims)).values
-        return np.asarray(ordered[tuple(nearest)])
+    def knows_error(self) -> bool:
+        """Whether any cell that tells something has a test error."""
+        return "test_error" in self.data and bool(self.measured("test_error").any())
 
     @property
     @once
@@ -167,7 +141,7 @@ class Measured:
         reach = max(float(lmc.max(initial=0.0)), FLOOR)
         calm, above = stderr[lmc >= -reach], lmc[lmc > 0]
         spreads = [float(np.sqrt((each**2).mean())) for each in (calm, above) if len(each)]
-        return max(FLOOR, *spreads, FLOOR)
+        return max([FLOOR, *spreads])
 
     @property
     @once
@@ -206,7 +180,8 @@ class Measured:
     def _measuring(self, name: str) -> Numbers:
         """(n,) variance of the cell means that images make, or copies where there is one dense seed."""
         if self.data.sizes.get("dense_seed", 1) == 1:
-            return self.stderr(name) ** 2
+            found = self.stderr(name) ** 2
+            return np.where(found > 0, found, np.nan)  # a single copy tells nothing
         if f"{name}_stderr" in self.data:
             images = seed_means(self.data[f"{name}_stderr"] ** 2, self.knobs).mean("dense_seed")
             return images.values.reshape(-1)

@@ -12,6 +12,11 @@ from regimes.phases.measured import Measured, Numbers
 from regimes.phases.rules import Verdict
 
 DRAWS = 400
+MEANING = {
+    "I": "a hotter training lowers the test error",
+    "II-A": "a colder training lowers the test error",
+    "II-B": "neither lowers the test error",
+}
 MATTERS = 0.05  # of the error: what a step changes by less is no reason to turn a knob
 
 
@@ -24,7 +29,7 @@ def by_error(m: Measured, given: Mapping[str, float]) -> Verdict:
     Raises:
         UserError: the grid has no test errors, or a cut is given, which this rule does not have.
     """
-    if "test_error" not in m.data:
+    if not m.knows_error:
         raise UserError("rule 'error' reads the test error, and this grid has none; take rule 'smooth'")
     if given:
         raise UserError(f"rule 'error' has no cut for {' or '.join(given)}; leave it out, or take rule 'smooth'")
@@ -35,7 +40,7 @@ def by_error(m: Measured, given: Mapping[str, float]) -> Verdict:
     )
     probability = np.stack([(moves == number).mean(0) for number in range(3)], -1)
     note = f"by the sign of the expected change of test error over one step along the temperature, beyond {MATTERS:.0%}"
-    return Verdict(probability, None, [note, "I: hotter lowers it; II-A: colder lowers it; II-B: neither does"])
+    return Verdict(probability, None, [note], meaning=MEANING)
 
 
 def _change(m: Measured, drawn: Numbers, step: int) -> Numbers:

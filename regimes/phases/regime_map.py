@@ -22,6 +22,7 @@ from regimes.phases.trust import rungs
 from regimes.record.grid import read_grid
 from regimes.registry import load
 
+IN_ERROR = ("error", "joint")  # advisers whose costs are log errors
 BY_ERROR, BY_LANDSCAPE = "joint", "combined"  # with test errors, without: the best in reports/advice
 
 
@@ -110,7 +111,7 @@ class RegimeMap:
         chosen = int(cost.mean(0).argmin())
         directions = found.toward(chosen)
         rival = found.here if chosen != found.here else _second(cost)
-        sure = (cost[:, chosen] <= cost[:, rival]).mean()
+        sure = 1.0 if rival == chosen else (cost[:, chosen] + self._seeds(found, chosen, name) < cost[:, rival]).mean()
         turned = {each for each in directions.values() if each != "stay"}
         return Advice(
             "stay" if not turned else turned.pop() if len(turned) == 1 else "mixed",
@@ -190,6 +191,8 @@ class RegimeMap:
 
     def _column(self, density: float, here: Mapping[str, float] | None, given: Mapping[str, float]) -> Column:
         names = [axis.name for axis in self._measured.axes]
+        if "density" in given:
+            raise UserError("the density is asked for already; leave it out of --at")
         loads = {name: value for name, value in given.items() if name not in self.knobs and name in names}
         stand = None if here is None else {k: v for k, v in here.items() if k not in loads}
         fixed = {k: v for k, v in given.items() if k not in loads} if here is None else {}
@@ -214,6 +217,14 @@ class RegimeMap:
         return {
             axis.name: axis.said(found.settings[which][axis.name]) for axis in self._measured.axes[: len(self.knobs)]
         }
+
+    def _seeds(self, found: Column, which: int, adviser: str) -> Numbers:
+        """(draws,) how far two temperatures of one more seed differ beyond their means; 0 for costs of another unit."""
+        count = len(found.lmc)
+        if found.error is None or adviser not in IN_ERROR:
+            return np.zeros(count)
+        noise = self._measured.surface("test_error").noise
+        return np.sqrt(2) * noise * np.random.default_rng(2 + which).standard_normal(count)
 
     def _regime(self, found: Column, which: int) -> str:
         return list(MEANING)[int(found.regimes[which].argmax())]

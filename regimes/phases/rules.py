@@ -7,7 +7,7 @@ all cells, "separation" each cell by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import norm
@@ -16,6 +16,11 @@ from regimes.phases.measured import Measured, Numbers
 from regimes.phases.separation import Cuts, cuts_of, separation
 
 DRAWS = 200
+MEANING = {
+    "I": "poorly connected: a barrier stands between two retrained copies",
+    "II-A": "connected, outputs dissimilar",
+    "II-B": "connected, outputs similar",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Verdict:
         probability: (n, 3) of the regimes I, II-A, II-B in each cell; it speaks of the mean over dense seeds.
         cuts: thresholds, where the rule has some.
         notes: how it came about, in words.
+        meaning: of each regime, in words.
         unsure: (draws,) the LMC cut and (draws, densities) the CKA cut as other seeds would have put them.
     """
 
@@ -33,6 +39,7 @@ class Verdict:
     cuts: Cuts | None
     notes: list[str]
     unsure: tuple[Numbers, Numbers] | None = None
+    meaning: Mapping[str, str] = field(default_factory=lambda: MEANING)
 
 
 def smooth(m: Measured, given: Mapping[str, float]) -> Verdict:
@@ -109,5 +116,9 @@ def _resampled(m: Measured, name: str, random: np.random.Generator) -> Numbers:
     if count < 3:
         return mean + m.stderr(name) * random.standard_normal((DRAWS, len(mean)))
     chosen = np.random.default_rng(1).integers(0, count, (DRAWS, count))  # of LMC and CKA alike
-    drawn = np.nanmean(seeds[:, chosen], axis=2).T
-    return mean + (np.where(np.isfinite(drawn), drawn, mean) - mean) * np.sqrt(count / (count - 1))
+    whole = np.isfinite(seeds).all(1)
+    drawn = mean + (seeds[:, chosen].mean(2).T - mean) * np.sqrt(count / (count - 1))
+    stderr = m.stderr(name)
+    usual = float(np.sqrt((stderr[whole] ** 2).mean())) if whole.any() else 0.0
+    beside = mean + np.maximum(stderr, usual) * random.standard_normal((DRAWS, len(mean)))
+    return np.where(whole, drawn, beside)

@@ -18,6 +18,7 @@ from scipy.optimize import minimize
 Numbers = NDArray[np.float64]
 
 ENOUGH = 6  # degrees of freedom between seeds from which their differences are taken for the noise
+THIN = 0.1  # of the least spread: the least noise
 BELIEF = 4.0  # degrees of freedom that the common variance counts beside a cell's own
 LEVEL, SLOPE = 4.0, 1.0  # prior variances of the mean and of a linear trend over an axis, in variances of the cells
 MOST = 250  # cells on which smoothness is fitted; the surface itself goes through all
@@ -117,6 +118,10 @@ def fit(
     told = errors is not None
     errors = np.zeros((len(means), len(means))) if errors is None else errors
     errors = errors + np.diag(np.clip(known - np.diag(errors), 0.0, None))
+    errors = errors + np.diag(
+        np.clip((THIN * least) ** 2 - np.diag(errors), 0.0, None)
+    )  # no noise at all is not believed
+    noise = max(noise, THIN * least) if told else noise
     y, C = (means - centre) / scale, errors / scale**2
     names = ["height", *["length"] * places.shape[1], "rough", *([] if told else ["noise", "row"])]
     prior = np.log([PRIORS[name][0] for name in names]), np.array([PRIORS[name][1] for name in names])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,10 @@ def rungs(m: Measured, verdict: Verdict, densities: Sequence[float] | None, load
         load: {"width": ...} where it varies.
 
     Raises:
-        UserError: fewer than four temperatures.
+        UserError: fewer than four temperatures; a load that is no measured width.
         OutsideRange: a density beyond the measured ones.
     """
+    _check_load(m, load)
     count = int(np.prod(m.shape[: len(m.knobs)]))
     if count < FEW:
         raise UserError(f"{count} temperatures cannot be ranked; a trust needs {FEW} or more")
@@ -56,9 +57,20 @@ def rungs(m: Measured, verdict: Verdict, densities: Sequence[float] | None, load
         if measured is not None and np.isfinite(measured[:, 0]).any():
             places = m.axes[-1].place(np.array(own))
             there = np.isfinite(measured[:, 0])
-            tau = np.array([np.interp(mark, places[there], each[there]) for each in measured.T])
+            tau = np.array([np.interp(mark, places[there], each[there], np.nan, np.nan) for each in measured.T])
         found.append(_judged(density, connected, tau, ceiling))
     return found
+
+
+def _check_load(m: Measured, load: Mapping[str, float]) -> None:
+    widths = next((axis.values for axis in m.axes if axis.name == "width"), ())
+    measured = ", ".join(f"{each:g}" for each in widths)
+    for name, value in load.items():
+        if name != "width" or value not in widths:
+            allowed = f"width={measured}" if widths else "nothing, for this grid"
+            raise UserError(f"rungs at {name}={value:g}: all temperatures are ranked together; allowed: {allowed}")
+    if widths and not load:
+        raise UserError(f"where on width? Say it with --at width=VALUE; measured: {measured}")
 
 
 def _errors(m: Measured, load: dict[str, float]) -> tuple[Numbers | None, Numbers | None]:
@@ -105,7 +117,8 @@ def _ceiling(whole: Numbers | None) -> float | None:
     if whole is None or whole.shape[1] < 2:
         return None
     pairs = [_kendall(whole[:, i], whole[:, j]) for i, j in itertools.combinations(range(whole.shape[1]), 2)]
-    return _mean(np.array(pairs))
+    found = _mean(np.array(pairs))
+    return found if np.isfinite(found) else None
 
 
 def _connected(m: Measured, verdict: Verdict, load: dict[str, float]) -> float:
@@ -135,7 +148,8 @@ def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, c
         variance = 1 / (1 / PRIOR_SPREAD**2 + 1 / spread**2)
         mean = variance * (prior / PRIOR_SPREAD**2 + float(tau[0]) / spread**2)
     enough = float(norm.sf((SHARE * most - mean) / np.sqrt(variance)))
-    said = f"tau {float(tau[0]):.2f} of at most {most:.2f}" if tau is not None and known else "no test errors"
+    bound = "not known how much seeds agree" if ceiling is None else f"of at most {most:.2f}"
+    said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else "no test errors"
     reason = f"{said}; {connected:.0%} of the temperatures are connected"
     value = float(tau[0]) if tau is not None and known else None
     return Rung(density, value, low, high, ceiling, prior, mean / most, enough >= 0.5, reason)
