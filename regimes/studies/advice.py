@@ -26,7 +26,9 @@ WORDS = [
     "A map of four dense seeds is asked, and the test errors of the fifth judge, each seed in turn. The advisers "
     "`barrier`, `regime`, `similarity` and `combined` see LMC and CKA alone; `fitted` weighs these by the test errors "
     "of other densities; `error` sees the test errors of other seeds; `joint` all of it. Excess is test error above "
-    "the lowest of that density (the oracle's); gain over chance is 1 for the oracle, 0 for a temperature at random.",
+    "the lowest of that density (the oracle's); gain over chance, in log error, is 1 for the oracle and 0 for a "
+    "temperature at random. At 2 % density single copies collapse to guessing, and one of these decides over a mean "
+    "excess. The control `lowest dense test error` sees the judged seed's own dense networks; the map has not.",
 ]
 
 
