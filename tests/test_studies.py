@@ -198,7 +198,7 @@ def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for module in (synthetic, replayed):
         monkeypatch.setattr(module, "SHAPES", {name: diagrams.SHAPES[name] for name in ("diagonal", "I alone")})
     page = synthetic.study(tmp_path, tmp_path, lambda line: None)
-    calm = page.sheets[0].facts[3]
+    calm = page.sheets[0].facts[len(diagrams.NOISES)]
     assert (calm["seeds"], calm["noise"]) == (3, "calm")
     assert calm["right_smooth"] > 0.95
     assert calm["border_smooth"] < 0.4

@@ -78,7 +78,13 @@ class Noise:
     cka: float
 
 
-NOISES = {"calm": Noise(0.003, 0.15, 0.1), "usual": Noise(0.006, 0.4, 0.25), "rough": Noise(0.012, 0.7, 0.5)}
+# "digits": what seeds differ by in the five recorded sweeps of reports/advice (0.002 to 0.004; 0.6 to 0.7; 0.8 to 1.0).
+NOISES = {
+    "calm": Noise(0.003, 0.15, 0.1),
+    "usual": Noise(0.006, 0.4, 0.25),
+    "rough": Noise(0.012, 0.7, 0.5),
+    "digits": Noise(0.003, 0.7, 0.9),
+}
 SOFTNESS = {"sharp": 0.01, "soft": 0.12}  # of the barrier's rise beyond the border, in axis lengths
 
 

@@ -29,7 +29,7 @@ LINES = 101  # places along the density axis at which the border is looked for
 TITLE = "Synthetic phase diagrams: are regimes found, and are their probabilities right?"
 WORDS = [
     f"{len(SHAPES)} shapes of phase diagram ({', '.join(SHAPES)}), 7 x 7 cells, their borders moved about at random, "
-    "a barrier that rises at once or softly beyond the border, and three levels of noise about LMC and CKA, two thirds "
+    "a barrier that rises at once or softly beyond the border, and four levels of noise about LMC and CKA, two thirds "
     f"of it shared by what comes from one dense network. Each kind is drawn {TIMES} times, classified by the rule, and "
     "held against the truth.",
     "*Right*: cells with the true regime. *Border*: distance between the true border of I and the one found, along "
@@ -115,7 +115,11 @@ def _by_noise(cases: Sequence[_Case]) -> Sheet:
         shown += [f"{row[f'{what}_{rule}']:.2f}" for what in ("border", "brier") for rule in RULES]
         rows.append([f"{_count(seeds, 'dense seed')}, {_count(pairs, 'pair')}", noise, *shown])
         facts.append(row)
-    notes = ["noise of LMC and CKA: see `regimes/studies/diagrams.py`; 'usual' is about that of the digits sweeps"]
+    told = (f"{name} {each.lmc:g}, {each.barrier:g}, {each.cka:g}" for name, each in NOISES.items())
+    notes = [
+        f"noise: constant part of LMC, share of the barrier, share of the distance of CKA from 1: {'; '.join(told)}",
+        "'digits' is that of the sweeps in reports/advice, whose CKA scatters most where there are barriers",
+    ]
     return Sheet("By noise, over all shapes", rows, notes, facts)
 
 
