@@ -20,7 +20,9 @@ PROCESS = 450_000_000  # bytes of a worker that has imported torch and trains so
 COPIES = 6  # of the weights in training: themselves, gradients, momentum, and what a step makes on its way
 SLACK = 2.0  # what a backward pass holds at once, over what the forward pass kept for it
 TWICE = 2.4  # likewise, when a gradient is differentiated again
-SINGLE = 2**28  # bytes that gradients of single images take, a group at a time, and what the allocator keeps of them
+SINGLE = (
+    3 * 2**27
+)  # bytes that gradients of single images take, a group at a time, and what the allocator keeps of them
 
 
 def bytes_per_network(lab: Lab, recipe: Recipe) -> int:

@@ -48,10 +48,8 @@ def judged(
     data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, cka: float | None = None
 ) -> tuple[xr.Dataset, Measured, Verdict]:
     """What `classify` returns, with the cells and the verdict behind it."""
-    old = data["regime"].attrs if "regime" in data else {}
+    old = data["regime"].attrs if "regime" in data and rule != "error" else {}
     lmc, cka = (old.get(f"given_{name}") if each is None else each for name, each in (("lmc", lmc), ("cka", cka)))
-    if rule == "error":
-        lmc = cka = None
     before = [name for name in MADE if name in data.variables]  # of an earlier classification
     data = check_grid(data.drop_vars(before), data.attrs.get("title", "grid"))
     given = _given(data, lmc, cka)

@@ -112,9 +112,9 @@ def fit(
     centre, scale = float(means.mean()), max(float(means.std()), least)
     errors, noise = errors_of(values, rows, shape)
     same = (rows[:, None] == rows[None]).astype(float)
-    if errors is None and known.any():  # copies tell a part; another dense network adds as much again, half to its row
-        shared = 0.5 * np.sqrt(np.outer(known, known)) * same
-        errors, noise = np.diag(1.5 * known) + shared, float(np.sqrt(2 * known.mean()))
+    if errors is None and known.any():  # what copies tell stands for other dense networks too
+        shared = 0.25 * np.sqrt(np.outer(known, known)) * same
+        errors, noise = np.diag(0.75 * known) + shared, float(np.sqrt(known.mean()))
     told = errors is not None
     errors = np.zeros((len(means), len(means))) if errors is None else errors
     errors = errors + np.diag(np.clip(known - np.diag(errors), 0.0, None))
