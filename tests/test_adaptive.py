@@ -17,9 +17,11 @@ import xarray as xr
 from conftest import TINY, done, write_toml
 
 from regimes import UserError
+from regimes.adaptive import ROUNDS
 from regimes.adaptive.choose import Known, first_cells, known_enough, next_cells
-from regimes.adaptive.drive import FILE, run_adaptive
+from regimes.adaptive.drive import run_adaptive
 from regimes.adaptive.replay import at_random, replay, reveal
+from regimes.figures.facts import run_facts
 from regimes.flow.store import Store
 from regimes.phases.measured import Measured
 from regimes.phases.rules import smooth
@@ -37,7 +39,7 @@ SWEEP = {
 
 
 def rounds(folder: Path) -> list[list[dict[str, float]]]:
-    found: list[list[dict[str, float]]] = json.loads((folder / FILE).read_text())["content"]["rounds"]
+    found: list[list[dict[str, float]]] = json.loads((folder / ROUNDS).read_text())["content"]["rounds"]
     return found
 
 
@@ -147,6 +149,19 @@ def test_what_an_adaptive_run_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--budget 2: the first round alone has 8 cells"):
         run_adaptive(resolve(SWEEP), tmp_path / "a", workers=0, budget=2)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / FILE).write_text("{")
+    (tmp_path / "a" / ROUNDS).write_text("{")
     with pytest.raises(UserError, match="truncated or not a record; remove it"):
         run_adaptive(resolve(SWEEP), tmp_path / "a", workers=0)
+
+
+def test_a_sweep_elsewhere_with_a_model_beside_it_keeps_its_origin(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    source = "from torch import nn\n\n\ndef net(input_shape, classes):\n"
+    source += "    return nn.Sequential(nn.Linear(*input_shape, 9), nn.ReLU(), nn.Linear(9, classes))\n"
+    (tmp_path / "far/own_net.py").write_text(source)
+    write_toml(tmp_path / "far/tiny.toml", {**SWEEP, "model": {"name": "own_net:net"}})
+    command = [str(Path(sys.executable).with_name("regimes")), "run", "far/tiny.toml", "--adaptive", "--budget", "8"]
+    said = subprocess.run([*command, "--workers", "1", "--out", "r"], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "8 of 18 cells in" in said.stdout
+    assert run_facts(tmp_path / "r")["file"] == "far/tiny.toml --adaptive"

@@ -10,6 +10,7 @@ from typing import Any
 
 import xarray as xr
 
+from regimes.adaptive import ROUNDS
 from regimes.adaptive.choose import Cell, Known, first_cells, known_enough, next_cells
 from regimes.errors import UserError
 from regimes.flow.files import Damaged
@@ -23,7 +24,6 @@ from regimes.record.grid import check_grid
 from regimes.spec.check import read_sweep
 from regimes.spec.sweep import Sweep
 
-FILE = "adaptive.json"  # the rounds, so that a run that was stopped goes on with the same cells
 LEAST = 8  # cells of a round
 PARTS = 20  # a round is this part of the sweep, where that is more
 NEEDED = ("lmc", "cka")
@@ -70,7 +70,7 @@ def run_adaptive(
     Raises:
         UserError: as for `run`; metrics without LMC and CKA; no room for a first round in the budget.
     """
-    sweep = sweep if isinstance(sweep, Sweep) else read_sweep(sweep, changes)
+    asked, sweep = sweep, sweep if isinstance(sweep, Sweep) else read_sweep(sweep, changes)
     missing = [name for name in NEEDED if name not in sweep.measure.metrics]
     if missing:
         raise UserError(f"an adaptive run needs the metrics lmc and cka; add {', '.join(missing)} to measure.metrics")
@@ -86,7 +86,8 @@ def run_adaptive(
     while True:
         done = [each for part in rounds for each in part]
         say(len(done), total, history[-1] if history else None)
-        result = run(sweep, out, only=_within(done), **how)
+        # As it was asked for: the run remembers its file, and where its user's own modules stand.
+        result = run(asked, out, changes=changes, only=_within(done), **how)
         _write(store, rounds, history)
         if result.progress.failed:
             return Adaptive(result, (len(done), total), history, False)
@@ -162,7 +163,7 @@ def _seen(store: Store, sweep: Sweep, done: Sequence[At]) -> xr.Dataset:
 
 def _read(store: Store) -> tuple[list[list[dict[str, float]]], list[Known]]:
     try:
-        found = store.read_json(FILE)
+        found = store.read_json(ROUNDS)
     except Damaged as error:
         raise UserError(f"{error}; remove it, and the rounds are chosen anew") from error
     if found is None:
@@ -172,4 +173,4 @@ def _read(store: Store) -> tuple[list[list[dict[str, float]]], list[Known]]:
 
 def _write(store: Store, rounds: Sequence[Sequence[At]], history: Sequence[Known]) -> None:
     known = [[each.wrong, each.regret] for each in history]
-    store.write_json(FILE, {"rounds": [list(map(dict, each)) for each in rounds], "known": known})
+    store.write_json(ROUNDS, {"rounds": [list(map(dict, each)) for each in rounds], "known": known})

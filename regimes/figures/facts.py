@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from regimes.adaptive import ROUNDS
 from regimes.flow.files import Damaged
 from regimes.flow.store import open_store
 
@@ -34,7 +35,7 @@ def run_facts(run: str | Path) -> dict[str, Any]:
     about = {
         "name": layout["name"],
         "sweep": layout["sweep"],
-        "file": layout["origin"]["file"],
+        "file": layout["origin"]["file"] + (" --adaptive" if (store.folder / ROUNDS).exists() else ""),
         "folder": str(run),
         "stages": stages,
         "wall_hours": wall,

@@ -55,7 +55,7 @@ def similarity(column: Column, m: Measured) -> Numbers:
 
 def combined(column: Column, m: Measured) -> Numbers:
     """Small barrier and high CKA in equal parts, each in standard deviations over the candidates."""
-    return -_feature(np.minimum(column.lmc, 0.0), "lmc") - _feature(column.cka, "cka")
+    return -_standard(np.minimum(column.lmc, 0.0), "lmc") - _standard(column.cka, "cka")
 
 
 def fitted(column: Column, m: Measured) -> Numbers:
@@ -92,35 +92,6 @@ def joint(column: Column, m: Measured) -> Numbers:
     return cost
 
 
-def _learnt(column: Column, m: Measured) -> tuple[Numbers, float]:
-    """(draws, m) log error of the candidates, up to a constant, from measures; and the variance of what that misses.
-
-    Learnt at the other densities of the grid, by ridge regression.
-    """
-    loads = m.places[:, len(m.knobs) :]
-    learnt = m.told & np.isfinite(m.mean("test_error"))
-    learnt &= np.abs(loads - column.places[0, len(m.knobs) :]).max(1) > 1e-9
-    features, target = [], []
-    for each in np.unique(loads[learnt], axis=0):
-        cells = learnt & (np.abs(loads - each).max(1) < 1e-9)
-        features.append(
-            np.stack([_feature(m.stretch(name).there(m.mean(name)[cells])[None], name)[0] for name in LEAST], 1)
-        )
-        errors = m.stretch("test_error").there(m.mean("test_error")[cells])
-        target.append(errors - errors.mean())
-    if not features:
-        return combined(column, m), float("inf")
-    X, y = np.concatenate(features), np.concatenate(target)
-    weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(len(LEAST)), X.T @ y)
-    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(LEAST), 1))
-    cost: Numbers = weights[0] * _feature(column.lmc, "lmc") + weights[1] * _feature(column.cka, "cka")
-    return cost, missed
-
-
-def _feature(values: Numbers, name: str) -> Numbers:
-    return _standard(values, LEAST[name])
-
-
 def error(column: Column, m: Measured) -> Numbers:
     """The lowest expected test error; to leave, it has to be lower by 1 % of itself.
 
@@ -135,9 +106,32 @@ def error(column: Column, m: Measured) -> Numbers:
     return cost
 
 
-def _standard(values: Numbers, least: float) -> Numbers:
-    """Deviations from the mean over the candidates, in standard deviations; a spread below ``least`` counts as it."""
-    spread = np.maximum(values.std(-1, keepdims=True), least)
+def _learnt(column: Column, m: Measured) -> tuple[Numbers, float]:
+    """(draws, m) log error of the candidates, up to a constant, from measures; and the variance of what that misses.
+
+    Learnt at the other densities of the grid, by ridge regression.
+    """
+    loads = m.places[:, len(m.knobs) :]
+    learnt = m.told & np.isfinite(m.mean("test_error"))
+    learnt &= np.abs(loads - column.places[0, len(m.knobs) :]).max(1) > 1e-9
+    features, target = [], []
+    for each in np.unique(loads[learnt], axis=0):
+        cells = learnt & (np.abs(loads - each).max(1) < 1e-9)
+        features.append(np.stack([_standard(m.stretch(name).there(m.mean(name)[cells]), name) for name in LEAST], 1))
+        errors = m.stretch("test_error").there(m.mean("test_error")[cells])
+        target.append(errors - errors.mean())
+    if not features:
+        return combined(column, m), float("inf")
+    X, y = np.concatenate(features), np.concatenate(target)
+    weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(len(LEAST)), X.T @ y)
+    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(LEAST), 1))
+    cost: Numbers = weights[0] * _standard(column.lmc, "lmc") + weights[1] * _standard(column.cka, "cka")
+    return cost, missed
+
+
+def _standard(values: Numbers, name: str) -> Numbers:
+    """Deviations from the mean over the candidates, in standard deviations; a spread below the least counts as it."""
+    spread = np.maximum(values.std(-1, keepdims=True), LEAST[name])
     return (values - values.mean(-1, keepdims=True)) / spread
 
 

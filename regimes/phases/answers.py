@@ -11,7 +11,16 @@ Evidence = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Advice:
+class Answer:
+    """Anything a map answers."""
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Advice(Answer):
     """Which way to turn the temperature at a load.
 
     Attributes:
@@ -38,13 +47,9 @@ class Advice:
     evidence: Evidence = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Answer):
     """Which of a family of temperatures to prune at a load.
 
     Attributes:
@@ -66,13 +71,9 @@ class Choice:
     candidates: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
-class Rung:
+class Rung(Answer):
     """Whether networks of a density rank training settings as the dense network does.
 
     Attributes:
@@ -96,7 +97,3 @@ class Rung:
     trust: float
     trusted: bool
     reason: str
-
-    def facts(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return dataclasses.asdict(self)

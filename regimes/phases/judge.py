@@ -62,11 +62,12 @@ def judge(data: xr.Dataset, advisers: Iterable[str] = tuple(ADVISERS), leave_den
     """Hold advisers and controls against the test errors of a grid.
 
     Leave-one-dense-seed-out: the map is made of all dense seeds but one, and judged on the errors of that one. With one
-    dense seed, its own errors judge; advisers that look at test errors then have each density left out.
+    dense seed, its own errors judge, at the densities between the ends; advisers that look at test errors then have
+    each left out.
 
     Args:
         data: a grid with ``test_error``.
-        advisers: names in `ADVISERS` or import paths; those that the grid does not serve are left out.
+        advisers: names in `ADVISERS` or import paths.
         leave_density: leave out each density too when it is asked for; the two ends then have no answer.
 
     Raises:
@@ -100,9 +101,9 @@ def _hold(
         if not np.isfinite(errors).all():
             continue
         without = _without(known, load["density"]) if leave or own else whole
-        if (leave or own) and without is None:
+        if without is None:
             continue  # the same densities for all
-        dense, least = _dense(there, load), _noise(data, load)
+        dense, least = _dense(there, load), _noise(data, there.knobs, load)
         for name, control in CONTROLS.items():
             cost = control(there, dense)
             if cost is not None:
@@ -110,8 +111,7 @@ def _hold(
         _directions(tallies, "always colder", errors, heat_of(there), ["colder"] * len(errors), least)
         for name in advisers:
             chart = without if leave or name in SEEING else whole
-            if chart is not None:
-                _ask(tallies, name, chart, load, settings, errors, heat_of(there), least)
+            _ask(tallies, name, chart, load, settings, errors, heat_of(there), least)
 
 
 def _ask(
@@ -163,9 +163,9 @@ def _summary(name: str, tally: _Tally) -> Judgement:
     )
 
 
-def _noise(data: xr.Dataset, load: Mapping[str, float]) -> float:
+def _noise(data: xr.Dataset, knobs: list[str], load: Mapping[str, float]) -> float:
     """How far apart the log errors of two temperatures have to be at a load; 0 with one dense seed."""
-    values = seed_means(data["test_error"], Measured.of(data).knobs).sel(load)
+    values = seed_means(data["test_error"], knobs).sel(load)
     if values.sizes["dense_seed"] < 2:
         return 0.0
     logs = np.log(values.transpose(..., "dense_seed").values.clip(LEAST))

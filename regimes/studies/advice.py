@@ -12,12 +12,16 @@ from regimes.bench.table import Sheet
 from regimes.figures.judged import HEAD, row
 from regimes.phases.classify import classify
 from regimes.phases.judge import Judgement, judge, pooled
+from regimes.phases.measured import Measured
+from regimes.phases.noise import between, by_size
 from regimes.phases.regime_map import RegimeMap
-from regimes.record.grid import knobs_of, load_netcdf
+from regimes.phases.stretch import CLOSE
+from regimes.record.grid import check_grid, knobs_of, load_netcdf
 from regimes.studies.page import Page, Say
 from regimes.studies.replayed import on_diagrams, on_records
 from regimes.studies.seeded import seeded
 
+FAR_FROM_ONE = 0.995  # CKA below which its scatter is counted
 ELSEWHERE = Path("reports/cifar10-cpu/grid.nc")  # one dense seed, measured on part of CIFAR-10
 TITLE = "Advice: which way to turn a knob, and which densities to trust"
 WORDS = [
@@ -47,7 +51,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         if not leave:
             sheets += [_sheet(_knob(grid), found[name], leave) for name, grid in grids.items()]
     sheets.append(_rungs(grids))
-    sheets.append(_moves(grids))
+    sheets += [_moves(grids), _scatter(grids)]
     if ELSEWHERE.exists():
         sheets.append(_sheet("CIFAR-10 (part), epochs, one dense seed", judge(load_netcdf(ELSEWHERE)), False))
     sheets += [on_records({_knob(grid): grid for grid in grids.values()}, say), on_diagrams(say)]
@@ -82,6 +86,23 @@ def _rungs(grids: Mapping[str, xr.Dataset]) -> Sheet:
 
 def _densities(grids: Mapping[str, xr.Dataset]) -> list[float]:
     return [float(each) for each in next(iter(grids.values()))["density"].values]
+
+
+def _scatter(grids: Mapping[str, xr.Dataset]) -> Sheet:
+    """How much dense seeds differ: what the noise "digits" of the synthetic diagrams is taken from."""
+    rows, facts = [["knob", "LMC, constant part", "share of the barrier", "share of 1 - CKA"]], []
+    for grid in grids.values():
+        m = Measured.of(check_grid(grid, _knob(grid)))
+        size = np.abs(m.mean("lmc"))
+        variance = by_size("lmc", size, between(m.seeds("lmc"), m.mean("lmc")))
+        constant, steep = variance[size.argmin()], (variance.max() - variance.min()) / np.ptp(size**2)
+        logs = np.log(np.clip(1 - m.seeds("cka"), CLOSE, None))[m.mean("cka") < FAR_FROM_ONE]
+        scatter = float(np.sqrt(logs.var(1, ddof=1).mean()))
+        found = [float(np.sqrt(constant)), float(np.sqrt(steep)), scatter]
+        rows.append([_knob(grid), f"{found[0]:.4f}", *(f"{each:.2f}" for each in found[1:])])
+        facts.append(dict(zip(("lmc", "barrier", "cka"), found, strict=True)))
+    notes = [f"standard deviations between dense seeds; of log(1 - CKA), where CKA is below {FAR_FROM_ONE:g}"]
+    return Sheet("Noise of the recorded grids", rows, notes, facts)
 
 
 def _moves(grids: Mapping[str, xr.Dataset]) -> Sheet:

@@ -78,7 +78,7 @@ class Noise:
     cka: float
 
 
-# "digits": what seeds differ by in the five recorded sweeps of reports/advice (0.002 to 0.004; 0.6 to 0.7; 0.8 to 1.0).
+# "digits": about what dense seeds differ by in recorded sweeps; see "Noise of the recorded grids" in reports/advice.
 NOISES = {
     "calm": Noise(0.003, 0.15, 0.1),
     "usual": Noise(0.006, 0.4, 0.25),
