@@ -87,12 +87,12 @@ def fitted(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             wanted = state.get(prefix + key)
             if wanted is not None and wanted.shape != each.shape:
                 each.data = torch.zeros(wanted.shape, dtype=each.dtype, device=each.device)
-        _rename(module)
+        sizes_as_tensors(module)
     load_weights(model, state)
     return model
 
 
-def _rename(module: Any) -> None:
+def sizes_as_tensors(module: Any) -> None:
     """Let a layer's attributes say what its tensors are."""
     if isinstance(module, nn.modules.conv._ConvNd):
         alone = module.groups > 1 and module.groups == module.in_channels  # depthwise

@@ -64,12 +64,12 @@ class Stepper:
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         ascent = torch._foreach_mul(gradients, self.recipe.sam_rho / (norm + 1e-12))
         torch._foreach_add_(moved, list(ascent))
-        with self._statistics_frozen(), torch.enable_grad():
+        with self.statistics_frozen(), torch.enable_grad():
             self._backward(loss)
         torch._foreach_copy_(moved, here)
 
     @contextmanager
-    def _statistics_frozen(self) -> Iterator[None]:
+    def statistics_frozen(self) -> Iterator[None]:
         for norm in self.norms:
             norm.track_running_stats = False  # batch statistics are used, the running ones not updated
         try:

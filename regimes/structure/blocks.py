@@ -1,0 +1,163 @@
+"""Residual blocks of any model: found by tracing, switched off by one factor, taken out without a trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import add, iadd
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+_ADDITIONS: tuple[Any, ...] = (add, iadd, torch.add, "add", "add_")
+_RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", "relu_")
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module that adds a branch to a skip path: ``y = after(skip(x) + branch(x))``.
+
+    Attributes:
+        name: of the module in the model.
+        gate: name of the branch's last module, whose output is what is added.
+        branch: names of the modules that only the branch runs through.
+        skip: names of the modules from the input along the skip path, in order; empty: the input itself.
+        relu: whether a ReLU follows the addition.
+    """
+
+    name: str
+    gate: str
+    branch: tuple[str, ...]
+    skip: tuple[str, ...]
+    relu: bool
+
+
+def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+    """Return the model's residual blocks, the innermost where they nest, in the order of its modules.
+
+    A block is a module with one addition in its forward, of which one summand (the skip path) is its input, or its
+    input sent through a chain of modules, and the other (the branch) comes out of a module and has more convolutions
+    and linear layers behind it. Modules that cannot be traced symbolically are no blocks.
+    """
+    found: dict[str, Block] = {}
+    for name, module in reversed(list(model.named_modules())):  # children before their parents
+        inside = f"{name}." if name else ""
+        if any(other.startswith(inside) for other in found) or not any(module.children()):
+            continue
+        block = _block(name, module)
+        if block is not None:
+            found[name] = block
+    return tuple(found[name] for name, _ in model.named_modules() if name in found)
+
+
+def remove_block(model: nn.Module, block: Block) -> None:
+    """Put a block's skip path in its place, in the model itself: no branch, no addition.
+
+    Modules on the skip path keep their names, so that what is left of a state dict still fits.
+    """
+    module = model.get_submodule(block.name)
+    parts: dict[str, nn.Module] = {}
+    for name in block.skip:
+        part = module.get_submodule(name.removeprefix(f"{block.name}."))
+        if not isinstance(part, nn.Identity):
+            parts[name.rpartition(".")[2]] = part
+    if not parts:
+        rest: nn.Module = nn.ReLU() if block.relu else nn.Identity()
+    else:
+        rest = nn.Sequential(OrderedDict({**parts, "behind": nn.ReLU()} if block.relu else parts))
+    model.set_submodule(block.name, rest.train(module.training))
+
+
+class _Shallow(fx.Tracer):
+    """Looks into a module, not into its children."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _block(name: str, module: nn.Module) -> Block | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            graph = _Shallow().trace(module)
+        except Exception:  # whatever a user's forward does with a symbol: such a module is left whole
+            return None
+    additions = [node for node in graph.nodes if node.target in _ADDITIONS and _two_nodes(node)]
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.users]
+    if len(additions) != 1 or len(inputs) != 1:
+        return None
+    (addition,), (start,) = additions, inputs
+    sides = sorted(addition.args[:2], key=lambda node: _weights(module, _behind(node)))
+    skip, branch = sides
+    way, after = _chain(skip, start), _chain(_result(graph), addition)
+    if way is None or after is None or branch.op != "call_module" or len(branch.users) != 1:
+        return None
+    if _weights(module, _behind(branch)) <= _weights(module, _behind(skip)):
+        return None
+    relu = [node for node in after if node.target in _RELUS or _is_relu(module, node)]
+    if len(relu) != len(after) or any(node.op != "call_module" or "." in str(node.target) for node in way):
+        return None
+    prefix = f"{name}." if name else ""
+    alone = [node for node in _behind(branch) - _behind(skip) if node.op == "call_module"]
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    return Block(
+        name,
+        prefix + str(branch.target),
+        tuple(prefix + str(node.target) for node in sorted(alone, key=order.__getitem__)),
+        tuple(prefix + str(node.target) for node in way),
+        bool(relu),
+    )
+
+
+def _two_nodes(node: fx.Node) -> bool:
+    return len(node.args) >= 2 and all(isinstance(each, fx.Node) for each in node.args[:2])
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it is computed from."""
+    found, todo = {node}, [node]
+    while todo:
+        more = [each for each in todo.pop().all_input_nodes if each not in found]
+        found.update(more)
+        todo += more
+    return found
+
+
+def _weights(module: nn.Module, nodes: set[fx.Node]) -> int:
+    """Convolutions and linear layers among the nodes."""
+    called = (module.get_submodule(str(node.target)) for node in nodes if node.op == "call_module")
+    return sum(isinstance(each, _WEIGHTED) for one in called for each in one.modules())
+
+
+def _chain(last: fx.Node, first: fx.Node) -> list[fx.Node] | None:
+    """The nodes behind ``first`` up to ``last``, where each has one input; None where it is no chain."""
+    way: list[fx.Node] = []
+    node = last
+    while node is not first:
+        if len(node.all_input_nodes) != 1:
+            return None
+        way.append(node)
+        (node,) = node.all_input_nodes
+    return way[::-1]
+
+
+def _result(graph: fx.Graph) -> fx.Node:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    results = output.all_input_nodes
+    return results[0] if len(results) == 1 else output
+
+
+def _is_relu(module: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.ReLU)
+
+
+def branches(blocks: tuple[Block, ...], layer: str) -> Iterator[int]:
+    """The numbers of the blocks whose branch a layer belongs to."""
+    for number, block in enumerate(blocks):
+        if any(layer == name or layer.startswith(f"{name}.") for name in block.branch):
+            yield number

@@ -1,0 +1,73 @@
+"""Time in a discovery: when there is pressure, how much, and how fast gates move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regimes.spec.pressure import Pressure
+from regimes.structure.anatomy import Anatomy
+from regimes.structure.complexity import Complexity, Size
+from regimes.training.timeline import Timeline
+
+CHECKS_PER_EPOCH = 2
+
+
+@dataclass(frozen=True)
+class Course:
+    """Pressure and gate steps along a training.
+
+    Attributes:
+        pressure: what is asked.
+        timeline: of the training.
+    """
+
+    pressure: Pressure
+    timeline: Timeline
+
+    def epochs(self, share: float) -> int:
+        """A share of the horizon, in whole epochs."""
+        return round(share * self.timeline.recipe.epochs)
+
+    @property
+    def settles(self) -> int:
+        """The epoch after which the structure is fixed: at least one, and never the last."""
+        return max(1, min(self.epochs(self.pressure.settle), self.timeline.recipe.epochs - 1))
+
+    def strength(self, step: int) -> float:
+        """The share of the full pressure at a step: 0 while warm, growing over the ramp, then 1."""
+        per = self.timeline.steps_per_epoch
+        since = step - self.epochs(self.pressure.warm) * per
+        if since < 0:
+            return 0.0
+        return min(1.0, (since + 1) / max(1, self.epochs(self.pressure.ramp) * per))
+
+    def is_check(self, step: int) -> bool:
+        """Whether what may leave is looked for after this step."""
+        return (step + 1) % max(1, self.timeline.steps_per_epoch // CHECKS_PER_EPOCH) == 0
+
+    def on_units(self, slope: Tensor) -> Tensor:
+        """``r = nu 2 (1 - alpha) dC/dtheta``."""
+        return self.pressure.nu * 2 * (1 - self.pressure.alpha) * slope
+
+    def on_blocks(self, slope: Tensor) -> Tensor:
+        """``r = nu 2 alpha dC/drho``."""
+        return self.pressure.nu * 2 * self.pressure.alpha * slope
+
+    def steps(self, anatomy: Anatomy, complexity: Complexity, full: Size) -> tuple[float, float]:
+        """Step of the units' and of the blocks' probabilities: an average gate that is worth nothing falls from
+        ``start`` to 0 in the share ``fall`` of the training."""
+        ones = [
+            torch.ones(count, dtype=torch.float64, device=complexity.kernel.device)
+            for count in (anatomy.units, len(anatomy.blocks))
+        ]
+        units, blocks = complexity.pull(ones[0], ones[1], full, self.pressure.kappa)
+        fall = max(1, self.epochs(self.pressure.fall)) * self.timeline.steps_per_epoch
+
+        def step(pressures: Tensor) -> float:
+            mean = float(pressures.mean()) if len(pressures) else 0.0
+            return self.pressure.start / (fall * mean) if mean else 0.0
+
+        return step(self.on_units(units)), step(self.on_blocks(blocks))

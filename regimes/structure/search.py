@@ -1,0 +1,294 @@
+"""One training that makes its network smaller on the way: weights by SGD, gates by projected SGD, removal."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regimes.data import AUGMENTATIONS
+from regimes.data.dataset import Dataset, Split
+from regimes.landscape.error import evaluating, images_at_once, mistakes
+from regimes.models.build import load_weights, seeded
+from regimes.registry import load
+from regimes.spec.keys import seed_of
+from regimes.spec.pressure import Pressure
+from regimes.spec.recipe import Recipe
+from regimes.structure.complexity import Complexity, size_of
+from regimes.structure.conditions import block_norms, may_leave, unit_norms
+from regimes.structure.course import Course
+from regimes.structure.estimators import ESTIMATORS
+from regimes.structure.gates import Draw, Gates, draw, fixed
+from regimes.structure.living import Leaving, Side, with_guards
+from regimes.structure.removal import remove
+from regimes.structure.tracing import anatomy_of
+from regimes.training.step import Stepper
+from regimes.training.streams import Stream
+from regimes.training.timeline import Timeline
+
+Row = dict[str, Any]
+Tensors = dict[str, Tensor]
+BLOCK_SHARE = 0.3  # of a new exact difference in the running one
+JUDGED = 16  # batches by which the last decision on a block is taken
+
+
+class Search:
+    """A training in progress.
+
+    Args:
+        model: with fresh weights, on the data's device; stays as it is.
+        data: on one device.
+        recipe: how the weights are trained; as for a dense network.
+        pressure: how hard the network is pressed.
+        role: names the random stream; same role, same network.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Dataset, recipe: Recipe, pressure: Pressure, role: tuple[str | int, ...]
+    ) -> None:
+        self.data, self.recipe, self.role = data, recipe, role
+        timeline = Timeline(recipe, len(data.train.targets))
+        self.stream = Stream(role, timeline, data.train, load(AUGMENTATIONS, recipe.augment, "augmentation"))
+        self.course = Course(pressure, timeline)
+        self.estimate: Callable[[Tensor, Tensor], Tensor] = load(ESTIMATORS, pressure.estimator, "estimator")
+        self.device = data.train.targets.device
+        self.whole, self.full_anatomy = model, anatomy_of(model, data.train.inputs[:2])
+        self.full = size_of(self.full_anatomy)
+        self.rates = self.course.steps(self.full_anatomy, Complexity(self.full_anatomy), self.full)
+        self.message = ""
+        self.history: list[Row] = []
+        units = Side.of(self.full_anatomy.units, self._start(1 - pressure.alpha), self.device)
+        blocks = Side.of(len(self.full_anatomy.blocks), self._start(pressure.alpha), self.device)
+        self._build(units, blocks, settled=not any(self.rates))
+        self.guess = self._guess()
+        self.good = (0, self.tensors())
+
+    def _start(self, weight: float) -> float:
+        """Gates without pressure are not trained: they are on."""
+        pressure = self.course.pressure
+        return pressure.start if pressure.nu and weight else 1.0
+
+    def _build(
+        self, units: Side, blocks: Side, settled: bool, weights: Tensors | None = None, momentum: Tensors | None = None
+    ) -> None:
+        """The network with what is left of it, and all that trains it."""
+        self.units, self.blocks, self.settled = units, blocks, settled
+        self.model = copy.deepcopy(self.whole)
+        gone = blocks.gone.nonzero().flatten().tolist()
+        self.anatomy, _ = remove(self.model, self.full_anatomy, units.gone, gone, {})
+        if weights is not None:
+            load_weights(self.model, weights)
+        self.complexity = Complexity(self.anatomy, self.device)
+        self.gates = None if settled else Gates(self.model, self.anatomy)
+        self.stepper = Stepper(self.model, self.recipe, None)
+        self.stepper.set_momentum(momentum or {})
+
+    def tensors(self) -> Tensors:
+        """All that the next step depends on, copied to the CPU."""
+        found = {**self.units.tensors("units"), **self.blocks.tensors("blocks")}
+        for part, named in (("weights", self.model.state_dict()), ("momentum", self.stepper.momentum())):
+            found |= {f"{part}/{name}": each.detach().cpu().clone() for name, each in named.items()}
+        return found
+
+    def restore(self, tensors: Tensors, settled: bool) -> None:
+        """Go back to what `tensors` said."""
+        units, blocks = (Side.from_tensors(tensors, side, self.device) for side in ("units", "blocks"))
+        self._build(units, blocks, settled, _part(tensors, "weights"), _part(tensors, "momentum"))
+
+    # -- one epoch --------------------------------------------------------------------------------------------------
+
+    def epoch(self, number: int) -> Row:
+        """Train one scheduled epoch, remove what may leave, and say how things stand."""
+        started = time.perf_counter()
+        steps = self.course.timeline.steps_per_epoch
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.model.train()
+        with seeded(0):
+            for step, inputs, targets in self.stream.batches(number * steps, (number + 1) * steps):
+                total += self._step(step, inputs, targets)
+        if not self.settled and number + 1 >= self.course.settles:
+            self._settle(number + 1)
+        seconds = time.perf_counter() - started
+        row = {"epoch": number + 1, "train_loss": float(total) / steps, **self._standing(), "seconds": seconds}
+        self.history.append(row)
+        best = min(each["val_error"] for each in self.history)
+        if not self.settled and row["val_error"] <= (best + self.guess) / 2:
+            self.good = (number + 1, self.tensors())
+        return row
+
+    def _step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
+        drawn = None if self.settled else self._drawn(step, len(targets))
+        rate = self.course.timeline.learning_rate(step)
+        value = self.stepper(lambda: self._loss(step, inputs, targets, drawn), rate)
+        if drawn is not None:
+            self._learn(step, inputs, targets, drawn)
+            if self.course.strength(step) > 0 and self.course.is_check(step):
+                self._check(step)
+        return value
+
+    def _loss(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw | None) -> Tensor:
+        torch.manual_seed(self.stream.noise(step))  # dropout draws the same in every pass of a step
+        if drawn is None or self.gates is None:
+            answers = self.model(inputs)
+        else:
+            drawn.units.grad = drawn.blocks.grad = None  # of SAM's first pass
+            with self.gates.at(drawn):
+                answers = self.model(inputs)
+        value: Tensor = self.recipe.training_loss(answers, targets)
+        return value
+
+    def _drawn(self, step: int, inputs: int, what: str = "gates") -> Draw:
+        generator = torch.Generator(self.device).manual_seed((seed_of(*self.role, what) + step) % 2**63)
+        return draw(self.units.chance, self.blocks.chance, inputs, generator)
+
+    # -- gates ------------------------------------------------------------------------------------------------------
+
+    def _learn(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw) -> None:
+        """Estimate what gates are worth and, under pressure, move them."""
+        pressure, strength = self.course.pressure, self.course.strength(step)
+        share = 2 / (self.course.timeline.steps_per_epoch + 1)
+        unit_rate, block_rate = self.rates
+        if unit_rate and drawn.units.grad is not None:
+            self.units.learn(self.estimate(len(targets) * drawn.units.grad, drawn.units.detach()), share)
+        if block_rate:
+            self._learn_blocks(step, inputs, targets, drawn, share)
+        if strength:
+            slopes = self.complexity.pull(self.units.chance, self.blocks.chance, self.full, pressure.kappa)
+            self.pressures = self.course.on_units(slopes[0]) * strength, self.course.on_blocks(slopes[1]) * strength
+            self.units.move(unit_rate, self.pressures[0]) if unit_rate else None
+            self.blocks.move(block_rate, self.pressures[1]) if block_rate else None
+
+    def _learn_blocks(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw, share: float) -> None:
+        pressure = self.course.pressure
+        if pressure.blocks != "exact":
+            if drawn.blocks.grad is not None:
+                estimate = load(ESTIMATORS, pressure.blocks, "estimator")
+                self.blocks.learn(estimate(len(targets) * drawn.blocks.grad, drawn.blocks.detach()), share)
+            return
+        alive = (~self.blocks.gone).nonzero().flatten().tolist()
+        turn, wait = divmod(step, pressure.every)
+        if wait or not alive:
+            return
+        number = alive[turn % len(alive)]
+        worth = self.blocks.worth[number]
+        difference = self._difference(number, step, inputs, targets, drawn)
+        self.blocks.worth[number] = worth + BLOCK_SHARE * (difference - worth)
+
+    @torch.no_grad()
+    def _difference(self, number: int, step: int, inputs: Tensor, targets: Tensor, drawn: Draw) -> Tensor:
+        """The loss of a batch with a block on for all inputs, less the loss with it off for all."""
+        losses = []
+        for gate in (1.0, 0.0):
+            blocks = drawn.blocks.detach().clone()
+            blocks[:, number] = gate
+            with self.stepper.statistics_frozen():
+                losses.append(self._loss(step, inputs, targets, Draw(drawn.units.detach(), blocks)))
+        return losses[0] - losses[1]
+
+    # -- removal ----------------------------------------------------------------------------------------------------
+
+    def _check(self, step: int) -> None:
+        decay = self.recipe.weight_decay
+        units, blocks = self.units, self.blocks
+        norms = unit_norms(self.model, self.anatomy), block_norms(self.model, self.anatomy)
+        ask_units = units.check(may_leave(units.chance, units.worth, norms[0], self.pressures[0], decay))
+        ask_blocks = blocks.check(may_leave(blocks.chance, blocks.worth, norms[1], self.pressures[1], decay))
+        self._go(with_guards(self.anatomy, units, blocks, ask_units, ask_blocks))
+
+    def _go(self, leaving: Leaving) -> None:
+        """Remove for good, the optimiser's state included; where nothing would be left, give in."""
+        if leaving.nothing:
+            self._give_in(leaving)
+            return
+        if not bool(leaving.units.any() or leaving.blocks.any()):
+            return
+        gone = leaving.blocks.nonzero().flatten().tolist()
+        self.anatomy, momentum = remove(self.model, self.anatomy, leaving.units, gone, self.stepper.momentum())
+        self.units.leave(leaving.units)
+        self.blocks.leave(leaving.blocks)
+        self.complexity = Complexity(self.anatomy, self.device)
+        self.stepper = Stepper(self.model, self.recipe, None)
+        self.stepper.set_momentum(momentum)
+        if self.gates is not None:
+            self.gates.now(self.anatomy)
+
+    def _settle(self, epoch: int) -> None:
+        """The final rule: a gate above one half stays for good, every other leaves; no gates from here on.
+
+        Blocks are decided by exact differences, where these are what they were trained by.
+        """
+        ask_units = self.units.chance <= 0.5
+        by_half = self.course.pressure.blocks != "exact" or not self.rates[1]
+        ask_blocks = self.blocks.chance <= 0.5 if by_half else self._not_worth_it(ask_units, epoch)
+        self._go(with_guards(self.anatomy, self.units, self.blocks, ask_units, ask_blocks))
+        if self.gates is not None:
+            self.gates.remove()
+        self.gates, self.settled = None, True
+        self.units.chance, self.blocks.chance = (~self.units.gone).float(), (~self.blocks.gone).float()
+
+    def _not_worth_it(self, ask_units: Tensor, epoch: int) -> Tensor:
+        """Blocks without which the loss rises by less than their pressure, the least worth first, one after another."""
+        steps = self.course.timeline.steps_per_epoch
+        batches = list(self.stream.batches(epoch * steps, epoch * steps + min(JUDGED, steps)))
+        leaving = with_guards(self.anatomy, self.units, self.blocks, ask_units, torch.zeros_like(self.blocks.gone))
+        on = (~(self.units.gone | leaving.units)).float(), (~(self.blocks.gone | leaving.blocks)).float()
+        for number in self.blocks.worth.argsort(descending=True).tolist():
+            if on[1][number]:
+                found = [self._difference(number, *batch, fixed(*on)) for batch in batches]
+                slopes = self.complexity.pull(*on, self.full, self.course.pressure.kappa)
+                keep = torch.stack(found).mean() + self.course.on_blocks(slopes[1])[number] < 0
+                on[1][number] = float(keep)
+        return on[1] == 0
+
+    def _give_in(self, leaving: Leaving) -> None:
+        """Go back to the network of the last good epoch and leave it as large as it was."""
+        epoch, tensors = self.good
+        self.restore(tensors, settled=True)
+        self.units.chance, self.blocks.chance = (~self.units.gone).float(), (~self.blocks.gone).float()
+        what = ", ".join(leaving.spared) or "any block"
+        self.message = (
+            f"nu = {self.course.pressure.nu:g} would leave nothing of {what}; the network of epoch {epoch} is kept, "
+            f"{self.units.alive} units, {self.blocks.alive} blocks; ask for a smaller nu"
+        )
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def _standing(self) -> Row:
+        size = self.complexity(self.units.chance, self.blocks.chance)
+        return {
+            "val_error": self.error(self.data.val),
+            "macs": float(size.macs / self.full.macs),
+            "params": float(size.params / self.full.params),
+            "units": self.units.alive,
+            "blocks": self.blocks.alive,
+        }
+
+    def _guess(self) -> float:
+        """The error of one who does not look: of the largest class, or of the untrained network."""
+        targets = self.data.val.targets
+        if self.data.regression:
+            return self.error(self.data.val)
+        return 1 - float(targets.bincount().max()) / len(targets)
+
+    def error(self, split: Split) -> float:
+        """The error over a split; while there are gates, of the network under one draw for every input."""
+        size = images_at_once(split.inputs)
+        wrong = []
+        with evaluating(self.model):
+            parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
+            for number, (inputs, targets) in enumerate(parts):
+                if self.gates is None:
+                    answers = self.model(inputs)
+                else:
+                    with self.gates.at(self._drawn(number, len(targets), "judged")):
+                        answers = self.model(inputs)
+                wrong.append(mistakes(answers, targets, self.recipe.loss_fn))
+        return float(torch.cat(wrong).double().mean())
+
+
+def _part(tensors: Tensors, name: str) -> Tensors:
+    return {key.removeprefix(f"{name}/"): each for key, each in tensors.items() if key.startswith(f"{name}/")}
