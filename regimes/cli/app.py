@@ -168,6 +168,22 @@ def page(
 
 @app.command()
 @speaking
+def discover(
+    file: Annotated[Path, typer.Argument(metavar="DISCOVER.toml", help="What to train; see sweeps/.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")] = None,
+    device: Device = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at once, each on one core.")] = 1,
+    changes: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Find smaller networks: units and layers leave while they train. Resumes where it stopped."""
+    from regimes.cli.discover import show_discover
+
+    show_discover(file, out, device, workers, changes, as_json)
+
+
+@app.command()
+@speaking
 def measure(
     files: Annotated[list[Path], typer.Argument(metavar="A.pt [B.pt ...]", help="State dicts of one architecture.")],
     model: Annotated[str, typer.Option(help="The model's name, or module:function.")],

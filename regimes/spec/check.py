@@ -36,16 +36,26 @@ def read_sweep(path: str | Path, changes: Iterable[str] = ()) -> Sweep:
         UserError: one line for each mistake in the file: file, key, what is wrong, what is allowed.
     """
     path = Path(path)
+    raw = read_toml(path, "sweep file", "sweeps/digits.toml")
+    return resolve(changed(raw, changes), str(path), default_name=path.stem, folder=path.resolve().parent)
+
+
+def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:
+    """Parse a TOML file; a user's own code beside it can be imported from then on.
+
+    Raises:
+        UserError: there is no such file, or it is no TOML.
+    """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such sweep file") from error
+        raise UserError(f"{path}: no such {what}") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; a sweep file is expected, e.g. sweeps/digits.toml") from error
+        raise UserError(f"{path}: is a folder; a {what} is expected, e.g. {example}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     allow_imports_from(str(path.resolve().parent))
-    return resolve(changed(raw, changes), str(path), default_name=path.stem, folder=path.resolve().parent)
+    return raw
 
 
 def resolve(
@@ -55,7 +65,7 @@ def resolve(
 
     Checkpoints are looked for beside the file, in ``folder`` (None: where the command is run).
     """
-    checker = _SweepChecker(source)
+    checker = SweepChecker(source)
     checker.folder = folder or Path.cwd()
     sweep = checker.sweep(raw, default_name)
     UserError.collect(checker.mistakes)
@@ -63,7 +73,7 @@ def resolve(
     return sweep
 
 
-class _SweepChecker(Checker):
+class SweepChecker(Checker):
     """Checks table by table and goes on after a mistake, so that all are found in one reading.
 
     Attributes:

@@ -1,6 +1,7 @@
 """Structure discovery: units and residual blocks leave a network while it trains (complexity-aware training).
 
 The way of one training: `tracing` finds units and blocks (`anatomy`, `blocks`), `gates` switches them at random,
-`estimators` say what each is worth, `complexity` and `course` how hard each is pressed, `search` moves the gates and the
-weights, `conditions` and `living` decide who may leave, `removal` takes them out for good, `network` writes what is left.
+`estimators` say what each is worth, `complexity` and `course` how hard each is pressed, `search` moves gates and
+weights, `conditions` and `living` decide who may leave, `removal` takes them out for good, `network` writes what is
+left.
 """

@@ -103,3 +103,8 @@ class Anatomy:
                 rows, cols = layer.rows[~lost[layer.rows]], layer.cols
                 layers[name] = dataclasses.replace(layer, rows=rows, cols=None if cols is None else cols[~lost[cols]])
         return dataclasses.replace(self, layers=layers)
+
+
+def widths(anatomy: Anatomy, gone: Tensor) -> dict[str, tuple[int, int]]:
+    """{layer that makes units: (units left, units at the start)}."""
+    return {group.name: (int((~gone[group.units]).sum()), group.size) for group in anatomy.groups}

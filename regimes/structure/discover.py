@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regimes.data.dataset import Dataset
 from regimes.spec.pressure import Pressure
 from regimes.spec.recipe import Recipe
-from regimes.structure.anatomy import Anatomy
+from regimes.structure.anatomy import widths
 from regimes.structure.complexity import size_of
 from regimes.structure.search import Row, Search
 
@@ -113,7 +113,7 @@ def discover(
     first = next(model.parameters())
     here = data.to(first.device, first.dtype)
     pressure = Pressure(nu=nu, alpha=alpha, kappa=kappa, **options)
-    search = Search(model, here, recipe or Recipe(), pressure, ("discover", seed))
+    search = Search(model, here, recipe or Recipe(), pressure, ("dense", seed))
     for _ in epochs(search):
         if watch is not None:
             watch(search.history[-1])
@@ -167,8 +167,3 @@ def found(search: Search) -> Discovery:
         history=search.history,
         message=search.message,
     )
-
-
-def widths(anatomy: Anatomy, gone: Tensor) -> dict[str, tuple[int, int]]:
-    """{layer that makes units: (units left, units at the start)}."""
-    return {group.name: (int((~gone[group.units]).sum()), group.size) for group in anatomy.groups}

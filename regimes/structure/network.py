@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections import OrderedDict
@@ -82,16 +83,16 @@ def save(model: nn.Module, anatomy: Anatomy, inputs: Tensor, folder: Path) -> li
 
 def exported(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram | None:
     """The network in eval mode as an exported program for any number of inputs; None where torch cannot export it."""
-    training = model.training
-    examples = inputs[:2].expand(2, *inputs.shape[1:])
+    plain = copy.deepcopy(model).cpu().eval()
+    for each in (*plain.parameters(), *plain.buffers()):
+        each.data = each.data.contiguous()  # of weights kept channels-last an archive warns
+    examples = inputs[:1].cpu().contiguous().repeat(2, *[1] * (inputs.dim() - 1))  # of one, it would fix the batch
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(model.eval(), (examples,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            return torch.export.export(plain, (examples,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception:  # models meet its limits in many ways; weights and plan stand all the same
         return None
-    finally:
-        model.train(training)
 
 
 def _constructor(module: nn.Module) -> list[Any]:

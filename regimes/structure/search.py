@@ -18,6 +18,7 @@ from regimes.registry import load
 from regimes.spec.keys import seed_of
 from regimes.spec.pressure import Pressure
 from regimes.spec.recipe import Recipe
+from regimes.structure.anatomy import widths
 from regimes.structure.complexity import Complexity, size_of
 from regimes.structure.conditions import block_norms, may_leave, unit_norms
 from regimes.structure.course import Course
@@ -265,6 +266,7 @@ class Search:
             "params": float(size.params / self.full.params),
             "units": self.units.alive,
             "blocks": self.blocks.alive,
+            "widths": {name: left for name, (left, _) in widths(self.full_anatomy, self.units.gone).items()},
         }
 
     def _guess(self) -> float:

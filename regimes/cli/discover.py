@@ -1,0 +1,147 @@
+"""What ``regimes discover`` does and shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from regimes.cli.show import duration
+
+if TYPE_CHECKING:
+    from regimes.flow.discoveries import Task
+    from regimes.structure.wanted import Wanted
+
+HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "training", "1000 inputs")
+
+
+def show_discover(file: Path, out: Path | None, device: str, workers: int, changes: list[str], as_json: bool) -> None:
+    """Do, or finish, all trainings that a file asks for; print and draw what came of it."""
+    from regimes.figures.structure import draw_discovery, draw_front
+    from regimes.flow.discoveries import lab_of, tasks
+    from regimes.structure.wanted import read_wanted
+
+    wanted = read_wanted(file, changes)
+    folder = out or Path("runs") / wanted.name
+    todo = tasks(wanted, folder)
+    lab = lab_of(wanted, device, folder)
+    try:
+        if workers > 1 and len(todo) > 1:
+            records = _in_pool(wanted, todo, device, min(workers, len(todo)))
+        else:
+            records = [_one(task, lab) for task in todo]
+    except KeyboardInterrupt:
+        again = f"regimes {' '.join(sys.argv[1:])}"
+        print(f"regimes: stopped; go on with the same command: {again}", file=sys.stderr)
+        sys.exit(130)
+    for task, record in zip(todo, records, strict=True):
+        draw_discovery(record, task.folder)
+    if len(todo) > 1:
+        draw_front({wanted.name: records}, folder)
+    if as_json:
+        shown = [{**record, "folder": str(task.folder)} for task, record in zip(todo, records, strict=True)]
+        typer.echo(json.dumps([{key: each for key, each in one.items() if key != "history"} for one in shown]))
+        return
+    _print(todo, records)
+    typer.echo(f"wrote {folder}{'/front.png' if len(todo) > 1 else ''}")
+
+
+def _one(task: Task, lab: Any) -> dict[str, Any]:
+    from regimes.flow.discoveries import run_task
+
+    return run_task(task, lab, _Progress())
+
+
+class _Progress:
+    """A line for an epoch: on a terminal it replaces the one before, elsewhere it comes every 15 seconds."""
+
+    def __init__(self) -> None:
+        self.spoken = 0.0
+
+    def __call__(self, task: Task, row: dict[str, Any]) -> None:
+        epochs = task.wanted.recipe.epochs
+        line = (
+            f"{task.name}: epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
+            f"val error {row['val_error']:.2%}  expected MACs {row['macs']:.1%}, parameters {row['params']:.1%}  "
+            f"{row['units']} units, {row['blocks']} blocks  {row['seconds']:.2f} s"
+        )
+        if sys.stderr.isatty():
+            print(f"\r\033[K{line}", end="\n" if row["epoch"] == epochs else "", file=sys.stderr, flush=True)
+        elif row["epoch"] == epochs or time.monotonic() - self.spoken > 15:
+            self.spoken = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+
+def _in_pool(wanted: Wanted, todo: list[Task], device: str, workers: int) -> list[dict[str, Any]]:
+    """The trainings in processes of their own, each on one thread."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(wanted, device)) as pool:
+        futures = {pool.submit(_work, task): number for number, task in enumerate(todo)}
+        found: dict[int, dict[str, Any]] = {}
+        try:
+            for future in as_completed(futures):
+                record = found[futures[future]] = future.result()
+                task = todo[futures[future]]
+                print(
+                    f"{task.name}: test error {record['test_error']:.2%}, MACs "
+                    f"{record['macs'] / record['full_macs']:.1%}, {len(found)} of {len(todo)} done",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        except BaseException:
+            for process in list(pool._processes.values()):  # a training does not end by itself
+                process.terminate()
+            raise
+    return [found[number] for number in range(len(todo))]
+
+
+_LABS: list[Any] = []  # one for each worker process
+
+
+def _set_up(wanted: Wanted, device: str) -> None:
+    from regimes.flow.discoveries import lab_of
+
+    _LABS.append(lab_of(wanted, device, Path()))
+
+
+def _work(task: Task) -> dict[str, Any]:
+    from regimes.flow.discoveries import run_task
+
+    return run_task(task, _LABS[0])
+
+
+def _print(todo: list[Task], records: list[dict[str, Any]]) -> None:
+    rows = [HEAD]
+    for task, record in zip(todo, records, strict=True):
+        rows.append(
+            (
+                task.name,
+                f"{record['test_error']:.2%}",
+                f"{record['macs'] / record['full_macs']:.1%}",
+                f"{record['params'] / record['full_params']:.1%}",
+                str(sum(left for left, _ in record["widths"].values())),
+                f"{sum(record['blocks'].values())}/{len(record['blocks'])}",
+                duration(record["train_seconds"]),
+                f"{1000 * record['inference_seconds']:.0f} ms",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for task, record in zip(todo, records, strict=True):
+        if len(todo) == 1:
+            layers = "  ".join(f"{name} {left}/{whole}" for name, (left, whole) in record["widths"].items())
+            typer.echo(f"units left: {layers}")
+            if record["blocks"]:
+                typer.echo(
+                    f"blocks left: {' '.join(name for name, left in record['blocks'].items() if left) or 'none'}"
+                )
+        if record["message"]:
+            typer.echo(f"{task.name}: {record['message']}")

@@ -1,0 +1,96 @@
+"""What to discover: a TOML file, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from regimes.data import DATASETS
+from regimes.errors import UserError
+from regimes.models import GIVEN, MODELS
+from regimes.registry import nearest
+from regimes.spec.change import changed
+from regimes.spec.check import SweepChecker, read_toml
+from regimes.spec.pressure import Pressure
+from regimes.spec.recipe import Count, Recipe, Section
+from regimes.spec.sweep import Named
+from regimes.structure.estimators import ESTIMATORS
+
+TABLES = ("data", "model", "recipe", "discover")
+PLAIN = ("name", "seeds")
+
+
+class Wanted(Section):
+    """Discoveries: one for every pressure and seed.
+
+    Attributes:
+        name: of the folder, ``runs/NAME`` unless told otherwise.
+        data, model: which, with options.
+        recipe: of the training.
+        pressures: alike but for ``nu``.
+        seeds: trainings at each pressure.
+    """
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    data: Named
+    model: Named
+    recipe: Recipe
+    pressures: tuple[Pressure, ...]
+    seeds: Count = 1
+
+
+def read_wanted(path: str | Path, changes: Iterable[str] = ()) -> Wanted:
+    """Return what a TOML file asks for, defaults filled in; some keys may be set anew, see `changed`.
+
+    Raises:
+        UserError: one line for each mistake in the file.
+    """
+    path = Path(path)
+    raw = changed(read_toml(path, "discovery file", "sweeps/digits-discover.toml"), changes)
+    return resolve_wanted(raw, str(path), path.stem)
+
+
+def resolve_wanted(raw: Mapping[str, Any], source: str = "discovery", default_name: str = "discovery") -> Wanted:
+    """Return what a parsed TOML file (a plain dict) asks for; see `read_wanted`."""
+    checker = SweepChecker(source)
+    for key in raw:
+        if key not in (*TABLES, *PLAIN):
+            checker.say(key, f"unknown key{nearest(key, (*TABLES, *PLAIN))}; allowed: {', '.join((*PLAIN, *TABLES))}")
+    for key in ("data", "model"):
+        if key not in raw:
+            checker.say(key, "missing; a discovery needs the tables data, model")
+    for key in TABLES:
+        if key in raw and not isinstance(raw[key], Mapping):
+            checker.say(key, f"must be a table [{key}], got {raw[key]!r}")
+            raw = {**raw, key: {}}
+    data = checker.named("data", raw, DATASETS, "data set", given=())
+    model = checker.named("model", raw, MODELS, "model", given=GIVEN)
+    recipe = checker.recipe(raw, data)
+    pressures = _pressures(checker, dict(raw.get("discover", {})))
+    UserError.collect(checker.mistakes)
+    assert data is not None  # or a mistake had been found
+    assert model is not None
+    assert recipe is not None
+    rest = {"name": raw.get("name", default_name), "seeds": raw.get("seeds", 1)}
+    try:
+        return Wanted(data=data, model=model, recipe=recipe, pressures=pressures, **rest)
+    except ValidationError as error:
+        raise UserError(
+            *(f"{source}: {each['loc'][0]}: {each['msg']}, got {each['input']!r}" for each in error.errors())
+        ) from error
+
+
+def _pressures(checker: SweepChecker, table: dict[str, Any]) -> tuple[Pressure, ...]:
+    nu = table.pop("nu", Pressure().nu)
+    values = checker.axis("discover.nu", nu) if isinstance(nu, list) else [nu]
+    found = [checker.table(Pressure, "discover", {**table, "nu": value}) for value in values]
+    names = [checker.known("discover.estimator", each.estimator, ESTIMATORS, "estimator") for each in found[:1] if each]
+    if any(name is None for name in names):
+        return ()
+    for each in found[:1]:
+        if each is not None and each.warm + each.ramp >= each.settle:
+            checker.say("discover.settle", f"{each.settle:g} is not above warm + ramp, {each.warm + each.ramp:g}")
+    return tuple(each for each in found if each is not None)
