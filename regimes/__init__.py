@@ -57,11 +57,14 @@ if TYPE_CHECKING:
     from regimes.pruners.prune import prune as prune
     from regimes.record.assemble import open_record as _open_record
     from regimes.spec.check import read_sweep as read_sweep
+    from regimes.structure.discover import Discovery as Discovery
+    from regimes.structure.discover import discover as discover
 
     open = _open_record
 
 _HOME = {
     "Dataset": "regimes.data.dataset",
+    "Discovery": "regimes.structure.discover",
     "Estimate": "regimes.landscape.estimate",
     "Mask": "regimes.pruners.mask",
     "Spectrum": "regimes.landscape.spectrum",
@@ -71,6 +74,7 @@ _HOME = {
     "classify": "regimes.phases.classify",
     "curve_connectivity": "regimes.landscape.curve",
     "disagreement": "regimes.landscape.agreement",
+    "discover": "regimes.structure.discover",
     "draw_map": "regimes.figures.draw",
     "fisher_trace": "regimes.landscape.curvature",
     "gauss_newton_trace": "regimes.landscape.curvature",

@@ -16,6 +16,7 @@ WHAT = {
     "train": "snapshots",
     "given": "checkpoints",
     "prune": "masks",
+    "discover": "discovered networks",
     "retrain": "retrained copies",
     "measure": "measurements",
 }
@@ -53,7 +54,7 @@ def show_plan(
         "name": prepared.sweep.name,
         "folder": str(prepared.store.folder),
         "data": prepared.lab.loaded.title,
-        "cells": sum(stage.kind == "prune" and not stage.aside for stage in stages),
+        "cells": sum(stage.kind in ("prune", "discover") and not stage.aside for stage in stages),
         "dense_trainings": len(trainings),
         "stages": {kind: {"all": count[kind], "done": done[kind], "todo": todo[kind]} for kind in KINDS},
         "done": len(progress.done),
@@ -76,7 +77,7 @@ def show_plan(
     typer.echo(f"  cells (temperature x load x dense seed)     {facts['cells']}")
     typer.echo(f"  distinct dense trainings                    {facts['dense_trainings']}")
     for kind in KINDS:
-        if not count[kind] and kind in ("train", "given"):
+        if not count[kind] and kind in ("train", "given", "prune", "discover"):
             continue
         what = WHAT[kind]
         typer.echo(f"  {kind:<8} {count[kind]:>6} {what:<17} done {done[kind]:>6}   to do {todo[kind]:>6}")

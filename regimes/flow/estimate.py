@@ -106,8 +106,8 @@ def disk(todo: Iterable[Stage], lab: Lab) -> int:
         model = lab.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
         state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         weights = sum(each.numel() * each.element_size() for each in model.parameters())
-        sizes = {"train": state + weights, "given": state, "prune": weights // 32, "retrain": state, "measure": 0}
-        total += count * (sizes[kind] + RECORD_BYTES)
+        sizes = {"train": state + weights, "prune": weights // 32, "measure": 0}  # all else keeps a network
+        total += count * (sizes.get(kind, state) + RECORD_BYTES)
     return total
 
 
@@ -158,7 +158,8 @@ def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str,
         inputs = lab.data.train.inputs[: images_at_once(lab.data.train.inputs)]
         with evaluating(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
-    return {"train": rates[dense], "retrain": rates[other], "given": forward, "prune": forward, "measure": forward}
+    trained = {"train": rates[dense], "discover": rates[dense], "retrain": rates[other]}
+    return {**trained, "given": forward, "prune": forward, "measure": forward}
 
 
 def _seconds(work: object, times: int) -> float:

@@ -26,6 +26,7 @@ from regimes.pruners.mask import Mask
 from regimes.registry import load, source_id, with_defaults
 from regimes.spec.keys import digest
 from regimes.spec.sweep import Named, Size
+from regimes.structure.blocks import without_blocks
 from regimes.training.precision import PRECISIONS
 
 
@@ -202,8 +203,8 @@ class Lab:
                 raise ValueError(f"for two inputs it returned {got}; logits of shape {wanted} are expected")
 
     def model_with(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """A model with stored weights; one with fewer channels where they have fewer."""
-        model = self.new_model(seed=0)
+        """A model with stored weights; one with fewer channels and blocks where they have fewer."""
+        model = without_blocks(self.new_model(seed=0), weights)
         fitted(model, {name: each for name, each in weights.items() if not name.startswith("momentum/")})
         return in_layout(model, self.layout)
 

@@ -12,6 +12,7 @@ from typing import Any
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
+from regimes.flow.discover import Discover
 from regimes.flow.given import Given, content_of, read_checkpoint
 from regimes.flow.lab import Lab
 from regimes.flow.measure import Measure
@@ -20,9 +21,10 @@ from regimes.flow.retrain import Retrain
 from regimes.flow.stage import Stage
 from regimes.flow.store import Store
 from regimes.flow.train import Train
-from regimes.flow.trial import try_channels, try_losses, try_pruner
+from regimes.flow.trial import try_channels, try_discovery, try_losses, try_pruner
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
+from regimes.pruners import DISCOVERED
 from regimes.registry import load
 from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Sweep
@@ -37,7 +39,8 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
     _check_measures(sweep, split)
     try_losses(sweep, lab)
     for size in sweep.sizes():
-        (try_channels if sweep.load.structured else try_pruner)(sweep, lab.sized(size))
+        tried = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
+        (tried if sweep.load.structured else try_pruner)(sweep, lab.sized(size))
     taken_in = Store(lab.spec.folder).checkpoints if sweep.dense else {}
     stages: list[Stage] = []
     for size, temperature in itertools.product(sweep.sizes(), sweep.temperatures()):
@@ -54,10 +57,9 @@ def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
                 content = _content(path, lab, taken_in)
                 dense = Given(identity, path, content, recipe, dense_seed, at, images)
             stages.append(dense)
-            for density in sweep.load.density:
-                way = _way(sweep, dense, density)
+            for way in _ways(sweep, dense):
                 pruned = way[-1]
-                assert isinstance(pruned, Prune)
+                assert isinstance(pruned, (Prune, Discover))
                 copies = [Retrain(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
                 stages += [*way, *copies, *_measurements(sweep, copies)]
     shown = {stage.key: stage for stage in stages if not stage.aside}  # a step may be what the map asks for elsewhere
@@ -74,6 +76,16 @@ def _content(path: str, lab: Lab, taken_in: Mapping[str, str]) -> str:
     content = content_of(path)
     read_checkpoint(path, lab.new_model(seed=0))
     return content
+
+
+def _ways(sweep: Sweep, dense: Train | Given) -> Iterator[list[Stage]]:
+    """The stages to each point of the load axis."""
+    if isinstance(dense, Train) and sweep.load.pruner == DISCOVERED:
+        for pressure in sweep.load.pressures():
+            yield [Discover(dense, pressure, sweep.load)]
+    else:
+        for density in sweep.load.density:
+            yield _way(sweep, dense, density)
 
 
 def _way(sweep: Sweep, dense: Train | Given, density: float) -> list[Stage]:
@@ -145,7 +157,7 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage], data: Dataset) -> dict[str,
         "coords": {
             **{k.name: list(values) for k, values in zip(knobs, sweep.temperature.values(), strict=True)},
             **({"width": list(sweep.load.width)} if sweep.load.width else {}),
-            "density": list(sweep.load.density),
+            sweep.load.axis[0]: list(sweep.load.axis[1]),
             "dense_seed": list(range(sweep.dense_seeds)),
             "retrain_seed": list(range(sweep.retrain_seeds)),
             "pair": list(range(len(sweep.pairs()))),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from regimes.flow.discover import Discover
 from regimes.flow.files import Damaged
 from regimes.flow.given import Given
 from regimes.flow.measure import Measure
@@ -175,12 +176,14 @@ def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...
         return ("train", _shape(stage.recipe), str(asked[stage.training]), str(size_of(stage.at)))
     if isinstance(stage, Retrain):
         # One round after the other; networks that have lost channels go with those that have lost as many.
-        small = str(stage.pruned.density) if stage.pruned.load.structured else ""
+        small = str(stage.pruned.at[stage.pruned.load.axis[0]]) if stage.pruned.load.structured else ""
         return ("retrain", _shape(stage.recipe), str(stage.pruned.round), small, str(size_of(stage.at)))
     if isinstance(stage, Given):
         return ("given",)
     if isinstance(stage, Measure):
         return ("measure", stage.subjects[0].pruned.key)
+    if isinstance(stage, Discover):
+        return ("discover", stage.key)
     return ("prune", stage.needs[0].key)
 
 

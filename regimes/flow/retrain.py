@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from regimes.flow.discover import Discover
 from regimes.flow.given import Given
 from regimes.flow.lab import Lab, masked
 from regimes.flow.prune import Prune, Retrained
@@ -29,7 +30,7 @@ class Retrain:
         seed: the retrain seed; in a round on the way, which all copies share, the round's number.
     """
 
-    pruned: Prune
+    pruned: Prune | Discover
     recipe: Recipe
     seed: int
 

@@ -11,7 +11,10 @@ from regimes.errors import UserError
 from regimes.flow.lab import Lab, one_thread
 from regimes.pruners.channels import shrink
 from regimes.pruners.prune import prune
+from regimes.registry import load
 from regimes.spec.sweep import Sweep
+from regimes.structure.estimators import ESTIMATORS
+from regimes.structure.tracing import anatomy_of
 
 
 def try_losses(sweep: Sweep, lab: Lab) -> None:
@@ -68,3 +71,15 @@ def try_channels(sweep: Sweep, lab: Lab) -> None:
         model = lab.new_model(seed=0)
         for density in sweep.load.density:
             shrink(model, density, lab.data.train.inputs[:2], sweep.load.pruner, sweep.load.allocation, seed=0)
+
+
+def try_discovery(sweep: Sweep, lab: Lab) -> None:
+    """Look for units and blocks in a fresh model.
+
+    Raises:
+        UserError: torch-pruning is missing or cannot follow the model, nothing in it can leave, or an estimator is
+            unknown.
+    """
+    load(ESTIMATORS, sweep.load.discover.estimator, "estimator")
+    with one_thread():
+        anatomy_of(lab.new_model(seed=0), lab.data.train.inputs[:2])

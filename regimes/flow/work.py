@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from regimes.flow.discover import discover
 from regimes.flow.files import Damaged
 from regimes.flow.given import take
 from regimes.flow.lab import Lab
@@ -20,6 +21,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "train": train,
     "given": take,
     "prune": prune,
+    "discover": discover,
     "retrain": retrain,
     "measure": measure,
 }

@@ -12,7 +12,12 @@ import xarray as xr
 from regimes.flow.files import Damaged, Record
 from regimes.flow.store import Store, open_store
 
-LOADS = ("width", "density")
+LOADS = ("width", "nu", "density")
+ABOUT = (
+    ("density", "1", "density (fraction of prunable weights kept)"),
+    ("nu", "nat", "nu (loss that the whole network's complexity is worth)"),
+    ("width", "1", "width of the model"),
+)
 STATUS = ("pending", "ok", "diverged", "failed")
 WORST = (1, 2, 0, 3)  # of several stages in one cell: ok < diverged < pending < failed
 
@@ -20,7 +25,8 @@ WORST = (1, 2, 0, 3)  # of several stages in one cell: ok < diverged < pending <
 def open_record(run: str | Path) -> xr.Dataset:
     """Return everything a run has measured so far.
 
-    Dimensions: the knob(s), ``width`` where it varies, ``density``, ``dense_seed``, and ``retrain_seed`` or ``pair``.
+    Dimensions: the knob(s), ``width`` where it varies, ``density`` (``nu`` where networks are discovered, with what
+    each has kept in ``kept``), ``dense_seed``, and ``retrain_seed`` or ``pair``.
     Variables: ``test_error``, ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, each with
     ``<name>_stderr`` where it is an estimate; cells not measured are NaN and ``status`` (pending, ok, diverged, failed)
     says why. Every variable bears ``units``, ``long_name`` and, for metrics, ``measured_with``.
@@ -110,9 +116,9 @@ class _Grid:
         data = xr.Dataset(variables, {name: values for name, values in self.coords.items() if name in used})
         for knob in self.layout["knobs"]:
             data[knob["name"]].attrs = {key: knob[key] for key in ("units", "long_name", "hotter")}
-        data["density"].attrs = {"units": "1", "long_name": "density (fraction of prunable weights kept)"}
-        if "width" in data.coords:
-            data["width"].attrs = {"units": "1", "long_name": "width of the model"}
+        for name, units, long_name in ABOUT:
+            if name in data.coords:
+                data[name].attrs = {"units": units, "long_name": long_name}
         data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
         if self.layout.get("chance_error") is not None:  # not in runs of earlier versions
             data.attrs["chance_error"] = self.layout["chance_error"]

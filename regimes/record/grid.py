@@ -82,6 +82,7 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
     if not knobs:
         have = ", ".join(str(dim) for dim in data.sizes) or "none"
         raise UserError(f"{name}: no dimension is named as a knob; allowed: {', '.join(KNOBS)}; it has {have}")
+    data = _by_density(data, name)
     if "density" not in data.sizes:
         raise UserError(f"{name}: no dimension 'density' (fraction of weights kept, in (0, 1])")
     for variable in ("lmc", "cka"):
@@ -107,6 +108,22 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
             data[knob].attrs = defaults | data[knob].attrs
     data["density"].attrs.setdefault("long_name", "density (fraction of prunable weights kept)")
     data.attrs.setdefault("title", Path(name).stem)
+    return data
+
+
+def _by_density(data: xr.Dataset, name: str) -> xr.Dataset:
+    """A grid over ``nu`` as one over density: each nu stands at the mean density of the networks found under it."""
+    if "nu" not in data.sizes or "density" in data.sizes or "kept" not in data:
+        return data
+    kept = data["kept"].mean([dim for dim in data["kept"].dims if dim != "nu"])
+    known = kept["nu"].values[kept.notnull().values]
+    if len(known) < data.sizes["nu"]:
+        data, kept = data.sel(nu=known), kept.sel(nu=known)
+    found = kept.values
+    if len(np.unique(found)) < len(found):
+        raise UserError(f"{name}: networks found under several nu are equally dense; leave some out of load.nu")
+    data = data.assign_coords(density=("nu", found)).swap_dims(nu="density").sortby("density")
+    data["density"].attrs = {"units": "1", "long_name": "density (mean of the networks found under one nu)"}
     return data
 
 

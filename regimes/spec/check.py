@@ -16,7 +16,7 @@ from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.losses import LOSSES
 from regimes.models import GIVEN, MODELS
-from regimes.pruners import ALLOCATIONS, PRUNERS, STRUCTURED
+from regimes.pruners import ALLOCATIONS, DISCOVERED, PRUNERS, STRUCTURED
 from regimes.registry import Registry, allow_imports_from, load, nearest, options_of
 from regimes.spec.change import changed
 from regimes.spec.checker import Checker
@@ -192,15 +192,23 @@ class SweepChecker(Checker):
         table = raw.get("load")
         if table is None:
             return None
-        if "density" in table:
-            densities = self.axis("load.density", table["density"])
-            table = {**table, "density": densities or [1.0]}  # an empty or missing list has been spoken of
+        discovered = table.get("pruner") == DISCOVERED
+        key, other = ("nu", "density") if discovered else ("density", "nu")
+        if key in table:
+            table = {**table, key: self.axis(f"load.{key}", table[key]) or [1.0]}  # an empty list has been spoken of
+        else:
+            self.say(f"load.{key}", "missing")
+        if other in table:
+            self.say(f"load.{other}", f"the load axis of pruner '{table.get('pruner', 'magnitude')}' is {key}")
         axis: Load | None = self.table(Load, "load", table)
         if axis is None:
             return None
         self.known("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
-        if not axis.structured:
-            self.known("load.pruner", axis.pruner, {**PRUNERS, **dict.fromkeys(STRUCTURED, "")}, "pruner")
+        if discovered:
+            self.discovered(axis, table)
+        elif not axis.structured:
+            names = {**PRUNERS, **dict.fromkeys((*STRUCTURED, DISCOVERED), "")}
+            self.known("load.pruner", axis.pruner, names, "pruner")
         elif axis.allocation not in ("uniform", "global"):
             self.say("load.allocation", f"channels are pruned by 'uniform' or 'global', got {axis.allocation!r}")
         elif axis.rewind is not None:
@@ -214,6 +222,16 @@ class SweepChecker(Checker):
         elif axis.rewind is not None and shortest is not None and axis.rewind > shortest:
             self.say("load.rewind", f"{axis.rewind} lies beyond the shortest dense training, {shortest} epochs")
         return axis
+
+    def discovered(self, axis: Load, table: Mapping[str, Any]) -> None:
+        """What cannot be said of networks that are discovered."""
+        for name in ("allocation", "schedule", "rounds", "rewind"):
+            if name in table:
+                self.say(f"load.{name}", f"means nothing where networks are discovered, got {table[name]!r}")
+        if self.given:
+            self.say("load.pruner", f"'{DISCOVERED}' trains from fresh weights; checkpoints cannot take part")
+        if "nu" in table.get("discover", {}):
+            self.say("load.discover.nu", "stands in load.nu")
 
     def measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> Measure | None:
         measure: Measure | None = self.table(Measure, "measure", raw.get("measure", {}))

@@ -38,8 +38,8 @@ class Pressure(Section):
     start: Within = 0.9
     warm: ShareOrZero = 0.1
     ramp: ShareOrZero = 0.1
-    settle: Within = 0.6
-    fall: Within = 0.15
+    settle: Within = 0.5
+    fall: Within = 0.1
     estimator: str = "curved"
     blocks: Literal["exact", "straight-through", "trapezoid", "curved"] = "exact"
-    every: Count = 4
+    every: Count = 8

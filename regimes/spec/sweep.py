@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Strict
 
 from regimes.knobs import KNOBS, Knob, Value
-from regimes.pruners import STRUCTURED
+from regimes.pruners import DISCOVERED, STRUCTURED
 from regimes.registry import load
-from regimes.spec.recipe import Count, Recipe, Section
+from regimes.spec.pressure import Pressure
+from regimes.spec.recipe import Count, NonNegative, Recipe, Section
 
 ROUNDS = {"iterative": 3, "gradual": 10}
 Density = Annotated[float, Strict(), Field(gt=0, le=1)]
@@ -38,7 +39,8 @@ class Load(Section):
     """The load axes: which densities, and how networks are pruned to them; which widths, where those vary.
 
     Attributes:
-        density: fractions of the prunable weights kept.
+        density: fractions of the prunable weights kept; none where networks are discovered.
+        nu: pressures under which networks are discovered, with ``pruner = "discovered"``: the load-like knob then.
         width: values of the model's option of that name, each with dense networks of its own; none: it stays.
         pruner, allocation: names or import paths.
         schedule: "one-shot"; "iterative": in ``rounds`` steps of one ratio, the network retrained by the recipe after
@@ -47,20 +49,32 @@ class Load(Section):
         rounds: of a schedule; None: as said there.
         rewind: the dense epoch whose weights the survivors go back to before they are retrained; 0: the initial ones;
             None: they stay as they are.
+        discover: the rest of the pressure; its own ``nu`` does not count.
     """
 
-    density: tuple[Density, ...]
+    density: tuple[Density, ...] = ()
+    nu: tuple[NonNegative, ...] = ()
     width: tuple[Width, ...] = ()
     pruner: str = "magnitude"
     allocation: str = "uniform"
     schedule: Literal["one-shot", "iterative", "gradual"] = "one-shot"
     rounds: Annotated[int, Strict(), Field(ge=2, le=1000)] | None = None
     rewind: Annotated[int, Strict(), Field(ge=0)] | None = None
+    discover: Pressure = Pressure()
 
     @property
     def structured(self) -> bool:
         """Whether whole channels leave, rather than single weights."""
-        return self.pruner in STRUCTURED
+        return self.pruner in (*STRUCTURED, DISCOVERED)
+
+    @property
+    def axis(self) -> tuple[str, tuple[float, ...]]:
+        """The load axis that is not width: its name and values."""
+        return ("nu", self.nu) if self.pruner == DISCOVERED else ("density", self.density)
+
+    def pressures(self) -> list[Pressure]:
+        """One for every nu."""
+        return [self.discover.model_copy(update={"nu": nu}) for nu in self.nu]
 
     def path(self, density: float) -> tuple[float, ...]:
         """The densities on the way to one, itself the last.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import add, iadd
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 _ADDITIONS: tuple[Any, ...] = (add, iadd, torch.add, "add", "add_")
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", "relu_")
@@ -71,6 +71,16 @@ def remove_block(model: nn.Module, block: Block) -> None:
     else:
         rest = nn.Sequential(OrderedDict({**parts, "behind": nn.ReLU()} if block.relu else parts))
     model.set_submodule(block.name, rest.train(module.training))
+
+
+def without_blocks(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Take the blocks out of a model of whose branch a state dict has nothing; returns the model itself."""
+    if all(name in state for name in model.state_dict()):
+        return model
+    for block in find_blocks(model):
+        if not any(name.startswith(tuple(f"{each}." for each in block.branch)) for name in state):
+            remove_block(model, block)
+    return model
 
 
 class _Shallow(fx.Tracer):

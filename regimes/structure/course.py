@@ -28,13 +28,13 @@ class Course:
     timeline: Timeline
 
     def epochs(self, share: float) -> int:
-        """A share of the horizon, in whole epochs."""
-        return round(share * self.timeline.recipe.epochs)
+        """A share of the training, in whole epochs."""
+        return round(share * self.timeline.last_epoch)
 
     @property
     def settles(self) -> int:
         """The epoch after which the structure is fixed: at least one, and never the last."""
-        return max(1, min(self.epochs(self.pressure.settle), self.timeline.recipe.epochs - 1))
+        return max(1, min(self.epochs(self.pressure.settle), self.timeline.last_epoch - 1))
 
     def strength(self, step: int) -> float:
         """The share of the full pressure at a step: 0 while warm, growing over the ramp, then 1."""

@@ -128,6 +128,9 @@ def epochs(search: Search, saved: Saved | None = None) -> Iterator[Saved]:
         _load(search, saved)
     for number in range(start, search.course.timeline.last_epoch):
         search.epoch(number)
+        if search.diverged:
+            search.message = f"diverged in epoch {number + 1}: its loss was not finite; try a smaller learning rate"
+            return
         yield _saved(search)
 
 

@@ -34,7 +34,7 @@ from regimes.training.timeline import Timeline
 Row = dict[str, Any]
 Tensors = dict[str, Tensor]
 BLOCK_SHARE = 0.3  # of a new exact difference in the running one
-JUDGED = 16  # batches by which the last decision on a block is taken
+JUDGED = 8  # batches by which the last decision on a block is taken
 
 
 class Search:
@@ -61,6 +61,7 @@ class Search:
         self.full = size_of(self.full_anatomy)
         self.rates = self.course.steps(self.full_anatomy, Complexity(self.full_anatomy), self.full)
         self.message = ""
+        self.diverged = False
         self.history: list[Row] = []
         units = Side.of(self.full_anatomy.units, self._start(1 - pressure.alpha), self.device)
         blocks = Side.of(len(self.full_anatomy.blocks), self._start(pressure.alpha), self.device)
@@ -111,7 +112,8 @@ class Search:
         with seeded(0):
             for step, inputs, targets in self.stream.batches(number * steps, (number + 1) * steps):
                 total += self._step(step, inputs, targets)
-        if not self.settled and number + 1 >= self.course.settles:
+        self.diverged = not bool(total.isfinite())
+        if not self.settled and not self.diverged and number + 1 >= self.course.settles:
             self._settle(number + 1)
         seconds = time.perf_counter() - started
         row = {"epoch": number + 1, "train_loss": float(total) / steps, **self._standing(), "seconds": seconds}
@@ -218,38 +220,51 @@ class Search:
             self.gates.now(self.anatomy)
 
     def _settle(self, epoch: int) -> None:
-        """The final rule: a gate above one half stays for good, every other leaves; no gates from here on.
+        """The final rule: a unit's gate above one half stays for good, every other leaves; no gates from here on.
 
-        Blocks are decided by exact differences, where these are what they were trained by.
+        Blocks are decided by exact differences of the loss.
         """
         ask_units = self.units.chance <= 0.5
-        by_half = self.course.pressure.blocks != "exact" or not self.rates[1]
-        ask_blocks = self.blocks.chance <= 0.5 if by_half else self._not_worth_it(ask_units, epoch)
+        ask_blocks = self._not_worth_it(ask_units, epoch) if self.rates[1] else torch.zeros_like(self.blocks.gone)
         self._go(with_guards(self.anatomy, self.units, self.blocks, ask_units, ask_blocks))
         if self.gates is not None:
             self.gates.remove()
         self.gates, self.settled = None, True
+        self._all_on()
+
+    def _all_on(self) -> None:
         self.units.chance, self.blocks.chance = (~self.units.gone).float(), (~self.blocks.gone).float()
 
+    @torch.no_grad()
     def _not_worth_it(self, ask_units: Tensor, epoch: int) -> Tensor:
         """Blocks without which the loss rises by less than their pressure, the least worth first, one after another."""
         steps = self.course.timeline.steps_per_epoch
         batches = list(self.stream.batches(epoch * steps, epoch * steps + min(JUDGED, steps)))
-        leaving = with_guards(self.anatomy, self.units, self.blocks, ask_units, torch.zeros_like(self.blocks.gone))
-        on = (~(self.units.gone | leaving.units)).float(), (~(self.blocks.gone | leaving.blocks)).float()
+        none = torch.zeros_like(self.blocks.gone)
+        leaving = with_guards(self.anatomy, self.units, self.blocks, ask_units, none)
+        units, blocks = (~(self.units.gone | leaving.units)).float(), (~(self.blocks.gone | leaving.blocks)).float()
+
+        def loss() -> Tensor:
+            with self.stepper.statistics_frozen():
+                return torch.stack([self._loss(*batch, fixed(units, blocks)) for batch in batches]).mean()
+
+        now = loss()
         for number in self.blocks.worth.argsort(descending=True).tolist():
-            if on[1][number]:
-                found = [self._difference(number, *batch, fixed(*on)) for batch in batches]
-                slopes = self.complexity.pull(*on, self.full, self.course.pressure.kappa)
-                keep = torch.stack(found).mean() + self.course.on_blocks(slopes[1])[number] < 0
-                on[1][number] = float(keep)
-        return on[1] == 0
+            if blocks[number]:
+                slopes = self.complexity.pull(units, blocks, self.full, self.course.pressure.kappa)
+                blocks[number] = 0
+                without = loss()
+                if now - without + self.course.on_blocks(slopes[1])[number] < 0:
+                    blocks[number] = 1
+                else:
+                    now = without
+        return blocks == 0
 
     def _give_in(self, leaving: Leaving) -> None:
         """Go back to the network of the last good epoch and leave it as large as it was."""
         epoch, tensors = self.good
         self.restore(tensors, settled=True)
-        self.units.chance, self.blocks.chance = (~self.units.gone).float(), (~self.blocks.gone).float()
+        self._all_on()
         what = ", ".join(leaving.spared) or "any block"
         self.message = (
             f"nu = {self.course.pressure.nu:g} would leave nothing of {what}; the network of epoch {epoch} is kept, "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from regimes.errors import UserError
 from regimes.landscape.error import evaluating
 from regimes.pruners.channels import dependencies
 from regimes.structure.anatomy import NOBODY, Anatomy, Group, Layer
@@ -30,7 +31,7 @@ def anatomy_of(model: nn.Module, inputs: Tensor) -> Anatomy:
     nothing changes. That is tried: what computes something else without its units than with their gates shut has none.
 
     Raises:
-        UserError: torch-pruning is missing or cannot follow the model.
+        UserError: torch-pruning is missing or cannot follow the model, or nothing in it can leave.
     """
     blocks = find_blocks(model)
     names = {module: name for name, module in model.named_modules()}
@@ -39,8 +40,8 @@ def anatomy_of(model: nn.Module, inputs: Tensor) -> Anatomy:
     order = {name: number for number, name in enumerate(names.values())}
     groups: list[Group] = []
     taken = 0
-    found = [(_producer(entries, names, layers), entries) for entries in dependencies(model, inputs)]
-    for producer, entries in sorted(((each, of) for each, of in found if each), key=lambda pair: order[pair[0]]):
+    parts = [(_producer(entries, names, layers), entries) for entries in dependencies(model, inputs)]
+    for producer, entries in sorted(((each, of) for each, of in parts if each), key=lambda pair: order[pair[0]]):
         layer = layers[producer]
         for target, handler, positions, roots in entries:
             if target in names:
@@ -52,7 +53,13 @@ def anatomy_of(model: nn.Module, inputs: Tensor) -> Anatomy:
         taken += len(layer.rows)
     counted = sum(each.numel() for name in layers for each in model.get_submodule(name).parameters(recurse=False))
     rest = sum(each.numel() for each in model.parameters()) - counted
-    return _tried(model, Anatomy(layers, tuple(groups), blocks, rest), inputs)
+    found = _tried(model, Anatomy(layers, tuple(groups), blocks, rest), inputs)
+    if not found.units and not blocks:
+        raise UserError(
+            f"nothing in {type(model).__name__} can leave: it has no residual block, and no layer whose channels only "
+            "convolutions, linear layers and BatchNorm read"
+        )
+    return found
 
 
 def _places(model: nn.Module, inputs: Tensor) -> dict[str, int]:
@@ -159,19 +166,21 @@ def _leaves(model: nn.Module, trial: nn.Module, gates: Gates, anatomy: Anatomy, 
 
 
 def _is_vital(trial: nn.Module, gates: Gates, anatomy: Anatomy, group: Group, inputs: Tensor) -> bool:
-    """Whether a block's branch, or the whole network, says the same of all inputs without a group."""
-    units = torch.ones(anatomy.units, dtype=torch.bool, device=inputs.device)
-    units[group.units] = False
-    said: list[Tensor] = []
+    """Whether a block's branch, or the whole network, tells inputs apart no more without a group."""
     where = trial if group.block is None else trial.get_submodule(anatomy.blocks[group.block].gate)
-    hook = where.register_forward_hook(lambda module, given, out: said.append(out))
-    try:
-        with gates.at(fixed(units, _all_on(anatomy, inputs))):
-            trial(inputs)
-    finally:
-        hook.remove()
-    first, *others = said[-1]
-    return all(bool((other - first).abs().max() <= CLOSE * first.abs().max().clamp(min=1e-12)) for other in others)
+    apart = []
+    for on in (1.0, 0.0):
+        units = torch.ones(anatomy.units, device=inputs.device)
+        units[group.units] = on
+        said: list[Tensor] = []
+        hook = where.register_forward_hook(lambda module, given, out, said=said: said.append(out))
+        try:
+            with gates.at(fixed(units, _all_on(anatomy, inputs))):
+                trial(inputs)
+        finally:
+            hook.remove()
+        apart.append(float((said[-1] - said[-1].mean(0)).abs().max()))
+    return apart[1] <= CLOSE * apart[0]
 
 
 def _all_on(anatomy: Anatomy, inputs: Tensor) -> Tensor:

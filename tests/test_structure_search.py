@@ -1,0 +1,323 @@
+"""Structure discovery: a known answer is recovered, three numbers do what they say, nothing needed is lost."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SMALL
+from torch import Tensor, nn
+
+import regimes
+from regimes import UserError
+from regimes.data.dataset import Dataset
+from regimes.data.synthetic import synthetic
+from regimes.models.build import build
+from regimes.registry import load
+from regimes.spec.pressure import Pressure
+from regimes.spec.recipe import Recipe
+from regimes.structure.conditions import may_leave
+from regimes.structure.discover import epochs
+from regimes.structure.estimators import ESTIMATORS
+from regimes.structure.gates import Draw, Gates, draw
+from regimes.structure.living import Side, with_guards
+from regimes.structure.search import Search
+from regimes.structure.tracing import anatomy_of
+from regimes.studies.teacher import Net, learn, left, lessons
+
+QUICK = {"warm": 0.1, "ramp": 0.1, "fall": 0.2, "settle": 0.7}
+
+
+# -- a known answer ---------------------------------------------------------------------------------------------------
+
+
+def test_the_structure_of_a_teacher_is_recovered() -> None:
+    """One block of four units, in at least four of five seeds; what is found has learnt."""
+    found = [learn(seed, nu=0.3, alpha=0.65) for seed in range(5)]
+    assert sum(sorted(left(each)) == [0, 0, 4] for each in found) >= 4
+    assert all(each.error(each.data.test) < 0.03 for each in found)  # answers have variance 1
+
+
+def test_without_pressure_everything_stays_and_training_is_that_of_a_dense_network() -> None:
+    """The very bits: no gate is drawn."""
+    from regimes.training.train import train
+
+    data = synthetic(shape=[3, 8, 8], train=96, test=40)
+    recipe = Recipe(epochs=3, batch_size=16, augment="none")
+    model = build("preresnet", SMALL["preresnet"], data.input_shape, data.classes, 0)
+    found = regimes.discover(copy.deepcopy(model), data, nu=0.0, recipe=recipe, seed=4)
+    (snapshot,) = train(model, data, recipe, ("dense", 4), [3])
+    assert all(torch.equal(each, found.model.state_dict()[name]) for name, each in snapshot.weights.items())
+    assert found.macs == found.full_macs
+    assert all(found.blocks.values())
+
+
+def test_alpha_chooses_between_layers_and_units() -> None:
+    layers, units = learn(0, epochs=40, nu=0.5, alpha=1.0), learn(0, epochs=40, nu=0.2, alpha=0.0)
+    assert sorted(set(left(layers))) == [0, 16]
+    assert layers.blocks.alive < 3
+    assert units.units.alive < 24
+    assert all(each in (0, *range(1, 16)) for each in left(units))
+    for number, count in enumerate(left(units)):  # a block leaves only with its last unit
+        assert bool(units.blocks.gone[number]) == (count == 0)
+
+
+def test_kappa_moves_the_balance_of_macs_and_parameters() -> None:
+    """The pressure itself: an early layer costs MACs, a late one parameters."""
+    model = build("preresnet", {"depth": 8, "width": 4}, (3, 16, 16), 4, 0)
+    data = synthetic(shape=[3, 16, 16], train=64, test=20)
+    pulls = {}
+    for kappa in (0.0, 1.0):
+        search = Search(model, data, Recipe(epochs=2, batch_size=16, augment="none"), Pressure(kappa=kappa), ("k", 0))
+        ones = torch.ones(search.units.alive), torch.ones(3)
+        units, blocks = search.complexity.pull(*ones, search.full, kappa)
+        pulls[kappa] = (float(units[0] / units[-1]), float(blocks[0] / blocks[-1]))
+    assert pulls[1.0][0] > 4 * pulls[0.0][0]
+    assert pulls[1.0][1] > 4 * pulls[0.0][1]
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "torchvision"])
+def test_every_model_shrinks_and_still_works(name: str) -> None:
+    data = synthetic(shape=[3, 8, 8], train=96, test=40)
+    model = build(name, SMALL[name], data.input_shape, data.classes, 0)
+    recipe = Recipe(epochs=6, batch_size=16, learning_rate=0.02, augment="none")
+    found = regimes.discover(model, data, nu=4.0, recipe=recipe, estimator="straight-through", **QUICK)
+    assert found.macs < found.full_macs
+    assert found.params == sum(each.numel() for each in found.model.parameters())
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in found.model.modules())
+    assert found.model(data.test.inputs[:2]).shape == (2, data.classes)
+    assert found.model.training
+    whole = build(name, SMALL[name], data.input_shape, data.classes, 0).state_dict()
+    assert all(torch.equal(each, whole[key]) for key, each in model.state_dict().items())  # the one given
+
+
+# -- the final rule ---------------------------------------------------------------------------------------------------
+
+
+def test_gates_end_at_zero_or_one_and_the_plain_network_is_as_good_as_the_gated_one() -> None:
+    data = regimes_digits()
+    model = build("preresnet", {"depth": 8, "width": 6}, data.input_shape, data.classes, 0)
+    recipe = Recipe(epochs=14, batch_size=64, augment="none")
+    search = Search(model, data, recipe, Pressure(nu=0.1, settle=0.8), ("dense", 0))
+    for number in range(search.course.settles - 1):
+        search.epoch(number)
+    assert not search.settled
+    gated = search.error(data.test)
+    for number in range(search.course.settles - 1, 14):
+        search.epoch(number)
+    for side in (search.units, search.blocks):
+        assert set(side.chance.tolist()) <= {0.0, 1.0}
+        assert torch.equal(side.chance == 0, side.gone)
+    plain = search.error(data.test)
+    noise = math.sqrt(2 * 0.05 * 0.95 / len(data.test.targets))
+    assert plain < gated + 2 * noise
+    assert search.units.alive < search.full_anatomy.units
+
+
+def regimes_digits() -> Dataset:
+    from regimes.data.digits import digits
+
+    return digits()
+
+
+# -- guards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vgg", "preresnet", "mlp"])
+def test_a_pressure_that_would_remove_everything_ends_with_the_last_good_network(name: str) -> None:
+    data = synthetic(shape=[3, 8, 8], train=200, test=80, spread=0.5)
+    model = build(name, SMALL[name], data.input_shape, data.classes, 0)
+    recipe = Recipe(epochs=10, batch_size=20, learning_rate=0.02, augment="none")
+    found = regimes.discover(model, data, nu=1e4, recipe=recipe, **QUICK)
+    assert "nu = 10000 would leave nothing of" in found.message
+    assert "ask for a smaller nu" in found.message
+    assert found.message in str(found)
+    assert all(alive > 0 for alive, _ in found.widths.values()) or any(found.blocks.values())
+    assert found.model(data.test.inputs[:2]).isfinite().all()
+
+
+def test_a_layer_keeps_its_last_unit_and_a_block_goes_without_units() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 8), *Net(parts=2, units=3).children())
+    anatomy = anatomy_of(model, torch.randn(4, 6))
+    assert [(group.name, group.block) for group in anatomy.groups] == [("0", None), ("3.0.up", 0), ("3.1.up", 1)]
+    units, blocks = (Side.of(count, 0.5, torch.device("cpu")) for count in (anatomy.units, 2))
+    units.chance[3] = 0.6
+    ask = torch.ones(anatomy.units, dtype=torch.bool)
+    ask[anatomy.groups[2].units] = False
+    leaving = with_guards(anatomy, units, blocks, ask, torch.zeros(2, dtype=torch.bool))
+    assert leaving.units.tolist() == [True, True, True, False, True, *[True] * 3, *[False] * 3]
+    assert leaving.blocks.tolist() == [True, False]
+    assert leaving.spared == ("0",)
+    assert leaving.nothing  # the network can do nothing without its first layer
+    last = with_guards(anatomy, units, blocks, ~ask & False, torch.tensor([True, True]))
+    assert last.nothing
+
+
+def test_only_what_nothing_brings_back_may_leave() -> None:
+    """Closed form: without decay and with s = 1 the condition is ``|w| + theta < r / eta``."""
+    theta, norm = torch.tensor([0.005, 0.005, 0.02, 0.005]), torch.tensor([2.0, 2.0, 2.0, 2.0])
+    worth, pressure = torch.tensor([-0.09, -0.11, -0.09, 0.5]), torch.full((4,), 0.1)
+    assert may_leave(theta, worth, norm, pressure, decay=0.0).tolist() == [True, False, False, True]
+    assert not may_leave(theta, worth, norm, 0 * pressure, decay=0.0).any()
+    eta = 0.11 / 2.0
+    for decay in (0.0, 1e-3, 0.1):
+        s = (math.sqrt(decay**2 + 4 * eta**2) - decay) / (2 * eta)
+        want = s * 2.0 + 0.005 < s * 0.1 / eta + decay * 0.1 / eta**2
+        assert bool(may_leave(theta, worth, norm, pressure, decay)[1]) == want
+
+
+def test_three_checks_in_a_row_are_needed() -> None:
+    side = Side.of(2, 0.9, torch.device("cpu"))
+    yes, one = torch.tensor([True, True]), torch.tensor([True, False])
+    assert [side.check(each).tolist() for each in (yes, one, yes, yes, yes)] == [
+        [False, False],
+        [False, False],
+        [True, False],
+        [True, False],
+        [True, True],
+    ]
+
+
+# -- estimators -------------------------------------------------------------------------------------------------------
+
+
+class Bent(nn.Module):
+    """Four units of known effect: their sum goes through a cubic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(torch.tanh(self.up(x)))
+        return out
+
+
+def exact(model: nn.Module, gates: Gates, theta: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    """``E[L(1) - L(0)]`` of each gate by enumeration of all others."""
+    out = torch.zeros(4, dtype=torch.float64)
+    for bits in itertools.product((0.0, 1.0), repeat=4):
+        xi = torch.tensor(bits, dtype=torch.float64)
+        chance = torch.where(xi == 1, theta, 1 - theta)
+        with torch.no_grad(), gates.at(Draw(xi[None], torch.zeros(1, 0, dtype=torch.float64))):
+            loss = F.cross_entropy(model(inputs), targets)
+        for unit in range(4):
+            others = float(chance.prod() / chance[unit])
+            out[unit] += (2 * xi[unit] - 1) * others * loss
+    return out
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_against_exact_enumeration(name: str) -> None:
+    """The mean over draws lies where theory says: trapezoid and curved near the truth, straight-through within its
+    bias; all point the same way."""
+    torch.manual_seed(0)
+    model = Bent().double()
+    inputs = torch.randn(40, 3, dtype=torch.float64)
+    targets = torch.randint(0, 2, (40,))
+    gates = Gates(model, anatomy_of(model, inputs))
+    theta = torch.tensor([0.9, 0.5, 0.3, 0.7], dtype=torch.float64)
+    truth = exact(model, gates, theta, inputs, targets)
+    estimate = load(ESTIMATORS, name, "estimator")
+    random = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(400):
+        drawn = draw(theta, torch.zeros(0, dtype=torch.float64), 40, random)
+        with gates.at(drawn):
+            F.cross_entropy(model(inputs), targets).backward()
+        assert drawn.units.grad is not None
+        found.append(estimate(40 * drawn.units.grad, drawn.units.detach()))
+    gates.remove()
+    mean, error = torch.stack(found).mean(0), torch.stack(found).std(0) / 20
+    close = 0.03 if name == "straight-through" else 0.01
+    assert float((mean - truth).abs().max()) < close + 3 * float(error.max())
+    assert torch.equal(mean.sign(), truth.sign())
+
+
+def test_estimators_on_a_quadratic_in_one_gate() -> None:
+    """``L = a xi + b xi^2``: the truth is ``a + b``; the trapezoid has it, the straight-through slope has
+    ``a + 2 b theta``."""
+    a, b = -0.3, 0.2
+    gates = torch.tensor([[1.0], [1.0], [1.0], [0.0]])
+    slopes = a + 2 * b * gates
+    named = {name: float(load(ESTIMATORS, name, "estimator")(slopes, gates)) for name in ESTIMATORS}
+    assert named["trapezoid"] == pytest.approx(a + b)
+    assert named["straight-through"] == pytest.approx(a + 2 * b * 0.75)
+    assert float(load(ESTIMATORS, "trapezoid", "estimator")(slopes[:3], gates[:3])) == pytest.approx(a + 2 * b)
+    c = float((slopes**2).mean())  # stands for the second derivative
+    assert named["curved"] == pytest.approx(a + 2 * b * 0.75 - c / 4)
+
+
+def test_gates_are_drawn_with_their_probabilities() -> None:
+    theta = torch.tensor([0.0, 0.2, 0.9, 1.0])
+    drawn = draw(theta, torch.tensor([0.5]), 20_000, torch.Generator().manual_seed(0))
+    assert set(drawn.units.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(drawn.units.detach().mean(0), theta, rtol=0, atol=0.012)
+    assert float(drawn.units.detach()[:, 0].sum()) == 0
+    assert float(drawn.units.detach()[:, 3].sum()) == 20_000
+
+
+# -- randomness and resuming ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_a_search_goes_on_as_if_it_had_never_stopped(at: int) -> None:
+    """Before the pressure, between removals, and after the structure is settled; SAM and dropout on the way."""
+    data = synthetic(shape=[3, 8, 8], train=96, test=40)
+    recipe = Recipe(epochs=8, batch_size=16, learning_rate=0.02, augment="flip", sam_rho=0.02)
+
+    def new() -> Search:
+        model = build("preresnet", {"depth": 14, "width": 4}, data.input_shape, data.classes, 0)
+        return Search(model, data, recipe, Pressure(nu=3.0, **QUICK), ("dense", 0))
+
+    whole = list(epochs(new()))
+    resumed = list(epochs(new(), whole[at - 1]))
+    assert len(resumed) == 8 - at
+    first, second = whole[-1], resumed[-1]
+    assert set(first.tensors) == set(second.tensors)
+    assert all(torch.equal(each, second.tensors[name]) for name, each in first.tensors.items())
+    untimed: list[list[dict[str, Any]]] = [
+        [{key: value for key, value in row.items() if key != "seconds"} for row in saved.facts["history"]]
+        for saved in (first, second)
+    ]
+    assert untimed[0] == untimed[1]
+    assert whole[4].tensors.keys() != whole[0].tensors.keys() or first.facts["history"][-1]["units"] < 56
+
+
+def test_momentum_shrinks_with_the_weights() -> None:
+    search = learn(0, epochs=60, nu=0.5)
+    shapes = {name: each.shape for name, each in search.model.named_parameters()}
+    assert {name: each.shape for name, each in search.stepper.momentum().items()} == shapes
+    assert Counter(left(search))[0] >= 1
+
+
+def test_later_epochs_have_less_to_compute() -> None:
+    """Counted, not timed: multiply-accumulates of one input at the start and at the end."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    search = learn(0, epochs=60, nu=0.5)
+    counts = []
+    for model in (search.whole, search.model):
+        with FlopCounterMode(display=False) as counter:
+            model(search.data.test.inputs[:1])
+        counts.append(counter.get_total_flops() // 2)
+    assert counts[1] == round(float(search.complexity(search.units.chance, search.blocks.chance).macs))
+    assert counts[1] < 0.3 * counts[0]
+
+
+def test_a_search_that_diverges_says_so() -> None:
+    data = lessons(0, 200)
+    recipe = Recipe(epochs=5, batch_size=20, learning_rate=1e6, augment="none", loss="mse")
+    found = regimes.discover(Net(), data, nu=0.1, recipe=recipe)
+    assert "diverged in epoch" in found.message
+
+
+def test_options_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown estimator 'curvy'"):
+        regimes.discover(Net(), lessons(0, 200), recipe=Recipe(epochs=1, batch_size=20), estimator="curvy")
