@@ -139,14 +139,14 @@ def test_what_cannot_be_done_with_the_data_is_said_before_any_work(cli: Cli, tin
 
 
 def test_damaged_or_unwritable_run_files_get_a_line(cli: Cli, toml: Path, tmp_path: Path) -> None:
-    assert cli("run", toml).returncode == 0
+    assert cli("run", toml, "--workers", 0).returncode == 0
     layout = tmp_path / "runs/tiny/layout.json"
     layout.write_text(layout.read_text()[:100])
     for words in (["status", "runs/tiny"], ["map", "runs/tiny"], ["retry", "runs/tiny"]):
         out = cli(*words)
         assert out.returncode == 2
         assert "layout.json: truncated or not a record; write it again with: regimes run" in out.stderr
-    assert cli("run", toml).returncode == 0  # which writes it again
+    assert cli("run", toml, "--workers", 0).returncode == 0  # which writes it again
     assert cli("status", "runs/tiny").returncode == 0
     (tmp_path / "file").touch()
     out = cli("run", toml, "--out", "file/run")
@@ -210,7 +210,7 @@ def test_a_model_data_and_pruner_of_ones_own(cli: Cli, tiny: Sweep, tmp_path: Pa
     assert drawn.returncode == 0, drawn.stderr
     for _ in range(2):  # what stands beside the sweep file is found from the run's folder, again and again
         assert cli("clean", "runs/tiny").returncode == 0
-        assert cli("retry", "runs/tiny").returncode == 0
+        assert cli("retry", "runs/tiny", "--workers", 0).returncode == 0
     (tmp_path / "mine/own.py").write_text(OWN.replace("Tanh", "ReLU"))
     plan = json.loads(cli("plan", file, "--json").stdout)
     assert plan["done"] == 0  # another network, other cells
@@ -228,7 +228,7 @@ def test_failures_are_seen_at_once_kept_and_retried(cli: Cli, tiny: Sweep, tmp_p
     (tmp_path / "flaky.py").write_text(flaky)
     tiny["load"] |= {"pruner": "flaky:bad"}
     file = write_toml(tmp_path / "s.toml", tiny)
-    ran = cli("run", file)
+    ran = cli("run", file, "--workers", 1)
     assert ran.returncode == 1
     assert "failed: prune epochs=2 dense_seed=0 density=0.2: ValueError: no luck" in ran.stderr
     assert "do them again: regimes retry runs/tiny" in ran.stderr
@@ -242,9 +242,9 @@ def test_failures_are_seen_at_once_kept_and_retried(cli: Cli, tiny: Sweep, tmp_p
     status = cli("status", "runs/tiny").stdout
     assert "prune    4 failed" in status
     assert "ValueError: no luck" in status
-    assert cli("run", file).returncode == 1
+    assert cli("run", file, "--workers", 1).returncode == 1
     (tmp_path / "mended").touch()
-    again = cli("retry", "runs/tiny")
+    again = cli("retry", "runs/tiny", "--workers", 1)
     assert again.returncode == 0, again.stderr
     assert "30 of 30 stages done" in again.stdout
 

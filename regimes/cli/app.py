@@ -204,7 +204,8 @@ def measure(
 @speaking
 def study(
     what: Annotated[
-        str, typer.Argument(metavar="NAME", help="calibration, stability, knobs, measures, synthetic, advice.")
+        str,
+        typer.Argument(metavar="NAME", help="calibration, stability, knobs, measures, synthetic, advice, discovery."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the page, its figures and numbers.")],
     runs: Annotated[Path, typer.Option(help="Folder of the runs that the study makes, or finishes.")] = Path("runs"),

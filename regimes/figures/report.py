@@ -53,7 +53,10 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
     for name, count in _unsure(data).items():
         yield f"- Mind `{name}`: in {count} of its values the standard error is more than a fifth of the value."
     off = abs(data["kept"] / data["density"] - 1).max() if "kept" in data else 0.0
-    if off > 0.02:
+    if "nu" in data.coords:
+        pressed = ", ".join(f"{float(each.nu):g} ({percent(float(each.density))} %)" for each in data["density"])
+        yield f"- Networks were discovered, not pruned; nu (density, mean over networks): {pressed}."
+    elif off > 0.02:
         kept = data["kept"].mean([dim for dim in data["kept"].dims if dim != "density"]).sortby("density")
         reached = ", ".join(f"{percent(float(each.density))} % ({100 * float(each):.3g} %)" for each in kept)
         yield f"- Channels leave whole; density asked for (kept, on average): {reached}."

@@ -83,10 +83,10 @@ def discover(fleet: Sequence[Discover], lab: Lab, store: Store, report: Report) 
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
-            dense = stage.dense
+            dense, precision = stage.dense, lab.spec.numerics.precision
             model = lab.new_model(seed_of("init", dense.seed))
             whole = sum(weight.numel() for weight in prunable(model).values())
-            search = Search(model, lab.data, dense.recipe, stage.pressure, ("dense", dense.seed))
+            search = Search(model, lab.data, dense.recipe, stage.pressure, ("dense", dense.seed), precision)
             for _ in epochs(search):
                 pass
             if search.diverged:

@@ -2,6 +2,6 @@
 
 The way of one training: `tracing` finds units and blocks (`anatomy`, `blocks`), `gates` switches them at random,
 `estimators` say what each is worth, `complexity` and `course` how hard each is pressed, `search` moves gates and
-weights, `conditions` and `living` decide who may leave, `removal` takes them out for good, `network` writes what is
-left.
+weights, `conditions` and `living` decide who may leave, `removal` takes them out of a network and `shrinking` of its
+training, `network` writes what is left.
 """

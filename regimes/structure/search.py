@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,31 +12,30 @@ from torch import Tensor, nn
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, Split
 from regimes.landscape.error import evaluating, images_at_once, mistakes
-from regimes.models.build import load_weights, seeded
+from regimes.models.build import seeded
 from regimes.registry import load
 from regimes.spec.keys import seed_of
 from regimes.spec.pressure import Pressure
 from regimes.spec.recipe import Recipe
 from regimes.structure.anatomy import widths
-from regimes.structure.complexity import Complexity, size_of
+from regimes.structure.complexity import Complexity
 from regimes.structure.conditions import block_norms, may_leave, unit_norms
 from regimes.structure.course import Course
 from regimes.structure.estimators import ESTIMATORS
-from regimes.structure.gates import Draw, Gates, draw, fixed
+from regimes.structure.gates import Draw, draw, fixed
 from regimes.structure.living import Leaving, Side, with_guards
-from regimes.structure.removal import remove
+from regimes.structure.shrinking import Shrinking
 from regimes.structure.tracing import anatomy_of
-from regimes.training.step import Stepper
+from regimes.training.precision import arithmetic
 from regimes.training.streams import Stream
 from regimes.training.timeline import Timeline
 
 Row = dict[str, Any]
-Tensors = dict[str, Tensor]
 BLOCK_SHARE = 0.3  # of a new exact difference in the running one
 JUDGED = 8  # batches by which the last decision on a block is taken
 
 
-class Search:
+class Search(Shrinking):
     """A training in progress.
 
     Args:
@@ -46,26 +44,31 @@ class Search:
         recipe: how the weights are trained; as for a dense network.
         pressure: how hard the network is pressed.
         role: names the random stream; same role, same network.
+        precision: of the steps, a name in `PRECISIONS`.
     """
 
     def __init__(
-        self, model: nn.Module, data: Dataset, recipe: Recipe, pressure: Pressure, role: tuple[str | int, ...]
+        self,
+        model: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        pressure: Pressure,
+        role: tuple[str | int, ...],
+        precision: str = "float32",
     ) -> None:
-        self.data, self.recipe, self.role = data, recipe, role
+        super().__init__(model, anatomy_of(model, data.train.inputs[:2]), recipe)
+        self.data, self.role, self.precision = data, role, precision
         timeline = Timeline(recipe, len(data.train.targets))
         self.stream = Stream(role, timeline, data.train, load(AUGMENTATIONS, recipe.augment, "augmentation"))
         self.course = Course(pressure, timeline)
         self.estimate: Callable[[Tensor, Tensor], Tensor] = load(ESTIMATORS, pressure.estimator, "estimator")
-        self.device = data.train.targets.device
-        self.whole, self.full_anatomy = model, anatomy_of(model, data.train.inputs[:2])
-        self.full = size_of(self.full_anatomy)
         self.rates = self.course.steps(self.full_anatomy, Complexity(self.full_anatomy), self.full)
         self.message = ""
         self.diverged = False
         self.history: list[Row] = []
         units = Side.of(self.full_anatomy.units, self._start(1 - pressure.alpha), self.device)
         blocks = Side.of(len(self.full_anatomy.blocks), self._start(pressure.alpha), self.device)
-        self._build(units, blocks, settled=not any(self.rates))
+        self.build(units, blocks, settled=not any(self.rates))
         self.guess = self._guess()
         self.good = (0, self.tensors())
 
@@ -73,33 +76,6 @@ class Search:
         """Gates without pressure are not trained: they are on."""
         pressure = self.course.pressure
         return pressure.start if pressure.nu and weight else 1.0
-
-    def _build(
-        self, units: Side, blocks: Side, settled: bool, weights: Tensors | None = None, momentum: Tensors | None = None
-    ) -> None:
-        """The network with what is left of it, and all that trains it."""
-        self.units, self.blocks, self.settled = units, blocks, settled
-        self.model = copy.deepcopy(self.whole)
-        gone = blocks.gone.nonzero().flatten().tolist()
-        self.anatomy, _ = remove(self.model, self.full_anatomy, units.gone, gone, {})
-        if weights is not None:
-            load_weights(self.model, weights)
-        self.complexity = Complexity(self.anatomy, self.device)
-        self.gates = None if settled else Gates(self.model, self.anatomy)
-        self.stepper = Stepper(self.model, self.recipe, None)
-        self.stepper.set_momentum(momentum or {})
-
-    def tensors(self) -> Tensors:
-        """All that the next step depends on, copied to the CPU."""
-        found = {**self.units.tensors("units"), **self.blocks.tensors("blocks")}
-        for part, named in (("weights", self.model.state_dict()), ("momentum", self.stepper.momentum())):
-            found |= {f"{part}/{name}": each.detach().cpu().clone() for name, each in named.items()}
-        return found
-
-    def restore(self, tensors: Tensors, settled: bool) -> None:
-        """Go back to what `tensors` said."""
-        units, blocks = (Side.from_tensors(tensors, side, self.device) for side in ("units", "blocks"))
-        self._build(units, blocks, settled, _part(tensors, "weights"), _part(tensors, "momentum"))
 
     # -- one epoch --------------------------------------------------------------------------------------------------
 
@@ -135,13 +111,14 @@ class Search:
 
     def _loss(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw | None) -> Tensor:
         torch.manual_seed(self.stream.noise(step))  # dropout draws the same in every pass of a step
-        if drawn is None or self.gates is None:
-            answers = self.model(inputs)
-        else:
-            drawn.units.grad = drawn.blocks.grad = None  # of SAM's first pass
-            with self.gates.at(drawn):
+        with arithmetic(self.precision, self.device):
+            if drawn is None or self.gates is None:
                 answers = self.model(inputs)
-        value: Tensor = self.recipe.training_loss(answers, targets)
+            else:
+                drawn.units.grad = drawn.blocks.grad = None  # of SAM's first pass
+                with self.gates.at(drawn):
+                    answers = self.model(inputs)
+        value: Tensor = self.recipe.training_loss(answers.to(inputs.dtype), targets)
         return value
 
     def _drawn(self, step: int, inputs: int, what: str = "gates") -> Draw:
@@ -203,21 +180,11 @@ class Search:
         self._go(with_guards(self.anatomy, units, blocks, ask_units, ask_blocks))
 
     def _go(self, leaving: Leaving) -> None:
-        """Remove for good, the optimiser's state included; where nothing would be left, give in."""
+        """Let leave; where nothing would be left, give in."""
         if leaving.nothing:
             self._give_in(leaving)
-            return
-        if not bool(leaving.units.any() or leaving.blocks.any()):
-            return
-        gone = leaving.blocks.nonzero().flatten().tolist()
-        self.anatomy, momentum = remove(self.model, self.anatomy, leaving.units, gone, self.stepper.momentum())
-        self.units.leave(leaving.units)
-        self.blocks.leave(leaving.blocks)
-        self.complexity = Complexity(self.anatomy, self.device)
-        self.stepper = Stepper(self.model, self.recipe, None)
-        self.stepper.set_momentum(momentum)
-        if self.gates is not None:
-            self.gates.now(self.anatomy)
+        else:
+            self.remove(leaving)
 
     def _settle(self, epoch: int) -> None:
         """The final rule: a unit's gate above one half stays for good, every other leaves; no gates from here on.
@@ -227,13 +194,7 @@ class Search:
         ask_units = self.units.chance <= 0.5
         ask_blocks = self._not_worth_it(ask_units, epoch) if self.rates[1] else torch.zeros_like(self.blocks.gone)
         self._go(with_guards(self.anatomy, self.units, self.blocks, ask_units, ask_blocks))
-        if self.gates is not None:
-            self.gates.remove()
-        self.gates, self.settled = None, True
-        self._all_on()
-
-    def _all_on(self) -> None:
-        self.units.chance, self.blocks.chance = (~self.units.gone).float(), (~self.blocks.gone).float()
+        self.settle()
 
     @torch.no_grad()
     def _not_worth_it(self, ask_units: Tensor, epoch: int) -> Tensor:
@@ -264,7 +225,7 @@ class Search:
         """Go back to the network of the last good epoch and leave it as large as it was."""
         epoch, tensors = self.good
         self.restore(tensors, settled=True)
-        self._all_on()
+        self.settle()
         what = ", ".join(leaving.spared) or "any block"
         self.message = (
             f"nu = {self.course.pressure.nu:g} would leave nothing of {what}; the network of epoch {epoch} is kept, "
@@ -305,7 +266,3 @@ class Search:
                         answers = self.model(inputs)
                 wrong.append(mistakes(answers, targets, self.recipe.loss_fn))
         return float(torch.cat(wrong).double().mean())
-
-
-def _part(tensors: Tensors, name: str) -> Tensors:
-    return {key.removeprefix(f"{name}/"): each for key, each in tensors.items() if key.startswith(f"{name}/")}

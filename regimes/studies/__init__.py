@@ -7,4 +7,5 @@ STUDIES = {
     "measures": "regimes.studies.measures:study",
     "synthetic": "regimes.studies.synthetic:study",
     "advice": "regimes.studies.advice:study",
+    "discovery": "regimes.studies.discovery:study",
 }

@@ -12,10 +12,16 @@ from regimes.spec.sweep import Named
 from regimes.studies.page import Say
 from regimes.studies.rivals import Contest, compete
 
+
+def named(name: str, **options: Any) -> Named:
+    """A name in a registry, with options."""
+    return Named.model_validate({"name": name, **options})
+
+
 DIGITS = Contest(
     name="digits",
-    data=Named(name="digits"),
-    model=Named(name="preresnet", depth=14, width=8),
+    data=named("digits"),
+    model=named("preresnet", depth=14, width=8),
     recipe=Recipe(epochs=40, batch_size=64, augment="none"),
     nus=(0.1, 0.3),
     seeds=5,
@@ -23,8 +29,8 @@ DIGITS = Contest(
 )
 CIFAR = Contest(
     name="cifar10",
-    data=Named(name="imagefolder", root="data/cifar10-jpeg", images=3000, test_images=2000),
-    model=Named(name="resnet", depth=20, width=16),
+    data=named("imagefolder", root="data/cifar10-jpeg", images=3000, test_images=2000),
+    model=named("resnet", depth=20, width=16),
     recipe=Recipe(epochs=20, batch_size=64, schedule="cosine", weight_decay=5e-4),
     nus=(0.1, 0.3),
     seeds=3,
