@@ -16,6 +16,7 @@ from regimes.spec.change import changed
 from regimes.spec.check import read_sweep, resolve
 from regimes.spec.keys import canonical, digest, seed_of
 from regimes.spec.recipe import RECIPES, Recipe
+from regimes.structure.wanted import read_wanted
 
 Sweep = dict[str, Any]
 
@@ -71,7 +72,7 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
             "load",
             "densty",
             [0.5],
-            r"load.densty: unknown key \(did you mean 'density'\?\); allowed: density, width, pruner",
+            r"load.densty: unknown key \(did you mean 'density'\?\); allowed: density, nu, width, pruner",
         ),
         ("recipe", "learning_rate", "0.1", r"recipe.learning_rate: .*valid number, got '0.1'"),
         ("recipe", "epochs", True, r"recipe.epochs: .*valid integer, got True"),
@@ -189,7 +190,8 @@ def test_shipped_sweeps_are_sound() -> None:
     files = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
     assert files
     for file in files:
-        assert read_sweep(file).name == file.stem
+        read = read_wanted if file.stem.endswith("-discover") else read_sweep
+        assert read(file).name == file.stem
 
 
 # -- changes from the command line -------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ ORDER = [
     "landscape",
     "spec",
     "training",
+    "structure",
     "flow",
     "record",
 ]

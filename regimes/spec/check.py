@@ -16,13 +16,13 @@ from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.losses import LOSSES
 from regimes.models import GIVEN, MODELS
-from regimes.pruners import ALLOCATIONS, DISCOVERED, PRUNERS, STRUCTURED
 from regimes.registry import Registry, allow_imports_from, load, nearest, options_of
 from regimes.spec.change import changed
 from regimes.spec.checker import Checker
 from regimes.spec.family import family
+from regimes.spec.load import check_load
 from regimes.spec.recipe import RECIPES, Recipe
-from regimes.spec.sweep import Load, Measure, Named, Sweep
+from regimes.spec.sweep import Measure, Named, Sweep
 
 TABLES = ("data", "model", "recipe", "retrain", "dense", "temperature", "load", "measure")
 PLAIN = ("name", "dense_seeds", "retrain_seeds")
@@ -104,7 +104,7 @@ class SweepChecker(Checker):
         recipe = self.recipe(raw, data)
         retrain = self.retrain(raw, recipe)
         temperature = self.temperature(raw, recipe)
-        load_axis = self.load(raw, recipe, temperature or {})
+        load_axis = check_load(self, raw, recipe, temperature or {}, self.given)
         measure = self.measure(raw, plain["retrain_seeds"])
         if self.mistakes:
             return None
@@ -188,51 +188,6 @@ class SweepChecker(Checker):
                 self.say(key, f"{value} lies beyond the schedule's horizon recipe.epochs = {recipe.epochs}")
         return knob, tuple(knob.kind(value) for value in values if knob.accepts(value))
 
-    def load(self, raw: Mapping[str, Any], recipe: Recipe | None, temperature: Mapping[str, Any]) -> Load | None:
-        table = raw.get("load")
-        if table is None:
-            return None
-        discovered = table.get("pruner") == DISCOVERED
-        key, other = ("nu", "density") if discovered else ("density", "nu")
-        if key in table:
-            table = {**table, key: self.axis(f"load.{key}", table[key]) or [1.0]}  # an empty list has been spoken of
-        else:
-            self.say(f"load.{key}", "missing")
-        if other in table:
-            self.say(f"load.{other}", f"the load axis of pruner '{table.get('pruner', 'magnitude')}' is {key}")
-        axis: Load | None = self.table(Load, "load", table)
-        if axis is None:
-            return None
-        self.known("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
-        if discovered:
-            self.discovered(axis, table)
-        elif not axis.structured:
-            names = {**PRUNERS, **dict.fromkeys((*STRUCTURED, DISCOVERED), "")}
-            self.known("load.pruner", axis.pruner, names, "pruner")
-        elif axis.allocation not in ("uniform", "global"):
-            self.say("load.allocation", f"channels are pruned by 'uniform' or 'global', got {axis.allocation!r}")
-        elif axis.rewind is not None:
-            self.say("load.rewind", f"needs masks; '{axis.pruner}' makes smaller networks, which have no way back")
-        if axis.schedule == "one-shot" and axis.rounds is not None:
-            self.say("load.rounds", "one-shot pruning has one round; set schedule = 'iterative' or 'gradual'")
-        stops = [each for name, values in temperature.items() if _is_epochs(name) for each in values]
-        shortest = min(stops, default=recipe.epochs if recipe else None)
-        if axis.rewind is not None and self.given:
-            self.say("load.rewind", "needs the dense training; checkpoints have none")
-        elif axis.rewind is not None and shortest is not None and axis.rewind > shortest:
-            self.say("load.rewind", f"{axis.rewind} lies beyond the shortest dense training, {shortest} epochs")
-        return axis
-
-    def discovered(self, axis: Load, table: Mapping[str, Any]) -> None:
-        """What cannot be said of networks that are discovered."""
-        for name in ("allocation", "schedule", "rounds", "rewind"):
-            if name in table:
-                self.say(f"load.{name}", f"means nothing where networks are discovered, got {table[name]!r}")
-        if self.given:
-            self.say("load.pruner", f"'{DISCOVERED}' trains from fresh weights; checkpoints cannot take part")
-        if "nu" in table.get("discover", {}):
-            self.say("load.discover.nu", "stands in load.nu")
-
     def measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> Measure | None:
         measure: Measure | None = self.table(Measure, "measure", raw.get("measure", {}))
         if measure is None:
@@ -264,14 +219,6 @@ class SweepChecker(Checker):
                 self.say(f"{key}.{name}", f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields) or 'none'}")
         checked = self.table(kind, key, {name: value for name, value in options.items() if name in fields})
         return {} if checked is None else dataclasses.asdict(checked)
-
-
-def _is_epochs(name: str) -> bool:
-    try:
-        found = load(KNOBS, name, "knob")
-    except UserError:
-        return False  # it has been spoken of
-    return isinstance(found, Knob) and found.name == "epochs"
 
 
 def _plain(default_name: str) -> dict[str, tuple[Any, Any]]:

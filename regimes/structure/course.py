@@ -36,6 +36,10 @@ class Course:
         """The epoch after which the structure is fixed: at least one, and never the last."""
         return max(1, min(self.epochs(self.pressure.settle), self.timeline.last_epoch - 1))
 
+    def start(self, weight: float) -> float:
+        """Probability at which gates begin; those without pressure (of this weight) are not trained: they are on."""
+        return self.pressure.start if self.pressure.nu and weight else 1.0
+
     def strength(self, step: int) -> float:
         """The share of the full pressure at a step: 0 while warm, growing over the ramp, then 1."""
         per = self.timeline.steps_per_epoch

@@ -66,16 +66,11 @@ class Search(Shrinking):
         self.message = ""
         self.diverged = False
         self.history: list[Row] = []
-        units = Side.of(self.full_anatomy.units, self._start(1 - pressure.alpha), self.device)
-        blocks = Side.of(len(self.full_anatomy.blocks), self._start(pressure.alpha), self.device)
+        units = Side.of(self.full_anatomy.units, self.course.start(1 - pressure.alpha), self.device)
+        blocks = Side.of(len(self.full_anatomy.blocks), self.course.start(pressure.alpha), self.device)
         self.build(units, blocks, settled=not any(self.rates))
-        self.guess = self._guess()
+        self.guess = data.guess or self.error(data.val)  # of numbers: the untrained network's
         self.good = (0, self.tensors())
-
-    def _start(self, weight: float) -> float:
-        """Gates without pressure are not trained: they are on."""
-        pressure = self.course.pressure
-        return pressure.start if pressure.nu and weight else 1.0
 
     # -- one epoch --------------------------------------------------------------------------------------------------
 
@@ -244,13 +239,6 @@ class Search(Shrinking):
             "blocks": self.blocks.alive,
             "widths": {name: left for name, (left, _) in widths(self.full_anatomy, self.units.gone).items()},
         }
-
-    def _guess(self) -> float:
-        """The error of one who does not look: of the largest class, or of the untrained network."""
-        targets = self.data.val.targets
-        if self.data.regression:
-            return self.error(self.data.val)
-        return 1 - float(targets.bincount().max()) / len(targets)
 
     def error(self, split: Split) -> float:
         """The error over a split; while there are gates, of the network under one draw for every input."""
