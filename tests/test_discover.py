@@ -123,6 +123,36 @@ def _epoch(note: Path) -> int:
         return 0
 
 
+def test_one_that_diverges_fails_alone(cli: Cli, asked: dict[str, Any], tmp_path: Path) -> None:
+    """nu = 0.3 of a network whose loss explodes; what is done stays."""
+    asked["recipe"] |= {"learning_rate": 1e6, "epochs": 3}
+    toml = write_toml(tmp_path / "found.toml", asked)
+    out = cli("discover", toml)
+    assert out.returncode == 1
+    assert "regimes: nu 0.3, seed 0: diverged in epoch 1: its loss was not finite; try a smaller" in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def test_workers_of_a_killed_command_end(asked: dict[str, Any], tmp_path: Path) -> None:
+    asked["recipe"] |= {"epochs": 100_000}
+    toml = write_toml(tmp_path / "found.toml", asked)
+    command = [str(Path(sys.executable).with_name("regimes")), "discover", str(toml), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def alive() -> list[str]:
+        told = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False)
+        return told.stdout.split()
+
+    limit = time.monotonic() + 60
+    while len(alive()) < 4 and time.monotonic() < limit:  # the command, two workers, their tracker
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while alive() and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert alive() == []
+
+
 @pytest.mark.parametrize(
     ("table", "key", "value", "line"),
     [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -12,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from regimes.cli.show import duration
+from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
     from regimes.flow.discoveries import Task
     from regimes.structure.wanted import Wanted
 
+Found = dict[str, Any] | RunFailed
 HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "training", "1000 inputs")
 
 
 def show_discover(file: Path, out: Path | None, device: str, workers: int, changes: list[str], as_json: bool) -> None:
     """Do, or finish, all trainings that a file asks for; print and draw what came of it."""
-    from regimes.figures.structure import draw_discovery, draw_front
     from regimes.flow.discoveries import lab_of, tasks
     from regimes.structure.wanted import read_wanted
 
@@ -31,30 +35,41 @@ def show_discover(file: Path, out: Path | None, device: str, workers: int, chang
     todo = tasks(wanted, folder)
     lab = lab_of(wanted, device, folder)
     try:
-        if workers > 1 and len(todo) > 1:
-            records = _in_pool(wanted, todo, device, min(workers, len(todo)))
-        else:
-            records = [_one(task, lab) for task in todo]
+        together = workers > 1 and len(todo) > 1
+        found = _in_pool(wanted, todo, device, workers) if together else [_one(task, lab) for task in todo]
     except KeyboardInterrupt:
         again = f"regimes {' '.join(sys.argv[1:])}"
         print(f"regimes: stopped; go on with the same command: {again}", file=sys.stderr)
         sys.exit(130)
-    for task, record in zip(todo, records, strict=True):
+    done = [(task, each) for task, each in zip(todo, found, strict=True) if not isinstance(each, RunFailed)]
+    _show(done, folder, wanted.name, as_json)
+    failed = [str(each) for each in found if isinstance(each, RunFailed)]
+    if failed:
+        raise RunFailed(*failed)
+
+
+def _show(done: list[tuple[Task, dict[str, Any]]], folder: Path, name: str, as_json: bool) -> None:
+    from regimes.figures.structure import draw_discovery, draw_front
+
+    for task, record in done:
         draw_discovery(record, task.folder)
-    if len(todo) > 1:
-        draw_front({wanted.name: records}, folder)
+    if len(done) > 1:
+        draw_front({name: [record for _, record in done]}, folder)
     if as_json:
-        shown = [{**record, "folder": str(task.folder)} for task, record in zip(todo, records, strict=True)]
+        shown = [{**record, "folder": str(task.folder)} for task, record in done]
         typer.echo(json.dumps([{key: each for key, each in one.items() if key != "history"} for one in shown]))
-        return
-    _print(todo, records)
-    typer.echo(f"wrote {folder}{'/front.png' if len(todo) > 1 else ''}")
+    elif done:
+        _print(done)
+        typer.echo(f"wrote {folder}{'/front.png' if len(done) > 1 else ''}")
 
 
-def _one(task: Task, lab: Any) -> dict[str, Any]:
+def _one(task: Task, lab: Any) -> Found:
     from regimes.flow.discoveries import run_task
 
-    return run_task(task, lab, _Progress())
+    try:
+        return run_task(task, lab, _Progress())
+    except RunFailed as error:  # the others are done all the same
+        return error
 
 
 class _Progress:
@@ -77,29 +92,31 @@ class _Progress:
             print(line, file=sys.stderr, flush=True)
 
 
-def _in_pool(wanted: Wanted, todo: list[Task], device: str, workers: int) -> list[dict[str, Any]]:
+def _in_pool(wanted: Wanted, todo: list[Task], device: str, workers: int) -> list[Found]:
     """The trainings in processes of their own, each on one thread."""
     import multiprocessing
 
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up, initargs=(wanted, device)) as pool:
+    context, count = multiprocessing.get_context("spawn"), min(workers, len(todo))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_set_up, initargs=(wanted, device)) as pool:
         futures = {pool.submit(_work, task): number for number, task in enumerate(todo)}
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, Found] = {}
         try:
             for future in as_completed(futures):
-                record = found[futures[future]] = future.result()
-                task = todo[futures[future]]
-                print(
-                    f"{task.name}: test error {record['test_error']:.2%}, MACs "
-                    f"{record['macs'] / record['full_macs']:.1%}, {len(found)} of {len(todo)} done",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                number = futures[future]
+                found[number] = future.result()
+                said = f"{_in_short(found[number])}, {len(found)} of {len(todo)} done"
+                print(f"{todo[number].name}: {said}", file=sys.stderr, flush=True)
         except BaseException:
             for process in list(pool._processes.values()):  # a training does not end by itself
                 process.terminate()
             raise
     return [found[number] for number in range(len(todo))]
+
+
+def _in_short(found: Found) -> str:
+    if isinstance(found, RunFailed):
+        return "failed"
+    return f"test error {found['test_error']:.2%}, MACs {found['macs'] / found['full_macs']:.1%}"
 
 
 _LABS: list[Any] = []  # one for each worker process
@@ -108,18 +125,30 @@ _LABS: list[Any] = []  # one for each worker process
 def _set_up(wanted: Wanted, device: str) -> None:
     from regimes.flow.discoveries import lab_of
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _LABS.append(lab_of(wanted, device, Path()))
 
 
-def _work(task: Task) -> dict[str, Any]:
+def _end_with(parent: int) -> None:
+    """A worker whose command was killed has nobody left to work for."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _work(task: Task) -> Found:
     from regimes.flow.discoveries import run_task
 
-    return run_task(task, _LABS[0])
+    try:
+        return run_task(task, _LABS[0])
+    except RunFailed as error:
+        return error
 
 
-def _print(todo: list[Task], records: list[dict[str, Any]]) -> None:
+def _print(done: list[tuple[Task, dict[str, Any]]]) -> None:
     rows = [HEAD]
-    for task, record in zip(todo, records, strict=True):
+    for task, record in done:
         rows.append(
             (
                 task.name,
@@ -135,8 +164,8 @@ def _print(todo: list[Task], records: list[dict[str, Any]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for task, record in zip(todo, records, strict=True):
-        if len(todo) == 1:
+    for task, record in done:
+        if len(done) == 1:
             layers = "  ".join(f"{name} {left}/{whole}" for name, (left, whole) in record["widths"].items())
             typer.echo(f"units left: {layers}")
             if record["blocks"]:

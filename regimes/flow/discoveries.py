@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regimes.errors import UserError
+from regimes.errors import RunFailed, UserError
 from regimes.flow.files import Damaged, Record, read_checked, replace, write_checked
 from regimes.flow.lab import Lab, LabSpec, numerics_of, one_thread
 from regimes.landscape.error import mean_error
@@ -73,6 +73,7 @@ def run_task(task: Task, lab: Lab, watch: Watch | None = None) -> Record:
 
     Raises:
         UserError: the folder holds another discovery; see `regimes.discover` for the rest.
+        RunFailed: its loss was not finite.
     """
     key = digest(_describe(task, lab))
     done = _read(task.folder / RECORD)
@@ -94,6 +95,8 @@ def run_task(task: Task, lab: Lab, watch: Watch | None = None) -> Record:
 
 
 def _finish(task: Task, lab: Lab, search: Search, key: str) -> Record:
+    if search.diverged:
+        raise RunFailed(f"{task.name}: {search.message}")
     discovery = found(search)
     save(discovery.model, search.anatomy, lab.data.train.inputs, task.folder)
     record = record_of(discovery, lab, task.wanted.recipe.loss_fn)

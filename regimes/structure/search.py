@@ -134,8 +134,9 @@ class Search(Shrinking):
         if strength:
             slopes = self.complexity.pull(self.units.chance, self.blocks.chance, self.full, pressure.kappa)
             self.pressures = self.course.on_units(slopes[0]) * strength, self.course.on_blocks(slopes[1]) * strength
-            self.units.move(unit_rate, self.pressures[0]) if unit_rate else None
-            self.blocks.move(block_rate, self.pressures[1]) if block_rate else None
+            for side, rate, pressed in zip((self.units, self.blocks), self.rates, self.pressures, strict=True):
+                if rate:
+                    side.move(rate, pressed)
 
     def _learn_blocks(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw, share: float) -> None:
         pressure = self.course.pressure
