@@ -140,16 +140,20 @@ def test_workers_of_a_killed_command_end(asked: dict[str, Any], tmp_path: Path) 
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def alive() -> list[str]:
-        told = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False)
-        return told.stdout.split()
+        told = subprocess.run(
+            ["ps", "-o", "stat=", "-g", str(process.pid)], capture_output=True, text=True, check=False
+        )
+        return [each for each in told.stdout.split() if not each.startswith("Z")]  # an orphan waits for init to bury it
 
-    limit = time.monotonic() + 60
-    while len(alive()) < 4 and time.monotonic() < limit:  # the command, two workers, their tracker
-        time.sleep(0.1)
+    def wait(until: Callable[[], bool]) -> None:
+        limit = time.monotonic() + 100
+        while not until() and time.monotonic() < limit:
+            time.sleep(0.1)
+
+    wait(lambda: len(alive()) >= 4)  # the command, two workers, their tracker
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    while alive() and time.monotonic() < limit:
-        time.sleep(0.1)
+    wait(lambda: not alive())
     assert alive() == []
 
 

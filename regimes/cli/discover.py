@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +36,12 @@ def show_discover(file: Path, out: Path | None, device: str, workers: int, chang
     folder = out or Path("runs") / wanted.name
     todo = tasks(wanted, folder)
     lab = lab_of(wanted, device, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         together = workers > 1 and len(todo) > 1
         found = _in_pool(wanted, todo, device, workers) if together else [_one(task, lab) for task in todo]
     except KeyboardInterrupt:
-        again = f"regimes {' '.join(sys.argv[1:])}"
+        again = shlex.join(["regimes", *sys.argv[1:]])
         print(f"regimes: stopped; go on with the same command: {again}", file=sys.stderr)
         sys.exit(130)
     done = [(task, each) for task, each in zip(todo, found, strict=True) if not isinstance(each, RunFailed)]
@@ -97,7 +100,8 @@ def _in_pool(wanted: Wanted, todo: list[Task], device: str, workers: int) -> lis
     import multiprocessing
 
     context, count = multiprocessing.get_context("spawn"), min(workers, len(todo))
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_set_up, initargs=(wanted, device)) as pool:
+    given = (wanted, device, os.getpid())
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_set_up, initargs=given) as pool:
         futures = {pool.submit(_work, task): number for number, task in enumerate(todo)}
         found: dict[int, Found] = {}
         try:
@@ -106,6 +110,9 @@ def _in_pool(wanted: Wanted, todo: list[Task], device: str, workers: int) -> lis
                 found[number] = future.result()
                 said = f"{_in_short(found[number])}, {len(found)} of {len(todo)} done"
                 print(f"{todo[number].name}: {said}", file=sys.stderr, flush=True)
+        except BrokenProcessPool as error:
+            again = "out of memory? The same command goes on; fewer --workers need less"
+            raise RunFailed(f"a worker was killed after {len(found)} of {len(todo)} trainings: {again}") from error
         except BaseException:
             for process in list(pool._processes.values()):  # a training does not end by itself
                 process.terminate()
@@ -122,17 +129,17 @@ def _in_short(found: Found) -> str:
 _LABS: list[Any] = []  # one for each worker process
 
 
-def _set_up(wanted: Wanted, device: str) -> None:
+def _set_up(wanted: Wanted, device: str, command: int) -> None:
     from regimes.flow.discoveries import lab_of
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     _LABS.append(lab_of(wanted, device, Path()))
 
 
-def _end_with(parent: int) -> None:
+def _end_with(command: int) -> None:
     """A worker whose command was killed has nobody left to work for."""
-    while os.getppid() == parent:
+    while os.getppid() == command:
         time.sleep(1.0)
     os._exit(1)
 

@@ -15,10 +15,12 @@ from regimes.errors import RunFailed, UserError
 from regimes.flow.files import Damaged, Record, read_checked, replace, write_checked
 from regimes.flow.lab import Lab, LabSpec, numerics_of, one_thread
 from regimes.landscape.error import mean_error
+from regimes.registry import source_id
 from regimes.spec.keys import SCHEMA, digest, seed_of
 from regimes.spec.pressure import Pressure
 from regimes.structure.discover import Discovery, Saved, epochs, found
-from regimes.structure.network import save
+from regimes.structure.estimators import ESTIMATORS
+from regimes.structure.network import PLAN, WEIGHTS, save
 from regimes.structure.search import Row, Search
 from regimes.structure.wanted import Wanted
 
@@ -54,7 +56,7 @@ class Task:
 def tasks(wanted: Wanted, out: Path) -> list[Task]:
     """All trainings, seed by seed."""
     return [
-        Task(wanted, pressure, seed, out / f"nu-{pressure.nu:g}-seed-{seed}")
+        Task(wanted, pressure, seed, out / f"nu-{pressure.nu:.12g}-seed-{seed}")
         for seed in range(wanted.seeds)
         for pressure in wanted.pressures
     ]
@@ -80,7 +82,8 @@ def run_task(task: Task, lab: Lab, watch: Watch | None = None) -> Record:
     if done is not None:
         if done["key"] != key:
             raise UserError(f"{task.folder}: holds another discovery; take another --out, or remove it")
-        return done
+        if all((task.folder / name).exists() for name in (WEIGHTS, PLAN)):
+            return done
     model = lab.new_model(seed_of("init", task.seed))
     with one_thread():
         search = Search(model, lab.data, task.wanted.recipe, task.pressure, ("dense", task.seed))
@@ -157,6 +160,7 @@ def _describe(task: Task, lab: Lab) -> dict[str, Any]:
         "stage": "discover",
         "recipe": task.wanted.recipe.science(),
         "pressure": task.pressure.model_dump(),
+        "estimator": source_id(ESTIMATORS, task.pressure.estimator, "estimator"),
         "seed": task.seed,
         "numerics": lab.spec.numerics.id,
     }
@@ -183,6 +187,7 @@ def _keep_progress(folder: Path, key: str, saved: Saved) -> None:
 
 
 def _load_progress(folder: Path, key: str) -> Saved | None:
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     note = _read(folder / f"{PROGRESS}.json")
@@ -190,6 +195,6 @@ def _load_progress(folder: Path, key: str) -> Saved | None:
         return None
     try:
         tensors = load((folder / f"{PROGRESS}.{note['epoch']}.safetensors").read_bytes())
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError, SafetensorError):
+        return None  # truncated, or gone: from the start
     return Saved(note["epoch"], tensors, note["facts"])

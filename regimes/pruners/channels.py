@@ -102,8 +102,9 @@ def sizes_as_tensors(module: Any) -> None:
         module.in_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _BatchNorm) and module.weight is not None:
-        module.num_features = len(module.weight)
+    elif isinstance(module, _BatchNorm):
+        known = module.weight if module.weight is not None else module.running_mean
+        module.num_features = module.num_features if known is None else len(known)
 
 
 def _without(model: nn.Module, share: float, inputs: Tensor, how: str, everywhere: bool, seed: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,13 @@ def _by_density(data: xr.Dataset, name: str) -> xr.Dataset:
     if len(known) < data.sizes["nu"]:
         data, kept = data.sel(nu=known), kept.sel(nu=known)
     found = kept.values
-    if len(np.unique(found)) < len(found):
-        raise UserError(f"{name}: networks found under several nu are equally dense; leave some out of load.nu")
+    _, first = np.unique(found, return_index=True)
+    if len(first) < len(found):
+        out = ", ".join(f"{each:g}" for number, each in enumerate(kept["nu"].values) if number not in first)
+        warnings.warn(
+            f"{name}: networks found under nu {out} are as dense as others; left out of the map", stacklevel=4
+        )
+        data, found = data.isel(nu=np.sort(first)), found[np.sort(first)]
     data = data.assign_coords(density=("nu", found)).swap_dims(nu="density").sortby("density")
     data["density"].attrs = {"units": "1", "long_name": "density (mean of the networks found under one nu)"}
     return data

@@ -72,6 +72,8 @@ def _discovered(checker: Checker, axis: Load, table: Mapping[str, Any], given: b
             checker.say(f"load.{name}", f"means nothing where networks are discovered, got {table[name]!r}")
     if given:
         checker.say("load.pruner", f"'{DISCOVERED}' trains from fresh weights; checkpoints cannot take part")
+    if axis.discover.too_short:
+        checker.say("load.discover.settle", axis.discover.too_short)
     if "nu" in table.get("discover", {}):
         checker.say("load.discover.nu", "stands in load.nu")
 

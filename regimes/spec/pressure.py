@@ -17,7 +17,8 @@ class Pressure(Section):
 
     Attributes:
         nu: mean loss (nats) that one would pay for the whole network's complexity; 0 removes nothing.
-        alpha: layers against units: 0 takes units only, 1 layers (residual blocks) only. The pressure on units is
+        alpha: layers against units: 0 takes units only (a block goes with its last one), 1 layers (residual blocks)
+            only. The pressure on units is
             scaled by ``2 (1 - alpha)``, that on blocks by ``2 alpha``.
         kappa: compute against parameters: 1 counts MACs only, 0 parameters only.
         start: probability at which gates begin.
@@ -28,7 +29,7 @@ class Pressure(Section):
         fall: share of the epochs in which an average gate that is worth nothing falls from ``start`` to 0 under full
             pressure: sets the step of the gates.
         estimator: of what a unit's gate is worth, a name in `ESTIMATORS`.
-        blocks: of what a block is worth: "exact" (two forward passes), or a name in `ESTIMATORS`.
+        blocks: of what a block is worth: "exact" (two forward passes), or as an estimator of units.
         every: steps from one exact block difference to the next, block after block.
     """
 
@@ -43,3 +44,10 @@ class Pressure(Section):
     estimator: str = "curved"
     blocks: Literal["exact", "straight-through", "trapezoid", "curved"] = "exact"
     every: Count = 8
+
+    @property
+    def too_short(self) -> str:
+        """What is wrong where the structure would be fixed before the full pressure; "" where nothing is."""
+        if self.warm + self.ramp < self.settle:
+            return ""
+        return f"{self.settle:g} is not above warm + ramp, {self.warm + self.ramp:g}"

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
+from regimes.errors import UserError
 from regimes.spec.pressure import Pressure
 from regimes.spec.recipe import Recipe
 from regimes.structure.anatomy import widths
@@ -108,11 +110,18 @@ def discover(
         options: of `Pressure`.
 
     Raises:
-        UserError: nothing can be removed, or torch-pruning is missing or cannot follow the model.
+        UserError: an option that is none or out of its range; nothing can be removed; torch-pruning is missing or
+            cannot follow the model.
     """
     first = next(model.parameters())
     here = data.to(first.device, first.dtype)
-    pressure = Pressure(nu=nu, alpha=alpha, kappa=kappa, **options)
+    try:
+        pressure = Pressure(nu=nu, alpha=alpha, kappa=kappa, **options)
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}, got {each['input']!r}" for each in error.errors())
+        raise UserError(*lines) from error
+    if pressure.too_short:
+        raise UserError(f"settle: {pressure.too_short}")
     search = Search(model, here, recipe or Recipe(), pressure, ("dense", seed))
     for _ in epochs(search):
         if watch is not None:

@@ -78,7 +78,7 @@ class Leaving:
     Attributes:
         units, blocks: bool; all of a block's units leave with it.
         spared: names of the groups that would have lost their last unit.
-        nothing: whether nothing would be left: every block, or a layer that the network cannot do without.
+        nothing: whether nothing would be left: all that has gates, or a layer that the network cannot do without.
     """
 
     units: Tensor
@@ -110,5 +110,6 @@ def with_guards(anatomy: Anatomy, units: Side, blocks: Side, ask_units: Tensor, 
     for group in anatomy.groups:
         if group.block is not None and bool(out_blocks[group.block]):
             out_units[group.units] = ~units.gone[group.units]
-    nothing = starved or (len(blocks.gone) > 0 and bool((blocks.gone | out_blocks).all()))
+    beside = any(group.block is None for group in anatomy.groups)  # each of these keeps a unit
+    nothing = starved or (not beside and bool((blocks.gone | out_blocks).all()))
     return Leaving(out_units, out_blocks, tuple(spared), nothing)

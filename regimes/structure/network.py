@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from regimes.errors import UserError
 from regimes.structure.anatomy import Anatomy
@@ -34,7 +35,8 @@ def plan_of(model: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
     blocks = {
         block.name: {"keep": [name.rpartition(".")[2] for name in block.skip], "relu": block.relu} for block in gone
     }
-    layers = {name: _constructor(model.get_submodule(name)) for name in anatomy.layers}
+    parts = {name: model.get_submodule(name) for name in anatomy.layers}
+    layers = {name: _constructor(module) for name, module in parts.items() if is_plain(module)}  # no other has changed
     return {"blocks": blocks, "layers": layers}
 
 
@@ -95,6 +97,13 @@ def exported(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram |
         return None
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a layer is just what torch.nn makes of its constructor's arguments: no subclass, no parametrization."""
+    known = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _ConvTransposeNd)
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return known and own <= {"weight", "bias"} and ("weight" in own or isinstance(module, _BatchNorm))
+
+
 def _constructor(module: nn.Module) -> list[Any]:
     kind: Any = module
     if isinstance(module, _BatchNorm):
@@ -103,5 +112,4 @@ def _constructor(module: nn.Module) -> list[Any]:
     else:
         names = _LINEAR if isinstance(module, nn.Linear) else _CONV
         more = {"bias": kind.bias is not None}
-    base = next(each for each in type(module).__mro__ if each.__module__.startswith("torch.nn"))
-    return [base.__name__, {**{name: getattr(kind, name) for name in names}, **more}]
+    return [type(module).__name__, {**{name: getattr(kind, name) for name in names}, **more}]

@@ -24,11 +24,11 @@ def remove(
         blocks: numbers of the blocks that leave, none of which has left before.
         momentum: the optimiser's buffers by parameter name.
     """
-    gone = set(blocks)
+    gone, units = set(blocks), units.cpu()
     left = anatomy.without(units, gone)
     for number in gone:
         remove_block(model, anatomy.blocks[number])
-    lost = torch.cat([units.cpu(), torch.zeros(1, dtype=torch.bool)])
+    lost = torch.cat([units, torch.zeros(1, dtype=torch.bool)])
     for name in left.layers:
         _shrink(model.get_submodule(name), anatomy.layers[name], lost, momentum)
     named = dict(model.named_parameters())

@@ -52,7 +52,7 @@ class Shrinking:
     ) -> None:
         """The network with what is left of it, and all that trains it."""
         self.units, self.blocks, self.settled = units, blocks, settled
-        self.model = copy.deepcopy(self.whole)
+        self.model = copy.deepcopy(self.whole).train()
         gone = blocks.gone.nonzero().flatten().tolist()
         self.anatomy, _ = remove(self.model, self.full_anatomy, units.gone, gone, {})
         if weights is not None:

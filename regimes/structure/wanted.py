@@ -91,6 +91,6 @@ def _pressures(checker: SweepChecker, table: dict[str, Any]) -> tuple[Pressure, 
     if any(name is None for name in names):
         return ()
     for each in found[:1]:
-        if each is not None and each.warm + each.ramp >= each.settle:
-            checker.say("discover.settle", f"{each.settle:g} is not above warm + ramp, {each.warm + each.ramp:g}")
+        if each is not None and each.too_short:
+            checker.say("discover.settle", each.too_short)
     return tuple(each for each in found if each is not None)

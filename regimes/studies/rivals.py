@@ -159,12 +159,14 @@ def _to_macs(dense: nn.Module, lab: Lab, macs: float, seed: int) -> nn.Module:
 
 def _begin_anew(model: nn.Module, seed: int) -> None:
     """Fresh weights for a network whose layers have other sizes than its class gives them: He-normal, fan-out, as the
-    class's own; biases and shifts 0, scales 1."""
+    class's own; the linear head as torch begins one; scales 1, shifts 0."""
     random = torch.Generator().manual_seed(seed % 2**63)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             out = module.weight.shape[0] * module.weight[0, 0].numel()
             module.weight.data.copy_(torch.randn(module.weight.shape, generator=random) * (2 / out) ** 0.5)
+            if module.bias is not None:
+                module.bias.data.zero_()
         elif isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             module.weight.data.copy_((2 * torch.rand(module.weight.shape, generator=random) - 1) * bound)
