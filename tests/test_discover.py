@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 import regimes
 from regimes import UserError
-from regimes.flow.discoveries import PROGRESS, RECORD
+from regimes.flow.discoveries import PROGRESS, RECORD, lab_of, run_task, tasks
+from regimes.flow.files import write_checked
 from regimes.flow.run import Result
 from regimes.record.grid import check_grid, read_grid
 from regimes.spec.check import resolve
@@ -259,11 +260,29 @@ def test_a_sweep_of_what_can_lose_nothing_is_refused_before_any_work(
         run_tiny(sweep)
 
 
-def test_pressures_that_give_one_density_cannot_be_told_apart() -> None:
+def test_pressures_that_give_one_density_stand_there_once() -> None:
     dims = ("epochs", "nu", "dense_seed")
-    values = np.full((2, 2, 1), 0.3)
+    values = np.stack([np.full((2, 1), each) for each in (1.0, 1.0, 0.3)], axis=1)
     grid = xr.Dataset(
-        {"kept": (dims, values), "lmc": (dims, -values), "cka": (dims, values)}, {"epochs": [1, 2], "nu": [0.1, 1.0]}
+        {"kept": (dims, values), "lmc": (dims, -values / 10), "cka": (dims, values)},
+        {"epochs": [1, 2], "nu": [0.0, 0.01, 1.0]},
     )
-    with pytest.raises(UserError, match="several nu are equally dense"):
-        check_grid(grid, "grid.nc")
+    with pytest.warns(UserWarning, match="nu 0.01 are as dense as others"):
+        found = check_grid(grid, "grid.nc")
+    assert found.density.values.tolist() == [0.3, 1.0]
+    assert found.nu.values.tolist() == [1.0, 0.0]
+
+
+def test_files_that_are_missing_or_truncated_are_made_again(asked: dict[str, Any], tmp_path: Path) -> None:
+    asked["discover"]["nu"] = 0.3
+    wanted = resolve_wanted(asked)
+    lab = lab_of(wanted, "cpu", tmp_path)
+    (task,) = tasks(wanted, tmp_path)
+    first = run_task(task, lab)
+    (task.folder / "network.json").unlink()
+    note = {"key": first["key"], "epoch": 3, "facts": {}}
+    write_checked(task.folder / f"{PROGRESS}.json", note)
+    (task.folder / f"{PROGRESS}.3.safetensors").write_bytes(b"torn")
+    assert run_task(task, lab)["test_error"] == first["test_error"]
+    assert (task.folder / "network.json").exists()
+    assert not list(task.folder.glob(f"{PROGRESS}*"))

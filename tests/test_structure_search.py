@@ -156,7 +156,12 @@ def test_a_layer_keeps_its_last_unit_and_a_block_goes_without_units() -> None:
     assert leaving.spared == ("0",)
     assert leaving.nothing  # the network can do nothing without its first layer
     last = with_guards(anatomy, units, blocks, ~ask & False, torch.tensor([True, True]))
-    assert last.nothing
+    assert not last.nothing  # the first layer has units beside
+    bare = anatomy_of(Net(parts=2, units=3), torch.randn(4, 8))
+    sides = Side.of(bare.units, 0.5, torch.device("cpu")), Side.of(2, 0.5, torch.device("cpu"))
+    none = torch.zeros(bare.units, dtype=torch.bool)
+    assert with_guards(bare, *sides, none, torch.tensor([True, True])).nothing
+    assert not with_guards(bare, *sides, none, torch.tensor([True, False])).nothing
 
 
 def test_only_what_nothing_brings_back_may_leave() -> None:
@@ -318,6 +323,21 @@ def test_a_search_that_diverges_says_so() -> None:
     assert "diverged in epoch" in found.message
 
 
-def test_options_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown estimator 'curvy'"):
-        regimes.discover(Net(), lessons(0, 200), recipe=Recipe(epochs=1, batch_size=20), estimator="curvy")
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"estimator": "curvy"}, "unknown estimator 'curvy'"),
+        ({"nu": -1.0}, "nu: .*greater than or equal to 0"),
+        ({"speed": 1.0}, "speed: "),
+        ({"settle": 0.1}, "settle: 0.1 is not above warm"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        regimes.discover(Net(), lessons(0, 200), recipe=Recipe(epochs=1, batch_size=20), **options)
+
+
+def test_pressure_on_what_is_not_there_is_refused() -> None:
+    model = build("mlp", {"widths": [6]}, (8,), 3, 0)
+    with pytest.raises(UserError, match="alpha = 1 presses on nothing: this network has no residual block"):
+        regimes.discover(model, synthetic(shape=[8], train=60, test=20), alpha=1.0, recipe=Recipe(batch_size=20))

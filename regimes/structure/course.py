@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regimes.errors import UserError
 from regimes.spec.pressure import Pressure
 from regimes.structure.anatomy import Anatomy
 from regimes.structure.complexity import Complexity, Size
@@ -62,7 +63,11 @@ class Course:
 
     def steps(self, anatomy: Anatomy, complexity: Complexity, full: Size) -> tuple[float, float]:
         """Step of the units' and of the blocks' probabilities: an average gate that is worth nothing falls from
-        ``start`` to 0 in the share ``fall`` of the training."""
+        ``start`` to 0 in the share ``fall`` of the training.
+
+        Raises:
+            UserError: there is pressure, but nothing that it is on.
+        """
         ones = [
             torch.ones(count, dtype=torch.float64, device=complexity.kernel.device)
             for count in (anatomy.units, len(anatomy.blocks))
@@ -74,4 +79,8 @@ class Course:
             mean = float(pressures.mean()) if len(pressures) else 0.0
             return self.pressure.start / (fall * mean) if mean else 0.0
 
-        return step(self.on_units(units)), step(self.on_blocks(blocks))
+        found = step(self.on_units(units)), step(self.on_blocks(blocks))
+        if self.pressure.nu and not any(found):
+            what = "residual block" if self.pressure.alpha == 1 else "unit that could leave"
+            raise UserError(f"alpha = {self.pressure.alpha:g} presses on nothing: this network has no {what}")
+        return found

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, Split
-from regimes.errors import UserError
 from regimes.landscape.error import evaluating, images_at_once, mistakes
 from regimes.models.build import seeded
 from regimes.registry import load
@@ -69,9 +68,6 @@ class Search(Shrinking):
         self.history: list[Row] = []
         units = Side.of(self.full_anatomy.units, self.course.start(1 - pressure.alpha), self.device)
         blocks = Side.of(len(self.full_anatomy.blocks), self.course.start(pressure.alpha), self.device)
-        if pressure.nu and not any(self.rates):
-            where = "a residual block" if pressure.alpha == 1 else "a unit outside of what always stays"
-            raise UserError(f"alpha = {pressure.alpha:g} presses on nothing: {type(model).__name__} has not {where}")
         self.build(units, blocks, settled=not any(self.rates))
         self.guess = data.guess or self.error(data.val)  # of numbers: the untrained network's
         self.good = (0, self.tensors())
