@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from regimes.figures.draw import STEADY, save
 
@@ -54,6 +55,7 @@ def structure_over_time(record: Record) -> Figure:
     right.set_yticks(at, [f"{record['widths'][names[each]][0]}/{whole[each]:.0f}" for each in at], fontsize=8)
     right.tick_params(length=0)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     kept = f"{record['macs'] / record['full_macs']:.0%} of the MACs, {record['params'] / record['full_params']:.0%}"
     axes.set_title(f"Units left in each layer, nu = {record['nu']:g}: {kept} of the parameters at the end", fontsize=10)
     figure.colorbar(image, ax=axes, label="share of units left (white: none)", pad=0.08)
