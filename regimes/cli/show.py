@@ -122,7 +122,7 @@ def show_status(run: Path, as_json: bool) -> None:
             state = "failed"
             failed[place(stage["kind"], stage["at"])] = failure["error"]
         states[stage["kind"]][state] += 1
-    states = {kind: counts for kind, counts in states.items() if counts or kind not in ("train", "given")}
+    states = {kind: counts for kind, counts in states.items() if counts}
     if as_json:
         facts = {"name": layout["name"], "stages": states, "failed": failed, "damaged": damaged}
         typer.echo(json.dumps(facts, indent=1))
