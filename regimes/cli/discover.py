@@ -76,10 +76,11 @@ def _one(task: Task, lab: Any) -> Found:
 
 
 class _Progress:
-    """A line for an epoch: on a terminal it replaces the one before, elsewhere it comes every 15 seconds."""
+    """A line for an epoch: alone on a terminal it replaces the one before, else there is one every 15 seconds."""
 
-    def __init__(self) -> None:
-        self.spoken = 0.0
+    def __init__(self, alone: bool = True) -> None:
+        self.replace = alone and sys.stderr.isatty()
+        self.spoken = time.monotonic() if not alone else 0.0
 
     def __call__(self, task: Task, row: dict[str, Any]) -> None:
         epochs = task.wanted.recipe.epochs
@@ -88,7 +89,7 @@ class _Progress:
             f"val error {row['val_error']:.2%}  expected MACs {row['macs']:.1%}, parameters {row['params']:.1%}  "
             f"{row['units']} units, {row['blocks']} blocks  {row['seconds']:.2f} s"
         )
-        if sys.stderr.isatty():
+        if self.replace:
             print(f"\r\033[K{line}", end="\n" if row["epoch"] == epochs else "", file=sys.stderr, flush=True)
         elif row["epoch"] == epochs or time.monotonic() - self.spoken > 15:
             self.spoken = time.monotonic()
@@ -148,7 +149,7 @@ def _work(task: Task) -> Found:
     from regimes.flow.discoveries import run_task
 
     try:
-        return run_task(task, _LABS[0])
+        return run_task(task, _LABS[0], _Progress(alone=False))
     except RunFailed as error:
         return error
 

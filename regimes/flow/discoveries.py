@@ -104,7 +104,7 @@ def _finish(task: Task, lab: Lab, search: Search, key: str) -> Record:
     save(discovery.model, search.anatomy, lab.data.train.inputs, task.folder)
     record = record_of(discovery, lab, task.wanted.recipe.loss_fn)
     record |= {"key": key, "nu": task.pressure.nu, "seed": task.seed, "pressure": task.pressure.model_dump()}
-    record["layers"] = _table(search)
+    record["layers"] = [group.name for group in search.full_anatomy.groups]  # from input to output, for pictures
     write_checked(task.folder / RECORD, record)
     for leftover in task.folder.glob(f"{PROGRESS}.*"):
         leftover.unlink()
@@ -146,11 +146,6 @@ def inference_seconds(model: nn.Module, inputs: Tensor) -> float:
             found.append(time.perf_counter() - started)
     model.train(training)
     return 1000 * sorted(found[1:])[PASSES // 2] / len(batch)
-
-
-def _table(search: Search) -> list[str]:
-    """The order of groups from input to output, for pictures."""
-    return [group.name for group in search.full_anatomy.groups]
 
 
 def _describe(task: Task, lab: Lab) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add, iadd
 from typing import Any
@@ -60,17 +60,17 @@ def remove_block(model: nn.Module, block: Block) -> None:
 
     Modules on the skip path keep their names, so that what is left of a state dict still fits.
     """
-    module = model.get_submodule(block.name)
-    parts: dict[str, nn.Module] = {}
-    for name in block.skip:
-        part = module.get_submodule(name.removeprefix(f"{block.name}."))
-        if not isinstance(part, nn.Identity):
-            parts[name.rpartition(".")[2]] = part
-    if not parts:
-        rest: nn.Module = nn.ReLU() if block.relu else nn.Identity()
-    else:
-        rest = nn.Sequential(OrderedDict({**parts, "behind": nn.ReLU()} if block.relu else parts))
-    model.set_submodule(block.name, rest.train(module.training))
+    keep_skip(model, block.name, [name.rpartition(".")[2] for name in block.skip], block.relu)
+
+
+def keep_skip(model: nn.Module, name: str, keep: Sequence[str], relu: bool) -> None:
+    """Replace a block by the children that it keeps, in order, and a ReLU behind them where one follows."""
+    block = model.get_submodule(name)
+    parts = OrderedDict((each, block.get_submodule(each)) for each in keep)
+    parts = OrderedDict((each, part) for each, part in parts.items() if not isinstance(part, nn.Identity))
+    if relu:
+        parts["behind"] = nn.ReLU()
+    model.set_submodule(name, nn.Sequential(parts).train(block.training))
 
 
 def without_blocks(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from regimes.errors import UserError
 from regimes.structure.anatomy import Anatomy
+from regimes.structure.blocks import keep_skip
 
 WEIGHTS, PLAN, PROGRAM = "network.safetensors", "network.json", "network.pt2"
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -48,12 +48,7 @@ def rebuild(model: nn.Module, plan: Mapping[str, Any], state: Mapping[str, Tenso
     """
     try:
         for name, rest in plan["blocks"].items():
-            block = model.get_submodule(name)
-            parts = OrderedDict((each, block.get_submodule(each)) for each in rest["keep"])
-            parts = OrderedDict((each, part) for each, part in parts.items() if not isinstance(part, nn.Identity))
-            if rest["relu"]:
-                parts["behind"] = nn.ReLU()
-            model.set_submodule(name, nn.Sequential(parts))
+            keep_skip(model, name, rest["keep"], rest["relu"])
         first = next(model.parameters())
         for name, (kind, arguments) in plan["layers"].items():
             layer = getattr(nn, kind)(**arguments).to(first.device, first.dtype)
