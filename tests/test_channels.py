@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch_pruning
 from conftest import SMALL
+from networks import aged
 from torch import Tensor, nn
 
 import regimes
@@ -41,15 +42,7 @@ WIDER: dict[str, dict[str, Any]] = {
 
 def network(name: str, seed: int = 0) -> nn.Module:
     """With BatchNorm statistics and affine parameters that are not those of a fresh network."""
-    model = build(name, WIDER[name], (3, 32, 32), 5, seed)
-    random = torch.Generator().manual_seed(1)
-    for each in model.modules():
-        if isinstance(each, nn.modules.batchnorm._BatchNorm):
-            each.weight.data = 0.5 + torch.rand(each.weight.shape, generator=random)
-            each.bias.data = 0.3 * torch.randn(each.bias.shape, generator=random)
-            assert each.running_mean is not None
-            each.running_mean.data = 0.3 * torch.randn(each.running_mean.shape, generator=random)
-    return model.eval()
+    return aged(build(name, WIDER[name], (3, 32, 32), 5, seed))
 
 
 def images(count: int = 3) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from regimes.bench.arms import Case
 from regimes.bench.limits import step
 from regimes.bench.subject import fresh
 from regimes.flow.lab import in_layout
+from regimes.flow.memory import PROCESS, bytes_per_network, peak_bytes
 
 if TYPE_CHECKING:
     from regimes.flow.prepare import Prepared
@@ -30,7 +30,7 @@ def cells(case: Case) -> dict[str, Any]:
     from regimes.spec.check import resolve
 
     count = case["cells"]
-    base = _peak()
+    base = peak_bytes()
     asked = resolve(
         {
             "name": "growth",
@@ -64,13 +64,8 @@ def cells(case: Case) -> dict[str, Any]:
         "survey_s": surveyed - written,
         "assemble_s": assembled - surveyed,
         "record_MB": size / 1e6,
-        "memory_MB": _peak() - base,
+        "memory_MB": (peak_bytes() - base) / 1e6,
     }
-
-
-def _peak() -> float:
-    """Most memory that this process has had so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _write_all(prepared: Prepared) -> None:
@@ -85,12 +80,11 @@ def _write_all(prepared: Prepared) -> None:
 def model(case: Case) -> dict[str, Any]:
     """A training step by width, and memory: as the plan says it, and as it was."""
     from regimes.flow.engine import Choice, seconds_per_image
-    from regimes.flow.memory import PROCESS, bytes_per_network
 
     lab, recipe = _lab(case["width"], case["device"])
     planned = PROCESS + bytes_per_network(lab, recipe)
     seconds = seconds_per_image(lab, Choice("eager", 1), recipe) * recipe.batch_size
-    peak = _peak()
+    peak = peak_bytes() / 1e6
     parameters = sum(each.numel() for each in lab.new_model(0).parameters())
     flops, _ = step(lab.new_model(0), lab.data.train.inputs[:64])
     return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +110,16 @@ def networks_that_fit(lab: Lab, recipe: Recipe, workers: int) -> int:
     if lab.device.type == "cpu":
         budget -= PROCESS
     return max(1, int(budget // bytes_per_network(lab, recipe)))
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has had so far.
+
+    On Linux the kernel's mark of this very program: ``ru_maxrss`` also holds what the process that started it had."""
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _read(path: str) -> str:

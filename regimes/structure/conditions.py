@@ -16,9 +16,8 @@ def may_leave(theta: Tensor, worth: Tensor, norm: Tensor, pressure: Tensor, deca
 
     With ``eta`` the bound of the loss's slope along the gate per unit of weight, here measured as
     ``max(0, -worth) / norm``, the gate's and the weights' equations are bounded by a linear system that runs to zero
-    where ``s |w| + theta < s r / eta + lambda r / eta^2``, ``s = (sqrt(lambda^2 + 4 eta^2) - lambda) / (2 eta)``
-    (a sufficient condition for complexity-aware training, our derivation). What harms the loss (``worth > 0``) has ``eta = 0``: nothing
-    brings it back.
+    where ``s |w| + theta < s r / eta + lambda r / eta^2``, ``s = (sqrt(lambda^2 + 4 eta^2) - lambda) / (2 eta)`` (a
+    sufficient condition, our derivation). What harms the loss (``worth > 0``) has ``eta = 0``: nothing brings it back.
 
     Args:
         theta: probabilities of the gates.

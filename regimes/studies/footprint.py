@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from regimes.bench.table import Sheet
-from regimes.flow.memory import PROCESS, bytes_in_measuring
+from regimes.flow.memory import PROCESS, bytes_in_measuring, peak_bytes
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.models.build import build
 from regimes.studies.page import Say
@@ -46,4 +45,4 @@ def peak(chunk: int, images: int = 256) -> None:
     hessian_trace(model, F.cross_entropy, data, rel_stderr=0.05, chunk=chunk)
     hessian_trace(model, F.cross_entropy, data, probes=4, chunk=chunk)
     hessian_top(model, F.cross_entropy, data, tolerance=1e-9, max_steps=40, chunk=chunk)
-    print(planned / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+    print(planned / 1e6, peak_bytes() / 1e6)
