@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
 from regimes.flow.engine import Choice, choose_engine
-from regimes.flow.memory import PROCESS, SHARE, bytes_per_network, networks_that_fit
+from regimes.flow.memory import PROCESS, SHARE, bytes_per_network, networks_that_fit, peak_bytes
 from regimes.flow.prepare import prepare
 from regimes.flow.run import Result
 from regimes.flow.store import Store
@@ -191,6 +193,13 @@ def test_memory_of_a_network_grows_with_batch_and_width(tiny: dict[str, Any], tm
     weights = sum(each.nbytes for each in small.new_model(0).parameters())
     kept = 16 * (64 + 4) * 4  # of a batch: the hidden units and the logits, at least
     assert batches[0] >= 6 * weights + kept
+
+
+def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it() -> None:
+    ballast = bytearray(b"x") * 800_000_000
+    script = "from regimes.flow.memory import peak_bytes; print(peak_bytes())"
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert 50_000_000 < int(told.stdout) < len(ballast) < peak_bytes()
 
 
 def test_memory_does_not_depend_on_how_many_images_there_are(tiny: dict[str, Any], tmp_path: Path) -> None:
