@@ -13,6 +13,9 @@ In Python it is as short as in the terminal::
     chart = regimes.RegimeMap(record)              # which way to turn, which network to prune, which densities to trust
     print(chart.advise(0.05, {"batch_size": 64}))
 
+Hyperparameters are searched on small proxies that a map trusts: `objective` and `optimize` for an Optuna study,
+`ladder` for a training loop of one's own.
+
 The landscape measures also work alone, on any ``nn.Module`` and tensors or a ``DataLoader``: `measure` takes any of
 them by name. Connectivity: `linear_connectivity`, `curve_connectivity`, `match`. Similarity: `cka`, `disagreement`,
 `js_divergence`, `output_distance`, `weight_distance`. Curvature: `hessian_trace`, `hessian_top`,
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
     from regimes.errors import UserError as UserError
     from regimes.figures.draw import draw_map as draw_map
     from regimes.flow.run import run as run
+    from regimes.hpo.objective import objective as objective
+    from regimes.hpo.objective import optimize as optimize
+    from regimes.hpo.own import ladder as ladder
+    from regimes.hpo.phase import promote as promote
     from regimes.landscape.agreement import disagreement as disagreement
     from regimes.landscape.agreement import js_divergence as js_divergence
     from regimes.landscape.agreement import output_distance as output_distance
@@ -83,13 +90,17 @@ _HOME = {
     "hessian_top": "regimes.landscape.hessian",
     "hessian_trace": "regimes.landscape.hessian",
     "js_divergence": "regimes.landscape.agreement",
+    "ladder": "regimes.hpo.own",
     "layer_traces": "regimes.landscape.curvature",
     "linear_connectivity": "regimes.landscape.connectivity",
     "mask_of_zeros": "regimes.landscape.alone",
     "match": "regimes.landscape.matching",
     "measure": "regimes.landscape.alone",
+    "objective": "regimes.hpo.objective",
     "open": "regimes.record.assemble:open_record",
+    "optimize": "regimes.hpo.objective",
     "output_distance": "regimes.landscape.agreement",
+    "promote": "regimes.hpo.phase",
     "prune": "regimes.pruners.prune",
     "read_sweep": "regimes.spec.check",
     "run": "regimes.flow.run",

@@ -1,7 +1,8 @@
 """The command line. Each command is a few lines and one call into the package; heavy imports wait inside commands."""
 
 import regimes.cli.app
-import regimes.cli.asking  # noqa: F401 - each adds its commands
+import regimes.cli.asking
+import regimes.cli.searching  # noqa: F401
 from regimes.cli.options import app
 
 __all__ = ["main"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,11 +19,22 @@ ATTEMPTS = 12  # at a share of channels that gives the density
 FAR = 1.5  # times too many or too few weights: another density than the one that was asked for
 CLOSE = 0.01  # relative error of the density that is good enough
 INSTALL = "torch-pruning>=1.6,<2"
-IMPORTANCE = {"channels-magnitude": "GroupMagnitudeImportance", "channels-random": "RandomImportance"}
+IMPORTANCE = {
+    "channels-magnitude": "GroupMagnitudeImportance",
+    "channels-saliency": "GroupTaylorImportance",
+    "channels-random": "RandomImportance",
+}
 
 
 def shrink(
-    model: nn.Module, density: float, inputs: Tensor, pruner: str, allocation: str, seed: int
+    model: nn.Module,
+    density: float,
+    inputs: Tensor,
+    pruner: str,
+    allocation: str,
+    seed: int,
+    floor: float = 0.0,
+    judge: Callable[[nn.Module], None] | None = None,
 ) -> tuple[nn.Module, float]:
     """Return a physically smaller copy of a network, and the fraction of prunable weights that it keeps.
 
@@ -35,9 +46,12 @@ def shrink(
         model: a trained network.
         density: fraction of the prunable weights to keep.
         inputs: one or two inputs, to trace the network with.
-        pruner: "channels-magnitude" (the L2 norm of all weights that leave together) or "channels-random".
+        pruner: "channels-magnitude" (the L2 norm of all weights that leave together), "channels-saliency" (what the
+            loss would change by to first order, by the gradients that ``judge`` leaves) or "channels-random".
         allocation: "uniform" (the same share of channels in every group) or "global".
         seed: of the random choice.
+        floor: share of a group's channels that stays in any case.
+        judge: called with the copy that is pruned, before it is.
 
     Raises:
         UserError: torch-pruning is not installed, cannot follow the network, or leaves one that does not work; the
@@ -52,7 +66,8 @@ def shrink(
     most = 1.0  # weights kept at `low`
     best, reached = None, 2.0
     for _ in range(ATTEMPTS):
-        small = _without(model, share, inputs, IMPORTANCE[pruner], allocation == "global", seed)
+        everywhere = allocation == "global"
+        small = _without(model, share, inputs, IMPORTANCE[pruner], everywhere, seed, floor, judge)
         kept = sum(weight.numel() for weight in prunable(small).values()) / size
         if abs(kept - density) < abs(reached - density):
             best, reached = small, kept
@@ -107,10 +122,21 @@ def sizes_as_tensors(module: Any) -> None:
         module.num_features = module.num_features if known is None else len(known)
 
 
-def _without(model: nn.Module, share: float, inputs: Tensor, how: str, everywhere: bool, seed: int) -> nn.Module:
+def _without(
+    model: nn.Module,
+    share: float,
+    inputs: Tensor,
+    how: str,
+    everywhere: bool,
+    seed: int,
+    floor: float,
+    judge: Callable[[nn.Module], None] | None,
+) -> nn.Module:
     """A copy without a share of its channels."""
     pruning = _torch_pruning()
     small = copy.deepcopy(model).eval()
+    if judge is not None:
+        judge(small)
     weights = {id(each) for each in prunable(small).values()}
     kept = [each for each in small.modules() if isinstance(each, nn.Linear) and id(each.weight) not in weights]
     # One channel of each layer stays: a group that is to lose all is not pruned at all.
@@ -125,7 +151,7 @@ def _without(model: nn.Module, share: float, inputs: Tensor, how: str, everywher
                 importance=getattr(pruning.importance, how)(),
                 pruning_ratio=share,
                 pruning_ratio_dict={} if everywhere else shares,
-                max_pruning_ratio=1.0,
+                max_pruning_ratio=1.0 - floor,
                 global_pruning=everywhere,
                 ignored_layers=kept,
             )

@@ -74,7 +74,7 @@ class Lane:
 
 
 # What lanes of one fleet may differ in; all else in their recipes is equal.
-FREE = ("learning_rate", "weight_decay", "sam_rho", "stop")
+FREE = ("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop")
 
 
 class Engine(Protocol):

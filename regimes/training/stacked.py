@@ -52,6 +52,7 @@ class Stacked:
         self._load()
         self.rho = self._per_lane([lane.recipe.sam_rho for lane in self.lanes])
         self.decay = self._per_lane([lane.recipe.weight_decay for lane in self.lanes])
+        self.smooth = self._per_lane([lane.recipe.label_smoothing for lane in self.lanes])
         self.run = vmap(self._one, in_dims=(0, 0, 1), out_dims=0)
         self.judge = vmap(self._one, in_dims=(0, 0, None), out_dims=0)
 
@@ -122,7 +123,10 @@ class Stacked:
     def _gradients(self, inputs: Tensor, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
         with arithmetic(self.precision, inputs.device):
             outputs = self.run(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
-        losses = vmap(self.recipe.training_loss)(outputs, targets)  # (lanes,)
+        losses = vmap(self.recipe.loss_fn)(outputs, targets)  # (lanes,)
+        if any(lane.recipe.label_smoothing for lane in self.lanes):  # of cross-entropy; a lane's 0 changes no bit
+            even = -outputs.log_softmax(2).mean((1, 2))
+            losses = (1 - self.smooth) * losses + self.smooth * even
         found = torch.autograd.grad(losses.sum(), self.leaves, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(self.parameters, found, strict=True))
         return losses.detach(), {

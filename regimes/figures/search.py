@@ -1,0 +1,44 @@
+"""Picture of a search: the best full network so far against the seconds spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from regimes.figures.draw import STEADY, save
+
+
+def draw_search(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw a search's best value against seconds into its folder."""
+    with mpl.rc_context(STEADY):
+        return save(best_so_far(result), folder / "search", ("png", "svg"))
+
+
+def best_so_far(result: Mapping[str, Any]) -> Figure:
+    """Steps down; what was spent before the first trial (the map, the proxies) is shaded."""
+    facts = result["savings"]
+    curve = facts["curve"]
+    before = facts["map_seconds"] + facts["proxy_seconds"]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    seconds, values = [each["seconds"] for each in curve], [each["value"] for each in curve]
+    axes.step(seconds, values, where="post", color="#0072B2")
+    axes.plot(seconds[:-1], values[:-1], "o", color="#0072B2", markersize=4)
+    if before:
+        what = "map and proxies" if facts["map_seconds"] else "finding proxies"
+        axes.axvspan(0, before, color="0.9", label=f"{what}: {before:.0f} s")
+    if facts["baseline_seconds"]:
+        share = facts["seconds"] / facts["baseline_seconds"]
+        axes.plot([], [], " ", label=f"{facts['n']} trials in {share:.0%} of the time of as many full trainings")
+    axes.legend(loc="upper right", fontsize=8, frameon=False)
+    axes.set_xlim(left=0)
+    if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
+        axes.set_yscale("log")
+    axes.set_xlabel("seconds of training, all workers")
+    axes.set_ylabel("best validation value of the full network")
+    axes.set_title(f"{result['name']}: best so far", fontsize=10)
+    return figure

@@ -1,0 +1,202 @@
+"""An objective for anyone's own Optuna study: density as a fidelity."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import Trial
+from torch import nn
+
+from regimes.data.dataset import Dataset
+from regimes.errors import UserError
+from regimes.flow.lab import Lab, LabSpec, in_layout, numerics_of
+from regimes.hpo.asked import hpo_from
+from regimes.hpo.climb import Climb
+from regimes.hpo.drive import Limits, climb_of, work
+from regimes.hpo.guide import Guide, open_guide
+from regimes.hpo.plan import Plan, plan
+from regimes.models.build import seeded
+from regimes.phases.regime_map import RegimeMap
+from regimes.registry import load
+from regimes.spec.hpo import Hpo
+from regimes.spec.keys import digest
+from regimes.spec.recipe import Recipe
+from regimes.spec.sweep import Named
+
+OWN = "own"  # name of a model or data set that is given as an object
+
+
+class OwnLab(Lab):
+    """The lab of a model and data that are given as objects."""
+
+    def __init__(self, make: Callable[[], nn.Module], data: Dataset, device: str) -> None:
+        own = Named(name=OWN)
+        super().__init__(LabSpec(own, own, device, numerics_of(device, "eager", "eager"), ""))
+        self.make, self.loaded = make, data
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The data's numbers, the model's shapes, and the source of what makes it, where there is one."""
+        try:
+            source = hashlib.sha256(inspect.getsource(self.make).encode()).hexdigest()[:20]
+        except (OSError, TypeError):
+            source = ""
+        shapes = {name: list(each.shape) for name, each in self.new_model(0).state_dict().items()}
+        return {"data": self.loaded.fingerprint, "model": {"name": OWN, "shapes": digest(shapes), "source": source}}
+
+    def new_model(self, seed: int) -> nn.Module:
+        """A model with fresh weights on the device; same seed, same bits."""
+        with seeded(seed):
+            model = self.make()
+        model.to(self.device, self.dtype)
+        return in_layout(model, self.layout)
+
+
+class Objective:
+    """An objective for ``study.optimize``: a trial climbs the ladder, and its value is the full network's.
+
+    Made by `objective`.
+    """
+
+    def __init__(self, spec: Hpo, lab: Lab, guide: Guide | None, folder: Path | None) -> None:
+        self.spec, self.lab, self.guide, self.folder = spec, lab, guide, folder
+        self._plans: dict[int, Plan] = {}
+
+    def __call__(self, trial: Trial) -> float:
+        """Train one trial, rung by rung, as Optuna calls it.
+
+        Raises:
+            optuna.TrialPruned: the study's stopper has ended it, or it has diverged.
+        """
+        return self.climb(1).alone(trial)
+
+    def plan(self, batch: int) -> Plan:
+        """The ladder for batches of a size; made once, since its proxies are built and timed."""
+        if batch not in self._plans:
+            self._plans[batch] = plan(self.spec.model_copy(update={"batch": batch}), self.lab, self.guide)
+        return self._plans[batch]
+
+    def climb(self, batch: int, deadline: float = math.inf) -> Climb:
+        """What trials do, ``batch`` of them together."""
+        return climb_of(self.plan(batch), self.lab, self.folder, None, deadline)
+
+
+def objective(
+    model: str | Mapping[str, Any] | Callable[[], nn.Module],
+    data: str | Mapping[str, Any] | Dataset,
+    space: Mapping[str, Any],
+    *,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    densities: Sequence[float] | None = None,
+    map: RegimeMap | str | Path | None = None,
+    proxy: str = "narrowed",
+    epochs: float = 1.0,
+    reports: Sequence[float] = (0.25, 0.5),
+    value: str = "loss",
+    seed: int = 0,
+    device: str = "cpu",
+    out: str | Path | None = None,
+) -> Objective:
+    """An objective for your own Optuna study: density as a fidelity.
+
+    Each trial trains small proxies first and the full network last, every rung from fresh weights. Each rung is
+    reported at its cumulative cost in units of the cheapest one, so any of Optuna's stoppers can end a weak trial; the
+    value is the full network's, on the validation split. The test split is never touched.
+
+    Args:
+        model: a name, ``{"name": ..., option: ...}``, or a function that makes the full network with fresh weights.
+        data: a name, ``{"name": ...}``, or a `Dataset`.
+        space: {field of the recipe: ``{"low": ..., "high": ..., "log": ...}`` or a list of values}.
+        recipe: of the full network; a `Recipe` or its fields.
+        densities: of the rungs below the full network; none: the full network alone.
+        map: instead of densities: a map, or the path of a run or grid, which says what densities to trust.
+        proxy: how proxies are made, a name in `PROXIES`.
+        epochs: share of the epochs that proxies are trained for.
+        reports: shares of the full training at which it is reported too.
+        value: "loss" or "error".
+        seed: names every random number, with the number of the trial.
+        device: "cpu", "cuda", ...
+        out: folder in which what trials came to is kept, so that it is never paid twice.
+
+    Raises:
+        UserError: anything that cannot be meant, one line each.
+    """
+    own = not isinstance(model, (str, Mapping)) or isinstance(data, Dataset)
+    fields = recipe.model_dump(exclude={"stop"}) if isinstance(recipe, Recipe) else dict(recipe or {})
+    raw: dict[str, Any] = {
+        "data": _table(data, "synthetic"),
+        "model": _table(model, "mlp"),
+        "recipe": {name: each for name, each in fields.items() if each is not None},
+        "space": dict(space),
+        "ladder": {"proxy": proxy, "epochs": float(epochs), "reports": list(reports)},
+        "study": {"value": value},
+        "seed": seed,
+    }
+    if densities is None and map is None:
+        raise UserError("say densities=[...], e.g. [0.05], or map=RUN: what may be tried on proxies?")
+    if densities is not None:
+        raw["ladder"]["densities"] = [float(each) for each in densities]
+    spec = hpo_from(raw, "objective")
+    lab = _own(model, data, spec, device) if own else _lab(spec, device)
+    guide = None
+    if map is not None:
+        guide = Guide(map, "map") if isinstance(map, RegimeMap) else _guide(map, spec, own)
+    return Objective(spec, lab, guide, Path(out) if out else None)
+
+
+def _table(given: Any, instead: str) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"name": given}
+    return dict(given) if isinstance(given, Mapping) else {"name": instead}
+
+
+def _own(model: Any, data: Any, spec: Hpo, device: str) -> Lab:
+    from regimes.data import DATASETS
+    from regimes.models.build import build
+
+    loaded: Dataset = data if isinstance(data, Dataset) else load(DATASETS, spec.data.name, "data")(**spec.data.options)
+    make = model
+    if isinstance(model, (str, Mapping)):
+        make = lambda: build(  # noqa: E731
+            spec.model.name, spec.model.options, loaded.input_shape, loaded.classes, int(torch.randint(2**31, ()))
+        )
+    lab = OwnLab(make, loaded, device)
+    lab.check_model()
+    return lab
+
+
+def _lab(spec: Hpo, device: str) -> Lab:
+    from regimes.hpo.plan import lab_of
+
+    return lab_of(spec, device, Path())
+
+
+def _guide(path: str | Path, spec: Hpo, own: bool) -> Guide:
+    return Guide(RegimeMap.open(path), str(path)) if own else open_guide(path, spec.data, spec.model)
+
+
+def optimize(
+    study: optuna.Study, objective: Objective, n_trials: int, batch: int = 16, timeout: float | None = None
+) -> None:
+    """Ask and tell in batches, so that the proxies of many trials train as one fleet.
+
+    The study keeps its own storage, sampler and stopper. Trials of earlier calls count.
+
+    Args:
+        study: yours.
+        objective: made by `regimes.objective`.
+        n_trials: in all.
+        batch: trials that are asked for together.
+        timeout: seconds from which nothing new is begun; what is under way then is marked failed, and its values are
+            asked for again by the next call with ``regimes.hpo.study.adopt``.
+    """
+    deadline = time.monotonic() + (timeout if timeout is not None else math.inf)
+    work(study, objective.climb(batch, deadline), batch, Limits(n_trials, deadline))

@@ -1,0 +1,55 @@
+"""The second pattern: a study of proxies alone, then its best in a study of the full network."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+from optuna.trial import TrialState
+
+from regimes.errors import UserError
+from regimes.hpo.climb import PREFIX
+from regimes.hpo.ladder import Ladder, ladder_of
+from regimes.hpo.plan import Plan
+
+PROXY = "-proxy"  # ends the name of the study of proxies
+
+
+def phases(plan: Plan) -> list[Plan]:
+    """The studies of a search, in order: one, or two where the best of the first are promoted."""
+    if plan.spec.study.pattern == "ladder" or len(plan.ladder.rungs) == 1:
+        return [plan]
+    return [phase_of(plan, f"{plan.spec.name}{PROXY}"), phase_of(plan, plan.spec.name)]
+
+
+def phase_of(plan: Plan, name: str) -> Plan:
+    """The plan of one study of a search, by the study's name."""
+    if plan.spec.study.pattern == "ladder" or len(plan.ladder.rungs) == 1:
+        return plan
+    if name.endswith(PROXY):
+        count = sum(each.rung < len(plan.ladder.rungs) - 1 for each in plan.ladder.stretches)
+        ladder = dataclasses.replace(plan.ladder, rungs=plan.ladder.rungs[:-1], stretches=plan.ladder.stretches[:count])
+        return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"name": name}), ladder=ladder, guide=None)
+    spec = plan.spec.model_copy(update={"trials": plan.spec.study.promoted, "batch": 1})
+    full: Ladder = ladder_of(plan.ladder.rungs[-1:], plan.spec.ladder.reports)
+    return dataclasses.replace(plan, spec=spec, ladder=full, priors=())
+
+
+def promote(proxies: optuna.Study, base: optuna.Study, count: int) -> list[int]:
+    """Enqueue the best trials of a study of proxies in a study of the full network, once; returns their numbers.
+
+    Both may be in one storage. A trial of the base study notes where it comes from in ``regimes:promoted``.
+
+    Raises:
+        UserError: no trial of the proxies has finished.
+    """
+    done = proxies.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not done:
+        raise UserError(f"study '{proxies.study_name}' has no finished trial to promote")
+    worst_last = proxies.direction == optuna.study.StudyDirection.MINIMIZE
+    best = sorted(done, key=lambda each: each.value or 0.0, reverse=not worst_last)[:count]
+    known = {each.user_attrs.get(f"{PREFIX}promoted") for each in base.get_trials(deepcopy=False)}
+    for trial in best:
+        if trial.number not in known:
+            base.enqueue_trial(trial.params, user_attrs={f"{PREFIX}promoted": trial.number})
+    return [trial.number for trial in best]

@@ -1,0 +1,234 @@
+"""From what is asked to a ladder that stands: the map, the rungs it trusts, what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regimes.errors import UserError
+from regimes.flow.files import Damaged, read_checked, write_checked
+from regimes.flow.lab import Lab, LabSpec, numerics_of
+from regimes.hpo.guide import Guide, open_guide
+from regimes.hpo.ladder import (
+    Ladder,
+    Making,
+    Rung,
+    Stretch,
+    facts_of,
+    full_rung,
+    ladder_of,
+    proxy_rung,
+    rung_as_fast,
+    rung_from,
+)
+from regimes.hpo.space import recipe_with
+from regimes.spec.hpo import Dimension, Hpo
+from regimes.spec.keys import digest
+
+MAP, PLAN = "map", "plan.json"  # a map that is made for a search; what was planned
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, ready to begin.
+
+    Attributes:
+        spec: what is asked.
+        space: with what the map narrows.
+        ladder: that trials climb.
+        guide: the map's answers; None without one.
+        priors: values to try first.
+        notes: what was decided, in words.
+    """
+
+    spec: Hpo
+    space: dict[str, Dimension]
+    ladder: Ladder
+    guide: Guide | None
+    priors: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+def lab_of(spec: Hpo, device: str, folder: Path) -> Lab:
+    """Data, model and device; checks that the model fits the data."""
+    lab = Lab(LabSpec(spec.data, spec.model, device, numerics_of(device, "eager", "eager"), str(folder)))
+    lab.check_model()
+    _check_batches(spec, lab)
+    return lab
+
+
+def _check_batches(spec: Hpo, lab: Lab) -> None:
+    images = len(lab.loaded.train.targets)
+    largest = spec.space["batch_size"].ends[1] if "batch_size" in spec.space else spec.recipe.batch_size
+    if largest > images:
+        raise UserError(
+            f"space.batch_size: {largest:g} is larger than the training set of {images} images; take a smaller one"
+        )
+
+
+def guide_of(spec: Hpo, given: Path | None, folder: Path, workers: int, device: str, say: Say) -> Guide | None:
+    """The map to ask: the one given, else one made now (or in an earlier command), else none."""
+    if given is not None:
+        return open_guide(given, spec.data, spec.model)
+    if not spec.map.make or spec.ladder.densities is not None or spec.ladder.step_time is not None:
+        return None
+    from regimes.adaptive.drive import run_adaptive
+    from regimes.spec.check import resolve
+
+    started = time.perf_counter()
+    say("making a map first: it decides on which proxies to trust")
+    sweep = resolve(map_sweep(spec), "[map]")
+    done = run_adaptive(sweep, folder / MAP, budget=spec.map.budget or None, workers=workers, device=device)
+    seconds = time.perf_counter() - started
+    say(f"map: {done.cells[0]} of {done.cells[1]} cells, {seconds:.0f} s")
+    return open_guide(folder / MAP, spec.data, spec.model, seconds)
+
+
+def map_sweep(spec: Hpo) -> dict[str, Any]:
+    """The sweep file of a map for a search, as a plain dict."""
+    epochs = max(2, round(spec.map.epochs * spec.recipe.epochs))
+    recipe = {name: each for name, each in spec.recipe.model_dump().items() if name != "stop"}
+    recipe |= {"epochs": epochs, "last": min(spec.recipe.last, epochs), "milestones": list(spec.recipe.milestones)}
+    recipe = {name: each for name, each in recipe.items() if each is not None}
+    return {
+        "name": f"{spec.name}-map",
+        "dense_seeds": spec.map.dense_seeds,
+        "retrain_seeds": 2,
+        "data": spec.data.model_dump(),
+        "model": spec.model.model_dump(),
+        "recipe": recipe,
+        "temperature": dict(spec.map.temperature) or _temperature(spec),
+        "load": {"density": list(spec.map.density)},
+        "measure": {"metrics": ["error", "lmc", "cka"]},
+    }
+
+
+def _temperature(spec: Hpo) -> dict[str, list[float]]:
+    """Five values of the learning rate over the range that is searched (or about the recipe's)."""
+    dimension = spec.space.get("learning_rate")
+    low, high = dimension.ends if dimension else (spec.recipe.learning_rate / 10, spec.recipe.learning_rate * 4)
+    return {"learning_rate": [float(f"{low * (high / low) ** (each / 4):.3g}") for each in range(5)]}
+
+
+def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = lambda text: None) -> Plan:
+    """Choose the rungs, build and time them, and let the map narrow the space.
+
+    Raises:
+        UserError: a density that this model cannot have.
+    """
+    started = time.perf_counter()
+    middle = recipe_with(spec.recipe, {})
+    batch = max(1, spec.batch // workers)
+    full = full_rung(lab, middle, 1 if spec.batch == 1 else batch, workers)
+    notes: list[str] = []
+    rungs = [*_proxies(spec, lab, guide, full, batch, workers, notes), full]
+    rungs = _worth(rungs, notes)
+    ladder = ladder_of(rungs, spec.ladder.reports, time.perf_counter() - started)
+    space, priors = dict(spec.space), []
+    if guide is not None and "sam_rho" in space:
+        sparse = rungs[0].density if len(rungs) > 1 else min(guide.chart.axes[-1].values)
+        told = guide.rho(sparse, space["sam_rho"], middle)
+        if told is not None:
+            space["sam_rho"], best, why = told
+            priors.append({"sam_rho": best})
+            notes.append(why)
+    for each in notes:
+        say(each)
+    return Plan(spec, space, ladder, guide, tuple(priors), tuple(notes))
+
+
+def _proxies(
+    spec: Hpo, lab: Lab, guide: Guide | None, full: Rung, batch: int, workers: int, notes: list[str]
+) -> list[Rung]:
+    asked = spec.ladder
+    make = Making(lab, spec.recipe, asked.proxy, asked.epochs, batch, spec.seed, workers)
+    if asked.step_time is not None:
+        return [rung_as_fast(make, share, full) for share in sorted(asked.step_time)]
+    densities = asked.densities
+    if densities is None and guide is not None:
+        judged = guide.judged()
+        densities = tuple(each.density for each in judged if each.trusted)[: asked.most]
+        for each in judged:
+            verdict = "trusted" if each.trusted else "not trusted"
+            notes.append(f"density {each.density:g}: {verdict}, {each.reason}")
+        if not densities:
+            notes.append("the map trusts no proxy: every trial is of the full network")
+    if densities is None:
+        densities = (0.1,)
+        notes.append("no map and no densities: one proxy of density 0.1, untested")
+    return [proxy_rung(make, density) for density in sorted(densities) if density < 1]
+
+
+def _worth(rungs: list[Rung], notes: list[str]) -> list[Rung]:
+    """Leave out proxies that are no faster than the next rung, by the clock."""
+    kept: list[Rung] = []
+    for rung, after in zip(rungs, [*rungs[1:], None], strict=True):
+        if after is not None and rung.seconds * rung.epochs >= 0.8 * after.seconds * after.epochs:
+            share = rung.seconds * rung.epochs / (after.seconds * after.epochs)
+            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time: left out")
+        else:
+            kept.append(rung)
+    return kept
+
+
+# -- kept in the folder: another process, or the same command later, climbs the very same ladder -----------------------
+
+
+def keep(plan: Plan, folder: Path) -> None:
+    """Write the plan down."""
+    guide = {"name": plan.guide.name, "seconds": plan.guide.seconds} if plan.guide else None
+    content = {
+        "key": _key(plan.spec),
+        "space": {name: each.model_dump() for name, each in plan.space.items()},
+        "rungs": [facts_of(rung) for rung in plan.ladder.rungs],
+        "stretches": [dataclasses.asdict(each) for each in plan.ladder.stretches],
+        "seconds": plan.ladder.seconds,
+        "guide": guide,
+        "priors": list(plan.priors),
+        "notes": list(plan.notes),
+    }
+    write_checked(folder / PLAN, content)
+
+
+def kept(spec: Hpo, lab: Lab, folder: Path) -> Plan | None:
+    """The plan that a folder's search was begun with; None where there is none.
+
+    Raises:
+        UserError: it was of something else.
+    """
+    try:
+        content = read_checked(folder / PLAN)
+    except Damaged as error:
+        raise UserError(f"{error}; remove it, and the search plans anew (its trials stay)") from error
+    if content is None:
+        return None
+    if content["key"] != _key(spec):
+        raise UserError(
+            f"{folder}: holds a search with another space, ladder, data, model or recipe; take another --out "
+            "or name, or put the file back as it was"
+        )
+    guide = content["guide"]
+    rungs = tuple(rung_from(facts, lab, spec.recipe) for facts in content["rungs"])
+    stretches = tuple(Stretch(**each) for each in content["stretches"])
+    return Plan(
+        spec,
+        {name: Dimension.model_validate(_bare(each)) for name, each in content["space"].items()},
+        Ladder(rungs, stretches, content["seconds"]),
+        open_guide(guide["name"], spec.data, spec.model, guide["seconds"]) if guide else None,
+        tuple(content["priors"]),
+        tuple(content["notes"]),
+    )
+
+
+def _bare(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in values.items() if each is not None}
+
+
+def _key(spec: Hpo) -> str:
+    """What a search's values rest on; how many trials there are, and who chooses them, may change."""
+    return digest(spec.model_dump(mode="json", exclude={"trials", "final_seeds", "study", "name", "batch"}))

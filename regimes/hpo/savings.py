@@ -1,0 +1,146 @@
+"""What a search cost and what it saved, from what its trials have noted: seconds, not FLOPs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import kendalltau
+
+from regimes.hpo.climb import PREFIX
+from regimes.hpo.plan import Plan
+
+FEW = 4  # trials that a rank correlation needs
+
+
+def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
+    """Seconds, and ``saving = 1 - (map + sum_r n_r c_r + k) / n`` in costs of a full training.
+
+    ``n``: trials; ``n_r``: those that ran at rung r, at a measured cost of ``c_r``; ``k``: full trainings paid, parts
+    of them counted as parts; ``map``: what the map cost if it was made for this search, with finding and timing the
+    proxies. The baseline is every trial trained in full. A full training costs what those that ran took, a part of one
+    scaled up to a whole, so trials that were stopped early are not assumed to be cheap.
+    """
+    trials = [each for study in studies for each in study.get_trials(deepcopy=False) if rows_of(each)]
+    epochs = {rung.density: rung.epochs for rung in plan.ladder.rungs}
+    rungs = [_rung(density, trials, epochs[density]) for density in sorted(epochs)]
+    full = rungs[-1]
+    whole = full["seconds_each"] or math.nan
+    overhead = (plan.guide.seconds if plan.guide else 0.0) + plan.ladder.seconds
+    spent = overhead + sum(rung["seconds"] for rung in rungs)
+    baseline = len(trials) * whole
+    for rung in rungs:
+        rung["c"] = rung["seconds_each"] / whole if rung["trials"] and math.isfinite(whole) else None
+        rung["tau"], rung["tau_of"] = _tau(trials, rung["density"]) if rung is not full else (None, 0)
+    return {
+        "trials": len(trials),
+        "states": {name: sum(each.state.name == name for each in trials) for name in _states(trials)},
+        "full_seconds": _plain(whole),
+        "map_seconds": plan.guide.seconds if plan.guide else 0.0,
+        "proxy_seconds": plan.ladder.seconds,
+        "seconds": spent,
+        "baseline_seconds": _plain(baseline),
+        "saved_seconds": _plain(baseline - spent),
+        "saving": _plain(1 - spent / baseline) if baseline else None,
+        "k": _plain(full["seconds"] / whole) if math.isfinite(whole) else 0.0,
+        "n": len(trials),
+        "rungs": rungs,
+        "curve": best_so_far(studies[-1], overhead),
+    }
+
+
+def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
+    """The stretches that a trial has climbed."""
+    rows: list[dict[str, Any]] = trial.user_attrs.get(f"{PREFIX}climb", [])
+    return rows
+
+
+def _states(trials: Sequence[FrozenTrial]) -> list[str]:
+    return sorted({each.state.name for each in trials})
+
+
+def _rung(density: float, trials: Sequence[FrozenTrial], epochs: int) -> dict[str, Any]:
+    here = [[row for row in rows_of(each) if row["density"] == density] for each in trials]
+    ran = [rows for rows in here if rows]
+    seconds = sum(row["seconds"] for rows in ran for row in rows)
+    whole = [sum(row["seconds"] for row in rows) * epochs / rows[-1]["epoch"] for rows in ran]
+    return {
+        "density": density,
+        "trials": len(ran),
+        "finished": sum(rows[-1]["epoch"] == epochs for rows in ran),
+        "seconds": seconds,
+        "seconds_each": float(np.mean(whole)) if whole else 0.0,
+    }
+
+
+def _tau(trials: Sequence[FrozenTrial], density: float) -> tuple[float | None, int]:
+    """Kendall's tau between a rung's values and the full network's, over trials that finished both."""
+    pairs = []
+    for trial in trials:
+        climbed = rows_of(trial)
+        rows = [row for row in climbed if row["density"] == density and row["loss"] is not None]
+        if rows and trial.state == TrialState.COMPLETE and climbed[-1]["density"] == 1:
+            pairs.append((rows[-1]["loss"], trial.value))
+    if len(pairs) < FEW:
+        return None, len(pairs)
+    return _plain(float(kendalltau(*zip(*pairs, strict=True)).statistic)), len(pairs)
+
+
+def best_so_far(study: optuna.Study, overhead: float) -> list[dict[str, float]]:
+    """The full network's best value against the seconds of training spent by then, by all workers."""
+    marks = []
+    for trial in study.get_trials(deepcopy=False):
+        for row in rows_of(trial):
+            last = row is rows_of(trial)[-1] and trial.state == TrialState.COMPLETE
+            marks.append((row["at"], row["seconds"], trial.value if last else None))
+    curve, spent, best = [], overhead, math.inf
+    for _, seconds, value in sorted(marks, key=lambda mark: mark[0]):
+        spent += seconds
+        if value is not None and value < best:
+            best = value
+            curve.append({"seconds": spent, "value": best})
+    return [*curve, {"seconds": spent, "value": best}] if curve else []
+
+
+def stopped_at(study: optuna.Study) -> dict[int, int]:
+    """{step: trials that the stopper ended there}."""
+    found: dict[int, int] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+        if f"{PREFIX}why" not in trial.user_attrs and trial.intermediate_values:
+            step = max(trial.intermediate_values)
+            found[step] = found.get(step, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def in_words(facts: Mapping[str, Any]) -> list[str]:
+    """The savings in a few lines."""
+    lines = []
+    for rung in facts["rungs"]:
+        if rung["trials"]:
+            tau = (
+                f", tau with the full network {rung['tau']:.2f} (of {rung['tau_of']})"
+                if rung["tau"] is not None
+                else ""
+            )
+            lines.append(
+                f"density {rung['density']:g}: {rung['trials']} trials, {rung['finished']} to its end, "
+                f"{rung['seconds']:.0f} s, c = {rung['c']:.2f}{tau}"
+            )
+    if facts["map_seconds"]:
+        lines.append(f"the map: {facts['map_seconds']:.0f} s")
+    lines.append(f"finding and timing proxies: {facts['proxy_seconds']:.0f} s")
+    if facts["saving"] is not None:
+        n, k = facts["n"], facts["k"]
+        lines.append(
+            f"{facts['seconds']:.0f} s for {n} trials, {k:.1f} full trainings among them; "
+            f"all in full would have taken {facts['baseline_seconds']:.0f} s: saving {facts['saving']:.0%}"
+        )
+    return lines
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

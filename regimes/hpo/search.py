@@ -1,0 +1,142 @@
+"""A whole search, as ``regimes hpo`` does it: map, plan, study, winner, savings; resumes where it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from regimes.flow.files import Damaged, read_checked, write_checked
+from regimes.flow.lab import Lab
+from regimes.hpo.climb import Watch
+from regimes.hpo.crew import crew
+from regimes.hpo.drive import Limits, begin, climb_of, final, study_of, winner_of, work
+from regimes.hpo.phase import phases, promote
+from regimes.hpo.plan import Plan, Say, guide_of, keep, kept, lab_of, plan
+from regimes.hpo.savings import savings, stopped_at
+from regimes.hpo.study import JOURNAL, adopt, open_storage
+from regimes.spec.hpo import Hpo
+from regimes.spec.keys import digest
+
+RESULT = "result.json"
+Look = Callable[[optuna.Study, Plan], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a search is to be done.
+
+    Attributes:
+        folder: of its files.
+        map: of a run or grid; None: made, or none.
+        storage: of the study; None: a journal in the folder.
+        timeout: seconds from which nothing new is begun.
+        workers: processes; 1: this one.
+        device: "cpu", "cuda", ...
+    """
+
+    folder: Path
+    map: Path | None = None
+    storage: str | None = None
+    timeout: float = math.inf
+    workers: int = 1
+    device: str = "cpu"
+
+
+def search(
+    spec: Hpo, asked: Asked, say: Say = lambda text: None, watch: Watch | None = None, look: Look | None = None
+) -> dict[str, Any]:
+    """Do a search, or what is left of it; returns its result as plain data, which stands in the folder too.
+
+    Args:
+        spec: what is searched.
+        asked: how.
+        say: called with what was decided, in words.
+        watch: called after every stretch of every trial, where there is one process.
+        look: called every now and then, where there are several.
+
+    Raises:
+        UserError: a map, storage or study that does not fit; no trial reached the full network.
+    """
+    started = time.monotonic()
+    deadline = started + asked.timeout
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    url = asked.storage or str(asked.folder / JOURNAL)
+    storage = open_storage(url)
+    lab = lab_of(spec, asked.device, asked.folder)
+    whole = kept(spec, lab, asked.folder)
+    if whole is None:
+        guide = guide_of(spec, asked.map, asked.folder, asked.workers, asked.device, say)
+        whole = plan(spec, lab, guide, asked.workers, say)
+        keep(whole, asked.folder)
+    studies: list[optuna.Study] = []
+    for part in phases(whole):
+        study = study_of(part, lab, storage)
+        if studies:
+            promote(studies[-1], study, spec.study.promoted)
+        else:
+            begin(study, part)
+        studies.append(study)
+        again = adopt(study)
+        if again:
+            say(f"{len(again)} trials were cut off and are done again: {', '.join(map(str, again))}")
+        _work(part, study, lab, asked, url, deadline, watch, look)
+    return _finish(whole, studies, lab, asked.folder, say)
+
+
+def _work(
+    part: Plan,
+    study: optuna.Study,
+    lab: Lab,
+    asked: Asked,
+    url: str,
+    deadline: float,
+    watch: Watch | None,
+    look: Look | None,
+) -> None:
+    if asked.workers <= 1:
+        climb = climb_of(part, lab, asked.folder, watch, deadline)
+        work(study, climb, part.spec.batch, Limits(part.spec.trials, deadline))
+        return
+    until = time.time() + deadline - time.monotonic()
+    seen = (lambda: look(study, part)) if look else (lambda: None)
+    crew(part, study, asked.folder, url, asked.device, asked.workers, (part.spec.trials, until), seen)
+
+
+def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, say: Say) -> dict[str, Any]:
+    winner = winner_of(studies[-1])
+    result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, winner), "notes": list(whole.notes)}
+    before = _before(folder / RESULT)
+    if before is not None and before["key"] == result["key"]:
+        result["winner"] = before["winner"]  # judged on the test split once
+    else:
+        say(f"trial {winner.number} is the best; it is trained {whole.spec.final_seeds} times anew and tested")
+        result["winner"] = final(whole, lab, winner)
+    result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
+    result["savings"] = savings(studies, whole)
+    result["ladder"] = whole.ladder.facts()
+    result["steps"] = [each.step for each in whole.ladder.stretches]
+    result["failed"] = [
+        {"trial": each.number, "why": each.user_attrs.get("regimes:why", "cut off"), "params": each.params}
+        for study in studies
+        for each in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    ]
+    write_checked(folder / RESULT, result)
+    return result
+
+
+def _key(whole: Plan, winner: FrozenTrial) -> str:
+    return digest([winner.params, winner.number, whole.spec.final_seeds, whole.spec.seed])
+
+
+def _before(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_checked(path)
+    except Damaged:
+        return None

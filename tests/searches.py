@@ -1,0 +1,85 @@
+"""Searches small enough for a test: synthetic data, a tiny network, two rungs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import optuna
+
+from regimes.flow.engine import Choice
+from regimes.flow.lab import Lab
+from regimes.hpo.asked import hpo_from
+from regimes.hpo.climb import Climb
+from regimes.hpo.drive import Limits, climb_of, work
+from regimes.hpo.ladder import ProxyLab
+from regimes.hpo.plan import Plan, lab_of, plan
+from regimes.spec.hpo import Hpo
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+RAW: dict[str, Any] = {
+    "name": "tiny",
+    "trials": 12,
+    "batch": 6,
+    "final_seeds": 2,
+    "data": {"name": "synthetic", "shape": [8], "train": 200, "test": 60, "spread": 2.0},
+    "model": {"name": "mlp", "widths": [32, 32], "batch_norm": True},
+    "recipe": {"epochs": 4, "batch_size": 32},
+    "space": {
+        "learning_rate": {"low": 0.001, "high": 1.0, "log": True},
+        "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+        "label_smoothing": {"low": 0.0, "high": 0.2},
+    },
+    "ladder": {"densities": [0.1], "reports": [0.5]},
+    "study": {"sampler": "random", "stopper": "halving"},
+}
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    """The file as a dict, tables changed key by key."""
+    whole = copy.deepcopy(RAW)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(whole.get(key), dict):
+            whole[key] = {**whole[key], **value}
+        else:
+            whole[key] = value
+    return whole
+
+
+def spec(**changes: Any) -> Hpo:
+    """The search."""
+    return hpo_from(raw(**changes))
+
+
+def clock(lab: Lab, choice: Choice, recipe: object) -> float:
+    """A machine on which a step takes as long as the weights of its network are many, stacked half as long."""
+    return (lab.proxy.kept if isinstance(lab, ProxyLab) else 1.0) * (0.5 if choice.lanes > 1 else 1.0)
+
+
+def engine(lab: Lab, recipes: object, networks: int, workers: int) -> Choice:
+    """On that machine proxies stack."""
+    return Choice("stacked", 8) if isinstance(lab, ProxyLab) and networks > 1 else Choice("eager", 1)
+
+
+def plan_on(lab: Lab, asked: Hpo) -> Plan:
+    """The plan on a machine whose mood is always the same."""
+    with patch("regimes.hpo.ladder.seconds_per_image", clock), patch("regimes.hpo.ladder.choose_engine", engine):
+        return plan(asked, lab, None)
+
+
+def planned(asked: Hpo, folder: Path | None = None) -> tuple[Plan, Climb]:
+    """Its plan and its climb, without a map."""
+    lab = lab_of(asked, "cpu", folder or Path())
+    found = plan_on(lab, asked)
+    return found, climb_of(found, lab, folder)
+
+
+def done(asked: Hpo, stopper: optuna.pruners.BasePruner | None = None, folder: Path | None = None) -> optuna.Study:
+    """The study of a search, in memory."""
+    _, climb = planned(asked, folder)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=stopper)
+    work(study, climb, asked.batch, Limits(asked.trials))
+    return study
