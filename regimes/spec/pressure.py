@@ -28,6 +28,8 @@ class Pressure(Section):
             rest of the training is that of a plain network.
         fall: share of the epochs in which an average gate that is worth nothing falls from ``start`` to 0 under full
             pressure: sets the step of the gates.
+        drawn: share of each batch whose gates are drawn; the rest is trained under the gates that would stay now, so
+            that the network learns what it will be, and less from noise.
         estimator: of what a unit's gate is worth, a name in `ESTIMATORS`.
         blocks: of what a block is worth: "exact" (two forward passes), or as an estimator of units.
         every: steps from one exact block difference to the next, block after block.
@@ -37,10 +39,11 @@ class Pressure(Section):
     alpha: Share = 0.5
     kappa: Share = 0.5
     start: Within = 0.9
-    warm: ShareOrZero = 0.1
-    ramp: ShareOrZero = 0.1
-    settle: Within = 0.5
+    warm: ShareOrZero = 0.05
+    ramp: ShareOrZero = 0.05
+    settle: Within = 0.3
     fall: Within = 0.1
+    drawn: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.25
     estimator: str = "curved"
     blocks: Literal["exact", "straight-through", "trapezoid", "curved"] = "exact"
     every: Count = 8

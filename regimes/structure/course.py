@@ -14,6 +14,7 @@ from regimes.structure.complexity import Complexity, Size
 from regimes.training.timeline import Timeline
 
 CHECKS_PER_EPOCH = 2
+FEWEST = 8  # inputs by which a gate is judged
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Course:
     def is_check(self, step: int) -> bool:
         """Whether what may leave is looked for after this step."""
         return (step + 1) % max(1, self.timeline.steps_per_epoch // CHECKS_PER_EPOCH) == 0
+
+    def told_by(self, inputs: int) -> int:
+        """By how many inputs of a batch gates are judged: a share of it, at least `FEWEST`."""
+        return min(inputs, max(FEWEST, round(self.pressure.drawn * inputs)))
 
     def on_units(self, slope: Tensor) -> Tensor:
         """``r = nu 2 (1 - alpha) dC/dtheta``."""

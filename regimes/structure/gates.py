@@ -109,6 +109,16 @@ def draw(theta: Tensor, rho: Tensor, inputs: int, generator: torch.Generator) ->
     return Draw(*drawn)
 
 
+def partly(drawn: Draw, inputs: int, units: Tensor, blocks: Tensor) -> Draw:
+    """The draw for so many of the inputs; for all others the same gates, ``units`` (units,) and ``blocks`` (blocks,)."""
+    found = []
+    for gates, settled in ((drawn.units, units), (drawn.blocks, blocks)):
+        values = gates.detach().clone()
+        values[inputs:] = settled.to(values.dtype)
+        found.append(values.requires_grad_())
+    return Draw(*found)
+
+
 def fixed(units: Tensor, blocks: Tensor) -> Draw:
     """The same gates for every input."""
     return Draw(units[None].float(), blocks[None].float())

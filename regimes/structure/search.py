@@ -22,7 +22,7 @@ from regimes.structure.complexity import Complexity
 from regimes.structure.conditions import block_norms, may_leave, unit_norms
 from regimes.structure.course import Course
 from regimes.structure.estimators import ESTIMATORS
-from regimes.structure.gates import Draw, draw, fixed
+from regimes.structure.gates import Draw, draw, fixed, partly
 from regimes.structure.living import Leaving, Side, with_guards
 from regimes.structure.shrinking import Shrinking
 from regimes.structure.tracing import anatomy_of
@@ -95,7 +95,7 @@ class Search(Shrinking):
         return row
 
     def _step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
-        drawn = None if self.settled else self._drawn(step, len(targets))
+        drawn = None if self.settled else self._in_part(self._drawn(step, len(targets)))
         rate = self.course.timeline.learning_rate(step)
         value = self.stepper(lambda: self._loss(step, inputs, targets, drawn), rate)
         if drawn is not None:
@@ -116,6 +116,10 @@ class Search(Shrinking):
         value: Tensor = self.recipe.training_loss(answers.to(inputs.dtype), targets)
         return value
 
+    def _in_part(self, drawn: Draw) -> Draw:
+        """Gates for the share of a batch that tells what they are worth; the rest is trained as the network will be."""
+        return partly(drawn, self.course.told_by(len(drawn.units)), self.units.chance > 0.5, self.blocks.chance > 0.5)
+
     def _drawn(self, step: int, inputs: int, what: str = "gates") -> Draw:
         generator = torch.Generator(self.device).manual_seed((seed_of(*self.role, what) + step) % 2**63)
         return draw(self.units.chance, self.blocks.chance, inputs, generator)
@@ -127,8 +131,10 @@ class Search(Shrinking):
         pressure, strength = self.course.pressure, self.course.strength(step)
         share = 2 / (self.course.timeline.steps_per_epoch + 1)
         unit_rate, block_rate = self.rates
+        told = self.course.told_by(len(targets))
         if unit_rate and drawn.units.grad is not None:
-            self.units.learn(self.estimate(len(targets) * drawn.units.grad, drawn.units.detach()), share)
+            derivatives = len(targets) * drawn.units.grad[:told]
+            self.units.learn(self.estimate(derivatives, drawn.units[:told].detach()), share)
         if block_rate:
             self._learn_blocks(step, inputs, targets, drawn, share)
         if strength:
@@ -142,8 +148,9 @@ class Search(Shrinking):
         pressure = self.course.pressure
         if pressure.blocks != "exact":
             if drawn.blocks.grad is not None:
-                estimate = load(ESTIMATORS, pressure.blocks, "estimator")
-                self.blocks.learn(estimate(len(targets) * drawn.blocks.grad, drawn.blocks.detach()), share)
+                estimate, told = load(ESTIMATORS, pressure.blocks, "estimator"), self.course.told_by(len(targets))
+                slopes = len(targets) * drawn.blocks.grad[:told]
+                self.blocks.learn(estimate(slopes, drawn.blocks[:told].detach()), share)
             return
         alive = (~self.blocks.gone).nonzero().flatten().tolist()
         turn, wait = divmod(step, pressure.every)

@@ -62,7 +62,7 @@ def learn(seed: int, epochs: int = 120, **pressure: Any) -> Search:
     )
     with seeded(seed):
         student = Net()
-    asked = Pressure(**{"settle": 0.6, "fall": 0.15, "every": 4, **pressure})
+    asked = Pressure(**{"settle": 0.6, "fall": 0.15, "every": 4, "drawn": 1.0, **pressure})
     search = Search(student, lessons(seed), recipe, asked, ("dense", seed))
     for number in range(epochs):
         search.epoch(number)

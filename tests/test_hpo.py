@@ -1,0 +1,280 @@
+"""``regimes hpo`` as a user types it: from a file to a tested winner, killed and resumed, refused in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from databases import postgres, postgres_programs
+from optuna.trial import TrialState
+
+from regimes.hpo.study import adopt, open_storage
+
+PROGRAM = str(Path(sys.executable).with_name("regimes"))
+FILE = """
+name = "tiny"
+trials = 12
+batch = 6
+final_seeds = 2
+[data]
+name = "synthetic"
+shape = [3, 8, 8]
+train = 240
+test = 60
+spread = 2.0
+[model]
+name = "preresnet"
+depth = 8
+width = 16
+[recipe]
+epochs = 4
+batch_size = 32
+[space]
+learning_rate = { low = 0.001, high = 1.0, log = true }
+batch_size = [16, 32]
+[ladder]
+densities = [0.06]
+reports = [0.5]
+[study]
+sampler = "random"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(FILE)
+    return path
+
+
+def call(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [PROGRAM, *command]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_from_a_file_to_a_winner_that_is_tested_once(file: Path, tmp_path: Path) -> None:
+    first = call("hpo", "tiny.toml", "--out", "out", "--json", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    assert result["savings"]["n"] == 12
+    assert result["winner"]["test_error"] <= 1
+    assert len(result["winner"]["runs"]) == 2
+    assert {each["density"] for each in result["ladder"]} <= {0.06, 1.0}
+    assert (tmp_path / "out/search.png").exists()
+    again = call("hpo", "tiny.toml", "--out", "out", cwd=tmp_path)  # nothing is left to do
+    assert again.returncode == 0, again.stderr
+    assert f"{result['winner']['test_error']:.2%}" in again.stdout
+    assert "test error of 2 fresh trainings" in again.stdout
+    assert "trained 2 times anew" not in again.stderr
+    more = call("hpo", "tiny.toml", "--out", "out", "--trials", "14", "--json", cwd=tmp_path)
+    assert json.loads(more.stdout)["savings"]["n"] == 14
+
+
+def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -> None:
+    changes = ["--set", "study.pattern=promote", "--set", "study.promoted=2", "--set", "study.stopper=none"]
+    done = call("hpo", "tiny.toml", "--out", "out", "--json", *changes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    storage = open_storage(str(tmp_path / "out/study.log"))
+    proxies, base = (optuna.load_study(study_name=name, storage=storage) for name in ("tiny-proxy", "tiny"))
+    best = sorted((each for each in proxies.trials if each.value is not None), key=lambda each: each.value or 0)[:2]
+    assert [each.params for each in base.trials] == [each.params for each in best]
+    assert [each.user_attrs["regimes:promoted"] for each in base.trials] == [each.number for each in best]
+    assert {row["density"] for each in proxies.trials for row in each.user_attrs["regimes:climb"]} == {0.06}
+    assert {row["density"] for each in base.trials for row in each.user_attrs["regimes:climb"]} == {1.0}
+
+
+# -- killed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    kind: str = request.param
+    programs = postgres_programs()
+    if kind == "postgresql" and programs is None:
+        pytest.skip("PostgreSQL is not installed: apt install postgresql")
+    given = {"journal": str(tmp_path / "study.log"), "sqlite": f"sqlite:///{tmp_path}/study.db"}
+    with nullcontext(given[kind]) if kind in given else postgres(programs, tmp_path) as found:  # type: ignore[arg-type]
+        yield found
+
+
+def finished(study: optuna.Study) -> dict[int, tuple[Any, ...]]:
+    return {each.number: (each.state, each.value, each.params) for each in study.trials if each.state.is_finished()}
+
+
+def test_killed_workers_lose_no_trial_and_none_is_run_twice(file: Path, tmp_path: Path, url: str) -> None:
+    line = ["hpo", "tiny.toml", "--out", "out", "--storage", url, "--workers", "2", "--trials", "16", "--json"]
+    command = [PROGRAM, *line]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+    records = tmp_path / "out/trials/records"
+    until = time.monotonic() + 120
+    while len(list(records.glob("*/*.json"))) < 5 and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    study = optuna.load_study(study_name="tiny", storage=open_storage(url))
+    before = finished(study)
+    cut_off = [each.number for each in study.trials if each.state == TrialState.RUNNING]
+    assert cut_off
+    done = call(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(cut_off)} trials were cut off and are done again" in done.stderr
+    study = optuna.load_study(study_name="tiny", storage=open_storage(url))
+    assert before.items() <= finished(study).items()
+    assert all(study.trials[number].state == TrialState.FAIL for number in cut_off)
+    lasting = [each for each in study.trials if each.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(lasting) == 16
+    seeds = [each.user_attrs["regimes:seed"] for each in lasting]
+    assert len(set(seeds)) == 16
+    again = {each.user_attrs.get("regimes:instead_of"): each for each in study.trials}
+    assert all(again[number].params == study.trials[number].params for number in cut_off)
+    paid = [
+        (each.user_attrs["regimes:seed"], row["density"], row["epoch"])
+        for each in study.trials
+        for row in each.user_attrs.get("regimes:climb", [])
+        if row["paid"]
+    ]
+    assert len(paid) == len(set(paid))  # what was finished before the kill is not trained again
+
+
+def test_a_worker_that_is_killed_is_replaced(file: Path, tmp_path: Path) -> None:
+    line = ["hpo", "tiny.toml", "--out", "out", "--workers", "2", "--trials", "16", "--json"]
+    process = subprocess.Popen([PROGRAM, *line], cwd=tmp_path, stdout=subprocess.PIPE)
+    records = tmp_path / "out/trials/records"
+    until = time.monotonic() + 120
+    while not list(records.glob("*/*.json")) and time.monotonic() < until:
+        time.sleep(0.02)
+    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    workers = [int(each.split()[0]) for each in children.stdout.splitlines() if "spawn_main" in each]
+    os.kill(workers[-1], signal.SIGKILL)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert json.loads(out)["savings"]["n"] >= 16
+    study = optuna.load_study(study_name="tiny", storage=open_storage(str(tmp_path / "out/study.log")))
+    assert not [each for each in study.trials if each.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in study.trials) == 16
+
+
+def test_a_trial_of_a_living_worker_is_left_alone() -> None:
+    from regimes.hpo.workers import is_dead, this_worker
+
+    study = optuna.create_study()
+    alive, dead, elsewhere = (study.ask({}) for _ in range(3))
+    host, pid, _ = this_worker().rsplit("/", 2)
+    names = this_worker(), f"{host}/{pid}/1", "another-machine/1/1"
+    for trial, name in zip((alive, dead, elsewhere), names, strict=True):
+        trial.set_user_attr("regimes:worker", name)
+    assert [is_dead(name) for name in names] == [False, True, False]
+    assert adopt(study) == [dead.number]
+    assert adopt(study) == []
+    states = [each.state for each in study.trials]
+    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+
+
+def test_time_that_is_up_hands_trials_back(file: Path, tmp_path: Path) -> None:
+    first = call("hpo", "tiny.toml", "--out", "out", "--timeout", "0", cwd=tmp_path)
+    assert first.returncode == 2
+    assert "no trial reached the full network" in first.stderr
+    assert "Traceback" not in first.stderr
+    second = call("hpo", "tiny.toml", "--out", "out", "--json", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout)["savings"]["n"] == 12
+
+
+# -- refused ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["trials=0"], "trials: Input should be greater than or equal to 1"),
+        (["space.learning_rate={low=1.0, high=0.1}"], "space.learning_rate: low and high are needed, low below high"),
+        (["space.learning_rate={low=0.0, high=0.1, log=true}"], "on a logarithmic scale low has to be above 0"),
+        (["space.learnig_rate=[0.1]"], "unknown hyperparameter (did you mean 'learning_rate'?)"),
+        (["space.batch_size=[1]"], "space.batch_size: should be greater than or equal to 2"),
+        (["space.batch_size=[16.5]"], "16.5 is no whole number"),
+        (["space.batch_size=[16, 512]"], "space.batch_size: 512 is larger than the training set"),
+        (["ladder.proxy=narowed"], "unknown proxy 'narowed' (did you mean 'narrowed'?)"),
+        (["ladder.densities=[0.1, 0.1]"], "ladder.densities: a value stands there twice"),
+        (["ladder.densities=[1.5]"], "ladder.densities.0: should be less than or equal to 1"),
+        (["ladder.step_time=[0.5]"], "given by densities already; leave one of the two out"),
+        (["study.stopper=sha"], "unknown stopper 'sha'"),
+        (["study.sampler=bohb"], "unknown sampler 'bohb'"),
+        (["study.stopper_options={factor=3}"], "study.stopper_options: "),
+        (["study.sampler_options={n_startup=3}"], "study.sampler_options: "),
+    ],
+)
+def test_mistakes_in_the_file_get_a_line(file: Path, changes: list[str], line: str, capfd: Any) -> None:
+    from regimes import UserError
+    from regimes.hpo.asked import read_hpo
+    from regimes.hpo.search import Asked, search
+
+    with pytest.raises(UserError) as error:
+        search(read_hpo(file, changes), Asked(file.parent / "out"))
+    assert line.replace("Input ", "") in str(error.value).replace("Input ", "")
+
+
+def test_another_search_in_the_same_place_is_refused_and_nothing_is_lost(file: Path, tmp_path: Path) -> None:
+    assert call("hpo", "tiny.toml", "--out", "out", "--trials", "4", cwd=tmp_path).returncode == 0
+    trials = (tmp_path / "out/study.log").read_bytes()
+    narrower = ["--set", "space.learning_rate={low = 0.01, high = 0.5, log = true}"]
+    changed = call("hpo", "tiny.toml", "--out", "out", *narrower, cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "holds a search with another space" in changed.stderr
+    storage = ["--storage", "out/study.log", "--out", "elsewhere"]
+    elsewhere = call("hpo", "tiny.toml", *storage, *narrower, cwd=tmp_path)
+    assert elsewhere.returncode == 2
+    assert "study 'tiny' was begun with another space (learning_rate.attributes." in elsewhere.stderr
+    assert (tmp_path / "out/study.log").read_bytes() == trials
+    for each in (changed, elsewhere):
+        assert "Traceback" not in each.stderr
+        assert len(each.stderr.strip().splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "url", ["nowhere.db", "mysqll://x", "postgresql+psycopg://nobody@127.0.0.1:1/none", "sqlite:////no/folder/x.db"]
+)
+def test_a_storage_that_cannot_be_reached_gets_a_line(file: Path, tmp_path: Path, url: str) -> None:
+    done = call("hpo", "tiny.toml", "--out", "out", "--storage", url, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert url in done.stderr
+
+
+# -- looked at --------------------------------------------------------------------------------------------------------
+
+
+def test_every_step_of_the_ladder_is_seen_in_the_dashboard() -> None:
+    dashboard = pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
+    from searches import planned, spec
+
+    from regimes.hpo.drive import Limits, work
+
+    asked = spec(trials=4, batch=4)
+    _, climb = planned(asked)
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+    work(study, climb, 4, Limits(4))
+    app = dashboard.wsgi(storage)
+    answers: list[str] = []
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": f"/api/studies/{study._study_id}", "QUERY_STRING": "after=0"}
+    environ |= {"SERVER_NAME": "x", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
+    body = b"".join(app(environ, lambda status, headers, info=None: answers.append(status)))
+    assert answers == ["200 OK"]
+    shown = json.loads(body)
+    steps = [each.step for each in climb.stretches]
+    complete = [each for each in shown["trials"] if each["state"] == "Complete"]
+    assert complete
+    assert all([value["step"] for value in each["intermediate_values"]] == steps for each in complete)
+    names = {attr["key"] for each in shown["trials"] for attr in each["user_attrs"]}
+    assert {"regimes:climb", "regimes:seed"} <= names
