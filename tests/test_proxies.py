@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
+from searches import spec
 from torch import nn
 
 from regimes import UserError
@@ -20,7 +21,6 @@ from regimes.hpo.proxies import chooser_of, magnitude, narrowed, random_channels
 from regimes.models.build import build, seeded
 from regimes.registry import load
 from regimes.spec.recipe import Recipe
-from searches import spec
 
 DIRECT = [name for name in PROXIES if name != "discovered"]
 
@@ -131,7 +131,7 @@ def test_a_network_whose_channels_cannot_be_told_apart_is_refused_in_words() -> 
     assert chooser is not None
     whole = fresh("vgg", 0)
     wrong = {name: tuple(max(1, size - 1) for size in each.shape) for name, each in whole.state_dict().items()}
-    with pytest.raises(UserError, match="take ladder.proxy = 'narrowed'"):
+    with pytest.raises(UserError, match=r"take ladder\.proxy = 'narrowed'"):
         chooser(whole, wrong)
 
 
@@ -163,5 +163,5 @@ def test_a_level_is_picked_by_measured_time(tmp_path: Path, monkeypatch: pytest.
     rung = rung_as_fast(Making(lab, asked.recipe, "narrowed"), 0.5, full)
     assert 0.35 < rung.seconds <= 0.5
     assert 0.12 < rung.kept <= 0.25
-    with pytest.raises(UserError, match="no proxy takes 0.01 of"):
+    with pytest.raises(UserError, match=r"no proxy takes 0\.01 of"):
         rung_as_fast(Making(lab, asked.recipe, "narrowed"), 0.01, full)

@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import optuna
 import torch
 import torch.nn.functional as F
 
@@ -25,7 +27,7 @@ def test_links_and_pictures_lead_somewhere() -> None:
 
 
 def test_every_command_it_names_exists() -> None:
-    from regimes.cli import app, asking  # noqa: F401 - both add commands
+    from regimes.cli import app, asking, searching  # noqa: F401 - each adds commands
     from regimes.cli.options import app as program
 
     known = {each.name or str(getattr(each.callback, "__name__", "")) for each in program.registered_commands}
@@ -69,3 +71,36 @@ def test_the_measures_alone_as_shown() -> None:
     trace = names["trace"]
     assert isinstance(trace, regimes.Estimate)
     assert trace.stderr <= 0.05 * abs(trace.value) or trace.samples == 2000
+
+
+def test_an_optuna_script_of_ones_own_as_shown() -> None:
+    """Every trial climbs, some are stopped on the proxy, and the best value is the full network's."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    (code,) = (code for language, code in BLOCKS if language == "python" and "ladder.climb(trial)" in code)
+    random = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(120, 6, generator=random), torch.randint(0, 3, (120,), generator=random)
+    sizes = []
+
+    def net() -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Linear(6, 24), torch.nn.ReLU(), torch.nn.Linear(24, 24), torch.nn.Linear(24, 3)
+        )
+
+    def train_and_validate(model: torch.nn.Module, rate: float) -> float:
+        sizes.append(sum(each.numel() for each in model.parameters()))
+        step = torch.optim.SGD(model.parameters(), rate)
+        for _ in range(20):
+            step.zero_grad()
+            F.cross_entropy(model(inputs[:80]), targets[:80]).backward()
+            step.step()
+        return float(F.cross_entropy(model(inputs[80:]), targets[80:]).detach())
+
+    names: dict[str, Any] = {"Net": net, "inputs": inputs[:4], "train_and_validate": train_and_validate}
+    exec(code, names)
+    study = names["study"]
+    states = [each.state.name for each in study.trials]
+    assert states.count("PRUNED") >= 4
+    assert states.count("COMPLETE") >= 1
+    assert sorted(set(sizes))[0] < 0.3 * max(sizes)
+    assert sizes.count(min(sizes)) == 12
+    assert sizes.count(max(sizes)) == states.count("COMPLETE")

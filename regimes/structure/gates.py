@@ -110,7 +110,7 @@ def draw(theta: Tensor, rho: Tensor, inputs: int, generator: torch.Generator) ->
 
 
 def partly(drawn: Draw, inputs: int, units: Tensor, blocks: Tensor) -> Draw:
-    """The draw for so many of the inputs; for all others the same gates, ``units`` (units,) and ``blocks`` (blocks,)."""
+    """The draw for so many of the inputs; for all others the same gates: ``units`` (units,), ``blocks`` (blocks,)."""
     found = []
     for gates, settled in ((drawn.units, units), (drawn.blocks, blocks)):
         values = gates.detach().clone()

@@ -37,8 +37,8 @@ WORDS = [
     + "; ".join(f"*{name}*: {what}" for name, what in ARMS.items() if name != "discovered")
     + ". Training time is that of everything an arm takes: for *magnitude* the dense training too, for *discovered* "
     "tracing, gates, removal and the validation of every epoch. *scratch* and *narrowed* are told a structure; finding "
-    "it is not in their time. The width of *narrowed* is found by one timing of each against the least of several "
-    "of the network discovered, so it errs to the narrow side. One process on one core at a time trained and timed the "
+    "it is not in their time. The width of *narrowed* is found by timing it and the network discovered in turn, "
+    "the least of three of each. One process on one core at a time trained and timed the "
     "arms, in turn, seed by seed.",
 ]
 SEEDS = 5

@@ -62,7 +62,8 @@ def learn(seed: int, epochs: int = 120, **pressure: Any) -> Search:
     )
     with seeded(seed):
         student = Net()
-    asked = Pressure(**{"settle": 0.6, "fall": 0.15, "every": 4, "drawn": 1.0, **pressure})
+    thorough = {"warm": 0.1, "ramp": 0.1, "settle": 0.6, "fall": 0.15, "every": 4, "drawn": 1.0}
+    asked = Pressure.model_validate({**thorough, **pressure})
     search = Search(student, lessons(seed), recipe, asked, ("dense", seed))
     for number in range(epochs):
         search.epoch(number)
