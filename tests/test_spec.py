@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regimes.errors import UserError
+from regimes.hpo.asked import read_hpo
 from regimes.spec.change import changed
 from regimes.spec.check import read_sweep, resolve
 from regimes.spec.keys import canonical, digest, seed_of
@@ -186,11 +187,14 @@ def test_a_table_that_is_no_table(tiny: Sweep) -> None:
     assert any("load: must be a table [load], got 3" in line for line in mistakes(tiny))
 
 
+READERS: dict[str, Any] = {"discover": read_wanted, "hpo": read_hpo}
+
+
 def test_shipped_sweeps_are_sound() -> None:
     files = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
     assert files
     for file in files:
-        read = read_wanted if file.stem.endswith("-discover") else read_sweep
+        read = READERS.get(file.stem.rpartition("-")[2], read_sweep)
         assert read(file).name == file.stem
 
 

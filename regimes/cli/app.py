@@ -205,7 +205,9 @@ def measure(
 def study(
     what: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="calibration, stability, knobs, measures, synthetic, advice, discovery."),
+        typer.Argument(
+            metavar="NAME", help="calibration, stability, knobs, measures, synthetic, advice, discovery, stoppers."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the page, its figures and numbers.")],
     runs: Annotated[Path, typer.Option(help="Folder of the runs that the study makes, or finishes.")] = Path("runs"),

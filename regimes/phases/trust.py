@@ -54,6 +54,8 @@ def rungs(m: Measured, verdict: Verdict, densities: Sequence[float] | None, load
     for density, mark in zip(asked, marks, strict=True):
         connected = _connected(m, verdict, {**load, "density": density})
         tau = None
+        if measured is not None:
+            tau = np.array([np.nan])  # too few temperatures at each density
         if measured is not None and np.isfinite(measured[:, 0]).any():
             places = m.axes[-1].place(np.array(own))
             there = np.isfinite(measured[:, 0])
@@ -149,7 +151,8 @@ def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, c
         mean = variance * (prior / PRIOR_SPREAD**2 + float(tau[0]) / spread**2)
     enough = float(norm.sf((SHARE * most - mean) / np.sqrt(variance)))
     bound = "not known how much seeds agree" if ceiling is None else f"of at most {most:.2f}"
-    said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else "no test errors"
+    unknown = "no test errors" if tau is None else "test errors of too few temperatures"
+    said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else unknown
     reason = f"{said}; {connected:.0%} of the temperatures are connected"
     value = float(tau[0]) if tau is not None and known else None
     return Rung(density, value, low, high, ceiling, prior, mean / most, enough >= 0.5, reason)

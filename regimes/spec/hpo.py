@@ -116,7 +116,7 @@ class MapSpec(Section):
 
     make: Yes = True
     temperature: Mapping[str, list[Any]] = Field(default_factory=dict)
-    density: tuple[Density, ...] = (0.05, 0.1, 0.2, 0.4)
+    density: tuple[Density, ...] = (0.05, 0.2)
     epochs: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
     dense_seeds: Count = 2
     budget: Annotated[int, Strict(), Field(ge=0)] = 0

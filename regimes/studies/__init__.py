@@ -8,4 +8,5 @@ STUDIES = {
     "synthetic": "regimes.studies.synthetic:study",
     "advice": "regimes.studies.advice:study",
     "discovery": "regimes.studies.discovery:study",
+    "stoppers": "regimes.studies.stoppers:study",
 }

@@ -1,0 +1,125 @@
+"""How trials climb: every stock stopper on the same trials, and a search with a map beside one without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from matplotlib.figure import Figure
+
+from regimes.bench.table import Sheet
+from regimes.hpo import STOPPERS
+from regimes.hpo.asked import read_hpo
+from regimes.hpo.drive import Limits, climb_of, work
+from regimes.hpo.plan import Plan, lab_of, plan
+from regimes.hpo.savings import in_words, rows_of, stopped_at
+from regimes.hpo.search import Asked, search
+from regimes.hpo.stoppers import FACTOR
+from regimes.registry import load
+from regimes.spec.hpo import Hpo
+from regimes.studies.page import Page, Say
+
+FILE = "sweeps/digits-hpo.toml"
+DENSITY = 0.06  # of the rung, where no map is asked
+TITLE = "Proxy HPO: stoppers on the ladder, a search with a map and one without"
+WORDS = [
+    f"`{FILE}`: hyperparameters of PreResNet-14 (width 16) on handwritten digits - learning rate, weight decay, batch "
+    "size, SAM rho, label smoothing -, tried on a narrow proxy first, then on the full network, which is reported at a "
+    "quarter and a half of its epochs. A step is the cost so far in measured seconds, the proxy's is 1.",
+    "Stoppers: the same random trials for each, asked for in one batch; a training that several stoppers let through "
+    "is done once and counted for each. `none` is every trial on the proxy and in full.",
+    "Searches: `regimes hpo`, TPE and successive halving. Without a map the rung is given by hand; with one it is what "
+    "the map trusts, and making the map counts. One study of each kind: what they differ by is not told from chance.",
+]
+
+
+def study(out: Path, runs: Path, say: Say) -> Page:
+    """Train the trials once, put them before every stopper; then search with a map and without."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    asked = read_hpo(FILE)
+    by_hand = read_hpo(FILE, [f"ladder.densities=[{DENSITY}]"])
+    sheet = _stoppers(by_hand, runs / "stoppers", say)
+    found = {}
+    for name, spec in (("without a map", by_hand), ("with a map", asked)):
+        folder = runs / name.replace(" ", "-")
+        found[name] = search(spec, Asked(folder), say)
+        say(f"{name}: done")
+    return Page("stoppers", TITLE, WORDS, [sheet, _searches(found)], {"best-so-far": curves(found)}, found)
+
+
+def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
+    lab = lab_of(spec, "cpu", folder)
+    whole = plan(spec, lab, None)
+    steps = [each.step for each in whole.ladder.stretches]
+    rows, facts = [["stopper", *(f"stopped at step {step}" for step in steps[:-1]), "in full", "seconds", "best"]], []
+    before = None
+    for name in STOPPERS:
+        made = optuna.create_study(
+            sampler=optuna.samplers.RandomSampler(seed=0), pruner=load(STOPPERS, name, "stopper")(steps)
+        )
+        work(made, climb_of(whole, lab, folder), spec.batch, Limits(spec.trials))
+        found = _outcome(made, whole)
+        before = before or found["seconds"]
+        facts.append({"stopper": name, **found})
+        stops = [str(found["stopped"].get(step, 0)) for step in steps[:-1]]
+        share = f"{found['seconds']:.0f} ({found['seconds'] / before:.2f} of none's)"
+        rows.append([name, *stops, str(found["finished"]), share, f"{found['best']:.4f} (rank {found['rank']})"])
+        say(f"stopper {name}: done")
+    densities = ", ".join(f"{rung.density:g}" for rung in whole.ladder.rungs)
+    costs = ", ".join(f"{cost:.2f}" for cost in whole.ladder.costs)
+    notes = [
+        f"{spec.trials} trials in a batch of {spec.batch}; densities {densities}, measured costs {costs}; one process on "
+        "one core",
+        "best: validation loss of the best trial in full, and its rank among all trials in full; halving and hyperband "
+        f"keep one of {FACTOR}, median and percentile act from four finished trials on",
+    ]
+    return Sheet("Every stock stopper, the same trials", rows, notes, facts)
+
+
+_RANKS: dict[int, int] = {}  # {trial: rank among all in full}, of the study without a stopper, which comes first
+
+
+def _outcome(study: optuna.Study, whole: Plan) -> dict[str, Any]:
+    done = [each for each in study.trials if each.value is not None]
+    if not _RANKS:
+        _RANKS.update({each.number: rank for rank, each in enumerate(sorted(done, key=lambda t: t.value or 0), 1)})
+    seconds = sum(row["seconds"] for each in study.trials for row in rows_of(each))
+    best = study.best_trial
+    return {
+        "stopped": stopped_at(study),
+        "finished": len(done),
+        "seconds": seconds,
+        "best": best.value,
+        "rank": _RANKS[best.number],
+    }
+
+
+def _searches(found: Mapping[str, dict[str, Any]]) -> Sheet:
+    rows = [["search", "what was spent and saved", "test error of the winner, fresh seeds", "to deploy"]]
+    for name, result in found.items():
+        winner, deployed = result["winner"], result["winner"]["deployment"]
+        tested = f"{winner['test_error']:.2%} ± {winner['test_error_sd']:.2%}"
+        density = f"density {deployed['density']:g}" if deployed and deployed["density"] is not None else "-"
+        rows.append([name, "; ".join(in_words(result["savings"])), tested, density])
+    notes = [note for result in found.values() for note in result["notes"]]
+    return Sheet("A search without a map, and with one", rows, notes, dict(found))
+
+
+def curves(found: Mapping[str, dict[str, Any]]) -> Figure:
+    """Best value of the full network against seconds, a line a search."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, result), colour, style in zip(found.items(), ("#0072B2", "#D55E00"), ("-", "--"), strict=True):
+        curve = result["savings"]["curve"]
+        seconds, values = [each["seconds"] for each in curve], [each["value"] for each in curve]
+        axes.step(seconds, values, style, where="post", color=colour, label=name)
+        axes.plot(seconds[:-1], values[:-1], "o", color=colour, markersize=4)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_yscale("log")
+    axes.set_xlabel("seconds, the map and finding proxies included")
+    axes.set_ylabel("best validation loss of the full network")
+    axes.set_title("Digits: best so far", fontsize=10)
+    return figure
