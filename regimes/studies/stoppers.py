@@ -70,7 +70,7 @@ def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
     densities = ", ".join(f"{rung.density:g}" for rung in whole.ladder.rungs)
     costs = ", ".join(f"{cost:.2f}" for cost in whole.ladder.costs)
     notes = [
-        f"{spec.trials} trials in a batch of {spec.batch}; densities {densities}, measured costs {costs}; one process on "
+        f"{spec.trials} trials in a batch of {spec.batch}; densities {densities}, measured costs {costs}; one process, "
         "one core",
         "best: validation loss of the best trial in full, and its rank among all trials in full; halving and hyperband "
         f"keep one of {FACTOR}, median and percentile act from four finished trials on",
