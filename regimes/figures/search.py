@@ -31,14 +31,15 @@ def best_so_far(result: Mapping[str, Any]) -> Figure:
     if before:
         what = "map and proxies" if facts["map_seconds"] else "finding proxies"
         axes.axvspan(0, before, color="0.9", label=f"{what}: {before:.0f} s")
-    if facts["baseline_seconds"]:
-        share = facts["seconds"] / facts["baseline_seconds"]
-        axes.plot([], [], " ", label=f"{facts['n']} trials in {share:.0%} of the time of as many full trainings")
-    axes.legend(loc="upper right", fontsize=8, frameon=False)
+        figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     axes.set_xlim(left=0)
     if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
         axes.set_yscale("log")
     axes.set_xlabel("seconds of training, all workers")
     axes.set_ylabel("best validation value of the full network")
-    axes.set_title(f"{result['name']}: best so far", fontsize=10)
+    title = f"{result['name']}: best so far"
+    if facts["baseline_seconds"]:
+        share = facts["seconds"] / facts["baseline_seconds"]
+        title += f", {facts['n']} trials in {share:.0%} of the time of as many full trainings"
+    axes.set_title(title, fontsize=10)
     return figure
