@@ -70,10 +70,12 @@ def flat_weights(which: Lane) -> Tensor:
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_engines_are_equal_in_float64(engine: str, model: str, change: dict[str, Any], masked: bool) -> None:
+    smooth = change.get("label_smoothing", 0.0)  # each lane its own, one of them none
     recipes = [
         RECIPE.model_copy(update={**change, "learning_rate": 0.02 * (1 + seed), "weight_decay": 0.01 * seed})
         for seed in range(5)
     ]
+    recipes = [each.model_copy(update={"label_smoothing": smooth * seed}) for seed, each in enumerate(recipes)]
     one = ends([lane(seed, model, recipe, masked) for seed, recipe in enumerate(recipes)], "eager")
     other = ends([lane(seed, model, recipe, masked) for seed, recipe in enumerate(recipes)], engine)
     assert list(one) == list(other) == list(range(5))
@@ -98,7 +100,8 @@ def test_engines_begin_equally_where_convolutions_are_depthwise() -> None:
 def test_a_lane_does_not_depend_on_its_fleet(engine: str, model: str) -> None:
     alone = ends([lane(0, model, dtype=torch.float32)], engine, dtype=torch.float32)[0]
     for seeds in ([1, 0], [5, 4, 0, 3], [*range(20, 30), 0, 31]):
-        members = [lane(seed, model, dtype=torch.float32) for seed in seeds]
+        hot = RECIPE.model_copy(update={"learning_rate": 0.3, "label_smoothing": 0.2})
+        members = [lane(seed, model, hot if seed else RECIPE, dtype=torch.float32) for seed in seeds]
         found = ends(members, engine, dtype=torch.float32)[seeds.index(0)]
         assert torch.equal(flat(found), flat(alone))
         assert found.history == alone.history

@@ -159,7 +159,7 @@ def test_a_level_is_picked_by_measured_time(tmp_path: Path, monkeypatch: pytest.
         return lab.proxy.kept**0.5 if isinstance(lab, ProxyLab) else 1.0
 
     monkeypatch.setattr("regimes.hpo.ladder.seconds_per_image", clock)
-    full = full_rung(lab, asked.recipe, 1)
+    full = full_rung(Making(lab, asked.recipe, "narrowed"))
     rung = rung_as_fast(Making(lab, asked.recipe, "narrowed"), 0.5, full)
     assert 0.35 < rung.seconds <= 0.5
     assert 0.12 < rung.kept <= 0.25

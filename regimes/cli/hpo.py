@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def show_hpo(
     timeout: float | None,
     workers: int,
     device: str,
+    take_over: bool,
     as_json: bool,
 ) -> None:
     """Do, or finish, a search; print and draw what came of it."""
@@ -49,7 +51,7 @@ def show_hpo(
     if trials is not None:
         spec = spec.model_copy(update={"trials": trials})
     folder = out or Path("runs") / spec.name
-    asked = Asked(folder, chart, storage, math.inf if timeout is None else timeout, workers, device)
+    asked = Asked(folder, chart, storage, math.inf if timeout is None else timeout, workers, device, take_over)
     progress = _Progress(spec.trials)
     try:
         result = search(spec, asked, progress.say, progress.stretch, progress.look)
@@ -71,9 +73,6 @@ class _Progress:
     def __init__(self, trials: int) -> None:
         self.trials, self.replace = trials, sys.stderr.isatty()
         self.started = self.spoken = time.monotonic()
-        self.climbed: dict[float, int] = {}
-        self.over: set[int] = set()
-        self.best = math.inf
         self.open = False
 
     def say(self, text: str) -> None:
@@ -82,28 +81,22 @@ class _Progress:
 
     def stretch(self, trial: Trial, stretch: Stretch, value: Value) -> None:
         """After a stretch of a trial, in this process."""
-        study = trial.study
-        self._line(study, self._plan_rungs(study))
+        self._line(trial.study)
 
     def look(self, study: optuna.Study, plan: Plan) -> None:
         """Every now and then, where others work."""
-        self._line(study, self._plan_rungs(study))
+        self._line(study)
 
-    def _plan_rungs(self, study: optuna.Study) -> dict[float, int]:
+    def _line(self, study: optuna.Study) -> None:
+        if time.monotonic() - self.spoken < (0.2 if self.replace else EVERY):
+            return
         from regimes.hpo.savings import rows_of
 
-        count: dict[float, int] = {}
-        for trial in study.get_trials(deepcopy=False):
-            for density in {row["density"] for row in rows_of(trial)}:
-                count[density] = count.get(density, 0) + 1
-        return count
-
-    def _line(self, study: optuna.Study, climbed: dict[float, int]) -> None:
-        if not self.replace and time.monotonic() - self.spoken < EVERY:
-            return
         self.spoken = time.monotonic()
-        done = [each for each in study.get_trials(deepcopy=False) if each.state.is_finished()]
-        values = [each.value for each in done if each.value is not None]
+        trials = study.get_trials(deepcopy=False)
+        done = [each for each in trials if each.state.is_finished()]
+        climbed = Counter(density for each in trials for density in {row["density"] for row in rows_of(each)})
+        values = [each.value for each in done if each.state.name == "COMPLETE" and each.value is not None]
         rungs = ", ".join(f"{'full' if d == 1 else f'{d:g}'} {n}" for d, n in sorted(climbed.items()))
         best = f"{min(values):.4f}" if values else "-"
         spent = duration(time.monotonic() - self.started)

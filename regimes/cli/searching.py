@@ -22,10 +22,13 @@ def hpo(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes on one study, each on one core.")] = 1,
     device: Device = "cpu",
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Do trials again that another machine holds, which is gone.")
+    ] = False,
     changes: Set = [],  # noqa: B006 - typer's way to say that there may be none
     as_json: Json = False,
 ) -> None:
     """Search hyperparameters on small proxies that the map trusts. Resumes where it stopped."""
     from regimes.cli.hpo import show_hpo
 
-    show_hpo(file, changes, trials, out, chart, storage, timeout, workers, device, as_json)
+    show_hpo(file, changes, trials, out, chart, storage, timeout, workers, device, take_over, as_json)

@@ -103,6 +103,9 @@ def _space(checker: SweepChecker, table: Mapping[str, Any], recipe: Recipe | Non
         if recipe is None:
             continue
         for value in dimension.choices or dimension.ends:
+            if name == "label_smoothing" and recipe.loss != "cross-entropy":
+                checker.say(key, f"only 'cross-entropy' smooths labels, the loss is '{recipe.loss}'")
+                break
             if name in WHOLE and value != int(value):
                 checker.say(key, f"{value:g} is no whole number")
             else:

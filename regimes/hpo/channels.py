@@ -122,7 +122,7 @@ def saliencies(data: Dataset, loss_fn: Callable[..., Tensor], images: int) -> Sc
     def scores(model: nn.Module) -> dict[str, Tensor]:
         weights = layer_weights(model)
         training = model.training
-        loss = loss_fn(model.train()(data.train.inputs[:images]), data.train.targets[:images])
+        loss = loss_fn(model.eval()(data.train.inputs[:images]), data.train.targets[:images])  # no statistics change
         slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
         model.train(training)
         pairs = zip(weights.items(), slopes, strict=True)

@@ -14,13 +14,16 @@ from optuna.trial import Trial, TrialState
 
 from regimes.errors import UserError
 from regimes.hpo.ladder import Stretch
-from regimes.hpo.space import Space, distributions, recipe_with, suggest
+from regimes.hpo.space import Space, recipe_with, suggest
 from regimes.hpo.trainer import Entry, Trainer, Value
 from regimes.hpo.workers import this_worker
 from regimes.spec.recipe import Recipe
 from regimes.training.lane import FREE
 
 PREFIX = "regimes:"  # of what is noted on a trial, as plain JSON, for dashboards too
+SHARED = 8  # trials of a batch that share a batch size, at least: as many as a fleet of even channels needs
+RANGE = (0, 1, 2, 3)  # of a range as many values are counted
+FIRST_IS_FIRST = (optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.HyperbandPruner)
 Watch = Callable[[Trial, Stretch, Value], None]
 Start = Callable[[Recipe], "tuple[int, str]"]  # a trial's recipe -> the rung it starts on, and why
 
@@ -79,29 +82,45 @@ class Climb:
     def ask(self, study: optuna.Study, count: int) -> list[Climber]:
         """New trials of a study.
 
-        Where proxies stack, as many as fill a fleet share what lanes of a fleet cannot differ in (the batch size): the
-        first of them draws it. Values that wait in the study stay as they are.
+        Where proxies stack, some trials share what lanes of a fleet cannot differ in (the batch size): the first of
+        them draws it. They are as many as `shared`. Values that wait in the study stay as they are.
+
+        Raises:
+            UserError: the sampler or a value cannot be used.
         """
-        fixed, shared = distributions(self.space), sorted(set(self.space) - set(FREE))
-        size = self.trainer.ladder.rungs[0].together
-        sampler = study.sampler
-        trials: list[Trial] = []
+        _check(study)
+        names, size = sorted(set(self.space) - set(FREE)), self.shared(study, count)
+        sampler, trials = study.sampler, list[Trial]()
         try:
             for number in range(count):
-                if shared and size > 1:
-                    leads = number % size == 0
-                    study.sampler = sampler if leads else _partly({n: trials[-1].params[n] for n in shared}, sampler)
-                trials.append(study.ask(fixed))
+                if number % size:
+                    study.sampler = _partly({name: trials[-1].params[name] for name in names}, sampler)
+                else:
+                    study.sampler = sampler
+                trials.append(study.ask())
+                note(trials[-1], "worker", this_worker())
+                suggest(trials[-1], self.space)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"study.sampler: {str(error).splitlines()[0]}") from error
         finally:
             study.sampler = sampler
         return [self.climber(trial) for trial in trials]
 
+    def shared(self, study: optuna.Study, count: int) -> int:
+        """How many of a batch share a batch size: as many as stack, but each value may come up in every batch."""
+        names = set(self.space) - set(FREE)
+        together = self.trainer.ladder.rungs[0].together
+        if not names or together == 1 or isinstance(study.sampler, optuna.samplers.CmaEsSampler):
+            return 1  # CMA-ES learns from whole points only
+        values = max(len(self.space[name].choices or RANGE) for name in names)
+        return max(1, min(together, max(SHARED, math.ceil(count / values))))
+
     def climber(self, trial: Trial) -> Climber:
         """A trial, its values drawn by now or drawn here, ready to climb."""
+        note(trial, "worker", this_worker())
         recipe = recipe_with(self.recipe, suggest(trial, self.space))
         seed = trial.user_attrs.get(f"{PREFIX}seed", trial.number)
         note(trial, "seed", seed)
-        note(trial, "worker", this_worker())
         rung, why = self.start(recipe) if self.start else (0, "")
         if why:
             note(trial, "start", why)
@@ -116,6 +135,7 @@ class Climb:
         Raises:
             optuna.TrialPruned: the stopper has ended the trial, or it has diverged.
         """
+        _check(trial.study)
         climber = self.climber(trial)
         try:
             for number in range(climber.first, len(self.stretches)):
@@ -125,7 +145,7 @@ class Climb:
                     raise optuna.TrialPruned("diverged")
                 if value.why:
                     raise UserError(f"trial {trial.number}: {value.why}")
-                if number + 1 < len(self.stretches) and trial.should_prune():
+                if number + 1 < len(self.stretches) and self._stops(climber):
                     raise optuna.TrialPruned
             return self._told(climber.value)
         finally:
@@ -141,8 +161,9 @@ class Climb:
     def _from(self, study: optuna.Study, climbers: Sequence[Climber], number: int) -> None:
         """Do a stretch with all; then, the most promising first, climb on with as many as train together.
 
-        The stopper is asked twice: once when all have reported, and again before a trial climbs on, since by then it
-        has seen better ones finish. So a first batch is no batch of free riders.
+        The stopper is asked once when all have reported, in `fair_order`, by which successive halving has seen them
+        all; and again before a trial climbs on, since by then median and percentile have seen better ones finish
+        (halving does not decide twice on a step). So a first batch is no batch of free riders.
         """
         if time.monotonic() > self.deadline:
             return
@@ -158,14 +179,14 @@ class Climb:
                 self._tell(study, climber, TrialState.COMPLETE)
             return
         for climber in fair_order(left, self.value):
-            if climber.trial.should_prune():
+            if self._stops(climber):
                 self._tell(study, climber, TrialState.PRUNED)
         left = sorted((each for each in left if not each.over), key=lambda each: self._told(each.value))
         size = self.trainer.ladder.rungs[self.stretches[number + 1].rung].together
         while left:
             group, left = left[:size], left[size:]
             for climber in group:
-                if climber.trial.should_prune():
+                if self._stops(climber):
                     self._tell(study, climber, TrialState.PRUNED)
             group = [each for each in group if not each.over]
             if group:
@@ -173,12 +194,38 @@ class Climb:
 
     # -- telling ----------------------------------------------------------------------------------------------------
 
+    def _stops(self, climber: Climber) -> bool:
+        """Ask the study's stopper.
+
+        Halving and Hyperband file a trial's first report with all first reports, whatever its step: one that started
+        on a higher rung would be held against proxies, so they are not asked about it.
+        """
+        if climber.first and isinstance(climber.trial.study.pruner, FIRST_IS_FIRST):
+            return False
+        try:
+            return climber.trial.should_prune()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"study.stopper: {str(error).splitlines()[0]}") from error
+
+    def step(self, study: optuna.Study, number: int) -> int:
+        """What a stretch is told as: by the first plan that this study saw, so that all of its steps compare."""
+        steps = study.user_attrs.get(f"{PREFIX}steps")
+        if steps is None:
+            steps = [each.step for each in self.stretches]
+            study.set_user_attr(f"{PREFIX}steps", steps)
+        if len(steps) != len(self.stretches):
+            raise UserError(
+                f"study '{study.study_name}' was begun with another ladder: {len(steps)} reports a trial, here "
+                f"{len(self.stretches)}; take another study"
+            )
+        return int(steps[number])
+
     def _report(self, climber: Climber, number: int, value: Value) -> None:
         stretch = self.stretches[number]
         climber.value = value
         trial = climber.trial
         if not value.why or value.why == "diverged":
-            trial.report(self._told(value), stretch.step)
+            trial.report(self._told(value), self.step(trial.study, number))
         rows = [*trial.user_attrs.get(f"{PREFIX}climb", []), row_of(self.trainer, stretch, value)]
         note(trial, "climb", rows)
         if self.watch is not None:
@@ -188,15 +235,20 @@ class Climb:
         return value.loss if self.value == "loss" else value.error
 
     def _tell(self, study: optuna.Study, climber: Climber, state: TrialState) -> None:
-        climber.over = True
         self.trainer.forget(climber.entry)
         done = state == TrialState.COMPLETE
         study.tell(climber.trial, self._told(climber.value) if done else None, state)
+        climber.over = True
 
     def _end(self, study: optuna.Study, climber: Climber, why: str) -> None:
         """A diverged trial is a bad one, and the sampler learns from it; one that raised says nothing of its values."""
         note(climber.trial, "why", why)
         self._tell(study, climber, TrialState.PRUNED if why == "diverged" else TrialState.FAIL)
+
+
+def _check(study: optuna.Study) -> None:
+    if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
+        raise UserError(f"study '{study.study_name}' does not minimise one value; losses and errors are minimised")
 
 
 def _partly(values: dict[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,55 +17,68 @@ from regimes.errors import RunFailed, UserError
 if TYPE_CHECKING:
     import optuna
 
-    from regimes.hpo.plan import Plan
     from regimes.spec.hpo import Hpo
 
 DEATHS = 3  # of workers that a search survives
 LOOK = 0.5  # seconds between two looks at the workers
 
 
-def crew(
-    plan: Plan,
-    study: optuna.Study,
-    folder: Path,
-    url: str,
-    device: str,
-    workers: int,
-    limits: tuple[int, float],
-    look: Callable[[], None] = lambda: None,
-) -> None:
+@dataclass(frozen=True)
+class Post:
+    """What every worker of a crew is told.
+
+    Attributes:
+        folder: of the search; its plan is read from there.
+        url: of the storage.
+        device: to train on.
+        phase: of the search.
+        batch: trials that it asks for together.
+        trials: in all.
+        ends: time (``time.time``) from which nothing new is begun.
+    """
+
+    folder: Path
+    url: str
+    device: str
+    phase: str
+    batch: int
+    trials: int
+    ends: float
+
+
+def crew(post: Post, spec: Hpo, study: optuna.Study, workers: int, look: Callable[[], None] = lambda: None) -> None:
     """Let processes work on a study until there are enough trials.
 
     Raises:
         RunFailed: workers die again and again.
         UserError: what a worker could not do.
     """
+    from regimes.hpo.study import adopt
+
     context = multiprocessing.get_context("spawn")
     deaths, errors = 0, context.SimpleQueue()
-    name = study.study_name
     crew: list[Any] = []
 
     def start(number: int) -> Any:
-        given = (plan.spec, name, folder, url, device, number, max(1, plan.spec.batch // workers), limits, os.getpid())
-        process = context.Process(target=_worker, args=(*given, errors), daemon=False)
+        process = context.Process(target=_worker, args=(post, spec, number, os.getpid(), errors))
         process.start()
         return process
 
     try:
         crew = [start(number) for number in range(workers)]
-        while any(process.is_alive() for process in crew):
+        while any(process.exitcode != 0 for process in crew):
             time.sleep(LOOK)
             look()
+            if not errors.empty():
+                raise UserError(errors.get())
             for number, process in enumerate(crew):
-                if process.exitcode not in (None, 0, 2):
+                if process.exitcode not in (None, 0):
                     deaths += 1
                     if deaths > DEATHS:
                         raise RunFailed(
-                            f"workers were killed {deaths} times; out of memory? The same command goes on; "
-                            "fewer --workers need less"
+                            f"workers died {deaths} times, the last with exit code {process.exitcode}; out of memory? "
+                            "The same command goes on; fewer --workers need less"
                         )
-                    from regimes.hpo.study import adopt
-
                     adopt(study)
                     crew[number] = start(workers * deaths + number)
     finally:
@@ -73,22 +87,9 @@ def crew(
                 process.terminate()
         for process in crew:
             process.join()
-    if not errors.empty():
-        raise UserError(errors.get())
 
 
-def _worker(
-    spec: Hpo,
-    name: str,
-    folder: Path,
-    url: str,
-    device: str,
-    number: int,
-    batch: int,
-    limits: tuple[int, float],
-    command: int,
-    errors: Any,
-) -> None:
+def _worker(post: Post, spec: Hpo, number: int, command: int, errors: Any) -> None:
     """One process: the plan is read from the folder, the study from its storage."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
     signal.signal(signal.SIGTERM, _leave)
@@ -104,14 +105,14 @@ def _worker(
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        lab = lab_of(spec, device, folder)
-        plan = kept(spec, lab, folder)
+        lab = lab_of(spec, post.device, post.folder)
+        plan = kept(spec, lab, post.folder)
         assert plan is not None
-        plan = phase_of(plan, name)
-        trials, until = limits
-        deadline = time.monotonic() + until - time.time()
-        study = study_of(plan, lab, open_storage(url), number)
-        work(study, climb_of(plan, lab, folder, None, deadline), batch, Limits(trials, deadline))
+        plan = phase_of(plan, post.phase)
+        deadline = time.monotonic() + post.ends - time.time()
+        study = study_of(plan, lab, open_storage(post.url), number)
+        climb = climb_of(plan, lab, post.folder, None, deadline)
+        work(study, climb, post.batch, Limits(post.trials, deadline))
     except UserError as error:
         errors.put(str(error))
         os._exit(2)

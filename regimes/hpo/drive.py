@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from regimes.flow.lab import Lab, one_thread
 from regimes.hpo.climb import PREFIX, Climb, Climber, Watch, note
 from regimes.hpo.plan import Plan
 from regimes.hpo.space import recipe_with
-from regimes.hpo.study import counted, open_study
+from regimes.hpo.study import counted, holders, open_study
 from regimes.hpo.trainer import Trainer
 from regimes.landscape.error import error_and_loss
 from regimes.spec.keys import seed_of
@@ -54,7 +55,7 @@ def climb_of(
 
 
 def study_of(plan: Plan, lab: Lab, storage: optuna.storages.BaseStorage, worker: int = 0) -> optuna.Study:
-    """The study of a plan; `prior` values wait in it from the start."""
+    """The study of a plan."""
     spec = plan.spec
     science = {
         "data": spec.data.model_dump(),
@@ -63,7 +64,7 @@ def study_of(plan: Plan, lab: Lab, storage: optuna.storages.BaseStorage, worker:
         "recipe": spec.recipe.science(),
         "value": spec.study.value,
         "ladder": [{"density": rung.density, "epochs": rung.epochs} for rung in plan.ladder.rungs],
-        "steps": [each.step for each in plan.ladder.stretches],
+        "reports": len(plan.ladder.stretches),
         "seed": spec.seed,
     }
     steps = [each.step for each in plan.ladder.stretches]
@@ -96,17 +97,23 @@ def work(study: optuna.Study, climb: Climb, batch: int, limits: Limits) -> None:
             return
         climbers = climb.ask(study, count)
         try:
-            climb.together(study, climbers)
+            spare = counted(study.get_trials(deepcopy=False)) - limits.trials  # others asked at the same time
+            kept = climbers[: max(0, count - max(0, spare))]
+            _leave(study, climbers[len(kept) :], again=False)
+            climb.together(study, kept)
         finally:
             _leave(study, climbers)
 
 
-def _leave(study: optuna.Study, climbers: list[Climber]) -> None:
-    """Mark what was cut off, so that it is asked for again."""
+def _leave(study: optuna.Study, climbers: list[Climber], again: bool = True) -> None:
+    """Mark what was cut off, so that it is asked for again; or hand back what is not needed."""
     for climber in climbers:
         if not climber.over:
-            note(climber.trial, "unfinished", True)
-            study.tell(climber.trial, state=TrialState.FAIL)
+            with contextlib.suppress(RuntimeError, ValueError):  # told by another command, which took it for dead
+                if again:
+                    note(climber.trial, "unfinished", True)
+                study.tell(climber.trial, state=TrialState.FAIL)
+            climber.over = True
 
 
 def winner_of(study: optuna.Study) -> optuna.trial.FrozenTrial:
@@ -119,15 +126,18 @@ def winner_of(study: optuna.Study) -> optuna.trial.FrozenTrial:
     if not done:
         states = [each.state.name.lower() for each in study.get_trials(deepcopy=False)]
         said = ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states)) or "no trials"
+        held = (
+            f"; trials are held by {', '.join(holders(study))}: if that is gone, --take-over" if holders(study) else ""
+        )
         raise UserError(
-            f"no trial reached the full network ({said}): take a gentler study.stopper, more trials, or smaller values "
-            "of what diverges"
+            f"no trial reached the full network ({said}){held}: take a gentler study.stopper, more trials, more time, "
+            "or smaller values of what diverges"
         )
     return study.best_trial
 
 
 def final(plan: Plan, lab: Lab, winner: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """Train the winner with fresh seeds and judge each network once on the test split, which nobody has seen so far."""
+    """Train the winner with fresh seeds and judge it on the test split, which the search has not seen."""
     spec = plan.spec
     recipe = recipe_with(spec.recipe, {name: winner.params[name] for name in plan.space})
     started = time.perf_counter()

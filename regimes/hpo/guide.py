@@ -43,10 +43,6 @@ class Guide:
         """Every measured density, whether its networks rank training settings as the full one does."""
         return [each for each in self.chart.rungs() if each.density < 1]
 
-    def densities(self, most: int) -> list[float]:
-        """The sparsest densities that are trusted, at most so many."""
-        return [each.density for each in self.judged() if each.trusted][:most]
-
     def start(self, ladder: Ladder, recipe: Recipe) -> tuple[int, str]:
         """The rung that a trial starts on, and why: it skips densities at which it stands in regime I.
 
@@ -92,7 +88,10 @@ class Guide:
         if "sam_rho" not in self.chart.knobs or dimension.choices is not None:
             return None
         others = {name: value for name, value in self.here(recipe).items() if name != "sam_rho"}
-        choice = self.chart.sam_rho(density, others)
+        try:
+            choice = self.chart.sam_rho(density, others)
+        except OutsideRange:
+            return None
         measured = sorted({float(row["sam_rho"]) for row in choice.candidates})
         often = [float(row["sam_rho"]) for row in choice.candidates if row["chosen"] >= CHOSEN]
         first, last = measured.index(min(often)), measured.index(max(often))
@@ -152,7 +151,9 @@ def open_guide(path: str | Path, data: Named, model: Named, seconds: float = 0.0
     chart = RegimeMap.open(path)
     if path.is_dir():
         _check_same(path, Store(path).layout["sweep"], data, model)
-    return Guide(chart, str(path), seconds)
+    guide = Guide(chart, str(path.resolve()), seconds)
+    guide.here(Recipe())  # or a line now, not after the search
+    return guide
 
 
 def _check_same(path: Path, sweep: Mapping[str, Any], data: Named, model: Named) -> None:

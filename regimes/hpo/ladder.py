@@ -158,11 +158,6 @@ def _cost(rung: Rung, full: Rung) -> float:
     return rung.seconds * rung.epochs / (full.seconds * full.epochs)
 
 
-def full_rung(lab: Lab, recipe: Recipe, batch: int, workers: int = 1) -> Rung:
-    """The full network, timed."""
-    return _rung(lab, 1.0, 1.0, recipe, recipe.epochs, batch, workers)
-
-
 @dataclass(frozen=True)
 class Making:
     """How the proxies of a search are made.
@@ -175,6 +170,7 @@ class Making:
         batch: proxies that are trained together.
         seed: of the network on which structures are settled.
         workers: processes that share the memory.
+        extremes: recipes on which an engine is tried too, before it is believed.
     """
 
     lab: Lab
@@ -184,6 +180,12 @@ class Making:
     batch: int = 1
     seed: int = 0
     workers: int = 1
+    extremes: tuple[Recipe, ...] = ()
+
+
+def full_rung(how: Making) -> Rung:
+    """The full network, timed."""
+    return _rung(how, how.lab, 1.0, 1.0, how.recipe.epochs)
 
 
 def proxy_rung(how: Making, density: float) -> Rung:
@@ -199,13 +201,13 @@ def proxy_rung(how: Making, density: float) -> Rung:
         proxy: Proxy = make(copy.deepcopy(whole), lab.data, density, recipe, how.seed)
         proxy.fresh(whole)(lab.data.train.inputs[:2])  # it fits
     epochs = max(1, round(how.share * recipe.epochs))
-    return _rung(ProxyLab(lab, proxy), density, proxy.kept, recipe, epochs, how.batch, how.workers)
+    return _rung(how, ProxyLab(lab, proxy), density, proxy.kept, epochs)
 
 
-def _rung(lab: Lab, density: float, kept: float, recipe: Recipe, epochs: int, batch: int, workers: int) -> Rung:
-    choice = choose_engine(lab, [recipe], batch, workers)
-    alone = seconds_per_image(lab, Choice("eager", 1), recipe)
-    seconds = alone if choice.lanes == 1 else seconds_per_image(lab, choice, recipe)
+def _rung(how: Making, lab: Lab, density: float, kept: float, epochs: int) -> Rung:
+    choice = choose_engine(lab, [*how.extremes, how.recipe], how.batch, how.workers)
+    alone = seconds_per_image(lab, Choice("eager", 1), how.recipe)
+    seconds = alone if choice.lanes == 1 else seconds_per_image(lab, choice, how.recipe)
     return Rung(density, kept, lab, epochs, choice, seconds, alone)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,11 @@ from regimes.hpo.asked import hpo_from
 from regimes.hpo.climb import Climb
 from regimes.hpo.drive import Limits, climb_of, work
 from regimes.hpo.guide import Guide, open_guide
-from regimes.hpo.plan import Plan, plan
+from regimes.hpo.plan import Plan, check_batches, plan
 from regimes.models.build import seeded
 from regimes.phases.regime_map import RegimeMap
 from regimes.registry import load
 from regimes.spec.hpo import Hpo
-from regimes.spec.keys import digest
 from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Named
 
@@ -42,15 +43,17 @@ class OwnLab(Lab):
         super().__init__(LabSpec(own, own, device, numerics_of(device, "eager", "eager"), ""))
         self.make, self.loaded = make, data
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """The data's numbers, the model's shapes, and the source of what makes it, where there is one."""
-        try:
-            source = hashlib.sha256(inspect.getsource(self.make).encode()).hexdigest()[:20]
-        except (OSError, TypeError):
-            source = ""
-        shapes = {name: list(each.shape) for name, each in self.new_model(0).state_dict().items()}
-        return {"data": self.loaded.fingerprint, "model": {"name": OWN, "shapes": digest(shapes), "source": source}}
+        """The data's numbers; the fresh weights that a seed gives, what the model prints, and its class's source."""
+        model = self.new_model(0)
+        seen = hashlib.sha256(repr(model).encode())
+        for name, each in model.state_dict().items():
+            seen.update(name.encode() + each.detach().cpu().contiguous().numpy().tobytes())
+        for kind in sorted({type(each) for each in model.modules()}, key=str):
+            with contextlib.suppress(OSError, TypeError):  # made where there is no file
+                seen.update(inspect.getsource(kind).encode())
+        return {"data": self.loaded.fingerprint, "model": {"name": OWN, "seen": seen.hexdigest()[:20]}}
 
     def new_model(self, seed: int) -> nn.Module:
         """A model with fresh weights on the device; same seed, same bits."""
@@ -116,7 +119,7 @@ def objective(
         data: a name, ``{"name": ...}``, or a `Dataset`.
         space: {field of the recipe: ``{"low": ..., "high": ..., "log": ...}`` or a list of values}.
         recipe: of the full network; a `Recipe` or its fields.
-        densities: of the rungs below the full network; none: the full network alone.
+        densities: of the rungs below the full network; []: the full network alone.
         map: instead of densities: a map, or the path of a run or grid, which says what densities to trust.
         proxy: how proxies are made, a name in `PROXIES`.
         epochs: share of the epochs that proxies are trained for.
@@ -170,6 +173,7 @@ def _own(model: Any, data: Any, spec: Hpo, device: str) -> Lab:
         )
     lab = OwnLab(make, loaded, device)
     lab.check_model()
+    check_batches(spec, lab)
     return lab
 
 

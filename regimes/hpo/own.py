@@ -142,10 +142,12 @@ def _inputs_only(inputs: Tensor) -> Dataset:
 def _seconds(model: nn.Module, inputs: Tensor) -> float:
     """A step forward and back on some inputs: the median of a few."""
     found = []
-    trial = copy.deepcopy(model).train()
+    trial, inputs = copy.deepcopy(model).train(), inputs.to(next(model.parameters()).device)
     with one_thread(), torch.enable_grad():
         for _ in range(TIMED + 1):
             started = time.perf_counter()
             trial(inputs[:64]).sum().backward()
+            if inputs.is_cuda:
+                torch.cuda.synchronize()
             found.append(time.perf_counter() - started)
     return sorted(found[1:])[TIMED // 2]

@@ -12,25 +12,24 @@ from regimes.hpo.climb import PREFIX
 from regimes.hpo.ladder import Ladder, ladder_of
 from regimes.hpo.plan import Plan
 
-PROXY = "-proxy"  # ends the name of the study of proxies
+WHOLE, PROXIES, BASE = "whole", "proxies", "base"  # phases: one study, or two
 
 
-def phases(plan: Plan) -> list[Plan]:
+def phases(plan: Plan) -> list[str]:
     """The studies of a search, in order: one, or two where the best of the first are promoted."""
-    if plan.spec.study.pattern == "ladder" or len(plan.ladder.rungs) == 1:
-        return [plan]
-    return [phase_of(plan, f"{plan.spec.name}{PROXY}"), phase_of(plan, plan.spec.name)]
+    return [WHOLE] if plan.spec.study.pattern == "ladder" or len(plan.ladder.rungs) == 1 else [PROXIES, BASE]
 
 
-def phase_of(plan: Plan, name: str) -> Plan:
-    """The plan of one study of a search, by the study's name."""
-    if plan.spec.study.pattern == "ladder" or len(plan.ladder.rungs) == 1:
+def phase_of(plan: Plan, phase: str) -> Plan:
+    """The plan of one phase: of its study alone."""
+    if phase == WHOLE:
         return plan
-    if name.endswith(PROXY):
+    if phase == PROXIES:
+        name = f"{plan.spec.name}-proxy"
         count = sum(each.rung < len(plan.ladder.rungs) - 1 for each in plan.ladder.stretches)
         ladder = dataclasses.replace(plan.ladder, rungs=plan.ladder.rungs[:-1], stretches=plan.ladder.stretches[:count])
         return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"name": name}), ladder=ladder, guide=None)
-    spec = plan.spec.model_copy(update={"trials": plan.spec.study.promoted, "batch": 1})
+    spec = plan.spec.model_copy(update={"batch": 1})
     full: Ladder = ladder_of(plan.ladder.rungs[-1:], plan.spec.ladder.reports)
     return dataclasses.replace(plan, spec=spec, ladder=full, priors=())
 

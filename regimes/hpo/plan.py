@@ -26,10 +26,12 @@ from regimes.hpo.ladder import (
     rung_from,
 )
 from regimes.hpo.space import recipe_with
-from regimes.spec.hpo import Dimension, Hpo
+from regimes.spec.hpo import WHOLE, Dimension, Hpo
 from regimes.spec.keys import digest
+from regimes.spec.recipe import Recipe
 
 MAP, PLAN = "map", "plan.json"  # a map that is made for a search; what was planned
+SLOW = 0.8  # of the next rung's time, from which a rung saves too little
 Say = Callable[[str], None]
 
 
@@ -44,6 +46,7 @@ class Plan:
         guide: the map's answers; None without one.
         priors: values to try first.
         notes: what was decided, in words.
+        device: on which its rungs were timed.
     """
 
     spec: Hpo
@@ -52,17 +55,19 @@ class Plan:
     guide: Guide | None
     priors: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    device: str = "cpu"
 
 
 def lab_of(spec: Hpo, device: str, folder: Path) -> Lab:
     """Data, model and device; checks that the model fits the data."""
     lab = Lab(LabSpec(spec.data, spec.model, device, numerics_of(device, "eager", "eager"), str(folder)))
     lab.check_model()
-    _check_batches(spec, lab)
+    check_batches(spec, lab)
     return lab
 
 
-def _check_batches(spec: Hpo, lab: Lab) -> None:
+def check_batches(spec: Hpo, lab: Lab) -> None:
+    """Refuse batches that the training split cannot fill."""
     images = len(lab.loaded.train.targets)
     largest = spec.space["batch_size"].ends[1] if "batch_size" in spec.space else spec.recipe.batch_size
     if largest > images:
@@ -80,13 +85,18 @@ def guide_of(spec: Hpo, given: Path | None, folder: Path, workers: int, device: 
     from regimes.adaptive.drive import run_adaptive
     from regimes.spec.check import resolve
 
-    started = time.perf_counter()
     say("making a map first: it decides on which proxies to trust")
     sweep = resolve(map_sweep(spec), "[map]")
     done = run_adaptive(sweep, folder / MAP, budget=spec.map.budget or None, workers=workers, device=device)
-    seconds = time.perf_counter() - started
+    seconds = _paid(folder / MAP)
     say(f"map: {done.cells[0]} of {done.cells[1]} cells, {seconds:.0f} s")
     return open_guide(folder / MAP, spec.data, spec.model, seconds)
+
+
+def _paid(folder: Path) -> float:
+    """Seconds that all stages of a run took, whenever and by whomever they were done."""
+    records = (read_checked(path) for path in (folder / "records").glob("*/*.json"))
+    return float(sum(record["seconds"] for record in records if record is not None))
 
 
 def map_sweep(spec: Hpo) -> dict[str, Any]:
@@ -112,7 +122,8 @@ def _temperature(spec: Hpo) -> dict[str, list[float]]:
     """Five values of the learning rate over the range that is searched (or about the recipe's)."""
     dimension = spec.space.get("learning_rate")
     low, high = dimension.ends if dimension else (spec.recipe.learning_rate / 10, spec.recipe.learning_rate * 4)
-    return {"learning_rate": [float(f"{low * (high / low) ** (each / 4):.3g}") for each in range(5)]}
+    between = [float(f"{low * (high / low) ** (each / 4):.3g}") for each in (1, 2, 3)]
+    return {"learning_rate": sorted({low, *between, high})}
 
 
 def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = lambda text: None) -> Plan:
@@ -124,9 +135,10 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
     started = time.perf_counter()
     middle = recipe_with(spec.recipe, {})
     batch = max(1, spec.batch // workers)
-    full = full_rung(lab, middle, 1 if spec.batch == 1 else batch, workers)
+    make = Making(lab, middle, spec.ladder.proxy, spec.ladder.epochs, batch, spec.seed, workers, extremes(spec))
+    full = full_rung(make)
     notes: list[str] = []
-    rungs = [*_proxies(spec, lab, guide, full, batch, workers, notes), full]
+    rungs = [*_proxies(spec, make, guide, full, notes), full]
     rungs = _worth(rungs, notes)
     ladder = ladder_of(rungs, spec.ladder.reports, time.perf_counter() - started)
     space, priors = dict(spec.space), []
@@ -139,14 +151,19 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
             notes.append(why)
     for each in notes:
         say(each)
-    return Plan(spec, space, ladder, guide, tuple(priors), tuple(notes))
+    return Plan(spec, space, ladder, guide, tuple(priors), tuple(notes), lab.spec.device)
 
 
-def _proxies(
-    spec: Hpo, lab: Lab, guide: Guide | None, full: Rung, batch: int, workers: int, notes: list[str]
-) -> list[Rung]:
+def extremes(spec: Hpo) -> tuple[Recipe, ...]:
+    """What is hardest on an engine and on the memory: the largest batch, with SAM and smoothed labels where they are
+    searched. Whether networks stack is tried on it too."""
+    ends = {name: each.ends[1] for name, each in spec.space.items() if name in ("batch_size", "sam_rho")}
+    whole = {name: int(value) if name in WHOLE else value for name, value in ends.items()}
+    return (recipe_with(spec.recipe, whole),) if whole else ()
+
+
+def _proxies(spec: Hpo, make: Making, guide: Guide | None, full: Rung, notes: list[str]) -> list[Rung]:
     asked = spec.ladder
-    make = Making(lab, spec.recipe, asked.proxy, asked.epochs, batch, spec.seed, workers)
     if asked.step_time is not None:
         return [rung_as_fast(make, share, full) for share in sorted(asked.step_time)]
     densities = asked.densities
@@ -166,13 +183,13 @@ def _proxies(
 
 def _worth(rungs: list[Rung], notes: list[str]) -> list[Rung]:
     """Leave out proxies that are no faster than the next rung, by the clock."""
-    kept: list[Rung] = []
-    for rung, after in zip(rungs, [*rungs[1:], None], strict=True):
-        if after is not None and rung.seconds * rung.epochs >= 0.8 * after.seconds * after.epochs:
-            share = rung.seconds * rung.epochs / (after.seconds * after.epochs)
+    kept = rungs[-1:]
+    for rung in rungs[-2::-1]:
+        share = rung.seconds * rung.epochs / (kept[0].seconds * kept[0].epochs)
+        if share >= SLOW:
             notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time: left out")
         else:
-            kept.append(rung)
+            kept.insert(0, rung)
     return kept
 
 
@@ -180,7 +197,7 @@ def _worth(rungs: list[Rung], notes: list[str]) -> list[Rung]:
 
 
 def keep(plan: Plan, folder: Path) -> None:
-    """Write the plan down."""
+    """Write the plan down, unless another command was quicker: then that one's holds."""
     guide = {"name": plan.guide.name, "seconds": plan.guide.seconds} if plan.guide else None
     content = {
         "key": _key(plan.spec),
@@ -191,8 +208,9 @@ def keep(plan: Plan, folder: Path) -> None:
         "guide": guide,
         "priors": list(plan.priors),
         "notes": list(plan.notes),
+        "device": plan.device,
     }
-    write_checked(folder / PLAN, content)
+    write_checked(folder / PLAN, content, first=True)
 
 
 def kept(spec: Hpo, lab: Lab, folder: Path) -> Plan | None:
@@ -222,6 +240,7 @@ def kept(spec: Hpo, lab: Lab, folder: Path) -> Plan | None:
         open_guide(guide["name"], spec.data, spec.model, guide["seconds"]) if guide else None,
         tuple(content["priors"]),
         tuple(content["notes"]),
+        content["device"],
     )
 
 

@@ -25,19 +25,21 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
     proxies. The baseline is every trial trained in full. A full training costs what those that ran took, a part of one
     scaled up to a whole, so trials that were stopped early are not assumed to be cheap.
     """
-    trials = [each for study in studies for each in study.get_trials(deepcopy=False) if rows_of(each)]
+    every = [each for study in studies for each in study.get_trials(deepcopy=False) if rows_of(each)]
+    trials = [each for study in studies for each in _lasting(study)]
+    count = len(_lasting(studies[0]))  # those of a second study are promoted from the first
     epochs = {rung.density: rung.epochs for rung in plan.ladder.rungs}
-    rungs = [_rung(density, trials, epochs[density]) for density in sorted(epochs)]
+    rungs = [_rung(density, trials, every, epochs[density]) for density in sorted(epochs)]
     full = rungs[-1]
     whole = full["seconds_each"] or math.nan
     overhead = (plan.guide.seconds if plan.guide else 0.0) + plan.ladder.seconds
     spent = overhead + sum(rung["seconds"] for rung in rungs)
-    baseline = len(trials) * whole
+    baseline = count * whole
     for rung in rungs:
         rung["c"] = rung["seconds_each"] / whole if rung["trials"] and math.isfinite(whole) else None
         rung["tau"], rung["tau_of"] = _tau(trials, rung["density"]) if rung is not full else (None, 0)
     return {
-        "trials": len(trials),
+        "trials": count,
         "states": {name: sum(each.state.name == name for each in trials) for name in _states(trials)},
         "full_seconds": _plain(whole),
         "map_seconds": plan.guide.seconds if plan.guide else 0.0,
@@ -47,9 +49,9 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
         "saved_seconds": _plain(baseline - spent),
         "saving": _plain(1 - spent / baseline) if baseline else None,
         "k": _plain(full["seconds"] / whole) if math.isfinite(whole) else 0.0,
-        "n": len(trials),
+        "n": count,
         "rungs": rungs,
-        "curve": best_so_far(studies[-1], overhead),
+        "curve": best_so_far(studies, overhead),
     }
 
 
@@ -59,14 +61,23 @@ def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     return rows
 
 
+def _lasting(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that have climbed, without those that were cut off and are done again by another."""
+    trials = study.get_trials(deepcopy=False)
+    again = {each.user_attrs.get(f"{PREFIX}instead_of") for each in trials}
+    return [each for each in trials if rows_of(each) and each.number not in again]
+
+
 def _states(trials: Sequence[FrozenTrial]) -> list[str]:
     return sorted({each.state.name for each in trials})
 
 
-def _rung(density: float, trials: Sequence[FrozenTrial], epochs: int) -> dict[str, Any]:
+def _rung(density: float, trials: Sequence[FrozenTrial], every: Sequence[FrozenTrial], epochs: int) -> dict[str, Any]:
+    """What one rung cost: seconds paid by all trials, also by those that were cut off."""
     here = [[row for row in rows_of(each) if row["density"] == density] for each in trials]
     ran = [rows for rows in here if rows]
-    seconds = sum(row["seconds"] for rows in ran for row in rows)
+    rows_paid = [row for each in every for row in rows_of(each) if row["density"] == density and row.get("paid", True)]
+    seconds = sum(row["seconds"] for row in rows_paid)
     whole = [sum(row["seconds"] for row in rows) * epochs / rows[-1]["epoch"] for rows in ran]
     return {
         "density": density,
@@ -84,19 +95,22 @@ def _tau(trials: Sequence[FrozenTrial], density: float) -> tuple[float | None, i
         climbed = rows_of(trial)
         rows = [row for row in climbed if row["density"] == density and row["loss"] is not None]
         if rows and trial.state == TrialState.COMPLETE and climbed[-1]["density"] == 1:
-            pairs.append((rows[-1]["loss"], trial.value))
+            pairs.append((rows[-1]["loss"], climbed[-1]["loss"]))
     if len(pairs) < FEW:
         return None, len(pairs)
     return _plain(float(kendalltau(*zip(*pairs, strict=True)).statistic)), len(pairs)
 
 
-def best_so_far(study: optuna.Study, overhead: float) -> list[dict[str, float]]:
-    """The full network's best value against the seconds of training spent by then, by all workers."""
+def best_so_far(studies: Sequence[optuna.Study], overhead: float) -> list[dict[str, float]]:
+    """The full network's best value against the seconds of training paid by then, by all workers in all studies."""
     marks = []
-    for trial in study.get_trials(deepcopy=False):
-        for row in rows_of(trial):
-            last = row is rows_of(trial)[-1] and trial.state == TrialState.COMPLETE
-            marks.append((row["at"], row["seconds"], trial.value if last else None))
+    for study in studies:
+        for trial in study.get_trials(deepcopy=False):
+            rows = rows_of(trial)
+            for number, row in enumerate(rows, 1):
+                last = study is studies[-1] and number == len(rows) and trial.state == TrialState.COMPLETE
+                paid = row["seconds"] if row.get("paid", True) else 0.0
+                marks.append((row["at"], paid, trial.value if last else None))
     curve, spent, best = [], overhead, math.inf
     for _, seconds, value in sorted(marks, key=lambda mark: mark[0]):
         spent += seconds

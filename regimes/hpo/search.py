@@ -12,15 +12,16 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from regimes.errors import RunFailed, UserError
 from regimes.flow.files import Damaged, read_checked, write_checked
 from regimes.flow.lab import Lab
 from regimes.hpo.climb import Watch
-from regimes.hpo.crew import crew
+from regimes.hpo.crew import Post, crew
 from regimes.hpo.drive import Limits, begin, climb_of, final, study_of, winner_of, work
-from regimes.hpo.phase import phases, promote
+from regimes.hpo.phase import BASE, phase_of, phases, promote
 from regimes.hpo.plan import Plan, Say, guide_of, keep, kept, lab_of, plan
 from regimes.hpo.savings import savings, stopped_at
-from regimes.hpo.study import JOURNAL, adopt, open_storage
+from regimes.hpo.study import JOURNAL, adopt, counted, open_storage
 from regimes.spec.hpo import Hpo
 from regimes.spec.keys import digest
 
@@ -39,6 +40,7 @@ class Asked:
         timeout: seconds from which nothing new is begun.
         workers: processes; 1: this one.
         device: "cpu", "cuda", ...
+        take_over: whether trials that other machines hold count as given up.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Asked:
     timeout: float = math.inf
     workers: int = 1
     device: str = "cpu"
+    take_over: bool = False
 
 
 def search(
@@ -75,38 +78,65 @@ def search(
         guide = guide_of(spec, asked.map, asked.folder, asked.workers, asked.device, say)
         whole = plan(spec, lab, guide, asked.workers, say)
         keep(whole, asked.folder)
+        whole = kept(spec, lab, asked.folder) or whole
+    _check_same(whole, asked)
     studies: list[optuna.Study] = []
-    for part in phases(whole):
-        study = study_of(part, lab, storage)
-        if studies:
-            promote(studies[-1], study, spec.study.promoted)
+    for phase in phases(whole):
+        part = phase_of(whole, phase)
+        study, trials = study_of(part, lab, storage), spec.trials
+        if phase == BASE:
+            trials = _promoted(studies[0], study, spec)
         else:
             begin(study, part)
         studies.append(study)
-        again = adopt(study)
+        again = adopt(study, asked.take_over)
         if again:
             say(f"{len(again)} trials were cut off and are done again: {', '.join(map(str, again))}")
-        _work(part, study, lab, asked, url, deadline, watch, look)
+        _work(part, phase, spec, study, lab, asked, (url, trials, deadline), watch, look)
     return _finish(whole, studies, lab, asked.folder, say)
+
+
+def _check_same(whole: Plan, asked: Asked) -> None:
+    """A search that is gone on with keeps its map and its device: rungs and their costs rest on them."""
+    name = whole.guide.name if whole.guide else None
+    if asked.map is not None and str(asked.map.resolve()) != name:
+        raise UserError(f"--map {asked.map}: this search was begun with {name or 'no map'}; take another --out")
+    if asked.device != whole.device:
+        raise UserError(f"--device {asked.device}: this search was begun on {whole.device}; take another --out")
+
+
+def _promoted(proxies: optuna.Study, base: optuna.Study, spec: Hpo) -> int:
+    """Promote the best proxies, all of which are done by now; returns how many trials the full network is to have."""
+    under_way = any(each.state == TrialState.RUNNING for each in proxies.get_trials(deepcopy=False))
+    if under_way or counted(proxies.get_trials(deepcopy=False)) < spec.trials:
+        raise RunFailed(
+            f"study '{proxies.study_name}': {counted(proxies.get_trials(deepcopy=False))} of {spec.trials} proxies are "
+            "done; the best are promoted when all are: the same command goes on"
+        )
+    promote(proxies, base, spec.study.promoted)
+    return len({each.user_attrs.get("regimes:promoted") for each in base.get_trials(deepcopy=False)} - {None})
 
 
 def _work(
     part: Plan,
+    phase: str,
+    spec: Hpo,
     study: optuna.Study,
     lab: Lab,
     asked: Asked,
-    url: str,
-    deadline: float,
+    until: tuple[str, int, float],
     watch: Watch | None,
     look: Look | None,
 ) -> None:
+    url, trials, deadline = until
     if asked.workers <= 1:
         climb = climb_of(part, lab, asked.folder, watch, deadline)
-        work(study, climb, part.spec.batch, Limits(part.spec.trials, deadline))
+        work(study, climb, part.spec.batch, Limits(trials, deadline))
         return
-    until = time.time() + deadline - time.monotonic()
     seen = (lambda: look(study, part)) if look else (lambda: None)
-    crew(part, study, asked.folder, url, asked.device, asked.workers, (part.spec.trials, until), seen)
+    ends = time.time() + deadline - time.monotonic()
+    batch = max(1, part.spec.batch // asked.workers)
+    crew(Post(asked.folder, url, asked.device, phase, batch, trials, ends), spec, study, asked.workers, seen)
 
 
 def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, say: Say) -> dict[str, Any]:

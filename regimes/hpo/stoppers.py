@@ -2,6 +2,10 @@
 
 The steps that a ladder reports are costs: 1 for the cheapest rung, the whole climb at the end. So a stopper that counts
 resources counts seconds.
+
+What Optuna's own do with rungs: halving and hyperband decide once on a step, and file a trial's first report with all
+first reports. Median and percentile hold the best value that a trial has had so far, on whatever rung, against the
+others' at this step: a trial that did well on its proxy is stopped late on the full network.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,14 @@ from regimes.errors import UserError
 from regimes.hpo import SAMPLERS, STOPPERS
 from regimes.hpo.climb import PREFIX
 from regimes.hpo.space import Space, distributions
-from regimes.hpo.workers import is_dead
+from regimes.hpo.workers import is_dead, this_worker
 from regimes.registry import load
 from regimes.spec.hpo import StudySpec
 from regimes.spec.keys import seed_of
 
 JOURNAL = "study.log"
 KNOWN = "a journal file ending in .log, sqlite:///FILE.db, postgresql+psycopg://USER@HOST/NAME, or what Optuna takes"
+KEPT = tuple(f"{PREFIX}{name}" for name in ("seed", "promoted", "from"))  # what a trial hands on
 NAMELESS = 60  # seconds after which a trial without a worker is given up: it was cut off as it began
 GRACE = 5  # seconds after which a journal's lock counts as left behind by a killed process
 
@@ -82,13 +84,15 @@ def open_study(
     sampler = _made(load(SAMPLERS, spec.sampler, "sampler"), spec.sampler_options, "study.sampler_options")
     stopper = _made(load(STOPPERS, spec.stopper, "stopper"), spec.stopper_options, "study.stopper_options", steps)
     before = [each.study_name for each in optuna.get_all_study_summaries(storage, include_best_trial=False)]
-    known = None
+    trials: list[FrozenTrial] = []
     if name in before:
-        known = len(optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler()).trials)
+        trials = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler()).trials
+    # Commands that work at the same time must not ask for the same points.
+    others = [this_worker()] if any(is_open(each) and not _is_gone(each) for each in trials) else []
     study = optuna.create_study(
         storage=storage,
         study_name=name,
-        sampler=sampler(seed_of("sampler", seed, worker, known or 0) % 2**31),
+        sampler=sampler(seed_of("sampler", seed, worker, len(trials), *others) % 2**31),
         pruner=stopper(),
         direction="minimize",
         load_if_exists=True,
@@ -141,25 +145,25 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def adopt(study: optuna.Study) -> list[int]:
+def adopt(study: optuna.Study, everyone: bool = False) -> list[int]:
     """Mark trials failed whose process is gone, and ask for their values once more; returns their numbers.
 
-    What they had finished of their climb is in the store, and is not trained again.
+    What they had finished of their climb is in the store, and is not trained again. Of other machines nothing is known:
+    with ``everyone`` their trials count as gone too.
     """
     dead = []
     again = {each.user_attrs.get(f"{PREFIX}instead_of") for each in study.get_trials(deepcopy=False)}
     for trial in study.get_trials(deepcopy=False):
-        gone = is_open(trial) and _is_gone(trial)
-        if gone:
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except (RuntimeError, ValueError):
-                continue  # another worker was quicker
-        if (gone or trial.user_attrs.get(f"{PREFIX}unfinished")) and trial.number not in again:
-            seed = trial.user_attrs.get(f"{PREFIX}seed", trial.number)
-            about = {f"{PREFIX}seed": seed, f"{PREFIX}instead_of": trial.number}
-            study.enqueue_trial(trial.params, user_attrs=about)
+        gone = is_open(trial) and (_is_gone(trial) or everyone)
+        cut_off = gone or trial.user_attrs.get(f"{PREFIX}unfinished")
+        if cut_off and trial.number not in again and trial.params:
+            kept = {name: each for name, each in trial.user_attrs.items() if name in KEPT}
+            about = {f"{PREFIX}seed": trial.number, **kept, f"{PREFIX}instead_of": trial.number}
+            study.enqueue_trial(trial.params, user_attrs=about)  # before it is failed: a kill between loses nothing
             dead.append(trial.number)
+        if gone:
+            with contextlib.suppress(RuntimeError, ValueError):  # another command was quicker
+                study.tell(trial.number, state=TrialState.FAIL)
     return dead
 
 
@@ -168,7 +172,7 @@ def _is_gone(trial: FrozenTrial) -> bool:
     if name is not None:
         return is_dead(name)
     assert trial.datetime_start is not None
-    return (datetime.now() - trial.datetime_start).total_seconds() > NAMELESS
+    return abs((datetime.now() - trial.datetime_start).total_seconds()) > NAMELESS
 
 
 def is_open(trial: FrozenTrial) -> bool:
@@ -177,7 +181,14 @@ def is_open(trial: FrozenTrial) -> bool:
 
 
 def counted(trials: Sequence[FrozenTrial]) -> int:
-    """Trials that count towards those asked for: all but the ones that were cut off and asked for once more."""
-    lasting = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-    failed = (each.state == TrialState.FAIL and f"{PREFIX}why" in each.user_attrs for each in trials)
-    return sum(each.state in lasting for each in trials) + sum(failed)
+    """Trials that count towards those asked for: all but the ones that were cut off and asked for once more, and those
+    that a process was killed over before it had said its name."""
+    told = sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in trials)
+    failed = sum(each.state == TrialState.FAIL and f"{PREFIX}why" in each.user_attrs for each in trials)
+    return told + failed + sum(is_open(each) and f"{PREFIX}worker" in each.user_attrs for each in trials)
+
+
+def holders(study: optuna.Study) -> list[str]:
+    """Machines whose workers hold trials that are under way."""
+    names = (each.user_attrs.get(f"{PREFIX}worker", "?/") for each in study.get_trials(deepcopy=False) if is_open(each))
+    return sorted({name.rsplit("/", 2)[0] for name in names})

@@ -123,6 +123,9 @@ class Trainer:
                 for number, snapshot in train_fleet(part, self.data, [stretch.stop], engine, False, precision):
                     snapshots[first + number] = snapshot
             values = [self._judged(rung, entries[n], stretch, snapshots[n]) for n in range(len(entries))]
+        for number, (entry, value) in enumerate(zip(entries, values, strict=True)):  # all is well: go on from here
+            if stretch.stop < rung.epochs and not value.why:
+                self._snapshots[entry.seed, stretch.rung] = snapshots[number]
         share = (time.perf_counter() - started) / len(entries)
         return [dataclasses.replace(value, seconds=share) for value in values]
 
@@ -130,7 +133,7 @@ class Trainer:
         """A training from fresh weights, or the one that this trial has begun on this rung."""
         role = ("hpo", self.seed, entry.seed, f"{rung.density:g}")
         recipe = rung.recipe(entry.recipe).model_copy(update={"stop": stretch.stop, "last": 1})
-        resume = self._snapshots.get((entry.seed, stretch.rung)) if stretch.start else None
+        resume = self._snapshots[entry.seed, stretch.rung] if stretch.start else None
         model = rung.lab.new_model(seed_of("init", *role))
         return Lane(model, recipe, role, None, resume)
 
@@ -139,8 +142,6 @@ class Trainer:
             return Value(math.inf, math.inf, 0.0, why="diverged")
         model = rung.lab.model_with(snapshot.weights)
         error, loss = error_and_loss(model, self.data.val, entry.recipe.loss_fn)
-        if stretch.stop < rung.epochs:
-            self._snapshots[entry.seed, stretch.rung] = snapshot
         if not math.isfinite(loss.value):
             return Value(math.inf, math.inf, 0.0, why="diverged")
         return Value(loss.value, error.value, 0.0)
@@ -150,7 +151,7 @@ class Trainer:
     def key(self, entry: Entry, stretch: Stretch) -> str:
         """Content key of a stretch: all that its value rests on."""
         rung = self.ladder.rungs[stretch.rung]
-        science = {**rung.recipe(entry.recipe).science(), "stop": stretch.stop}
+        science = {**rung.recipe(entry.recipe).science(), "last": 1, "stop": stretch.stop}
         role = ["hpo", self.seed, entry.seed, f"{rung.density:g}"]
         about = {"schema": SCHEMA, "stage": "hpo", "recipe": science, "role": role, "by": self.lab.spec.numerics.id}
         return digest({**rung.lab.identity, **about})

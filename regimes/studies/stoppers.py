@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 from matplotlib.figure import Figure
+from optuna.trial import TrialState
 
 from regimes.bench.table import Sheet
 from regimes.hpo import STOPPERS
@@ -82,7 +83,7 @@ _RANKS: dict[int, int] = {}  # {trial: rank among all in full}, of the study wit
 
 
 def _outcome(study: optuna.Study, whole: Plan) -> dict[str, Any]:
-    done = [each for each in study.trials if each.value is not None]
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not _RANKS:
         _RANKS.update({each.number: rank for rank, each in enumerate(sorted(done, key=lambda t: t.value or 0), 1)})
     seconds = sum(row["seconds"] for each in study.trials for row in rows_of(each))

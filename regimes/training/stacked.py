@@ -124,7 +124,7 @@ class Stacked:
         with arithmetic(self.precision, inputs.device):
             outputs = self.run(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
         losses = vmap(self.recipe.loss_fn)(outputs, targets)  # (lanes,)
-        if any(lane.recipe.label_smoothing for lane in self.lanes):  # of cross-entropy; a lane's 0 changes no bit
+        if any(lane.recipe.label_smoothing for lane in self.lanes):  # a lane's 0 changes no bit of it
             even = -outputs.log_softmax(2).mean((1, 2))
             losses = (1 - self.smooth) * losses + self.smooth * even
         found = torch.autograd.grad(losses.sum(), self.leaves, allow_unused=True, materialize_grads=True)

@@ -1,0 +1,57 @@
+"""What a search cost and saved, in seconds paid."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from searches import planned, spec
+
+from regimes.hpo.savings import savings
+
+
+def test_savings_are_counted_in_seconds() -> None:
+    """Closed form: six trials; a proxy takes 1 s, a full training 8 s; two climb, one of them to the end."""
+    asked = spec(trials=6, batch=6)
+    found, _ = planned(asked)
+    ladder = dataclasses.replace(found.ladder, seconds=2.0)
+    found = dataclasses.replace(found, ladder=ladder)
+    study = optuna.create_study()
+    for number in range(6):
+        trial = study.ask()
+        rows = [{"density": 0.1, "epoch": 4, "loss": 1.0 + number, "seconds": 1.0, "at": number}]
+        if number < 2:
+            rows.append({"density": 1.0, "epoch": 2, "loss": 1.0, "seconds": 4.0, "at": 10 + number})
+        if number == 0:
+            rows.append({"density": 1.0, "epoch": 4, "loss": 0.5, "seconds": 4.0, "at": 20})
+        trial.set_user_attr("regimes:climb", rows)
+        study.tell(trial, 0.5 if number == 0 else None, TrialState.COMPLETE if number == 0 else TrialState.PRUNED)
+    facts = savings([study], found)
+    assert facts["full_seconds"] == 8.0
+    assert facts["k"] == pytest.approx(1.5)
+    assert [rung["c"] for rung in facts["rungs"]] == pytest.approx([1 / 8, 1.0])
+    assert facts["saving"] == pytest.approx(1 - (2 / 8 + 6 / 8 + 1.5) / 6)
+    assert facts["curve"] == [{"seconds": 20.0, "value": 0.5}, {"seconds": 20.0, "value": 0.5}]
+
+
+def test_what_was_cut_off_is_paid_once_and_counts_once() -> None:
+    """Closed form: trial 0 is cut off after its proxy (1 s), trial 1 does it again for nothing and trains in full."""
+    asked = spec(trials=2, batch=2)
+    found, _ = planned(asked)
+    found = dataclasses.replace(found, ladder=dataclasses.replace(found.ladder, seconds=0.0))
+    study = optuna.create_study()
+    proxy = {"density": 0.1, "epoch": 4, "loss": 1.0, "seconds": 1.0, "at": 0.0, "paid": True}
+    full = {"density": 1.0, "epoch": 4, "loss": 0.5, "seconds": 8.0, "at": 9.0, "paid": True}
+    cut_off, again = study.ask(), study.ask()
+    cut_off.set_user_attr("regimes:climb", [proxy])
+    study.tell(cut_off, state=TrialState.FAIL)
+    again.set_user_attr("regimes:instead_of", 0)
+    again.set_user_attr("regimes:climb", [{**proxy, "paid": False, "at": 5.0}, full])
+    study.tell(again, 0.5)
+    facts = savings([study], found)
+    assert facts["n"] == 1
+    assert facts["seconds"] == pytest.approx(9.0)
+    assert facts["baseline_seconds"] == pytest.approx(8.0)
+    assert facts["curve"][-1] == {"seconds": 9.0, "value": 0.5}
