@@ -194,6 +194,8 @@ def test_a_trial_of_a_living_worker_is_left_alone() -> None:
     assert adopt(study) == []
     states = [each.state for each in study.trials]
     assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    assert adopt(study, elsewhere=True) == [elsewhere.number]  # --take-over
+    assert study.trials[alive.number].state == TrialState.RUNNING
 
 
 def test_time_that_is_up_hands_trials_back(file: Path, tmp_path: Path) -> None:

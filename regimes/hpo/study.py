@@ -18,7 +18,7 @@ from regimes.errors import UserError
 from regimes.hpo import SAMPLERS, STOPPERS
 from regimes.hpo.climb import PREFIX
 from regimes.hpo.space import Space, distributions
-from regimes.hpo.workers import is_dead, this_worker
+from regimes.hpo.workers import is_dead, is_here, this_worker
 from regimes.registry import load
 from regimes.spec.hpo import StudySpec
 from regimes.spec.keys import seed_of
@@ -145,16 +145,16 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def adopt(study: optuna.Study, everyone: bool = False) -> list[int]:
+def adopt(study: optuna.Study, elsewhere: bool = False) -> list[int]:
     """Mark trials failed whose process is gone, and ask for their values once more; returns their numbers.
 
     What they had finished of their climb is in the store, and is not trained again. Of other machines nothing is known:
-    with ``everyone`` their trials count as gone too.
+    with ``elsewhere`` their trials count as gone too.
     """
     dead = []
     again = {each.user_attrs.get(f"{PREFIX}instead_of") for each in study.get_trials(deepcopy=False)}
     for trial in study.get_trials(deepcopy=False):
-        gone = is_open(trial) and (_is_gone(trial) or everyone)
+        gone = is_open(trial) and _is_gone(trial, elsewhere)
         cut_off = gone or trial.user_attrs.get(f"{PREFIX}unfinished")
         if cut_off and trial.number not in again and trial.params:
             kept = {name: each for name, each in trial.user_attrs.items() if name in KEPT}
@@ -167,10 +167,10 @@ def adopt(study: optuna.Study, everyone: bool = False) -> list[int]:
     return dead
 
 
-def _is_gone(trial: FrozenTrial) -> bool:
+def _is_gone(trial: FrozenTrial, elsewhere: bool = False) -> bool:
     name = trial.user_attrs.get(f"{PREFIX}worker")
     if name is not None:
-        return is_dead(name)
+        return is_dead(name) or (elsewhere and not is_here(name))
     assert trial.datetime_start is not None
     return abs((datetime.now() - trial.datetime_start).total_seconds()) > NAMELESS
 

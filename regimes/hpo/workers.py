@@ -14,8 +14,13 @@ def this_worker() -> str:
 
 def is_dead(name: str) -> bool:
     """Whether a worker of this machine is gone; of other machines nothing is known, so theirs count as alive."""
-    host, pid, began = name.rsplit("/", 2)
-    return host == socket.gethostname() and _began(int(pid)) != began
+    _, pid, began = name.rsplit("/", 2)
+    return is_here(name) and _began(int(pid)) != began
+
+
+def is_here(name: str) -> bool:
+    """Whether a worker is, or was, one of this machine's."""
+    return name.rsplit("/", 2)[0] == socket.gethostname()
 
 
 def _began(pid: int) -> str:
