@@ -15,6 +15,7 @@ from searches import done, plan_on, planned, spec
 
 from regimes.data.dataset import Split
 from regimes.flow.engine import Choice
+from regimes.hpo.asking import shared
 from regimes.hpo.drive import Limits, climb_of, final, winner_of, work
 from regimes.hpo.ladder import Rung
 from regimes.hpo.plan import lab_of
@@ -90,22 +91,16 @@ def test_batch_sizes_are_shared_by_a_fleet() -> None:
     asked = spec(trials=16, batch=16, space={"batch_size": [16, 32, 64]})
     _, climb = planned(asked)
     rung = climb.trainer.ladder.rungs[0]
-
-    def with_lanes(count: int) -> Rung:
-        return dataclasses.replace(rung, choice=dataclasses.replace(rung.choice, lanes=count), alone=10 * rung.seconds)
-
-    climb.trainer.ladder = dataclasses.replace(climb.trainer.ladder, rungs=(with_lanes(8),))
+    lanes = dataclasses.replace(rung.choice, lanes=8)
+    rungs = (dataclasses.replace(rung, choice=lanes, alone=10 * rung.seconds),)
+    climb.trainer.ladder = dataclasses.replace(climb.trainer.ladder, rungs=rungs)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     asked_for = [each.trial.params for each in climb.ask(study, 16)]
     assert len({each["batch_size"] for each in asked_for[:8]}) == 1
     assert len({each["batch_size"] for each in asked_for[8:]}) == 1
-    assert climb.shared(study, 64) == 8  # lanes
-    assert climb.shared(study, 6) == 8
-    climb.trainer.ladder = dataclasses.replace(climb.trainer.ladder, rungs=(with_lanes(32),))
-    assert climb.shared(study, 64) == 22  # three values, each may come up
-    assert climb.shared(study, 12) == 8
-    climb.space = {name: each for name, each in climb.space.items() if name != "batch_size"}
-    assert climb.shared(study, 64) == 1
+    assert [shared(study, count, asked.space, 8) for count in (64, 6)] == [8, 8]  # lanes
+    assert [shared(study, count, asked.space, 32) for count in (64, 12)] == [22, 8]  # each of three values may come up
+    assert shared(study, 64, {name: each for name, each in asked.space.items() if name != "batch_size"}, 32) == 1
     assert len({each["learning_rate"] for each in asked_for}) == 16
     assert isinstance(study.sampler, optuna.samplers.RandomSampler)
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.trial import Trial, TrialState
 
 from regimes.errors import UserError
+from regimes.hpo.asking import ask, check
 from regimes.hpo.ladder import Stretch
+from regimes.hpo.notes import PREFIX, note, row_of
 from regimes.hpo.space import Space, recipe_with, suggest
 from regimes.hpo.trainer import Entry, Trainer, Value
 from regimes.hpo.workers import this_worker
 from regimes.spec.recipe import Recipe
-from regimes.training.lane import FREE
 
-PREFIX = "regimes:"  # of what is noted on a trial, as plain JSON, for dashboards too
-SHARED = 8  # trials of a batch that share a batch size, at least: as many as a fleet of even channels needs
-RANGE = (0, 1, 2, 3)  # of a range as many values are counted
 FIRST_IS_FIRST = (optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.HyperbandPruner)
 Watch = Callable[[Trial, Stretch, Value], None]
 Start = Callable[[Recipe], "tuple[int, str]"]  # a trial's recipe -> the rung it starts on, and why
@@ -80,40 +76,8 @@ class Climb:
     # -- asking -----------------------------------------------------------------------------------------------------
 
     def ask(self, study: optuna.Study, count: int) -> list[Climber]:
-        """New trials of a study.
-
-        Where proxies stack, some trials share what lanes of a fleet cannot differ in (the batch size): the first of
-        them draws it. They are as many as `shared`. Values that wait in the study stay as they are.
-
-        Raises:
-            UserError: the sampler or a value cannot be used.
-        """
-        _check(study)
-        names, size = sorted(set(self.space) - set(FREE)), self.shared(study, count)
-        sampler, trials = study.sampler, list[Trial]()
-        try:
-            for number in range(count):
-                if number % size:
-                    study.sampler = _partly({name: trials[-1].params[name] for name in names}, sampler)
-                else:
-                    study.sampler = sampler
-                trials.append(study.ask())
-                note(trials[-1], "worker", this_worker())
-                suggest(trials[-1], self.space)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"study.sampler: {str(error).splitlines()[0]}") from error
-        finally:
-            study.sampler = sampler
-        return [self.climber(trial) for trial in trials]
-
-    def shared(self, study: optuna.Study, count: int) -> int:
-        """How many of a batch share a batch size: as many as stack, but each value may come up in every batch."""
-        names = set(self.space) - set(FREE)
-        together = self.trainer.ladder.rungs[0].together
-        if not names or together == 1 or isinstance(study.sampler, optuna.samplers.CmaEsSampler):
-            return 1  # CMA-ES learns from whole points only
-        values = max(len(self.space[name].choices or RANGE) for name in names)
-        return max(1, min(together, max(SHARED, math.ceil(count / values))))
+        """New trials of a study; see `asking.ask`."""
+        return [self.climber(each) for each in ask(study, count, self.space, self.trainer.ladder.rungs[0].together)]
 
     def climber(self, trial: Trial) -> Climber:
         """A trial, its values drawn by now or drawn here, ready to climb."""
@@ -135,7 +99,7 @@ class Climb:
         Raises:
             optuna.TrialPruned: the stopper has ended the trial, or it has diverged.
         """
-        _check(trial.study)
+        check(trial.study)
         climber = self.climber(trial)
         try:
             for number in range(climber.first, len(self.stretches)):
@@ -246,17 +210,6 @@ class Climb:
         self._tell(study, climber, TrialState.PRUNED if why == "diverged" else TrialState.FAIL)
 
 
-def _check(study: optuna.Study) -> None:
-    if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
-        raise UserError(f"study '{study.study_name}' does not minimise one value; losses and errors are minimised")
-
-
-def _partly(values: dict[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls it experimental
-        return optuna.samplers.PartialFixedSampler(values, sampler)
-
-
 def fair_order(climbers: Sequence[Climber], value: str = "loss") -> list[Climber]:
     """The order in which a batch is put before the stopper: the best, then from a third down to the worst, then the
     rest of the best third.
@@ -267,24 +220,3 @@ def fair_order(climbers: Sequence[Climber], value: str = "loss") -> list[Climber
     ranked = sorted(climbers, key=lambda each: each.value.loss if value == "loss" else each.value.error)
     third = max(1, len(ranked) // 3)
     return [*ranked[:1], *ranked[third:], *ranked[1:third]]
-
-
-def row_of(trainer: Trainer, stretch: Stretch, value: Value) -> dict[str, Any]:
-    """A stretch as plain JSON; what is not finite is null."""
-    rung = trainer.ladder.rungs[stretch.rung]
-    numbers = {"loss": value.loss, "error": value.error}
-    return {
-        "density": rung.density,
-        "epoch": stretch.stop,
-        "step": stretch.step,
-        **{name: each if math.isfinite(each) else None for name, each in numbers.items()},
-        "seconds": round(value.seconds, 4),
-        "at": round(time.time(), 3),
-        "paid": value.paid,
-        **({"why": value.why} if value.why else {}),
-    }
-
-
-def note(trial: Trial, name: str, value: Any) -> None:
-    """Note plain data on a trial."""
-    trial.set_user_attr(f"{PREFIX}{name}", value)

@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 from regimes.errors import UserError
 from regimes.flow.lab import Lab, one_thread
-from regimes.hpo.climb import PREFIX, Climb, Climber, Watch, note
+from regimes.hpo.climb import Climb, Climber, Watch
+from regimes.hpo.notes import PREFIX, note
 from regimes.hpo.plan import Plan
 from regimes.hpo.space import recipe_with
 from regimes.hpo.study import counted, holders, open_study

@@ -8,8 +8,8 @@ import optuna
 from optuna.trial import TrialState
 
 from regimes.errors import UserError
-from regimes.hpo.climb import PREFIX
 from regimes.hpo.ladder import Ladder, ladder_of
+from regimes.hpo.notes import PREFIX
 from regimes.hpo.plan import Plan
 
 WHOLE, PROXIES, BASE = "whole", "proxies", "base"  # phases: one study, or two

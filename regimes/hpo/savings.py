@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import kendalltau
 
-from regimes.hpo.climb import PREFIX
+from regimes.hpo.notes import PREFIX
 from regimes.hpo.plan import Plan
 
 FEW = 4  # trials that a rank correlation needs

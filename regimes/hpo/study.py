@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from regimes.errors import UserError
 from regimes.hpo import SAMPLERS, STOPPERS
-from regimes.hpo.climb import PREFIX
+from regimes.hpo.notes import PREFIX
 from regimes.hpo.space import Space, distributions
 from regimes.hpo.workers import is_dead, is_here, this_worker
 from regimes.registry import load
