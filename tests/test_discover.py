@@ -30,13 +30,15 @@ from regimes.structure.wanted import resolve_wanted
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
+# A course that decides on structures even in a handful of steps.
+THOROUGH = {"alpha": 0.3, "warm": 0.1, "ramp": 0.1, "fall": 0.2, "settle": 0.7, "drawn": 1.0}
 ASKED: dict[str, Any] = {
     "name": "found",
     "seeds": 1,
     "data": {"name": "synthetic", "shape": [3, 8, 8], "train": 200, "test": 80, "spread": 2.0},
     "model": {"name": "preresnet", "depth": 8, "width": 4},
     "recipe": {"epochs": 8, "batch_size": 20, "learning_rate": 0.05, "augment": "none"},
-    "discover": {"nu": [0.0, 0.3], "alpha": 0.3, "fall": 0.2, "settle": 0.7},
+    "discover": {"nu": [0.0, 0.3], **THOROUGH},
 }
 
 
@@ -203,7 +205,7 @@ def sweep(asked: dict[str, Any]) -> dict[str, Any]:
         "recipe": asked["recipe"],
         "retrain": {"epochs": 2},
         "temperature": {"epochs": [4, 8]},
-        "load": {"pruner": "discovered", "nu": [0.05, 0.5], "discover": {"alpha": 0.3, "fall": 0.2, "settle": 0.7}},
+        "load": {"pruner": "discovered", "nu": [0.05, 0.5], "discover": THOROUGH},
         "measure": {"metrics": ["error", "lmc", "cka"]},
     }
 
