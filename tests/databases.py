@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,20 +21,16 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def postgres(programs: Path, folder: Path) -> Iterator[str]:
-    """A server on a free port, its files in a folder; yields its URL."""
+def postgres(programs: Path) -> Iterator[str]:
+    """A server on a free port, its files in a folder of its own that its user may enter; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    data = folder / "postgres"
-    data.mkdir()
+    data = Path(tempfile.mkdtemp(prefix="postgres-"))
     user = None
     if os.geteuid() == 0:  # the server refuses to be root
         user = "postgres" if "postgres" in {each.pw_name for each in pwd.getpwall()} else "nobody"
         shutil.chown(data, user)
-        for parent in [data, *data.parents][:-2]:
-            if parent.stat().st_uid == 0:
-                parent.chmod(parent.stat().st_mode | 0o011)
 
     def call(*command: str) -> None:
         done = subprocess.run(command, user=user, cwd=data, capture_output=True, text=True, timeout=120, check=False)
@@ -47,3 +44,4 @@ def postgres(programs: Path, folder: Path) -> Iterator[str]:
         yield f"postgresql+psycopg://regimes@127.0.0.1:{port}/postgres"
     finally:
         call(*control, "-m", "immediate", "stop")
+        shutil.rmtree(data, ignore_errors=True)
