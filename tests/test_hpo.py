@@ -169,9 +169,8 @@ def test_a_worker_that_is_killed_is_replaced(file: Path, tmp_path: Path) -> None
     until = time.monotonic() + 120
     workers: list[int] = []
     while not (workers and list(records.glob("*/*.json"))) and time.monotonic() < until:
-        listed = ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)]
-        children = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.splitlines()
-        workers = [int(each.split()[0]) for each in children if "spawn_main" in each]
+        listed = ["pgrep", "-P", str(process.pid), "-f", "spawn_main"]
+        workers = [int(each) for each in subprocess.run(listed, capture_output=True, check=False).stdout.split()]
         time.sleep(0.02)
     os.kill(workers[-1], signal.SIGKILL)
     out, _ = process.communicate(timeout=300)
