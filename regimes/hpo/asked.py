@@ -37,16 +37,8 @@ def read_hpo(path: str | Path, changes: Iterable[str] = ()) -> Hpo:
 def hpo_from(raw: Mapping[str, Any], source: str = "search", default_name: str = "search") -> Hpo:
     """Return the search that a parsed TOML file (a plain dict) describes; see `read_hpo`."""
     checker = SweepChecker(source)
-    for key in raw:
-        if key not in (*TABLES, *PLAIN):
-            checker.say(key, f"unknown key{nearest(key, (*TABLES, *PLAIN))}; allowed: {', '.join((*PLAIN, *TABLES))}")
-    for key in REQUIRED:
-        if key not in raw:
-            checker.say(key, f"missing; a search needs the tables {', '.join(REQUIRED)}")
-    for key in TABLES:
-        if key in raw and not isinstance(raw[key], Mapping):
-            checker.say(key, f"must be a table [{key}], got {raw[key]!r}")
-            raw = {**raw, key: {}}
+    checker.names(raw, (*PLAIN, *TABLES))
+    raw = checker.tables(raw, TABLES, REQUIRED, "a search")
     found: dict[str, Any] = {
         "data": checker.named("data", raw, DATASETS, "data set", given=()),
         "model": checker.named("model", raw, MODELS, "model", given=GIVEN),

@@ -85,18 +85,10 @@ class SweepChecker(Checker):
     folder = Path()
 
     def sweep(self, raw: Mapping[str, Any], default_name: str) -> Sweep | None:
-        for key in raw:
-            if key not in (*TABLES, *PLAIN):
-                self.say(key, f"unknown key{nearest(key, (*TABLES, *PLAIN))}; allowed: {', '.join((*PLAIN, *TABLES))}")
+        self.names(raw, (*PLAIN, *TABLES))
         self.given = "dense" in raw
         raw, dense = family(self, raw, self.folder)
-        for key in REQUIRED:
-            if key not in raw:
-                self.say(key, f"missing; a sweep needs the tables {', '.join(REQUIRED)}")
-        for key in TABLES:
-            if key in raw and not isinstance(raw[key], Mapping):
-                self.say(key, f"must be a table [{key}], got {raw[key]!r}")
-                raw = {**raw, key: {}}
+        raw = self.tables(raw, TABLES, REQUIRED, "a sweep")
         plain = {key: self.plain(key, kind, raw, default) for key, (kind, default) in _plain(default_name).items()}
         raw = self.first_width(raw)
         data = self.named("data", raw, DATASETS, "data set", given=())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +26,25 @@ class Checker:
 
     def say(self, key: str, text: str) -> None:
         self.mistakes.append(f"{self.source}: {key}: {text}")
+
+    def names(self, raw: Mapping[str, Any], allowed: Sequence[str]) -> None:
+        """Each key at the top of the file is one of those allowed."""
+        for key in raw:
+            if key not in allowed:
+                self.say(key, f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
+
+    def tables(
+        self, raw: Mapping[str, Any], tables: Sequence[str], required: Sequence[str], what: str
+    ) -> Mapping[str, Any]:
+        """The file with an empty table where something else than a table stands; what is required must be there."""
+        for key in required:
+            if key not in raw:
+                self.say(key, f"missing; {what} needs the tables {', '.join(required)}")
+        for key in tables:
+            if key in raw and not isinstance(raw[key], Mapping):
+                self.say(key, f"must be a table [{key}], got {raw[key]!r}")
+                raw = {**raw, key: {}}
+        return raw
 
     def table(self, kind: Any, key: str, values: Any) -> Any:
         """Validate values against a pydantic type; None after a mistake."""

@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError
 from regimes.data import DATASETS
 from regimes.errors import UserError
 from regimes.models import GIVEN, MODELS
-from regimes.registry import nearest
 from regimes.spec.change import changed
 from regimes.spec.check import SweepChecker, read_toml
 from regimes.spec.pressure import Pressure
@@ -56,16 +55,8 @@ def read_wanted(path: str | Path, changes: Iterable[str] = ()) -> Wanted:
 def resolve_wanted(raw: Mapping[str, Any], source: str = "discovery", default_name: str = "discovery") -> Wanted:
     """Return what a parsed TOML file (a plain dict) asks for; see `read_wanted`."""
     checker = SweepChecker(source)
-    for key in raw:
-        if key not in (*TABLES, *PLAIN):
-            checker.say(key, f"unknown key{nearest(key, (*TABLES, *PLAIN))}; allowed: {', '.join((*PLAIN, *TABLES))}")
-    for key in ("data", "model"):
-        if key not in raw:
-            checker.say(key, "missing; a discovery needs the tables data, model")
-    for key in TABLES:
-        if key in raw and not isinstance(raw[key], Mapping):
-            checker.say(key, f"must be a table [{key}], got {raw[key]!r}")
-            raw = {**raw, key: {}}
+    checker.names(raw, (*PLAIN, *TABLES))
+    raw = checker.tables(raw, TABLES, ("data", "model"), "a discovery")
     data = checker.named("data", raw, DATASETS, "data set", given=())
     model = checker.named("model", raw, MODELS, "model", given=GIVEN)
     recipe = checker.recipe(raw, data)
