@@ -56,7 +56,7 @@ class Step:
 
 
 class OwnLadder:
-    """Rungs for one's own training loop; see `climb`.
+    """Rungs for one's own training loop, ``regimes.ladder(...)``; see `climb`.
 
     Args:
         make: makes the full network with fresh weights, from torch's random numbers.
@@ -64,6 +64,9 @@ class OwnLadder:
         densities: of the rungs below the full network.
         proxy: a name in `PROXIES`; those that judge by a loss need a `Dataset`.
         seed: of every network.
+
+    Raises:
+        UserError: a density that is none, or that this model cannot have.
     """
 
     def __init__(
@@ -119,19 +122,7 @@ class OwnLadder:
         return whole if proxy is None else proxy.fresh(whole)
 
 
-def ladder(
-    make: Callable[[], nn.Module],
-    data: Dataset | Tensor,
-    densities: Sequence[float],
-    proxy: str = "narrowed",
-    seed: int = 0,
-) -> OwnLadder:
-    """Rungs for one's own training loop; see `OwnLadder.climb`.
-
-    Raises:
-        UserError: a density that is none, or that this model cannot have.
-    """
-    return OwnLadder(make, data, densities, proxy, seed)
+ladder = OwnLadder  # as it is called: regimes.ladder(...)
 
 
 def _inputs_only(inputs: Tensor) -> Dataset:
