@@ -14,7 +14,7 @@ from regimes.flow.lab import Lab
 from regimes.hpo.asked import hpo_from
 from regimes.hpo.climb import Climb
 from regimes.hpo.drive import Limits, climb_of, work
-from regimes.hpo.ladder import ProxyLab
+from regimes.hpo.making import ProxyLab
 from regimes.hpo.plan import Plan, lab_of, plan
 from regimes.spec.hpo import Hpo
 
@@ -66,7 +66,7 @@ def engine(lab: Lab, recipes: object, networks: int, workers: int) -> Choice:
 
 def plan_on(lab: Lab, asked: Hpo) -> Plan:
     """The plan on a machine whose mood is always the same."""
-    with patch("regimes.hpo.ladder.seconds_per_image", clock), patch("regimes.hpo.ladder.choose_engine", engine):
+    with patch("regimes.hpo.making.seconds_per_image", clock), patch("regimes.hpo.making.choose_engine", engine):
         return plan(asked, lab, None)
 
 

@@ -99,8 +99,8 @@ def test_where_no_proxy_is_trusted_it_is_said_and_the_full_network_is_searched(
 
 
 def test_a_trusted_density_becomes_a_rung(guide: Guide, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("regimes.hpo.ladder.seconds_per_image", clock)
-    monkeypatch.setattr("regimes.hpo.ladder.choose_engine", engine)
+    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.making.choose_engine", engine)
     asked = spec(ladder={"densities": None, "most": 2})
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 0.8, 1.0], rel=1e-2)

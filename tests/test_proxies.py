@@ -15,7 +15,7 @@ from regimes import UserError
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.hpo import PROXIES
-from regimes.hpo.ladder import Making, ProxyLab, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
+from regimes.hpo.making import Making, ProxyLab, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
 from regimes.hpo.plan import lab_of
 from regimes.hpo.proxies import chooser_of, magnitude, narrowed, random_channels, saliency
 from regimes.models.build import build, seeded
@@ -158,10 +158,28 @@ def test_a_level_is_picked_by_measured_time(tmp_path: Path, monkeypatch: pytest.
     def clock(lab: object, choice: object, recipe: object) -> float:
         return lab.proxy.kept**0.5 if isinstance(lab, ProxyLab) else 1.0
 
-    monkeypatch.setattr("regimes.hpo.ladder.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
     full = full_rung(Making(lab, asked.recipe, "narrowed"))
     rung = rung_as_fast(Making(lab, asked.recipe, "narrowed"), 0.5, full)
     assert 0.35 < rung.seconds <= 0.5
     assert 0.12 < rung.kept <= 0.25
     with pytest.raises(UserError, match=r"no proxy takes 0\.01 of"):
         rung_as_fast(Making(lab, asked.recipe, "narrowed"), 0.01, full)
+
+
+def test_a_shift_moves_what_proxies_are_trained_with(tmp_path: Path) -> None:
+    asked = spec()
+    lab = lab_of(asked, "cpu", tmp_path)
+    make = Making(lab, asked.recipe, "narrowed", shift={"learning_rate": 0.5, "weight_decay": 0.0})
+    full, rung = full_rung(make), proxy_rung(make, 0.1)
+    assert full.recipe(asked.recipe).learning_rate == asked.recipe.learning_rate
+    moved = rung.recipe(asked.recipe)
+    assert moved.learning_rate == pytest.approx(asked.recipe.learning_rate * rung.kept**-0.5)
+    assert moved.weight_decay == asked.recipe.weight_decay
+    again = rung_from(facts_of(rung), lab, asked.recipe)
+    assert again.recipe(asked.recipe) == moved
+
+
+def test_a_shift_of_what_cannot_be_moved_is_a_line() -> None:
+    with pytest.raises(UserError, match=r"ladder\.shift\.batch_size"):
+        spec(ladder={"densities": [0.1], "shift": {"batch_size": 2.0}})

@@ -21,11 +21,11 @@ def test_savings_are_counted_in_seconds() -> None:
     study = optuna.create_study()
     for number in range(6):
         trial = study.ask()
-        rows = [{"density": 0.1, "epoch": 4, "loss": 1.0 + number, "seconds": 1.0, "at": number}]
+        rows = [{"density": 0.1, "epoch": 4, "calibrated": 1.0 + number, "seconds": 1.0, "at": number}]
         if number < 2:
-            rows.append({"density": 1.0, "epoch": 2, "loss": 1.0, "seconds": 4.0, "at": 10 + number})
+            rows.append({"density": 1.0, "epoch": 2, "calibrated": 1.0, "seconds": 4.0, "at": 10 + number})
         if number == 0:
-            rows.append({"density": 1.0, "epoch": 4, "loss": 0.5, "seconds": 4.0, "at": 20})
+            rows.append({"density": 1.0, "epoch": 4, "calibrated": 0.5, "seconds": 4.0, "at": 20})
         trial.set_user_attr("regimes:climb", rows)
         study.tell(trial, 0.5 if number == 0 else None, TrialState.COMPLETE if number == 0 else TrialState.PRUNED)
     facts = savings([study], found)
@@ -42,8 +42,8 @@ def test_what_was_cut_off_is_paid_once_and_counts_once() -> None:
     found, _ = planned(asked)
     found = dataclasses.replace(found, ladder=dataclasses.replace(found.ladder, seconds=0.0))
     study = optuna.create_study()
-    proxy = {"density": 0.1, "epoch": 4, "loss": 1.0, "seconds": 1.0, "at": 0.0, "paid": True}
-    full = {"density": 1.0, "epoch": 4, "loss": 0.5, "seconds": 8.0, "at": 9.0, "paid": True}
+    proxy = {"density": 0.1, "epoch": 4, "calibrated": 1.0, "seconds": 1.0, "at": 0.0, "paid": True}
+    full = {"density": 1.0, "epoch": 4, "calibrated": 0.5, "seconds": 8.0, "at": 9.0, "paid": True}
     cut_off, again = study.ask(), study.ask()
     cut_off.set_user_attr("regimes:climb", [proxy])
     study.tell(cut_off, state=TrialState.FAIL)

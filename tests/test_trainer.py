@@ -133,7 +133,7 @@ def test_a_trial_that_is_too_large_for_the_memory_fails_alone(monkeypatch: pytes
         return real(lanes, *given)
 
     monkeypatch.setattr(module, "train_fleet", small)
-    monkeypatch.setattr("regimes.hpo.ladder.choose_engine", lambda *given: module.Choice("stacked", 8))
+    monkeypatch.setattr("regimes.hpo.making.choose_engine", lambda *given: module.Choice("stacked", 8))
     study = done(spec(space={"learning_rate": [0.05, 0.7]}, trials=8, batch=8), optuna.pruners.NopPruner())
     for trial in study.trials:
         large = trial.params["learning_rate"] == 0.7

@@ -69,6 +69,8 @@ def check(study: optuna.Study) -> None:
 
 
 def _partly(values: dict[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    if hasattr(sampler, "partly"):
+        return sampler.partly(values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls it experimental
         return optuna.samplers.PartialFixedSampler(values, sampler)

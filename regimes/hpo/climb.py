@@ -6,16 +6,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import optuna
 from optuna.trial import Trial, TrialState
 
 from regimes.errors import UserError
 from regimes.hpo.asking import ask, check
-from regimes.hpo.ladder import Stretch
+from regimes.hpo.ladder import Ladder, Stretch
 from regimes.hpo.notes import PREFIX, note, row_of
 from regimes.hpo.space import Space, recipe_with, suggest
-from regimes.hpo.trainer import Entry, Trainer, Value
+from regimes.hpo.trainer import Entry, Value
 from regimes.hpo.workers import this_worker
 from regimes.spec.recipe import Recipe
 
@@ -25,6 +26,18 @@ Start = Callable[[Recipe], "tuple[int, str]"]  # a trial's recipe -> the rung it
 
 
 NOTHING = Value(math.inf, math.inf, 0.0)
+
+
+class Trains(Protocol):
+    """What trains trials; see `trainer.Trainer`."""
+
+    ladder: Ladder
+
+    def run(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
+        """Do a stretch for some trials."""
+
+    def forget(self, entry: Entry) -> None:
+        """Let go of what a trial would have needed to train on."""
 
 
 @dataclass
@@ -53,7 +66,7 @@ class Climb:
         trainer: trains the stretches.
         space: of the hyperparameters.
         recipe: of the full network, for what the space leaves open.
-        value: "loss" or "error".
+        value: what is told to the study: "loss", "error" or "calibrated".
         start: where a trial starts; None: on the cheapest rung.
         watch: called after every stretch of every trial.
         deadline: time (``time.monotonic``) from which no stretch is begun.
@@ -61,7 +74,7 @@ class Climb:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Trains,
         space: Space,
         recipe: Recipe,
         value: str = "loss",
@@ -190,13 +203,13 @@ class Climb:
         trial = climber.trial
         if not value.why or value.why == "diverged":
             trial.report(self._told(value), self.step(trial.study, number))
-        rows = [*trial.user_attrs.get(f"{PREFIX}climb", []), row_of(self.trainer, stretch, value)]
+        rows = [*trial.user_attrs.get(f"{PREFIX}climb", []), row_of(self.trainer.ladder, stretch, value)]
         note(trial, "climb", rows)
         if self.watch is not None:
             self.watch(trial, stretch, value)
 
     def _told(self, value: Value) -> float:
-        return value.loss if self.value == "loss" else value.error
+        return float(getattr(value, self.value))
 
     def _tell(self, study: optuna.Study, climber: Climber, state: TrialState) -> None:
         self.trainer.forget(climber.entry)
@@ -217,6 +230,6 @@ def fair_order(climbers: Sequence[Climber], value: str = "loss") -> list[Climber
     Successive halving compares a trial with those that were asked about before it. In this order it decides on a batch
     as if it had seen all of it: best first it would let one through, worst first all.
     """
-    ranked = sorted(climbers, key=lambda each: each.value.loss if value == "loss" else each.value.error)
+    ranked = sorted(climbers, key=lambda each: float(getattr(each.value, value)))
     third = max(1, len(ranked) // 3)
     return [*ranked[:1], *ranked[third:], *ranked[1:third]]

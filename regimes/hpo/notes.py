@@ -8,16 +8,16 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from regimes.hpo.ladder import Stretch
-from regimes.hpo.trainer import Trainer, Value
+from regimes.hpo.ladder import Ladder, Stretch
+from regimes.hpo.trainer import Value
 
 PREFIX = "regimes:"  # of every name
 
 
-def row_of(trainer: Trainer, stretch: Stretch, value: Value) -> dict[str, Any]:
+def row_of(ladder: Ladder, stretch: Stretch, value: Value) -> dict[str, Any]:
     """A stretch as plain JSON; what is not finite is null."""
-    rung = trainer.ladder.rungs[stretch.rung]
-    numbers = {"loss": value.loss, "error": value.error}
+    rung = ladder.rungs[stretch.rung]
+    numbers = {"loss": value.loss, "error": value.error, "calibrated": value.calibrated}
     return {
         "density": rung.density,
         "epoch": stretch.stop,

@@ -103,7 +103,7 @@ def objective(
     proxy: str = "narrowed",
     epochs: float = 1.0,
     reports: Sequence[float] = (0.25, 0.5),
-    value: str = "loss",
+    value: str = "calibrated",
     seed: int = 0,
     device: str = "cpu",
     out: str | Path | None = None,
@@ -124,7 +124,7 @@ def objective(
         proxy: how proxies are made, a name in `PROXIES`.
         epochs: share of the epochs that proxies are trained for.
         reports: shares of the full training at which it is reported too.
-        value: "loss" or "error".
+        value: "calibrated", "loss" or "error"; see `StudySpec`.
         seed: names every random number, with the number of the trial.
         device: "cpu", "cuda", ...
         out: folder in which what trials came to is kept, so that it is never paid twice.

@@ -13,18 +13,8 @@ from regimes.errors import UserError
 from regimes.flow.files import Damaged, read_checked, write_checked
 from regimes.flow.lab import Lab, LabSpec, numerics_of
 from regimes.hpo.guide import Guide, open_guide
-from regimes.hpo.ladder import (
-    Ladder,
-    Making,
-    Rung,
-    Stretch,
-    facts_of,
-    full_rung,
-    ladder_of,
-    proxy_rung,
-    rung_as_fast,
-    rung_from,
-)
+from regimes.hpo.ladder import Ladder, Rung, Stretch, ladder_of
+from regimes.hpo.making import Making, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
 from regimes.hpo.space import recipe_with
 from regimes.spec.hpo import WHOLE, Dimension, Hpo
 from regimes.spec.keys import digest
@@ -135,7 +125,10 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
     started = time.perf_counter()
     middle = recipe_with(spec.recipe, {})
     batch = max(1, spec.batch // workers)
-    make = Making(lab, middle, spec.ladder.proxy, spec.ladder.epochs, batch, spec.seed, workers, extremes(spec))
+    asked = spec.ladder
+    make = Making(
+        lab, middle, asked.proxy, asked.epochs, batch, spec.seed, workers, extremes(spec), dict(asked.shift.items())
+    )
     full = full_rung(make)
     notes: list[str] = []
     rungs = [*_proxies(spec, make, guide, full, notes), full]

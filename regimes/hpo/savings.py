@@ -37,7 +37,9 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
     baseline = count * whole
     for rung in rungs:
         rung["c"] = rung["seconds_each"] / whole if rung["trials"] and math.isfinite(whole) else None
-        rung["tau"], rung["tau_of"] = _tau(trials, rung["density"]) if rung is not full else (None, 0)
+        rung["tau"], rung["tau_of"] = (
+            _tau(trials, rung["density"], plan.spec.study.value) if rung is not full else (None, 0)
+        )
     return {
         "trials": count,
         "states": {name: sum(each.state.name == name for each in trials) for name in _states(trials)},
@@ -88,14 +90,14 @@ def _rung(density: float, trials: Sequence[FrozenTrial], every: Sequence[FrozenT
     }
 
 
-def _tau(trials: Sequence[FrozenTrial], density: float) -> tuple[float | None, int]:
+def _tau(trials: Sequence[FrozenTrial], density: float, value: str) -> tuple[float | None, int]:
     """Kendall's tau between a rung's values and the full network's, over trials that finished both."""
     pairs = []
     for trial in trials:
         climbed = rows_of(trial)
-        rows = [row for row in climbed if row["density"] == density and row["loss"] is not None]
+        rows = [row for row in climbed if row["density"] == density and row.get(value) is not None]
         if rows and trial.state == TrialState.COMPLETE and climbed[-1]["density"] == 1:
-            pairs.append((rows[-1]["loss"], climbed[-1]["loss"]))
+            pairs.append((rows[-1][value], climbed[-1][value]))
     if len(pairs) < FEW:
         return None, len(pairs)
     return _plain(float(kendalltau(*zip(*pairs, strict=True)).statistic)), len(pairs)

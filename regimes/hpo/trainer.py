@@ -18,13 +18,14 @@ from regimes.flow.engine import Choice
 from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab, one_thread
 from regimes.flow.store import Store
+from regimes.hpo.judging import judge
 from regimes.hpo.ladder import Ladder, Rung, Stretch
-from regimes.landscape.error import error_and_loss
 from regimes.spec.keys import SCHEMA, digest, seed_of
 from regimes.spec.recipe import Recipe
 from regimes.training.lane import FREE, Lane, Snapshot
 from regimes.training.train import train_fleet
 
+VALUES = ("loss", "error", "calibrated")
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -46,7 +47,7 @@ class Value:
     """What a stretch came to.
 
     Attributes:
-        loss, error: on the validation split; infinite where the training diverged.
+        loss, error, calibrated: on the validation split, see `judging`; infinite where the training diverged.
         seconds: of this trial's share of the fleet.
         paid: whether they were spent now, not read from an earlier result.
         why: "diverged", "out of memory", the text of an error; "" where all is well.
@@ -57,6 +58,7 @@ class Value:
     seconds: float
     paid: bool = True
     why: str = ""
+    calibrated: float = math.inf
 
 
 class Trainer:
@@ -83,8 +85,8 @@ class Trainer:
             if known is not None:
                 found[number] = known
         rest = [number for number in range(len(entries)) if number not in found]
-        for alike in _alike([entries[number].recipe for number in rest]):
-            numbers = [rest[place] for place in alike]
+        for places in alike([entries[number].recipe for number in rest]):
+            numbers = [rest[place] for place in places]
             for number, value in zip(numbers, self._fleet([entries[n] for n in numbers], stretch), strict=True):
                 found[number] = value
                 self._keep(entries[number], stretch, value)
@@ -141,10 +143,10 @@ class Trainer:
         if snapshot.diverged:
             return Value(math.inf, math.inf, 0.0, why="diverged")
         model = rung.lab.model_with(snapshot.weights)
-        error, loss = error_and_loss(model, self.data.val, entry.recipe.loss_fn)
-        if not math.isfinite(loss.value):
+        found = judge(model, self.data.val, entry.recipe)
+        if not math.isfinite(found.loss):
             return Value(math.inf, math.inf, 0.0, why="diverged")
-        return Value(loss.value, error.value, 0.0)
+        return Value(found.loss, found.error, 0.0, calibrated=found.calibrated)
 
     # -- results that are kept --------------------------------------------------------------------------------------
 
@@ -153,8 +155,15 @@ class Trainer:
         rung = self.ladder.rungs[stretch.rung]
         science = {**rung.recipe(entry.recipe).science(), "last": 1, "stop": stretch.stop}
         role = ["hpo", self.seed, entry.seed, f"{rung.density:g}"]
-        about = {"schema": SCHEMA, "stage": "hpo", "recipe": science, "role": role, "by": self.lab.spec.numerics.id}
-        return digest({**rung.lab.identity, **about})
+        about = {
+            "schema": SCHEMA,
+            "stage": "hpo",
+            "values": list(VALUES),
+            "recipe": science,
+            "role": role,
+            "by": self.lab.spec.numerics.id,
+        }
+        return digest({**rung.lab.identity, **about, "recipe": science, "role": role})
 
     def _known(self, entry: Entry, stretch: Stretch) -> Value | None:
         """A result of an earlier command; one that trained on needs its weights, too."""
@@ -169,8 +178,8 @@ class Trainer:
                 self._snapshots[entry.seed, stretch.rung] = _unpacked(stretch.stop, self.store.weights(key))
         except Damaged:
             return None
-        loss, error = (math.inf if record[name] is None else record[name] for name in ("loss", "error"))
-        return Value(loss, error, record["seconds"], paid=False, why=record["why"])
+        loss, error, calibrated = (math.inf if record.get(name) is None else record[name] for name in VALUES)
+        return Value(loss, error, record["seconds"], False, record["why"], calibrated)
 
     def _keep(self, entry: Entry, stretch: Stretch, value: Value) -> None:
         if self.store is None or value.why not in ("", "diverged"):
@@ -181,8 +190,7 @@ class Trainer:
         record: dict[str, Any] = {
             "kind": "hpo",
             "status": value.why or "ok",
-            "loss": value.loss if finite else None,
-            "error": value.error if finite else None,
+            **{name: getattr(value, name) if finite else None for name in VALUES},
             "seconds": value.seconds,
             "why": value.why,
             "numerics": self.lab.spec.numerics.id,
@@ -196,7 +204,7 @@ def blind(data: Dataset) -> Dataset:
     return dataclasses.replace(data, test=Split(data.val.inputs[:1], data.val.targets[:1]))
 
 
-def _alike(recipes: Sequence[Recipe]) -> Iterator[list[int]]:
+def alike(recipes: Sequence[Recipe]) -> Iterator[list[int]]:
     """Places of recipes that can be trained in lock-step: equal but for what lanes may differ in."""
     groups: dict[Recipe, list[int]] = {}
     for place, recipe in enumerate(recipes):

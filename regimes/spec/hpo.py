@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,14 @@ class Dimension(Section):
         assert self.high is not None
         return self.low, self.high
 
+    def share(self, value: float) -> float:
+        """Where a value lies: 0 at the lower end, 1 at the upper, beyond them outside; a list counts by its order."""
+        if self.choices is not None:
+            ordered = sorted(self.choices)
+            return ordered.index(value) / max(1, len(ordered) - 1)
+        low, high = self.ends
+        return math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
+
 
 class LadderSpec(Section):
     """The rungs that a trial climbs before the full network.
@@ -69,6 +78,8 @@ class LadderSpec(Section):
         epochs: share of the recipe's epochs that proxies are trained for, their schedule shortened to it.
         reports: shares of the full network's training at which it is reported too, before its end.
         most: rungs below the full network that are taken from a map, the cheapest first.
+        shift: {hyperparameter: power}: a proxy that keeps a fraction d of the weights is trained with a trial's value
+            times ``d ** -power``; small networks do best at larger learning rates.
     """
 
     proxy: str = "narrowed"
@@ -77,6 +88,7 @@ class LadderSpec(Section):
     epochs: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
     reports: tuple[Share, ...] = (0.25, 0.5)
     most: Count = 1
+    shift: Mapping[Literal["learning_rate", "weight_decay", "sam_rho"], Number] = Field(default_factory=dict)
 
 
 class StudySpec(Section):
@@ -85,7 +97,8 @@ class StudySpec(Section):
     Attributes:
         sampler: a name in `SAMPLERS`.
         stopper: a name in `STOPPERS`.
-        value: what is minimised, on the validation split: "loss" (finer) or "error".
+        value: what is minimised, on the validation split: "calibrated": the loss with each network's outputs scaled as
+            suits them best, as fine as a loss, and no matter of confidence; "loss"; "error".
         pattern: "ladder": every trial climbs; "promote": a study of proxies first, the best ``promoted`` of which are
             then tried with the full network in a study of their own.
         promoted: see ``pattern``.
@@ -94,7 +107,7 @@ class StudySpec(Section):
 
     sampler: str = "tpe"
     stopper: str = "halving"
-    value: Literal["loss", "error"] = "loss"
+    value: Literal["calibrated", "loss", "error"] = "calibrated"
     pattern: Literal["ladder", "promote"] = "ladder"
     promoted: Count = 5
     sampler_options: Mapping[str, Any] = Field(default_factory=dict)

@@ -73,8 +73,8 @@ def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
     notes = [
         f"{spec.trials} trials in a batch of {spec.batch}; densities {densities}, measured costs {costs}; one process, "
         "one core",
-        "best: validation loss of the best trial in full, and its rank among all trials in full; halving and hyperband "
-        f"keep one of {FACTOR}, median and percentile act from four finished trials on",
+        "best: validation value of the best trial in full, and its rank among all trials in full; halving and "
+        f"hyperband keep one of {FACTOR}, median and percentile act from four finished trials on",
     ]
     return Sheet("Every stock stopper, the same trials", rows, notes, facts)
 
@@ -121,6 +121,6 @@ def curves(found: Mapping[str, dict[str, Any]]) -> Figure:
     axes.set_xlim(left=0)
     axes.set_yscale("log")
     axes.set_xlabel("seconds, the map and finding proxies included")
-    axes.set_ylabel("best validation loss of the full network")
+    axes.set_ylabel("best validation value of the full network")
     axes.set_title("Digits: best so far", fontsize=10)
     return figure
