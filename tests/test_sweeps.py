@@ -15,7 +15,7 @@ from regimes.models.build import build
 from regimes.spec.check import read_sweep
 
 ALL = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
-FILES = [file for file in ALL if not file.stem.endswith(("-discover", "-hpo"))]
+FILES = [file for file in ALL if not file.stem.endswith(("-discover", "-hpo", "-proof"))]
 STUDY = [file for file in FILES if file.stem.endswith(("-epochs", "-batch-size")) and "cifar" in file.stem]
 
 

@@ -9,4 +9,5 @@ BENCHES = {
     "pair": "regimes.bench.pair:bench",
     "check": "regimes.bench.check:bench",
     "growth": "regimes.bench.growth:bench",
+    "hpo": "regimes.bench.hpo:bench",
 }

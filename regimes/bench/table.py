@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regimes.bench.arms import Timing
 from regimes.flow.head import environment
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAID = "Medians over the rounds; ratios with the least and greatest round; other numbers ± their deviation."
 EVERY_CORE = (
     "the first rows use every core, one single-threaded process each; a row that does not say so uses one process"
 )
@@ -123,10 +127,19 @@ def _spread(value: float, deviation: float) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """The sheets of one bench; where and with what they were measured is added when they are shown."""
+    """The sheets of one bench; where and with what they were measured is added when they are shown.
+
+    Attributes:
+        name: of the bench.
+        sheets: its tables.
+        figures: {file name without ending: figure}.
+        words: paragraphs above the tables; none: what the numbers of a table are.
+    """
 
     name: str
     sheets: Sequence[Sheet]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    words: Sequence[str] = ()
 
     def text(self) -> str:
         """For a terminal."""
@@ -138,18 +151,26 @@ class Bench:
         return json.dumps(finite({"bench": self.name, "sheets": sheets, "environment": environment()}), indent=1)
 
     def write(self, folder: Path, command: str) -> list[Path]:
-        """Write NAME.md and NAME.json into a folder."""
+        """Write NAME.md, NAME.json and the figures into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         page = [f"# regimes bench {self.name}", "", f"`{command}`", "", where(), ""]
-        page += [
-            "Medians over the rounds; ratios with the least and greatest round; other numbers ± their deviation.",
-            "",
-        ]
+        page += [line for paragraph in self.words or (SAID,) for line in (paragraph, "")]
+        page += [line for name in self.figures for line in (f"![{name}]({name}.png)", "")]
         page += [sheet.markdown() for sheet in self.sheets]
         files = [folder / f"{self.name}.md", folder / f"{self.name}.json"]
         files[0].write_text("\n".join(page))
         files[1].write_text(self.json() + "\n")
-        return files
+        return [*files, *self._drawn(folder)]
+
+    def _drawn(self, folder: Path) -> list[Path]:
+        if not self.figures:
+            return []
+        import matplotlib as mpl
+
+        from regimes.figures.draw import STEADY, save
+
+        with mpl.rc_context(STEADY):
+            return [file for name, each in self.figures.items() for file in save(each, folder / name, ("png", "svg"))]
 
 
 def where() -> str:

@@ -206,7 +206,8 @@ def study(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="calibration, stability, knobs, measures, synthetic, advice, discovery, stoppers."
+            metavar="NAME",
+            help="calibration, stability, knobs, measures, synthetic, advice, discovery, stoppers, recording.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the page, its figures and numbers.")],
@@ -221,7 +222,7 @@ def study(
 @app.command()
 @speaking
 def bench(
-    what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth|check", help="What to compare.")],
+    what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth|check|hpo", help="What to compare.")],
     device: Device = "cpu",
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm is run, in turn.")] = 3,
     images: Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg of 32x32 (default: enlarged digits).")] = "",
@@ -229,8 +230,10 @@ def bench(
         Path | None, typer.Option("--out", help="Folder to write the tables to, as Markdown and JSON.")
     ] = None,
     as_json: Json = False,
+    recording: Annotated[Path | None, typer.Option(help="Of hpo: another recording to replay.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Of hpo: train three searches, too (half an hour).")] = False,
 ) -> None:
     """Compare this engine with other ways of doing the same work, side by side on this machine."""
     from regimes.cli.bench import show_bench
 
-    show_bench(what, device, rounds, images, out, as_json)
+    show_bench(what, device, rounds, images, out, as_json, recording=recording, live=live)

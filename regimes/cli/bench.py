@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
 
-def show_bench(what: str, device: str, rounds: int, images: str, out: Path | None, as_json: bool) -> None:
+def show_bench(what: str, device: str, rounds: int, images: str, out: Path | None, as_json: bool, **more: Any) -> None:
     """Run a bench, say what it is at, print its tables."""
     from regimes.bench import BENCHES
     from regimes.bench.table import Bench
@@ -19,7 +20,12 @@ def show_bench(what: str, device: str, rounds: int, images: str, out: Path | Non
     numerics_of(device, "eager", "eager")  # refuses a device that is not there
     if images and not (Path(images) / "train").is_dir():
         raise UserError(f"--images {images}: no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
-    found: Bench = load(BENCHES, what, "bench")(device, rounds, images, lambda line: print(line, file=sys.stderr))
+    if what != "hpo" and any(more.values()):
+        raise UserError("--recording, --live: belong to `regimes bench hpo`")
+    chosen = more if what == "hpo" else {}
+    found: Bench = load(BENCHES, what, "bench")(
+        device, rounds, images, lambda line: print(line, file=sys.stderr), **chosen
+    )
     typer.echo(found.json() if as_json else found.text())
     if out is not None:
         files = found.write(out, " ".join(["regimes", *sys.argv[1:]]))

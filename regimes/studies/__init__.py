@@ -9,4 +9,5 @@ STUDIES = {
     "advice": "regimes.studies.advice:study",
     "discovery": "regimes.studies.discovery:study",
     "stoppers": "regimes.studies.stoppers:study",
+    "recording": "regimes.studies.recording:study",
 }

@@ -1,0 +1,72 @@
+"""``regimes bench hpo``: ways to search, replayed on a recording: seconds, savings, and how proxies rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regimes.bench.table import Bench
+from regimes.hpo.asked import hpo_from
+from regimes.hpo.guide import open_guide
+from regimes.hpo.plan import lab_of
+from regimes.proof import figures, over_map
+from regimes.proof.arms import ARMS, Found, Stage, replay
+from regimes.proof.courses import FULL, from_facts
+from regimes.proof.fidelity import Fidelity, fidelity
+from regimes.proof.live import beside, go_live
+from regimes.proof.sheets import Scores, arms_sheet, fidelity_sheet, shift_sheet
+from regimes.proof.tape import Tape, courses_of, open_tape
+from regimes.studies.page import Say
+
+RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
+SEEDS = 20  # paired searches of every arm
+PARTS = (0.1, 0.25, 0.5)  # of the full training, whose ranking is judged too
+
+
+def bench(device: str, rounds: int, images: str, say: Say, recording: Path | None = None, live: bool = False) -> Bench:
+    """Replay every arm with so many paired seeds; judge how every course ranks; train some arms live if asked."""
+    path = recording or RECORDING
+    tape = open_tape(path)
+    stage = stage_of(tape, path.parent)
+    if live:
+        go_live(stage, path.parent, say)
+    found = searches(stage, say)
+    tested = [tape.tested(without=seed % 2) for seed in range(SEEDS)]
+    scores = Scores.of(found, tested, tape.seed_noise())
+    ranks = ranked(tape, say)
+    sheets = [arms_sheet(scores, stage), *beside(path.parent, found), fidelity_sheet(ranks), shift_sheet(stage)]
+    drawn = {"best-so-far": figures.curves(found, tested, scores.target), "fidelity": figures.fidelities(ranks)}
+    if stage.guide is not None:
+        places = over_map.places(tape, stage.guide)
+        sheets.append(over_map.sheet(places, stage.guide))
+        drawn["over-the-map"] = over_map.figure(places)
+    return Bench("hpo", sheets, drawn)
+
+
+def stage_of(tape: Tape, folder: Path) -> Stage:
+    """What arms are replayed on: the recording's search, its networks, and the map beside it, if there is one."""
+    spec = hpo_from(tape.facts["spec"], "recording")
+    lab = lab_of(spec, "cpu", folder)
+    pairs = [from_facts(facts, lab, spec.recipe) for facts in tape.facts["courses"]]
+    guide = None
+    if "map" in tape.facts:
+        guide = open_guide(folder / MAP, spec.data, spec.model, tape.facts["map"]["seconds"])
+    return Stage(tape, spec, {course.name: rung for course, rung in pairs}, guide, spec.trials)
+
+
+def searches(stage: Stage, say: Say) -> dict[str, list[Found]]:
+    """{arm: its replays, by seed}; those that need a map only where there is one."""
+    found = {}
+    for arm in ARMS:
+        if stage.guide is not None or not arm.mapped:
+            found[arm.name] = [replay(arm, stage, seed) for seed in range(SEEDS)]
+            say(f"{arm.name}: {SEEDS} searches replayed")
+    return found
+
+
+def ranked(tape: Tape, say: Say) -> list[Fidelity]:
+    """How another seed ranks, how parts of the full training do, and how every course does."""
+    found = [fidelity(tape, FULL)]
+    found += [fidelity(tape, FULL, max(1, round(part * tape.epochs))) for part in PARTS]
+    found += [fidelity(tape, course.name) for course in courses_of(tape.facts) if course.name != FULL]
+    say("how every course ranks: done")
+    return found

@@ -1,0 +1,93 @@
+"""What a replay shows: what is held against seconds, and how well each cheap training ranks for what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from regimes.proof.arms import BASE, Found
+from regimes.proof.fidelity import Fidelity
+from regimes.proof.scores import Numbers, incumbents
+
+SHOWN = {  # arm: colour, line
+    BASE: ("#000000", "-"),
+    "TPE + halving": ("#0072B2", "--"),
+    "TPE + hyperband": ("#56B4E9", ":"),
+    "narrowed network": ("#009E73", "-."),
+    "the paper's recipe": ("#CC79A7", ":"),
+    "ours, no map": ("#D55E00", "-"),
+    "ours, with the map": ("#E69F00", "--"),
+}
+POINTS = 200  # of a curve
+
+
+def curves(found: Mapping[str, Sequence[Found]], tested: Sequence[Numbers], target: float) -> Figure:
+    """Expected test error of what is held, the mean over searches, from when all of them hold something."""
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    latest = max(each.seconds for name in SHOWN for each in found.get(name, ()))
+    for name, (colour, style) in SHOWN.items():
+        if name not in found:
+            continue
+        seconds = np.geomspace(10, latest, POINTS)
+        held = np.array([_held(each, errors, seconds) for each, errors in zip(found[name], tested, strict=True)])
+        held = held.mean(axis=0)
+        mean = np.where(np.isfinite(held), held, np.nan)
+        axes.plot(seconds, 100 * mean, style, color=colour, label=name, linewidth=1.6)
+    axes.axhline(100 * target, color="#999999", linewidth=0.8)
+    above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
+    axes.annotate("target", (latest, 100 * target), color="#666666", fontsize=8, **above)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.tick_params(axis="y", which="both", labelsize=8)
+    axes.set_xlabel("seconds of the search, one core, everything counted")
+    axes.set_ylabel("expected test error of what is held (%)")
+    axes.set_title("Best so far, mean of the replayed searches", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _held(found: Found, tested: Numbers, seconds: Numbers) -> Numbers:
+    """Expected test error of what is held at each of some times; infinite before there is anything."""
+    held = np.full(len(seconds), math.inf)
+    for time, setting in incumbents(found):
+        held[seconds >= time] = tested[setting]
+    return held
+
+
+def fidelities(ranks: Sequence[Fidelity]) -> Figure:
+    """Kendall's tau against cost, a mark a course, with intervals; the band is another seed of the full network."""
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    axes = figure.subplots()
+    full, *rest = ranks
+    axes.axhspan(full.tau.low, full.tau.high, color="#DDDDDD", zorder=0)
+    again: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 8, "color": "#555555"}
+    axes.annotate("another seed of the full network", (1.0, full.tau.high), **again)
+    for each in sorted(rest, key=lambda one: one.cost):
+        colour = _colour(each.name)
+        off = [[each.tau.value - each.tau.low], [each.tau.high - each.tau.value]]
+        axes.errorbar(each.cost, each.tau.value, yerr=off, fmt="o", color=colour, markersize=5, capsize=2, linewidth=1)
+        beside: dict[str, Any] = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(each.name, (each.cost, each.tau.value), color=colour, **beside)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.set_xlabel("seconds, as a share of a full training")
+    axes.set_ylabel("Kendall's tau with the full network")
+    axes.set_title("How settings are ranked by something cheaper", fontsize=10)
+    return figure
+
+
+def _colour(name: str) -> str:
+    """Narrowed networks, other proxies, what trains the full network less."""
+    if name.startswith("narrowed"):
+        return "#D55E00"
+    return "#000000" if "epochs" in name or "images" in name else "#0072B2"

@@ -1,0 +1,70 @@
+"""A trainer that trains nothing: it looks up what a setting came to, and counts the seconds that were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from regimes.hpo.ladder import Ladder, Stretch
+from regimes.hpo.trainer import VALUES, Entry, Value, alike
+from regimes.proof.courses import FULL
+from regimes.proof.tape import Tape
+from regimes.spec.recipe import Recipe
+from regimes.training.stacked import padded
+
+
+class Replayed:
+    """Climbs a ladder on a recording.
+
+    Seconds: a network trained by itself takes what was measured of its course alone at its batch size; a fleet takes
+    what a full one took, idle lanes included.
+
+    Args:
+        tape: the recording.
+        ladder: its rungs' networks are those of the recording.
+        courses: name of each rung's course.
+        seed: of the full network's trainings that the search sees.
+    """
+
+    def __init__(self, tape: Tape, ladder: Ladder, courses: Sequence[str], seed: int = 0) -> None:
+        self.tape, self.ladder, self.courses, self.seed = tape, ladder, courses, seed
+        self.spent = 0.0
+
+    def run(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
+        """Look a stretch up for some trials."""
+        numbers = [self.number(entry.recipe) for entry in entries]
+        seconds = [0.0] * len(entries)
+        for places in alike([entry.recipe for entry in entries]):
+            together = self._seconds(len(places), stretch, entries[places[0]].recipe.batch_size)
+            for place in places:
+                seconds[place] = together / len(places)
+        self.spent += sum(seconds)
+        return [self._value(number, stretch, share) for number, share in zip(numbers, seconds, strict=True)]
+
+    def forget(self, entry: Entry) -> None:
+        """Nothing is held."""
+
+    def number(self, recipe: Recipe) -> int:
+        """The setting of a trial."""
+        names = sorted(self.tape.settings[0])
+        return self.tape.number_of[tuple(getattr(recipe, name) for name in names)]
+
+    def _value(self, number: int, stretch: Stretch, seconds: float) -> Value:
+        name = self.courses[stretch.rung]
+        seed = self.seed if name == FULL else 0
+        at = self.tape.courses[name], number, seed, stretch.stop - 1
+        loss, error, calibrated = (float(self.tape.arrays[each][at]) for each in VALUES)
+        if math.isnan(loss):
+            raise KeyError(f"setting {number}, course {name}, seed {seed} is not in the recording")
+        return Value(loss, error, seconds, True, "" if math.isfinite(loss) else "diverged", calibrated)
+
+    def _seconds(self, count: int, stretch: Stretch, size: int) -> float:
+        """A stretch's seconds for so many trials that share a batch size; one that diverges costs as much."""
+        name, rung = self.courses[stretch.rung], self.ladder.rungs[stretch.rung]
+        part = (stretch.stop - stretch.start) / self.tape.epochs
+        judged = count * self.tape.seconds(name, size, "judged")
+        if rung.choice.lanes == 1 or rung.engine(count) == "eager":
+            return count * self.tape.seconds(name, size, "alone") * part + judged
+        model, lanes = rung.lab.new_model(seed=0), rung.choice.lanes
+        groups = (min(lanes, count - first) for first in range(0, count, lanes))
+        return sum(padded(each, model) for each in groups) * self.tape.seconds(name, size, "fleet") * part + judged

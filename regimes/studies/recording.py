@@ -1,0 +1,220 @@
+"""Record what searches are replayed on: some hundred settings, the full network and every proxy, all epochs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from regimes.bench.table import Sheet
+from regimes.data.dataset import Dataset
+from regimes.flow.files import Damaged, read_checked, write_checked
+from regimes.flow.head import environment
+from regimes.flow.lab import Lab
+from regimes.hpo import SAMPLERS
+from regimes.hpo.asked import read_hpo
+from regimes.hpo.plan import guide_of, lab_of
+from regimes.hpo.shift import shift_between
+from regimes.hpo.space import distributions
+from regimes.proof.courses import COURSES, FULL, as_facts, from_facts, rung_of
+from regimes.proof.recording import Setting, Task, recipes_of, record, row_of, settings, tasks_of
+from regimes.proof.tape import SEEDS, Tape, assemble, write_tape
+from regimes.proof.timed import idle, timed
+from regimes.registry import load
+from regimes.spec.check import read_toml
+from regimes.spec.hpo import WHOLE, Hpo
+from regimes.spec.recipe import Recipe
+from regimes.studies.page import Page, Say
+
+FILE = "sweeps/digits-proof.toml"
+COUNT = 256  # settings
+BETTER = 4  # one of so many settings is trained with more seeds
+PAIRS = 16  # runs of both networks, by which settings are corrected
+SHIFTED = ("narrowed 0.06", "narrowed 0.25")  # courses that are tried with corrected settings, too
+RECORDING, MAP = "recording.nc", "map.nc"
+TITLE = "A recording of searches on handwritten digits"
+WORDS = [
+    f"`{FILE}`: {COUNT} settings of learning rate, weight decay, batch size, SAM rho and label smoothing that fill the "
+    "space evenly, each trained on the full network (two seeds; the better quarter with four), on proxies of several "
+    "kinds, and on a part of the images; the validation loss after every epoch, the test error of the full network at "
+    "its end, measured seconds. `regimes bench hpo` replays searches on it.",
+]
+
+
+def study(out: Path, runs: Path, say: Say) -> Page:
+    """Make the recording, or what is left of it."""
+    spec = read_hpo(FILE)
+    folder = runs / "recording"
+    lab = lab_of(spec, "cpu", folder)
+    courses = _courses(spec, lab, folder, say)
+    found = settings(spec.space, COUNT)
+    recipes = recipes_of(spec, found)
+    rows: dict[tuple[int, int, int], dict[str, Any]] = {}
+
+    def do(place: int, members: Sequence[tuple[int, Recipe]], seed: int) -> None:
+        course, rung = from_facts(courses[place], lab, spec.recipe)
+        say(f"{course.name}, seed {seed}: {len(members)} settings")
+        tasks = list(tasks_of(course, rung, courses[place], members, seed))
+        record(spec, folder, tasks, os.cpu_count() or 1, say)
+        rows.update({(place, number, seed): row for number, row in _rows(folder, tasks, lab)})
+
+    for place, facts in enumerate(courses):
+        for seed in range(2 if facts["course"]["name"] == FULL else 1):
+            do(place, recipes, seed)
+    better = _better(rows, len(found))
+    for seed in range(2, SEEDS):
+        do(0, [recipes[number] for number in better], seed)
+    for name in SHIFTED:
+        courses.append(_shifted(name, courses, rows, found, spec, say))
+        do(len(courses) - 1, recipes, 0)
+    default = _default(spec, courses[0], lab, folder, say)
+    facts = _facts(spec, courses, lab, folder, default)
+    data = assemble([each["course"]["name"] for each in courses], found, rows, spec.recipe.epochs, facts)
+    write_tape(data, out / RECORDING)
+    facts["map"] = _map(spec, folder, out, say)
+    data.attrs["facts"] = json.dumps(facts, sort_keys=True)
+    write_tape(data, out / RECORDING)
+    return Page("recording", TITLE, WORDS, [_sheet(data, facts)], facts=facts)
+
+
+def _courses(spec: Hpo, lab: Lab, folder: Path, say: Say) -> list[dict[str, Any]]:
+    """Every course, its network made and timed while nothing else runs; kept, so that a second command goes on."""
+    path = folder / "courses.json"
+    kept = _read(path)
+    if kept is not None:
+        return list(kept["courses"])
+    found = []
+    for course in COURSES:
+        started = time.perf_counter()
+        rung = rung_of(course, spec, lab, spec.batch)
+        facts = {**as_facts(course, rung), "made": time.perf_counter() - started}
+        say(f"{course.name}: kept {rung.kept:.3f}, {rung.choice.engine} x {rung.choice.lanes}, {facts['made']:.0f} s")
+        found.append(facts)
+    write_checked(path, {"courses": found})
+    return found
+
+
+def _rows(folder: Path, tasks: Sequence[Task], lab: Lab) -> list[tuple[int, dict[str, Any]]]:
+    found = []
+    for task in tasks:
+        for place, number in enumerate(task.numbers):
+            row = row_of(folder, task, place, lab)
+            assert row is not None
+            found.append((number, row))
+    return found
+
+
+def _better(rows: Mapping[tuple[int, int, int], Mapping[str, Any]], count: int) -> list[int]:
+    """The better settings by the mean validation loss of two seeds."""
+    losses = np.array([[_last(rows[0, number, seed]) for seed in (0, 1)] for number in range(count)]).mean(axis=1)
+    return sorted(int(each) for each in np.argsort(losses)[: count // BETTER])
+
+
+def _last(row: Mapping[str, Any]) -> float:
+    return float("inf") if row["calibrated"][-1] is None else float(row["calibrated"][-1])
+
+
+def _shifted(
+    name: str,
+    courses: Sequence[dict[str, Any]],
+    rows: Mapping[tuple[int, int, int], Mapping[str, Any]],
+    found: Sequence[Setting],
+    spec: Hpo,
+    say: Say,
+) -> dict[str, Any]:
+    """The course whose settings are corrected by what a few pairs of runs say."""
+    place = next(number for number, each in enumerate(courses) if each["course"]["name"] == name)
+    full, small = (np.array([_last(rows[at, number, 0]) for number in range(len(found))]) for at in (0, place))
+    full[PAIRS:] = np.nan
+    shift = shift_between(found, small, full, spec.space).factors
+    say(f"{name}: settings are corrected by {', '.join(f'{each} x {value:.2g}' for each, value in shift.items())}")
+    course = {**courses[place]["course"], "name": f"{name}, shifted", "shift": dict(shift)}
+    return {**courses[place], "course": course}
+
+
+def _default(spec: Hpo, facts: dict[str, Any], lab: Lab, folder: Path, say: Say) -> dict[str, Any]:
+    """The data set's own recipe, trained with every seed."""
+    tasks = [Task(facts, (COUNT,), (spec.recipe,), seed, True) for seed in range(SEEDS)]
+    record(spec, folder, tasks, os.cpu_count() or 1, say)
+    rows = [row for _, row in _rows(folder, tasks, lab)]
+    return {
+        "test_error": [row["test_error"] for row in rows],
+        "calibrated": [row["calibrated"][-1] for row in rows],
+    }
+
+
+def _facts(
+    spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path, default: dict[str, Any]
+) -> dict[str, Any]:
+    data: Dataset = lab.loaded
+    return {
+        "spec": read_toml(Path(FILE), "search file", FILE),
+        "courses": [{"course": each["course"], "rung": each["rung"]} for each in courses],
+        "made": {each["course"]["name"]: each["made"] for each in courses},
+        "seconds": _seconds(spec, courses, lab, folder),
+        "asking": _asking(spec),
+        "classes": data.classes,
+        "whole": list(WHOLE),
+        "default": default,
+        "environment": environment(),
+    }
+
+
+def _seconds(spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path) -> dict[str, Any]:
+    """Timed once, when all is recorded and nothing else runs; kept."""
+    path = folder / "seconds.json"
+    kept = _read(path)
+    if kept is None:
+        write_checked(path, kept := {"seconds": timed(spec, courses, lab), "beside": idle()})
+    return dict(kept["seconds"])
+
+
+def _asking(spec: Hpo) -> float:
+    """Seconds in which TPE draws a setting: the mean of a study."""
+    study = optuna.create_study(sampler=load(SAMPLERS, "tpe", "sampler")(0))
+    started = time.perf_counter()
+    for number in range(spec.trials):
+        study.tell(study.ask(distributions(spec.space)), float(number % 7))
+    return (time.perf_counter() - started) / spec.trials
+
+
+def _map(spec: Hpo, folder: Path, out: Path, say: Say) -> dict[str, float]:
+    """The map that a search of its own would make; its grid stands beside the recording."""
+    from regimes.record.assemble import open_record
+    from regimes.record.grid import save_grid
+
+    guide = guide_of(spec, None, folder, 1, "cpu", say)
+    assert guide is not None
+    save_grid(open_record(guide.name), out / MAP)
+    return {"seconds": guide.seconds}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_checked(path)
+    except Damaged:
+        return None
+
+
+def _sheet(data: Any, facts: Mapping[str, Any]) -> Sheet:
+    """What was recorded: networks, engines, seconds."""
+    rows = [["course", "weights kept", "engine", "seconds, by batch size", "alone", "of the full one's", "made in"]]
+    tape = Tape(data, facts)
+    for each in facts["courses"]:
+        name, rung = each["course"]["name"], each["rung"]
+        took = facts["seconds"][name].values()
+        shown = [" ".join(f"{one[how]:.2f}" for one in took) for how in ("fleet", "alone")]
+        engine = f"{rung['choice']['engine']} x {rung['choice']['lanes']}"
+        made = f"{facts['made'][name]:.0f} s" if each["course"]["proxy"] else "-"
+        rows.append([name, f"{rung['kept']:.3f}", engine, *shown, f"{tape.cost(name):.2f}", made])
+    notes = [
+        f"{data.sizes['setting']} settings, {data.sizes['epoch']} epochs",
+        "seconds: of one network's training in a full fleet, and alone, at each batch size; timed by themselves",
+    ]
+    return Sheet("What was recorded", rows, notes, None)

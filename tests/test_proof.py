@@ -1,0 +1,284 @@
+"""Searches on a recording: what is looked up is what was recorded, seconds add up, scores are what their words say."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
+from tapes import ALONE, COUNT, EPOCHS, SECONDS, TRIALS, loss_of, recorded, stage, tape, world
+
+from regimes.errors import UserError
+from regimes.hpo.asking import ask
+from regimes.hpo.ladder import ladder_of
+from regimes.hpo.shift import shift_between
+from regimes.hpo.space import recipe_with
+from regimes.hpo.trainer import Entry
+from regimes.proof.arms import ARMS, BASE, Arm, Found, replay
+from regimes.proof.courses import FULL, fewer
+from regimes.proof.fidelity import fidelity, recall
+from regimes.proof.pool import Pool
+from regimes.proof.recording import settings
+from regimes.proof.replayed import Replayed
+from regimes.proof.scores import final_error, incumbents, mean_difference, not_worse, saving, time_to
+from regimes.proof.tape import SEEDS, open_tape, write_tape
+from regimes.training.stacked import padded
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+RUNNABLE = [arm for arm in ARMS if set(arm.courses) <= set(SECONDS) and not arm.mapped]
+
+
+def test_settings_fill_the_space_evenly() -> None:
+    space = world()[0].space
+    found = settings(space, COUNT)
+    assert found == settings(space, COUNT)
+    assert [sum(each["batch_size"] == size for each in found) for size in (32, 64)] == [COUNT // 2] * 2
+    rates = np.log([each["learning_rate"] for each in found])
+    counts, _ = np.histogram(rates, bins=np.linspace(np.log(0.001), 0.0, 9))
+    assert set(counts) == {COUNT // 8}
+    assert all(isinstance(each["batch_size"], int) for each in found)
+
+
+# -- the tape ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_survives_its_file(tmp_path: Path) -> None:
+    write_tape(recorded(), tmp_path / "recording.nc")
+    again = open_tape(tmp_path / "recording.nc")
+    assert again.settings == tape().settings
+    np.testing.assert_array_equal(again.arrays["loss"], tape().arrays["loss"])
+    assert again.facts["spec"] == tape().facts["spec"]
+    with pytest.raises(UserError, match=r"no recording; `regimes study recording"):
+        open_tape(tmp_path / "other.nc")
+    (tmp_path / "text.nc").write_text("no netCDF")
+    with pytest.raises(UserError, match="is no recording of searches"):
+        open_tape(tmp_path / "text.nc")
+
+
+def test_expected_test_errors_leave_out_the_seed_that_was_searched_with() -> None:
+    at = next(number for number, each in enumerate(tape().settings) if each["learning_rate"] < 0.9)
+    errors = tape().arrays["test_error"][0, at]
+    assert tape().tested(without=1)[at] == pytest.approx(errors[[0, 2, 3]].mean())
+    diverged = next(number for number, each in enumerate(tape().settings) if each["learning_rate"] > 0.9)
+    assert tape().tested()[diverged] == pytest.approx(0.9)  # chance, of ten classes
+    lasting = [each for each in tape().settings if each["learning_rate"] <= 0.9]
+    found = [[0.1 * loss_of(each, FULL, seed, EPOCHS) for seed in range(SEEDS)] for each in lasting]
+    assert tape().seed_noise() == pytest.approx(np.mean(np.var(found, axis=1, ddof=1)) ** 0.5, rel=1e-4)
+
+
+def test_fewer_images_are_a_part_of_the_same() -> None:
+    data = world()[1].data
+    part = fewer(data, 0.25)
+    assert len(part.train.targets) == len(data.train.targets) // 4
+    rows = {tuple(each.tolist()) for each in data.train.inputs}
+    assert all(tuple(each.tolist()) in rows for each in part.train.inputs)
+    assert part.val is data.val
+
+
+# -- the pool ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_a_pool_asks_for_each_recorded_setting_once(together: int) -> None:
+    space = world()[0].space
+    base = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(sampler=Pool(base, tape().settings, space))
+    trials = [trial for _ in range(COUNT // 8) for trial in ask(study, 8, space, together)]
+    asked = [tuple(trial.params[name] for name in sorted(space)) for trial in trials]
+    assert sorted(asked) == sorted(tape().number_of)
+    with pytest.raises(RuntimeError, match="used up"):
+        ask(study, 1, space, together)
+
+
+def test_a_pool_moves_a_point_to_the_nearest_setting() -> None:
+    space = world()[0].space
+    wanted = tape().settings[17]
+    study = optuna.create_study(sampler=Pool(optuna.samplers.RandomSampler(seed=0), tape().settings, space))
+    near = {**wanted, "learning_rate": wanted["learning_rate"] * 1.001}
+    pool = study.sampler
+    pool.base = optuna.samplers.PartialFixedSampler(near, optuna.samplers.RandomSampler(seed=0))  # type: ignore[attr-defined]
+    (trial,) = ask(study, 1, space, 1)
+    assert trial.params == wanted
+
+
+# -- replayed trainings -----------------------------------------------------------------------------------------------
+
+
+def _replayed(course: str = "narrowed 0.06", seed: int = 0) -> Replayed:
+    rungs = stage().rungs
+    return Replayed(tape(), ladder_of([rungs[course], rungs[FULL]], (0.5,)), [course, FULL], seed)
+
+
+def _entry(number: int) -> Entry:
+    return Entry(recipe_with(stage().spec.recipe, tape().settings[number]), number)
+
+
+@given(number=st.integers(0, COUNT - 1), seed=st.sampled_from([0, 1]))
+def test_what_is_looked_up_is_what_was_recorded(number: int, seed: int) -> None:
+    setting = tape().settings[number]
+    trainer = _replayed(seed=seed)
+    told = ("narrowed 0.06", 20), (FULL, 10), (FULL, 20)
+    for stretch, (course, epoch) in zip(trainer.ladder.stretches, told, strict=True):
+        (value,) = trainer.run([_entry(number)], stretch)
+        if setting["learning_rate"] > 0.9:
+            assert value.why == "diverged"
+        else:
+            assert value.loss == pytest.approx(loss_of(setting, course, seed if course == FULL else 0, epoch), rel=1e-6)
+
+
+def test_seconds_of_fleets_and_of_single_networks() -> None:
+    trainer = _replayed()
+    cheap, half, whole = trainer.ladder.stretches
+    small = [n for n, each in enumerate(tape().settings) if each["batch_size"] == 32][:8]
+    least = padded(1, trainer.ladder.rungs[0].lab.new_model(0))
+    assert least == padded(8, trainer.ladder.rungs[0].lab.new_model(0))  # a fleet of so few has idle lanes
+    lanes = sum(value.seconds for value in trainer.run([_entry(n) for n in small], cheap))
+    assert lanes == pytest.approx(least * SECONDS["narrowed 0.06"] + 8 * 0.01)
+    (one,) = trainer.run([_entry(small[0])], cheap)  # alone: not in a fleet of idle lanes
+    assert one.seconds == pytest.approx(ALONE * SECONDS["narrowed 0.06"] + 0.01)
+    five = trainer.run([_entry(n) for n in small[:5]], cheap)
+    assert sum(value.seconds for value in five) == pytest.approx(least * SECONDS["narrowed 0.06"] + 5 * 0.01)
+    (first,), (second,) = (trainer.run([_entry(small[0])], each) for each in (half, whole))
+    assert first.seconds + second.seconds == pytest.approx(SECONDS[FULL] + 2 * 0.01)
+    spent = lanes + one.seconds + sum(value.seconds for value in five) + first.seconds + second.seconds
+    assert trainer.spent == pytest.approx(spent)
+
+
+@pytest.mark.parametrize("arm", RUNNABLE, ids=lambda arm: arm.name)
+def test_every_arm_comes_to_an_end_and_repeats_itself(arm: Arm) -> None:
+    found = replay(arm, stage(), seed=3)
+    assert found == replay(arm, stage(), seed=3)
+    assert found.marks
+    assert [mark[0] for mark in found.marks] == sorted(mark[0] for mark in found.marks)
+    assert found.overhead < found.marks[0][0] <= found.marks[-1][0] <= found.seconds + 1e-9
+    for _, number, loss in found.marks:
+        assert loss == pytest.approx(loss_of(tape().settings[number], FULL, 1, EPOCHS), rel=1e-6)
+    if arm.promoted:
+        assert len(found.marks) <= arm.promoted
+
+
+def test_arms_cost_what_their_words_say() -> None:
+    by_name = {arm.name: replay(arm, stage(), seed=0) for arm in RUNNABLE}
+    diverged = TRIALS - len(by_name[BASE].marks)
+    assert by_name[BASE].seconds == pytest.approx(TRIALS * (SECONDS[FULL] + 0.01))
+    assert diverged < TRIALS / 2
+    subset = by_name["data subset"]
+    assert subset.seconds == pytest.approx(TRIALS * (2.5 + 0.01) + 5 * 10.01)
+    few = by_name["few epochs, keep the best"]
+    assert few.seconds == pytest.approx(TRIALS * (1.0 + 0.01) + 5 * (9.0 + 0.01))
+    alone = by_name["narrowed network"]
+    assert alone.seconds == pytest.approx(3.0 + TRIALS * (4.0 + 0.01) + 5 * 10.01)
+    stacked = by_name["ours, no map"]
+    assert 3.0 + TRIALS * 1.01 < stacked.seconds < by_name[BASE].seconds
+
+
+def test_the_map_starts_trials_and_its_cost_counts() -> None:
+    class Everything:
+        seconds = 100.0
+
+        def start(self, ladder: object, recipe: object) -> tuple[int, str]:
+            return 1, "not trusted"
+
+    arm = next(each for each in ARMS if each.mapped)
+    mapped = replay(arm, dataclasses.replace(stage(), guide=Everything()), seed=0)  # type: ignore[arg-type]
+    assert mapped.overhead == pytest.approx(103.0)
+    plain = replay(dataclasses.replace(arm, mapped=False), stage(), seed=0)
+    assert len(mapped.marks) > len(plain.marks)  # all start on the full network, which halving does not judge
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_is_reached_when_what_is_held_stays_within_it() -> None:
+    tested = np.array([0.3, 0.1, 0.25, 0.05])
+    found = Found(((10.0, 0, 1.0), (20.0, 1, 0.9), (30.0, 3, 0.95), (40.0, 2, 0.8)), 50.0)
+    assert incumbents(found) == [(10.0, 0), (20.0, 1), (40.0, 2)]  # setting 3 is never held
+    assert time_to(found, tested, 0.3) == 10.0
+    assert time_to(found, tested, 0.25) == 20.0
+    assert time_to(found, tested, 0.1) == math.inf  # held at 20, given away at 40
+    assert final_error(found, tested) == 0.25
+    assert final_error(Found((), 5.0), tested) == 1.0
+    assert time_to(Found((), 5.0), tested, 0.5) == math.inf
+
+
+def test_savings_are_of_medians_and_bear_what_never_arrives() -> None:
+    base = [100.0, 110.0, 90.0, 105.0, 95.0] * 2
+    found = saving([each / 4 for each in base], base)
+    assert found.value == pytest.approx(0.75)
+    assert found.low <= 0.75 <= found.high
+    assert saving([*base[:-1], math.inf], base).value == pytest.approx(1 - 100 / 100, abs=0.06)
+    assert saving([math.inf] * 10, base).value == -math.inf
+    assert saving(base, [math.inf] * 10).value == 1.0
+    assert saving([math.inf] * 10, [math.inf] * 10).value == 0.0
+    assert saving([math.inf] * 10, base).percent() == "never"
+
+
+@given(st.lists(st.floats(0.01, 0.2), min_size=5, max_size=20), st.floats(-0.05, 0.05))
+def test_a_difference_lies_in_its_interval(errors: list[float], apart: float) -> None:
+    found = mean_difference([each + apart for each in errors], errors)
+    assert found.value == pytest.approx(apart, abs=1e-9)
+    assert found.low - 1e-9 <= apart <= found.high + 1e-9
+    assert not_worse(found, abs(apart) + 1e-6)
+    assert not not_worse(found, apart - 1e-6)
+
+
+# -- fidelity and shift -----------------------------------------------------------------------------------------------
+
+
+def test_fidelity_is_what_brute_force_says() -> None:
+    found = fidelity(tape(), "narrowed 0.06")
+    cheap, full = tape().last("narrowed 0.06"), tape().last(FULL, 1)
+    pairs = list(itertools.combinations(range(COUNT), 2))
+    signs = [[np.sign(np.nan_to_num(each[a] - each[b])) for a, b in pairs] for each in (cheap, full)]
+    concordant = float(np.dot(*signs))
+    ties = sum(np.isinf(cheap[a]) and np.isinf(cheap[b]) for a, b in pairs)
+    assert found.tau.value == pytest.approx(concordant / (len(pairs) - ties), abs=1e-6)
+    assert found.tau.value == pytest.approx(kendalltau(cheap, full).statistic)
+    assert found.tau.low < found.tau.value < found.tau.high
+    assert found.cost == pytest.approx(0.1)
+    assert fidelity(tape(), FULL, 5).cost == pytest.approx(0.25)
+    assert found.regret >= 0
+
+
+def test_recall_of_the_best() -> None:
+    full = np.arange(40.0)
+    assert recall(full, full) == 1.0
+    assert recall(-full, full) == 0.0
+    swapped = full.copy()
+    swapped[[3, 30]] = swapped[[30, 3]]
+    assert recall(swapped, full) == 0.75  # of the best four one is lost
+
+
+def test_a_known_shift_is_found() -> None:
+    space = world()[0].space
+    full = np.full(COUNT, np.nan)
+    few = [number for number, each in enumerate(tape().settings) if each["learning_rate"] < 0.9][:24]
+    full[few] = tape().last(FULL)[few]
+    found = shift_between(tape().settings, tape().last("narrowed 0.06"), full, space)
+    assert found.pairs == 24
+    assert found.factors["learning_rate"] == pytest.approx(2.0, rel=0.25)
+    assert found.low["learning_rate"] < 2.0 < found.high["learning_rate"] * 1.1
+    assert found.factors["weight_decay"] == pytest.approx(1.0, rel=0.5)
+    none = shift_between(tape().settings, tape().last(FULL, 0), tape().last(FULL, 1), space)
+    assert none.factors["learning_rate"] == pytest.approx(1.0, rel=0.1)
+
+
+# -- as a user types it -----------------------------------------------------------------------------------------------
+
+
+def test_no_recording_is_a_line(cli: Cli, tmp_path: Path) -> None:
+    out = cli("bench", "hpo", "--recording", tmp_path / "none.nc")
+    assert out.returncode == 2
+    assert "none.nc: no recording; `regimes study recording" in out.stderr
+    out = cli("bench", "pair", "--live")
+    assert out.returncode == 2
+    assert "belong to `regimes bench hpo`" in out.stderr

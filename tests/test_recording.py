@@ -1,0 +1,159 @@
+"""A recording that is really trained: resumed, true to single trainings; the bench on it; searches trained live."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tapes
+
+import regimes.bench.hpo as bench
+import regimes.proof.sheets as sheets
+from regimes.errors import UserError
+from regimes.hpo.asked import hpo_from
+from regimes.hpo.plan import lab_of
+from regimes.landscape.error import error_and_loss
+from regimes.proof import over_map
+from regimes.proof.arms import ARMS, BASE
+from regimes.proof.courses import FULL, as_facts, from_facts
+from regimes.proof.live import LIVE, beside, go_live
+from regimes.proof.recording import recipes_of, record, row_of, settings, tasks_of, train_task
+from regimes.proof.tape import write_tape
+from regimes.proof.timed import timed
+from regimes.spec.keys import seed_of
+from regimes.training.train import train
+
+RUNNABLE = [arm for arm in ARMS if set(arm.courses) <= set(tapes.SECONDS)]
+
+
+@pytest.fixture
+def few() -> tuple[Any, Any, list[Any]]:
+    """A small search, its lab, and some numbered recipes."""
+    spec = hpo_from({**tapes.SPEC, "recipe": {"epochs": 2}}, "few")
+    return spec, lab_of(spec, "cpu", Path()), recipes_of(spec, settings(spec.space, 8))
+
+
+@pytest.mark.parametrize("name", ["narrowed 0.06", FULL, "quarter of the images"])
+def test_a_recorded_training_is_that_training(name: str, few: tuple[Any, Any, list[Any]]) -> None:
+    _, lab, recipes = few
+    course, rung = tapes.rungs()[name]
+    (task, *_) = tasks_of(course, rung, as_facts(course, rung), recipes, 3)
+    rows = train_task(task, lab)
+    assert len(rows) == len(task.numbers) > 1
+    for number, recipe, row in list(zip(task.numbers, task.recipes, rows, strict=True))[:2]:
+        _, same = from_facts(task.facts, lab, recipe)
+        role = ("proof", name, number, 3)
+        model = same.lab.new_model(seed_of("init", *role))
+        once = recipe.model_copy(update={"last": 1})
+        losses = []
+        for snapshot in train(model, same.lab.data, once, role, [1, 2], evaluate_all=False):
+            judged = same.lab.model_with(snapshot.weights)
+            losses.append(error_and_loss(judged, lab.data.val, recipe.loss_fn)[1].value)
+        assert row["loss"] == pytest.approx(losses, rel=1e-3)
+        assert all(calibrated <= loss + 1e-6 for calibrated, loss in zip(row["calibrated"], row["loss"], strict=True))
+        assert ("test_error" in row) == (name == FULL)
+        if name == FULL:
+            assert row["test_error"] == error_and_loss(judged, lab.data.test, recipe.loss_fn)[0].value
+
+
+def test_a_recording_goes_on_where_it_was_cut(few: tuple[Any, Any, list[Any]], tmp_path: Path) -> None:
+    spec, lab, recipes = few
+    course, rung = tapes.rungs()[FULL]
+    tasks = list(tasks_of(course, rung, as_facts(course, rung), recipes, 0))
+    record(spec, tmp_path, tasks[:1], 1, lambda text: None)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("records/*/*.json")}
+    assert len(files) == len(tasks[0].numbers)
+    record(spec, tmp_path, tasks, 2, lambda text: None)
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    for task in tasks:
+        for place in range(len(task.numbers)):
+            row = row_of(tmp_path, task, place, lab)
+            assert row is not None
+            assert len(row["loss"]) == 2
+    said: list[str] = []
+    record(spec, tmp_path, tasks, 2, said.append)
+    assert said == []  # nothing is left
+
+
+def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ARMS", RUNNABLE)
+    monkeypatch.setattr(sheets, "ARMS", RUNNABLE)
+    monkeypatch.setattr(bench, "SEEDS", 6)
+    monkeypatch.setattr("regimes.proof.fidelity.DRAWS", 20)
+    monkeypatch.setattr("regimes.hpo.shift.DRAWS", 5)
+    write_tape(tapes.recorded(), tmp_path / "recording.nc")
+    found = bench.bench("cpu", 1, "", lambda text: None, tmp_path / "recording.nc")
+    files = found.write(tmp_path / "out", "regimes bench hpo")
+    assert {path.name for path in files} >= {"hpo.md", "hpo.json", "best-so-far.png", "fidelity.svg"}
+    arms = json.loads(found.json())["sheets"][0]["facts"]
+    names = [each["arm"] for each in arms]
+    assert names == [arm.name for arm in RUNNABLE if not arm.mapped]  # no map was recorded
+    base = arms[names.index(BASE)]
+    target = np.mean(base["errors"]) + tapes.tape().seed_noise()
+    assert f"{100 * target:.2f} %" in (tmp_path / "out/hpo.md").read_text()
+    for each in arms:
+        assert len(each["times"]) == 6
+        pairs = zip(each["times"], each["seconds"], strict=True)
+        assert all(time is None or time <= seconds + 1e-6 for time, seconds in pairs)
+    again = bench.bench("cpu", 1, "", lambda text: None, tmp_path / "recording.nc")
+    assert again.json() == found.json()
+
+
+def test_proxies_over_a_map() -> None:
+    class Chart:
+        def regimes(self, density: float, at: dict[str, float]) -> dict[str, float]:
+            return {"I": 0.7, "II-A": 0.3} if at["learning_rate"] < 0.03 else {"I": 0.1, "II-A": 0.9}
+
+    class Map:
+        chart = Chart()
+
+        def judged(self) -> list[Any]:
+            return []
+
+    found = over_map.places(tapes.tape(), Map())  # type: ignore[arg-type]
+    assert len(found) == over_map.BINS
+    assert found[0].regime == "I"
+    assert found[-1].regime == "II-A"
+    rates = [each["learning_rate"] for each in tapes.tape().settings]
+    assert sum(sum(each.low <= rate < each.high for rate in rates) for each in found) == tapes.COUNT
+    table = over_map.sheet(found, Map())  # type: ignore[arg-type]
+    assert len(table.rows) == 1 + over_map.BINS
+    assert over_map.figure(found).axes[0].get_ylabel() == "density of the proxy"
+
+
+def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -> None:
+    stage = tapes.stage()
+    spec = hpo_from({**tapes.SPEC, "recipe": {"epochs": 2}, "trials": 6, "batch": 3}, "live")
+    small = type(stage)(stage.tape, spec, stage.rungs, None, 6)
+    go_live(small, tmp_path, lambda text: None)
+    kept = json.loads((tmp_path / "live.json").read_text())
+    assert [each["arm"] for each in kept] == list(LIVE)
+    assert all(each["marks"] and math.isfinite(each["seconds"]) for each in kept)
+    assert len(kept[0]["marks"]) == 6
+    before = (tmp_path / "live.json").stat().st_mtime_ns
+    go_live(small, tmp_path, lambda text: None)
+    assert (tmp_path / "live.json").stat().st_mtime_ns == before
+    arms = [arm for arm in RUNNABLE if arm.name in LIVE]
+    replays = {arm.name: [bench.replay(arm, stage, seed) for seed in range(2)] for arm in arms}
+    (table,) = beside(tmp_path, replays)
+    assert [row[0] for row in table.rows[1:]] == list(LIVE)
+    (tmp_path / "live.json").write_text("[")
+    with pytest.raises(UserError, match="no list of live searches"):
+        beside(tmp_path, replays)
+    assert beside(tmp_path / "none", replays) == []
+
+
+def test_seconds_are_of_a_whole_training(few: tuple[Any, Any, list[Any]]) -> None:
+    spec, lab, _ = few
+    courses = [as_facts(*tapes.rungs()[name]) for name in (FULL, "narrowed 0.06")]
+    found = timed(spec, courses, lab)
+    assert set(found) == {FULL, "narrowed 0.06"}
+    for each in found.values():
+        assert set(each) == {"32", "64"}
+        assert all(row["fleet"] > 0 < row["judged"] for row in each.values())
+    assert all(row["alone"] == row["fleet"] for row in found[FULL].values())  # the full network is trained alone
+    assert all(row["alone"] > row["fleet"] for row in found["narrowed 0.06"].values())
