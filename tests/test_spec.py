@@ -187,7 +187,7 @@ def test_a_table_that_is_no_table(tiny: Sweep) -> None:
     assert any("load: must be a table [load], got 3" in line for line in mistakes(tiny))
 
 
-READERS: dict[str, Any] = {"discover": read_wanted, "hpo": read_hpo}
+READERS: dict[str, Any] = {"discover": read_wanted, "hpo": read_hpo, "proof": read_hpo}
 
 
 def test_shipped_sweeps_are_sound() -> None:

@@ -27,7 +27,7 @@ ORDER = [
     "flow",
     "record",
 ]
-ORDER += ["phases", "adaptive", "figures", "hpo", "bench", "studies", "cli"]
+ORDER += ["phases", "adaptive", "figures", "hpo", "proof", "bench", "studies", "cli"]
 
 
 def imports(path: Path) -> set[str]:

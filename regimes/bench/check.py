@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regimes.bench.arms import Arm, Case, Say, run_arms
-from regimes.bench.table import Bench, Sheet
+from regimes.bench.table import Bench
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
+from regimes.figures.sheet import Sheet
 from regimes.flow.lab import in_layout
 from regimes.landscape.connectivity import linear_connectivity
 from regimes.landscape.hessian import hessian_top, hessian_trace

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from regimes.bench.arms import Arm, Say, run_arms
-from regimes.bench.table import Bench, Sheet
+from regimes.bench.table import Bench
+from regimes.figures.sheet import Sheet
 
 HERE = "regimes.bench.grown"
 IMAGENET = 1_281_167  # training images

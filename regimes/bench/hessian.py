@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from regimes.bench.arms import Arm, Case, Say, run_arms
 from regimes.bench.ours import Ready, in_workers, workers_of
 from regimes.bench.subject import data_of, mean, standing, trained
-from regimes.bench.table import EVERY_CORE, Bench, Sheet, Table
+from regimes.bench.table import EVERY_CORE, Bench, Table
+from regimes.figures.sheet import Sheet
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.landscape.operator import HessianOperator
 from regimes.landscape.pyhessian import reference_top, reference_trace

@@ -7,7 +7,7 @@ from pathlib import Path
 from regimes.bench.table import Bench
 from regimes.hpo.asked import hpo_from
 from regimes.hpo.guide import open_guide
-from regimes.hpo.plan import lab_of
+from regimes.hpo.plan import Say, lab_of
 from regimes.proof import figures, over_map
 from regimes.proof.arms import ARMS, Found, Stage, replay
 from regimes.proof.courses import FULL, from_facts
@@ -15,7 +15,6 @@ from regimes.proof.fidelity import Fidelity, fidelity
 from regimes.proof.live import beside, go_live
 from regimes.proof.sheets import Scores, arms_sheet, fidelity_sheet, shift_sheet
 from regimes.proof.tape import Tape, courses_of, open_tape
-from regimes.studies.page import Say
 
 RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
 SEEDS = 20  # paired searches of every arm

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from regimes.bench.arms import Timing
+from regimes.figures.sheet import Sheet, finite, where
 from regimes.flow.head import environment
 
 if TYPE_CHECKING:
@@ -22,36 +21,6 @@ SAID = "Medians over the rounds; ratios with the least and greatest round; other
 EVERY_CORE = (
     "the first rows use every core, one single-threaded process each; a row that does not say so uses one process"
 )
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table: its first row is the header.
-
-    Attributes:
-        title: what was measured.
-        rows: cells as they are shown.
-        notes: lines below the table.
-        facts: the numbers behind it, for machines.
-    """
-
-    title: str
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str]
-    facts: Any
-
-    def markdown(self) -> str:
-        """For a report."""
-        head, *rows = self.rows
-        lines = [f"**{self.title}**", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
-
-    def text(self) -> str:
-        """For a terminal."""
-        wide = [max(len(row[column]) for row in self.rows) for column in range(len(self.rows[0]))]
-        rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) for row in self.rows]
-        return "\n".join([self.title, *(f"  {row.rstrip()}" for row in rows), *(f"  {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True)
@@ -171,22 +140,3 @@ class Bench:
 
         with mpl.rc_context(STEADY):
             return [file for name, each in self.figures.items() for file in save(each, folder / name, ("png", "svg"))]
-
-
-def where() -> str:
-    """Hardware and versions, in a line."""
-    facts = environment()
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision", "pyhessian"))
-    for name in ("curvlinops-for-pytorch", "scipy"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions += f", {name} {version(name)}"
-    return f"{facts['processor']}, {facts['cores']} cores; Python {facts['python']}, {versions}"
-
-
-def finite(value: Any) -> Any:
-    """The same nested value with None where a number is not finite, which JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -24,7 +24,7 @@ def show_measure(
     files: list[Path], model: str, data: str, metrics: str, changes: list[str], dense: bool, device: str, as_json: bool
 ) -> None:
     """Print what the metrics say of checkpoints, with standard errors and seconds."""
-    from regimes.bench.table import finite
+    from regimes.figures.sheet import finite
     from regimes.flow.given import read_checkpoint
     from regimes.flow.lab import one_thread
     from regimes.landscape.alone import mask_of_zeros, measure, usual

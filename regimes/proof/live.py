@@ -14,8 +14,8 @@ import numpy as np
 import optuna
 from optuna.trial import Trial
 
-from regimes.bench.table import Sheet
 from regimes.errors import UserError
+from regimes.figures.sheet import Sheet
 from regimes.hpo import SAMPLERS, STOPPERS
 from regimes.hpo.climb import Climb
 from regimes.hpo.drive import Limits, work

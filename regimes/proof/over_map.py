@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from regimes.bench.table import Sheet
 from regimes.errors import OutsideRange
+from regimes.figures.sheet import Sheet
 from regimes.hpo.guide import Guide
 from regimes.proof.fidelity import local
 from regimes.proof.tape import Tape, courses_of

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from regimes.bench.table import Sheet
+from regimes.figures.sheet import Sheet
 from regimes.hpo.shift import shift_between
 from regimes.proof.arms import ARMS, BASE, OWN_STOCK, Found, Stage
 from regimes.proof.courses import FULL

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from regimes.bench.table import Sheet
 from regimes.figures.judged import HEAD, row
+from regimes.figures.sheet import Sheet
 from regimes.phases.classify import classify
 from regimes.phases.judge import Judgement, judge, pooled
 from regimes.phases.measured import Measured

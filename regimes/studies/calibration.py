@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from regimes.bench.table import Sheet
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
+from regimes.figures.sheet import Sheet
 from regimes.flow.lab import one_thread
 from regimes.landscape.agreement import disagreement, js_divergence, output_distance
 from regimes.landscape.connectivity import linear_connectivity

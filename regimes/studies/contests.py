@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regimes.bench.table import where
+from regimes.figures.sheet import where
 from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Named
 from regimes.studies.page import Say

@@ -11,8 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from regimes.bench.table import Sheet
 from regimes.data.digits import digits
+from regimes.figures.sheet import Sheet
 from regimes.figures.structure import front, structure_over_time
 from regimes.flow.lab import one_thread
 from regimes.models.build import build

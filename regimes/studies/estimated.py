@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from regimes.bench.table import Sheet
 from regimes.data.dataset import Split
+from regimes.figures.sheet import Sheet
 from regimes.models.build import seeded
 from regimes.registry import load
 from regimes.structure.estimators import ESTIMATORS

@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from regimes.bench.table import Sheet
+from regimes.figures.sheet import Sheet
 from regimes.flow.memory import PROCESS, bytes_in_measuring, peak_bytes
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.models.build import build

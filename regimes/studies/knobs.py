@@ -8,8 +8,8 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from regimes.bench.table import Sheet
 from regimes.figures.phase import draw_regimes, legend_handles
+from regimes.figures.sheet import Sheet
 from regimes.phases.cells import cell_mean
 from regimes.phases.classify import present
 from regimes.record.grid import knobs_of

@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from regimes.bench.table import Sheet
+from regimes.figures.sheet import Sheet
 from regimes.figures.table import percent
 from regimes.phases.cells import cell_mean
 from regimes.phases.classify import REGIMES

@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from regimes.bench.table import Sheet, finite, where
 from regimes.figures.draw import STEADY, save
+from regimes.figures.sheet import Sheet, finite, where
 
 Say = Callable[[str], None]
 

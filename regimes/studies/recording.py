@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import optuna
 
-from regimes.bench.table import Sheet
 from regimes.data.dataset import Dataset
+from regimes.figures.sheet import Sheet
 from regimes.flow.files import Damaged, read_checked, write_checked
 from regimes.flow.head import environment
 from regimes.flow.lab import Lab

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from regimes.adaptive.choose import Known, known_enough
 from regimes.adaptive.replay import at_random, replay
-from regimes.bench.table import Sheet
+from regimes.figures.sheet import Sheet
 from regimes.phases.cells import seed_means
 from regimes.phases.measured import Measured
 from regimes.phases.regime_map import RegimeMap

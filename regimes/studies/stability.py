@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from regimes.bench.table import Sheet
 from regimes.data import DATASETS
 from regimes.data.dataset import Dataset, Split
+from regimes.figures.sheet import Sheet
 from regimes.flow.lab import in_layout, one_thread
 from regimes.landscape.agreement import disagreement, js_divergence
 from regimes.landscape.connectivity import linear_connectivity

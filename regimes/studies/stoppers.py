@@ -10,7 +10,7 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from regimes.bench.table import Sheet
+from regimes.figures.sheet import Sheet
 from regimes.hpo import STOPPERS
 from regimes.hpo.asked import read_hpo
 from regimes.hpo.drive import Limits, climb_of, work

@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from regimes.bench.table import Sheet
+from regimes.figures.sheet import Sheet
 from regimes.phases.classify import judged
 from regimes.phases.rules import regimes_at
 from regimes.studies.diagrams import NOISES, SHAPES, SOFTNESS, diagram
