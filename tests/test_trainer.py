@@ -105,6 +105,27 @@ def test_batch_sizes_are_shared_by_a_fleet() -> None:
     assert isinstance(study.sampler, optuna.samplers.RandomSampler)
 
 
+def test_weights_are_kept_while_a_trial_is_under_way(tmp_path: Path) -> None:
+    asked = spec(trials=4, batch=2)
+    study = done(asked, optuna.pruners.NopPruner(), tmp_path / "done")
+    assert all(each.state == TrialState.COMPLETE for each in study.trials)
+    assert list(tmp_path.glob("done/trials/records/*/*.json"))
+    assert not list(tmp_path.glob("done/**/*.safetensors"))
+    entry, folder = Entry(asked.recipe, 0), tmp_path / "cut"
+    _, climb = planned(asked, folder)
+    begun = next(each for each in climb.stretches if each.stop < climb.trainer.ladder.rungs[each.rung].epochs)
+    (first,) = climb.trainer.run([entry], begun)
+    climb.trainer.forget(entry, over=False)
+    assert len(list(folder.glob("**/*.safetensors"))) == 1
+    _, again = planned(asked, folder)  # another process goes on with them
+    (known,) = again.trainer.run([entry], begun)
+    assert (known.loss, known.paid) == (first.loss, False)
+    (rest,) = again.trainer.run([entry], again.stretches[again.stretches.index(begun) + 1])
+    assert rest.paid
+    again.trainer.forget(entry)
+    assert not list(folder.glob("**/*.safetensors"))
+
+
 # -- trouble ----------------------------------------------------------------------------------------------------------
 
 

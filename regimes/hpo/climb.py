@@ -36,8 +36,8 @@ class Trains(Protocol):
     def run(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
         """Do a stretch for some trials."""
 
-    def forget(self, entry: Entry) -> None:
-        """Let go of what a trial would have needed to train on."""
+    def forget(self, entry: Entry, over: bool = True) -> None:
+        """Let go of what a trial would have needed to train on; for good, once it is over."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Climb:
             optuna.TrialPruned: the stopper has ended the trial, or it has diverged.
         """
         check(trial.study)
-        climber = self.climber(trial)
+        climber, over = self.climber(trial), False
         try:
             for number in range(climber.first, len(self.stretches)):
                 (value,) = self.trainer.run([climber.entry], self.stretches[number])
@@ -124,9 +124,13 @@ class Climb:
                     raise UserError(f"trial {trial.number}: {value.why}")
                 if number + 1 < len(self.stretches) and self._stops(climber):
                     raise optuna.TrialPruned
+            over = True
             return self._told(climber.value)
+        except optuna.TrialPruned:
+            over = True
+            raise
         finally:
-            self.trainer.forget(climber.entry)
+            self.trainer.forget(climber.entry, over)
 
     # -- together ---------------------------------------------------------------------------------------------------
 
@@ -212,9 +216,9 @@ class Climb:
         return float(getattr(value, self.value))
 
     def _tell(self, study: optuna.Study, climber: Climber, state: TrialState) -> None:
-        self.trainer.forget(climber.entry)
         done = state == TrialState.COMPLETE
         study.tell(climber.trial, self._told(climber.value) if done else None, state)
+        self.trainer.forget(climber.entry)  # after it is told: a kill between costs disk, not a training
         climber.over = True
 
     def _end(self, study: optuna.Study, climber: Climber, why: str) -> None:

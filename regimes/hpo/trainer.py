@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -76,6 +77,7 @@ class Trainer:
         self.data = blind(lab.data)
         self.store = Store(folder) if folder else None
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
+        self._begun: dict[int, list[str]] = {}  # keys of stretches whose weights are in the store, by trial
 
     def run(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
         """Do a stretch for some trials; those that can be stacked are trained as one."""
@@ -84,18 +86,26 @@ class Trainer:
             known = self._known(entry, stretch)
             if known is not None:
                 found[number] = known
-        rest = [number for number in range(len(entries)) if number not in found]
-        for places in alike([entries[number].recipe for number in rest]):
-            numbers = [rest[place] for place in places]
-            for number, value in zip(numbers, self._fleet([entries[n] for n in numbers], stretch), strict=True):
-                found[number] = value
-                self._keep(entries[number], stretch, value)
+        for begun in (True, False):  # one whose weights are gone is trained from its beginning, to the same bits
+            rest = [n for n in range(len(entries)) if n not in found and self._goes_on(entries[n], stretch) == begun]
+            for places in alike([entries[number].recipe for number in rest]):
+                numbers = [rest[place] for place in places]
+                for number, value in zip(numbers, self._fleet([entries[n] for n in numbers], stretch), strict=True):
+                    found[number] = value
+                    self._keep(entries[number], stretch, value)
         return [found[number] for number in range(len(entries))]
 
-    def forget(self, entry: Entry) -> None:
-        """Let go of what a trial would have needed to train on."""
+    def _goes_on(self, entry: Entry, stretch: Stretch) -> bool:
+        """Whether a stretch goes on from weights that are at hand."""
+        return stretch.start > 0 and (entry.seed, stretch.rung) in self._snapshots
+
+    def forget(self, entry: Entry, over: bool = True) -> None:
+        """Let go of what a trial would have needed to train on; for good, once it is over."""
         for key in [key for key in self._snapshots if key[0] == entry.seed]:
             del self._snapshots[key]
+        if over and self.store is not None:
+            for name in self._begun.pop(entry.seed, ()):
+                self.store.weights_file(name).unlink(missing_ok=True)
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +145,7 @@ class Trainer:
         """A training from fresh weights, or the one that this trial has begun on this rung."""
         role = ("hpo", self.seed, entry.seed, f"{rung.density:g}")
         recipe = rung.recipe(entry.recipe).model_copy(update={"stop": stretch.stop, "last": 1})
-        resume = self._snapshots[entry.seed, stretch.rung] if stretch.start else None
+        resume = self._snapshots[entry.seed, stretch.rung] if self._goes_on(entry, stretch) else None
         model = rung.lab.new_model(seed_of("init", *role))
         return Lane(model, recipe, role, None, resume)
 
@@ -166,18 +176,20 @@ class Trainer:
         return digest({**rung.lab.identity, **about, "recipe": science, "role": role})
 
     def _known(self, entry: Entry, stretch: Stretch) -> Value | None:
-        """A result of an earlier command; one that trained on needs its weights, too."""
+        """A result of an earlier command, with the weights to train on from where they are still kept."""
         if self.store is None:
             return None
         key = self.key(entry, stretch)
         try:
             record = self.store.read(key)
-            if record is None:
-                return None
-            if stretch.stop < self.ladder.rungs[stretch.rung].epochs and not record["why"]:
-                self._snapshots[entry.seed, stretch.rung] = _unpacked(stretch.stop, self.store.weights(key))
         except Damaged:
             return None
+        if record is None:
+            return None
+        if stretch.stop < self.ladder.rungs[stretch.rung].epochs and not record["why"]:
+            with contextlib.suppress(Damaged):  # of a trial that was over
+                self._snapshots[entry.seed, stretch.rung] = _unpacked(stretch.stop, self.store.weights(key))
+                self._begun.setdefault(entry.seed, []).append(key)
         loss, error, calibrated = (math.inf if record.get(name) is None else record[name] for name in VALUES)
         return Value(loss, error, record["seconds"], False, record["why"], calibrated)
 
@@ -196,7 +208,10 @@ class Trainer:
             "numerics": self.lab.spec.numerics.id,
             "at": {"density": self.ladder.rungs[stretch.rung].density, "epoch": stretch.stop, "trial": entry.seed},
         }
-        self.store.write(self.key(entry, stretch), record, _packed(snapshot) if going_on and snapshot else None)
+        key = self.key(entry, stretch)
+        if going_on:
+            self._begun.setdefault(entry.seed, []).append(key)
+        self.store.write(key, record, _packed(snapshot) if going_on and snapshot else None)
 
 
 def blind(data: Dataset) -> Dataset:

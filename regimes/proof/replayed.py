@@ -41,7 +41,7 @@ class Replayed:
         self.spent += sum(seconds)
         return [self._value(number, stretch, share) for number, share in zip(numbers, seconds, strict=True)]
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, entry: Entry, over: bool = True) -> None:
         """Nothing is held."""
 
     def number(self, recipe: Recipe) -> int:
