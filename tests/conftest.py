@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from archives import write_archives
@@ -24,6 +25,8 @@ from regimes.flow.store import Store
 from regimes.spec.check import resolve
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("regimes", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("regimes")
 
 # Options that make each model small enough for a test that trains it.
 SMALL: dict[str, dict[str, Any]] = {

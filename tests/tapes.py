@@ -20,7 +20,7 @@ from regimes.hpo.plan import lab_of
 from regimes.proof.arms import Stage
 from regimes.proof.courses import FULL, Course
 from regimes.proof.recording import settings
-from regimes.proof.tape import SEEDS, Tape, assemble
+from regimes.proof.tape import SEARCHED, SEEDS, Tape, assemble
 from regimes.spec.hpo import Hpo
 
 EPOCHS, COUNT, TRIALS = 20, 64, 24
@@ -80,7 +80,7 @@ def recorded() -> xr.Dataset:
     values = settings(world()[0].space, COUNT)
     rows = {}
     for place, name in enumerate(SECONDS):
-        for seed in range(SEEDS if name == FULL else 1):
+        for seed in range(SEEDS if name == FULL else SEARCHED):
             for number, each in enumerate(values):
                 losses: list[float | None] = [loss_of(each, name, seed, epoch) for epoch in range(1, EPOCHS + 1)]
                 if each["learning_rate"] > 0.9:

@@ -74,7 +74,7 @@ def test_a_basic_block_costs_what_the_formula_says() -> None:
     assert float(found.macs) == pytest.approx(macs, rel=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(["vgg", "densenet", "preresnet"]))
 def test_expected_size_is_the_mean_over_draws(seed: int, name: str) -> None:
     """It is linear in each gate alone, so its mean over two values of one gate is its value at the middle."""

@@ -34,7 +34,7 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[Tensor, Te
 # -- closed form ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(size=st.integers(2, 12), seed=st.integers(0, 10_000))
 def test_quadratic_top_eigenvalue_is_exact(size: int, seed: int) -> None:
     A = symmetric(size, seed)

@@ -130,7 +130,7 @@ def test_impossible_thresholds_are_refused(lmc: float | None, cka: float | None,
         classify(diagram(0)[0], lmc=lmc, cka=cka)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5), seed=st.integers(0, 999), holes=st.floats(0, 0.6))
 def test_any_grid_is_labelled(rows: int, columns: int, seed: int, holes: float) -> None:
     rng = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ def test_unmeasured_cells_are_unknown_and_disturb_nobody() -> None:
     assert (found == truth).mean() >= 34 / 36
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 500), data=st.data())
 def test_order_of_cells_and_pairs_changes_nothing(seed: int, data: st.DataObject) -> None:
     made, _ = diagram(seed)

@@ -16,7 +16,7 @@ from regimes.spec.recipe import Recipe
 from regimes.training.train import train
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=st.lists(st.integers(1, 500), min_size=1, max_size=8), data=st.data())
 def test_uniform_is_exact_and_fair(sizes: list[int], data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, sum(sizes)))
@@ -30,7 +30,7 @@ def test_uniform_is_exact_and_fair(sizes: list[int], data: st.DataObject) -> Non
         assert min(counts.values()) >= 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5), seed=st.integers(0, 99), data=st.data())
 def test_global_keeps_the_best_of_all(sizes: list[int], seed: int, data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, sum(sizes)))
@@ -96,7 +96,7 @@ def test_mask_that_is_broken_is_noticed() -> None:
     assert mask.holds(model)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(width=st.integers(1, 9), density=st.floats(0.05, 1.0))
 def test_mask_survives_storing(width: int, density: float) -> None:
     model = build("mlp", {"widths": [width, width]}, (5,), 2, 0)

@@ -28,7 +28,7 @@ Sweep = dict[str, Any]
 Run = Callable[..., Result]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(density=st.floats(0.01, 0.9), rounds=st.integers(2, 20))
 def test_the_way_goes_down_to_the_density(density: float, rounds: int) -> None:
     for schedule in ("iterative", "gradual"):

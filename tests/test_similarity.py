@@ -36,14 +36,14 @@ def brute_force(X: Tensor, Y: Tensor, debiased: bool) -> float:
     return hsic(K, L) / math.sqrt(hsic(K, K) * hsic(L, L))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), n=st.integers(6, 50), p=st.integers(1, 8), debiased=st.booleans())
 def test_equals_brute_force(seed: int, n: int, p: int, debiased: bool) -> None:
     X, Y = features(seed, n, p), features(seed + 1, n, p + 1) + features(seed, n, p + 1) + 7.0
     assert cka_of_features(X, Y, debiased).value == pytest.approx(brute_force(X, Y, debiased), rel=1e-7, abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100), debiased=st.booleans())
 def test_invariances(seed: int, scale: float, debiased: bool) -> None:
     X, Y = features(seed), features(seed) + 0.5 * features(seed + 1)

@@ -32,7 +32,7 @@ from regimes.studies import (
 from regimes.studies.ranks import spearman
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), count=st.integers(5, 30), ties=st.booleans())
 def test_rank_correlation_is_scipys(seed: int, count: int, ties: bool) -> None:
     random = np.random.default_rng(seed)

@@ -103,7 +103,7 @@ def test_noise_by_size_finds_both_parts() -> None:
     assert (by_size("lmc", mean, np.full(60, np.nan)) == 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(st.floats(0, 1e4, width=32), min_size=2, max_size=8, unique=True),
     sign=st.sampled_from([1, -1]),

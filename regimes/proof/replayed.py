@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from regimes.hpo.ladder import Ladder, Stretch
 from regimes.hpo.trainer import VALUES, Entry, Value, alike
-from regimes.proof.courses import FULL
 from regimes.proof.tape import Tape
 from regimes.spec.recipe import Recipe
 from regimes.training.stacked import padded
@@ -23,7 +22,7 @@ class Replayed:
         tape: the recording.
         ladder: its rungs' networks are those of the recording.
         courses: name of each rung's course.
-        seed: of the full network's trainings that the search sees.
+        seed: of the trainings that the search sees.
     """
 
     def __init__(self, tape: Tape, ladder: Ladder, courses: Sequence[str], seed: int = 0) -> None:
@@ -51,11 +50,10 @@ class Replayed:
 
     def _value(self, number: int, stretch: Stretch, seconds: float) -> Value:
         name = self.courses[stretch.rung]
-        seed = self.seed if name == FULL else 0
-        at = self.tape.courses[name], number, seed, stretch.stop - 1
+        at = self.tape.courses[name], number, self.seed, stretch.stop - 1
         loss, error, calibrated = (float(self.tape.arrays[each][at]) for each in VALUES)
         if math.isnan(loss):
-            raise KeyError(f"setting {number}, course {name}, seed {seed} is not in the recording")
+            raise KeyError(f"setting {number}, course {name}, seed {self.seed} is not in the recording")
         return Value(loss, error, seconds, True, "" if math.isfinite(loss) else "diverged", calibrated)
 
     def _seconds(self, count: int, stretch: Stretch, size: int) -> float:

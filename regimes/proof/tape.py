@@ -19,6 +19,7 @@ from regimes.hpo.trainer import VALUES
 from regimes.proof.courses import FULL, Course
 
 Numbers = NDArray[np.float64]
+SEARCHED = 2  # seeds of every setting and course: searches see one of them
 SEEDS = 4  # of the full network, of the better settings
 VARIABLES = {
     "loss": ("validation loss, without label smoothing", "nat"),

@@ -22,9 +22,9 @@ from regimes.hpo.asked import read_hpo
 from regimes.hpo.plan import guide_of, lab_of
 from regimes.hpo.shift import shift_between
 from regimes.hpo.space import distributions
-from regimes.proof.courses import COURSES, FULL, as_facts, from_facts, rung_of
+from regimes.proof.courses import COURSES, as_facts, from_facts, rung_of
 from regimes.proof.recording import Setting, Task, recipes_of, record, row_of, settings, tasks_of
-from regimes.proof.tape import SEEDS, Tape, assemble, write_tape
+from regimes.proof.tape import SEARCHED, SEEDS, Tape, assemble, write_tape
 from regimes.proof.timed import idle, timed
 from regimes.registry import load
 from regimes.spec.check import read_toml
@@ -41,9 +41,9 @@ RECORDING, MAP = "recording.nc", "map.nc"
 TITLE = "A recording of searches on handwritten digits"
 WORDS = [
     f"`{FILE}`: {COUNT} settings of learning rate, weight decay, batch size, SAM rho and label smoothing that fill the "
-    "space evenly, each trained on the full network (two seeds; the better quarter with four), on proxies of several "
-    "kinds, and on a part of the images; the validation loss after every epoch, the test error of the full network at "
-    "its end, measured seconds. `regimes bench hpo` replays searches on it.",
+    "space evenly, each trained with two seeds on the full network (the better quarter with four), on proxies of "
+    "several kinds, and on a part of the images; the validation loss after every epoch, the test error of the full "
+    "network at its end, measured seconds. `regimes bench hpo` replays searches on it.",
 ]
 
 
@@ -64,15 +64,16 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         record(spec, folder, tasks, os.cpu_count() or 1, say)
         rows.update({(place, number, seed): row for number, row in _rows(folder, tasks, lab)})
 
-    for place, facts in enumerate(courses):
-        for seed in range(2 if facts["course"]["name"] == FULL else 1):
+    for place in range(len(courses)):
+        for seed in range(SEARCHED):
             do(place, recipes, seed)
     better = _better(rows, len(found))
-    for seed in range(2, SEEDS):
+    for seed in range(SEARCHED, SEEDS):
         do(0, [recipes[number] for number in better], seed)
     for name in SHIFTED:
         courses.append(_shifted(name, courses, rows, found, spec, say))
-        do(len(courses) - 1, recipes, 0)
+        for seed in range(SEARCHED):
+            do(len(courses) - 1, recipes, seed)
     default = _default(spec, courses[0], lab, folder, say)
     facts = _facts(spec, courses, lab, folder, default)
     data = assemble([each["course"]["name"] for each in courses], found, rows, spec.recipe.epochs, facts)
@@ -111,8 +112,9 @@ def _rows(folder: Path, tasks: Sequence[Task], lab: Lab) -> list[tuple[int, dict
 
 
 def _better(rows: Mapping[tuple[int, int, int], Mapping[str, Any]], count: int) -> list[int]:
-    """The better settings by the mean validation loss of two seeds."""
-    losses = np.array([[_last(rows[0, number, seed]) for seed in (0, 1)] for number in range(count)]).mean(axis=1)
+    """The better settings by the mean validation loss of the seeds that searches see."""
+    losses = np.array([[_last(rows[0, number, seed]) for seed in range(SEARCHED)] for number in range(count)])
+    losses = losses.mean(axis=1)
     return sorted(int(each) for each in np.argsort(losses)[: count // BETTER])
 
 
