@@ -126,20 +126,22 @@ def saliency(whole: nn.Module, data: Dataset, density: float, recipe: Recipe, se
 
     In each trial those of that trial's own fresh weights stay.
     """
+    small = _most_salient(whole, data, density, recipe, seed)
+    return _proxy("channels-saliency", whole, small, density, chooser_of("channels-saliency", whole, data, recipe))
 
+
+def random_channels(whole: nn.Module, data: Dataset, density: float, recipe: Recipe, seed: int) -> Proxy:
+    """The widths of "channels-saliency", but any channels: shows whether it matters which ones stay."""
+    return _proxy("channels-random", whole, _most_salient(whole, data, density, recipe, seed), density)
+
+
+def _most_salient(whole: nn.Module, data: Dataset, density: float, recipe: Recipe, seed: int) -> nn.Module:
     def judge(model: nn.Module) -> None:
         """Leave the gradients of a few images on the model."""
         inputs, targets = data.train.inputs[:IMAGES], data.train.targets[:IMAGES]
         recipe.loss_fn(model(inputs), targets).backward()
 
-    small = _by_score("channels-saliency", whole, data, density, seed, judge)
-    return _proxy("channels-saliency", whole, small, density, chooser_of("channels-saliency", whole, data, recipe))
-
-
-def random_channels(whole: nn.Module, data: Dataset, density: float, recipe: Recipe, seed: int) -> Proxy:
-    """The widths of "channels-magnitude", but any channels: shows whether it matters which ones stay."""
-    small = _by_score("channels-magnitude", whole, data, density, seed)
-    return _proxy("channels-random", whole, small, density)
+    return _by_score("channels-saliency", whole, data, density, seed, judge)
 
 
 def discovered(whole: nn.Module, data: Dataset, density: float, recipe: Recipe, seed: int) -> Proxy:

@@ -18,6 +18,7 @@ from regimes.spec.hpo import Hpo
 from regimes.spec.recipe import Recipe
 
 FULL = "full"
+SEARCHED = 2  # seeds of a setting that a search may see one of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Course:
         density: of the proxy.
         images: share of the training images.
         shift: {field of the recipe: factor} by which the settings are multiplied.
+        seeds: with which every setting is trained.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Course:
     density: float = 1.0
     images: float = 1.0
     shift: Mapping[str, float] = field(default_factory=dict)
+    seeds: int = 1
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """A setting as it is tried here."""
@@ -45,18 +48,18 @@ class Course:
 
 
 COURSES = (
-    Course(FULL),
+    Course(FULL, seeds=SEARCHED),
     Course("narrowed 0.03", "narrowed", 0.03),
-    Course("narrowed 0.06", "narrowed", 0.06),
+    Course("narrowed 0.06", "narrowed", 0.06, seeds=SEARCHED),
     Course("narrowed 0.12", "narrowed", 0.12),
     Course("narrowed 0.25", "narrowed", 0.25),
     Course("saliency 0.06", "channels-saliency", 0.06),
     Course("magnitude 0.06", "channels-magnitude", 0.06),
     Course("random 0.06", "channels-random", 0.06),
     Course("saliency 0.25", "channels-saliency", 0.25),
-    Course("random 0.25", "channels-random", 0.25),
     Course("discovered 0.06", "discovered", 0.06),
     Course("quarter of the images", images=0.25),
+    Course("half of the images", images=0.5),
 )
 
 

@@ -16,17 +16,18 @@ class Replayed:
     """Climbs a ladder on a recording.
 
     Seconds: a network trained by itself takes what was measured of its course alone at its batch size; a fleet takes
-    what a full one took, idle lanes included.
+    what one of as many lanes took, idle lanes included.
 
     Args:
         tape: the recording.
         ladder: its rungs' networks are those of the recording.
         courses: name of each rung's course.
-        seed: of the trainings that the search sees.
+        replay: number of the search: it says which training it sees of every course and setting.
     """
 
-    def __init__(self, tape: Tape, ladder: Ladder, courses: Sequence[str], seed: int = 0) -> None:
-        self.tape, self.ladder, self.courses, self.seed = tape, ladder, courses, seed
+    def __init__(self, tape: Tape, ladder: Ladder, courses: Sequence[str], replay: int = 0) -> None:
+        self.tape, self.ladder, self.courses = tape, ladder, courses
+        self.seen = tape.seen(replay)
         self.spent = 0.0
 
     def run(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
@@ -50,10 +51,11 @@ class Replayed:
 
     def _value(self, number: int, stretch: Stretch, seconds: float) -> Value:
         name = self.courses[stretch.rung]
-        at = self.tape.courses[name], number, self.seed, stretch.stop - 1
+        course = self.tape.courses[name]
+        at = course, number, self.seen[course, number], stretch.stop - 1
         loss, error, calibrated = (float(self.tape.arrays[each][at]) for each in VALUES)
         if math.isnan(loss):
-            raise KeyError(f"setting {number}, course {name}, seed {self.seed} is not in the recording")
+            raise KeyError(f"setting {number}, course {name} is not in the recording")
         return Value(loss, error, seconds, True, "" if math.isfinite(loss) else "diverged", calibrated)
 
     def _seconds(self, count: int, stretch: Stretch, size: int) -> float:
@@ -65,4 +67,5 @@ class Replayed:
             return count * self.tape.seconds(name, size, "alone") * part + judged
         model, lanes = rung.lab.new_model(seed=0), rung.choice.lanes
         groups = (min(lanes, count - first) for first in range(0, count, lanes))
-        return sum(padded(each, model) for each in groups) * self.tape.seconds(name, size, "fleet") * part + judged
+        fleets = (padded(each, model) for each in groups)
+        return sum(each * self.tape.seconds(name, size, each) for each in fleets) * part + judged

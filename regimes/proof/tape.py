@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from regimes.errors import UserError
 from regimes.hpo.trainer import VALUES
-from regimes.proof.courses import FULL, Course
+from regimes.proof.courses import FULL, SEARCHED, Course
 
 Numbers = NDArray[np.float64]
-SEARCHED = 2  # seeds of every setting and course: searches see one of them
 SEEDS = 4  # of the full network, of the better settings
 VARIABLES = {
     "loss": ("validation loss, without label smoothing", "nat"),
@@ -68,14 +67,23 @@ class Tape:
         """{name: place}."""
         return {str(name): place for place, name in enumerate(self.data["course"].values)}
 
-    def seconds(self, course: str, size: int, how: str) -> float:
-        """Seconds of a course at a batch size: of a training in a full "fleet", or "alone", or of being "judged"."""
-        return float(self.facts["seconds"][course][str(size)][how])
+    def seconds(self, course: str, size: int, how: str | int) -> float:
+        """Seconds of a course at a batch size: of a training "alone", or in so many lanes, or of being "judged"."""
+        return float(self.facts["seconds"][course][str(size)][str(how)])
 
-    def cost(self, course: str) -> float:
-        """Seconds of a training on a course as a share of the full network's, in full fleets, all batch sizes alike."""
-        sums = [sum(each["fleet"] for each in self.facts["seconds"][name].values()) for name in (course, FULL)]
-        return sums[0] / sums[1]
+    def lanes(self, course: str) -> int:
+        """Of the largest fleet that a course is trained in; 1: networks are trained alone."""
+        (some, *_) = self.facts["seconds"][course].values()
+        return max((int(each) for each in some if each.isdigit()), default=1)
+
+    def mean_seconds(self, course: str, together: bool = True) -> float:
+        """Seconds of a training in the largest fleet (or alone), all batch sizes alike."""
+        how = str(self.lanes(course)) if together and self.lanes(course) > 1 else "alone"
+        return float(np.mean([each[how] for each in self.facts["seconds"][course].values()]))
+
+    def cost(self, course: str, together: bool = True) -> float:
+        """Seconds of a training on a course as a share of the full network's."""
+        return self.mean_seconds(course, together) / self.mean_seconds(FULL, together)
 
     @property
     def epochs(self) -> int:
@@ -86,16 +94,34 @@ class Tape:
         """What is judged by at the end of training, of every setting (settings,)."""
         return self.arrays[value][self.courses[course], :, seed, -1]
 
-    def tested(self, without: int | None = None) -> Numbers:
-        """Expected test error of the full network (settings,): the mean of the seeds but one.
+    def seen(self, replay: int) -> NDArray[np.int64]:
+        """Which training a replay sees of every course and setting (courses, settings); drawn anew for each replay."""
+        loss = self.arrays["loss"][..., -1]
+        seeds = np.clip((~np.isnan(loss)).sum(axis=2), 1, SEARCHED)  # (courses, settings) that can be seen
+        random = np.random.default_rng(replay)
+        return np.asarray(np.floor(random.random(seeds.shape) * seeds).astype(np.int64))
+
+    def tested(self, without: NDArray[np.int64]) -> Numbers:
+        """Expected test error of the full network (settings,): the mean of the seeds but one (settings,).
 
         A network that diverged answers by chance.
         """
-        found = self.arrays["test_error"][self.courses[FULL]]
+        found = self._errors().copy()
+        found[np.arange(len(found)), without] = np.nan
+        return np.asarray(np.nanmean(found, axis=1))
+
+    def unseen(self) -> Numbers:
+        """Expected test error (settings,): of seeds that no search sees where there are any, else of all."""
+        found = self._errors()
+        beyond = found[:, SEARCHED:]
+        known = ~np.isnan(beyond).all(axis=1)
+        kept = np.where(known[:, None], np.where(np.arange(found.shape[1]) < SEARCHED, np.nan, found), found)
+        return np.asarray(np.nanmean(kept, axis=1))
+
+    def _errors(self) -> Numbers:
+        """Test errors of the full network (settings, seeds)."""
         diverged = np.isinf(self.arrays["loss"][self.courses[FULL], :, :, -1])
-        found = np.where(diverged, 1 - 1 / self.facts["classes"], found)
-        seeds = [each for each in range(found.shape[1]) if each != without]
-        return np.asarray(np.nanmean(found[:, seeds], axis=1))
+        return np.where(diverged, 1 - 1 / self.facts["classes"], self.arrays["test_error"][self.courses[FULL]])
 
     def seed_noise(self) -> float:
         """Standard deviation of the test error between seeds of one setting, pooled over those with `SEEDS` of them."""

@@ -5,45 +5,54 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regimes.flow.engine import Choice
+from regimes.flow.engine import Choice, seconds_per_image
 from regimes.flow.lab import Lab, one_thread
 from regimes.hpo.judging import judge
 from regimes.hpo.ladder import Rung
+from regimes.landscape.error import mean_error
 from regimes.proof.courses import from_facts
 from regimes.spec.hpo import Hpo
-from regimes.spec.keys import seed_of
 from regimes.spec.recipe import Recipe
-from regimes.training.lane import Lane
 from regimes.training.stacked import padded
-from regimes.training.train import train_fleet
 
-PART = 2  # epochs that are timed
-ROUNDS = 3
+ROUNDS = 5
 MIDDLE = ("sam_rho", "label_smoothing")
-ALONE = 2  # networks that are timed one by one
 
-Seconds = dict[str, dict[str, float]]  # {batch size: {"fleet", "alone", "judged": seconds of one network}}
+Seconds = dict[str, dict[str, float]]  # {batch size: {"alone", "judged", fleet's lanes: seconds of one network}}
 
 
 def timed(spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab) -> dict[str, Seconds]:
-    """{course: seconds of a whole training}: the median of some rounds, all courses in turn in each."""
+    """{course: seconds of a whole training}: the median of some rounds, all courses in turn in each.
+
+    By batch size: of a network trained "alone", of being "judged" once, and of one lane of a fleet, by its lanes.
+    """
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for _ in range(ROUNDS):
         for facts in courses:
             course, rung = from_facts(facts, lab, spec.recipe)
             for size in sizes(spec):
                 recipe = course.recipe(spec.recipe.model_copy(update=usual(spec, size)))
-                row = {"alone": _seconds(rung, recipe, Choice("eager", 1), ALONE), "judged": _judged(rung, recipe)}
-                lanes = rung.choice.lanes
-                row["fleet"] = row["alone"] if lanes == 1 else _seconds(rung, recipe, rung.choice, lanes)
+                row = {"alone": _training(rung, recipe, Choice("eager", 1)), "judged": _judged(rung, recipe)}
+                for lanes in fleets(rung):
+                    row[str(lanes)] = _training(rung, recipe, Choice(rung.choice.engine, lanes))
                 found.setdefault(course.name, {}).setdefault(str(size), []).append(row)
     return {name: {size: _medians(rows) for size, rows in each.items()} for name, each in found.items()}
 
 
-def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+def fleets(rung: Rung) -> list[int]:
+    """Numbers of lanes in which networks of a rung are trained together: each twice the one before."""
+    lanes = padded(1, rung.lab.new_model(seed=0)) if rung.choice.lanes > 1 else rung.choice.lanes + 1
+    found = []
+    while lanes <= rung.choice.lanes:
+        found.append(lanes)
+        lanes *= 2
+    return found
+
+
+def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
@@ -60,24 +69,19 @@ def usual(spec: Hpo, size: int) -> dict[str, Any]:
     return {"batch_size": size, **middle}
 
 
-def _seconds(rung: Rung, recipe: Recipe, choice: Choice, networks: int) -> float:
-    """Of a whole training of one network, from a few epochs; of a fleet's every lane."""
-    with one_thread():
-        lanes = [
-            Lane(rung.lab.new_model(seed_of("timed", number)), recipe, ("timed", number)) for number in range(networks)
-        ]
-        count = networks if choice.lanes == 1 else padded(networks, lanes[0].model)
-        started = time.perf_counter()
-        for _ in train_fleet(lanes, rung.lab.data, [PART], choice.engine, False, rung.lab.spec.numerics.precision):
-            pass
-        return (time.perf_counter() - started) / count * recipe.epochs / PART
+def _training(rung: Rung, recipe: Recipe, choice: Choice) -> float:
+    """Seconds of a whole training of one network, from a few steps; nothing is judged in it."""
+    steps = len(rung.lab.data.train.targets) // recipe.batch_size
+    return seconds_per_image(rung.lab, choice, recipe) * steps * recipe.batch_size * recipe.epochs
 
 
 def _judged(rung: Rung, recipe: Recipe) -> float:
+    """Seconds of what follows a training, or a part of it that is reported: its own evaluation, and its value."""
+    model, val = rung.lab.new_model(seed=0), rung.lab.data.val
     with one_thread():
-        weights = rung.lab.new_model(0).state_dict()
         started = time.perf_counter()
-        judge(rung.lab.model_with(weights), rung.lab.data.val, recipe)
+        mean_error(model, val, recipe.loss_fn)
+        judge(model, val, recipe)
         return time.perf_counter() - started
 
 
