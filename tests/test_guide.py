@@ -14,6 +14,7 @@ from regimes.hpo.guide import Guide, open_guide
 from regimes.hpo.ladder import Rung, ladder_of
 from regimes.hpo.plan import guide_of, keep, kept, lab_of, map_sweep, plan
 from regimes.phases.answers import Rung as Judged
+from regimes.record.grid import save_grid
 from regimes.spec.check import resolve
 from regimes.spec.hpo import Dimension
 from regimes.spec.recipe import Recipe
@@ -83,7 +84,7 @@ def test_the_sparsest_density_that_costs_nothing_is_deployed(guide: Guide) -> No
     assert guide.deployment(Recipe(learning_rate=7.0))["density"] is None
     without = world().drop_vars(["test_error", "dense_test_error"])
     assert guide.deployment(Recipe(learning_rate=7.0))["reason"]
-    assert "no test errors" in Guide(RegimeMap(without), "w").deployment(Recipe(learning_rate=0.05))["reason"]
+    assert "no validation errors" in Guide(RegimeMap(without), "w").deployment(Recipe(learning_rate=0.05))["reason"]
 
 
 def test_where_no_proxy_is_trusted_it_is_said_and_the_full_network_is_searched(
@@ -150,6 +151,21 @@ def test_a_map_is_made_first_its_cost_counted_and_the_plan_kept(tmp_path: Path) 
         open_guide(tmp_path / "map", Named(**{**asked.data.model_dump(), "train": 300}), asked.model)
     with pytest.raises(UserError, match="no such file or folder"):
         open_guide(tmp_path / "nowhere", asked.data, asked.model)
+
+
+def test_a_map_decides_by_validation_errors_whatever_the_test_split_says(guide: Guide, tmp_path: Path) -> None:
+    data = world()
+    wrong = {"test_error": 1 - data["test_error"], "dense_test_error": 1 - data["dense_test_error"]}
+    seen = {"val_error": data["test_error"], "dense_val_error": data["dense_test_error"]}
+    for name, more in (("both", {**wrong, **seen}), ("test", {})):
+        save_grid(data.assign(more), tmp_path / f"{name}.nc")
+    asked = spec()
+    found = open_guide(tmp_path / "both.nc", asked.data, asked.model)
+    assert found.judged() == guide.judged()
+    assert found.deployment(Recipe(learning_rate=0.05)) == guide.deployment(Recipe(learning_rate=0.05))
+    blind = open_guide(tmp_path / "test.nc", asked.data, asked.model)
+    assert "no validation errors" in blind.deployment(Recipe(learning_rate=0.05))["reason"]
+    assert all("tau" not in each.reason for each in blind.judged())
 
 
 def test_a_knob_that_no_recipe_has_cannot_be_stood_on() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from regimes.errors import OutsideRange, UserError
 from regimes.flow.store import Store
@@ -15,6 +16,7 @@ from regimes.hpo.ladder import Ladder
 from regimes.models import GIVEN, MODELS
 from regimes.phases.answers import Rung as Judged
 from regimes.phases.regime_map import RegimeMap
+from regimes.record.grid import read_grid
 from regimes.registry import load, with_defaults
 from regimes.spec.hpo import Dimension
 from regimes.spec.recipe import Recipe
@@ -117,7 +119,7 @@ class Guide:
             return {"density": None, "reason": str(error)}
         rows = {each: found.evidence["here"] for each, found in advice.items()}
         if any("test_error" not in row for row in rows.values()):
-            return {"density": None, "reason": "the map has no test errors"}
+            return {"density": None, "reason": "the map has no validation errors"}
         bound = rows[max(rows)]["test_error"]["high"]
         for density, row in rows.items():
             if row["test_error"]["value"] <= bound:
@@ -142,18 +144,29 @@ class Guide:
 
 
 def open_guide(path: str | Path, data: Named, model: Named, seconds: float = 0.0) -> Guide:
-    """The map of a run's folder or a netCDF grid, for networks of a model on some data.
+    """The map of a run's folder or a netCDF grid, for networks of a model on some data; its errors are `validated`.
 
     Raises:
         UserError: it cannot be used, or is a map of another model or other data.
     """
     path = Path(path)
-    chart = RegimeMap.open(path)
+    chart = RegimeMap(validated(read_grid(path)))
     if path.is_dir():
         _check_same(path, Store(path).layout["sweep"], data, model)
     guide = Guide(chart, str(path.resolve()), seconds)
     guide.here(Recipe())  # or a line now, not after the search
     return guide
+
+
+def validated(data: xr.Dataset) -> xr.Dataset:
+    """A grid with validation errors where its test errors were: what a search decides must not rest on the test split.
+
+    A grid without validation errors is left without errors: its regimes are asked, and no more.
+    """
+    theirs = {"test_error": "val_error", "dense_test_error": "dense_val_error"}
+    if not set(theirs.values()) <= set(data.variables):
+        return data.drop_vars(list(theirs), errors="ignore")
+    return data.assign({name: data[other] for name, other in theirs.items()})
 
 
 def _check_same(path: Path, sweep: Mapping[str, Any], data: Named, model: Named) -> None:
