@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from regimes.figures.draw import STEADY, save
 
@@ -16,6 +18,21 @@ def draw_search(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw a search's best value against seconds into its folder."""
     with mpl.rc_context(STEADY):
         return save(best_so_far(result), folder / "search", ("png", "svg"))
+
+
+def judged_by(value: str) -> str:
+    """Label of an axis of what trials are judged by."""
+    unit = "share wrong" if value == "error" else "nat"
+    return f"validation {'error' if value == 'error' else 'loss'} of the full network ({unit})"
+
+
+def plainly_logarithmic(axis: Axis) -> None:
+    """A logarithmic axis with its numbers written out."""
+    across = axis is axis.axes.xaxis
+    (axis.axes.set_xscale if across else axis.axes.set_yscale)("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_tick_params(which="both", labelsize=8)
 
 
 def best_so_far(result: Mapping[str, Any]) -> Figure:
@@ -34,9 +51,9 @@ def best_so_far(result: Mapping[str, Any]) -> Figure:
         figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     axes.set_xlim(left=0)
     if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
-        axes.set_yscale("log")
+        plainly_logarithmic(axes.yaxis)
     axes.set_xlabel("seconds of training, all workers")
-    axes.set_ylabel("best validation value of the full network")
+    axes.set_ylabel(judged_by(result["value"]))
     title = f"{result['name']}: best so far"
     if facts["baseline_seconds"]:
         share = facts["seconds"] / facts["baseline_seconds"]

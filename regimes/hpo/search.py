@@ -149,6 +149,7 @@ def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, sa
         say(f"trial {winner.number} is the best; it is trained {whole.spec.final_seeds} times anew and tested")
         result["winner"] = final(whole, lab, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
+    result["value"] = whole.spec.study.value
     result["savings"] = savings(studies, whole)
     result["ladder"] = whole.ladder.facts()
     result["steps"] = [each.step for each in whole.ladder.stretches]

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import NullFormatter
 
+from regimes.figures.search import plainly_logarithmic
 from regimes.proof.arms import BASE, Found
 from regimes.proof.fidelity import Fidelity
 from regimes.proof.scores import Numbers, incumbents
@@ -42,12 +44,8 @@ def curves(found: Mapping[str, Sequence[Found]], tested: Sequence[Numbers], targ
     axes.axhline(100 * target, color="#999999", linewidth=0.8)
     above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
     axes.annotate("target", (latest, 100 * target), color="#666666", fontsize=8, **above)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.tick_params(axis="y", which="both", labelsize=8)
+    plainly_logarithmic(axes.yaxis)
+    _logarithmic(axes)
     axes.set_xlabel("seconds of the search, one core, everything counted")
     axes.set_ylabel("expected test error of what is held (%)")
     axes.set_title("Best so far, mean of the replayed searches", fontsize=10)
@@ -77,13 +75,17 @@ def fidelities(ranks: Sequence[Fidelity]) -> Figure:
         axes.errorbar(each.cost, each.tau.value, yerr=off, fmt="o", color=colour, markersize=5, capsize=2, linewidth=1)
         beside: dict[str, Any] = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
         axes.annotate(each.name, (each.cost, each.tau.value), color=colour, **beside)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    _logarithmic(axes)
     axes.set_xlabel("seconds, as a share of a full training")
     axes.set_ylabel("Kendall's tau with the full network")
     axes.set_title("How settings are ranked by something cheaper", fontsize=10)
     return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Across, with numbers at powers of ten alone."""
+    plainly_logarithmic(axes.xaxis)
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _colour(name: str) -> str:

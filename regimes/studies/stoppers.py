@@ -10,6 +10,7 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
+from regimes.figures.search import judged_by, plainly_logarithmic
 from regimes.figures.sheet import Sheet
 from regimes.hpo import STOPPERS
 from regimes.hpo.asked import read_hpo
@@ -119,8 +120,8 @@ def curves(found: Mapping[str, dict[str, Any]]) -> Figure:
         axes.plot(seconds[:-1], values[:-1], "o", color=colour, markersize=4)
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlim(left=0)
-    axes.set_yscale("log")
+    plainly_logarithmic(axes.yaxis)
     axes.set_xlabel("seconds, the map and finding proxies included")
-    axes.set_ylabel("best validation value of the full network")
+    axes.set_ylabel(judged_by(next(iter(found.values()))["value"]))
     axes.set_title("Digits: best so far", fontsize=10)
     return figure
