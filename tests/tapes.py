@@ -17,10 +17,10 @@ from regimes.hpo.asked import hpo_from
 from regimes.hpo.ladder import Rung
 from regimes.hpo.making import facts_of
 from regimes.hpo.plan import lab_of
-from regimes.proof.arms import Stage
-from regimes.proof.courses import FULL, Course
+from regimes.proof.courses import FULL, SEARCHED, Course
 from regimes.proof.recording import settings
-from regimes.proof.tape import SEARCHED, SEEDS, Tape, assemble
+from regimes.proof.searching import Stage
+from regimes.proof.tape import SEEDS, Tape, assemble
 from regimes.spec.hpo import Hpo
 
 EPOCHS, COUNT, TRIALS = 20, 64, 24
@@ -36,9 +36,11 @@ SPEC: dict[str, Any] = {
     "trials": TRIALS,
     "batch": 8,
 }
-SECONDS = {FULL: 10.0, "narrowed 0.06": 1.0, "saliency 0.06": 1.5, "quarter of the images": 2.5}
+SECONDS = {FULL: 10.0, "narrowed 0.06": 1.0, "narrowed 0.12": 2.0, "saliency 0.06": 1.5, "quarter of the images": 2.5}
+DENSITY = {"narrowed 0.06": 0.06, "narrowed 0.12": 0.12, "saliency 0.06": 0.06}
+ONCE = ("narrowed 0.12",)  # courses that are trained with one seed
 ALONE = 4.0  # times as long as in a fleet
-PROXIES = {"narrowed 0.06": "narrowed", "saliency 0.06": "channels-saliency"}
+PROXIES = {"narrowed 0.06": "narrowed", "narrowed 0.12": "narrowed", "saliency 0.06": "channels-saliency"}
 
 
 def loss_of(setting: dict[str, Any], course: str, seed: int, epoch: int) -> float:
@@ -65,9 +67,9 @@ def rungs() -> dict[str, tuple[Course, Rung]]:
     found = {}
     for name in SECONDS:
         proxy, images = PROXIES.get(name, ""), 0.25 if "images" in name else 1.0
-        course = Course(name, proxy, 0.06 if proxy else 1.0, images)
+        course = Course(name, proxy, DENSITY.get(name, 1.0), images, seeds=1 if name in ONCE else SEARCHED)
         made = rung_of(course, spec, lab, 1)
-        choice = Choice("stacked", 8) if course.proxy else Choice("eager", 1)
+        choice = Choice("stacked", 32) if course.proxy else Choice("eager", 1)
         seconds = SECONDS[name] / 5000
         alone = seconds * (ALONE if course.proxy else 1.0)
         found[name] = course, Rung(made.density, made.kept, made.lab, EPOCHS, choice, seconds, alone)
@@ -80,7 +82,7 @@ def recorded() -> xr.Dataset:
     values = settings(world()[0].space, COUNT)
     rows = {}
     for place, name in enumerate(SECONDS):
-        for seed in range(SEEDS if name == FULL else SEARCHED):
+        for seed in range(SEEDS if name == FULL else 1 if name in ONCE else SEARCHED):
             for number, each in enumerate(values):
                 losses: list[float | None] = [loss_of(each, name, seed, epoch) for epoch in range(1, EPOCHS + 1)]
                 if each["learning_rate"] > 0.9:
@@ -99,7 +101,9 @@ def facts() -> dict[str, Any]:
     found = rungs()
     seconds = {
         name: {
-            str(size): {"fleet": each, "alone": each * (ALONE if name in PROXIES else 1.0), "judged": 0.01}
+            str(size): {"alone": each * ALONE, "8": each, "16": each, "32": each, "judged": 0.01}
+            if name in PROXIES
+            else {"alone": each, "judged": 0.01}
             for size in SPEC["space"]["batch_size"]
         }
         for name, each in SECONDS.items()
@@ -107,7 +111,10 @@ def facts() -> dict[str, Any]:
     return {
         "spec": SPEC,
         "courses": [{"course": dataclasses.asdict(course), "rung": facts_of(rung)} for course, rung in found.values()],
-        "made": {name: 3.0 if name in PROXIES else 0.0 for name in found},
+        "made": {
+            name: {"alone": 1.0, "together": 3.0} if name in PROXIES else {"alone": 0.5, "together": 0.5}
+            for name in found
+        },
         "seconds": seconds,
         "asking": 0.0,
         "classes": 10,

@@ -23,18 +23,24 @@ from regimes.hpo.ladder import ladder_of
 from regimes.hpo.shift import shift_between
 from regimes.hpo.space import recipe_with
 from regimes.hpo.trainer import Entry
-from regimes.proof.arms import ARMS, BASE, Arm, Found, replay
+from regimes.phases.answers import Rung as Judged
+from regimes.proof.arms import ARMS, AS_FAST, BASE, CONTRASTS, Arm
 from regimes.proof.courses import FULL, fewer
-from regimes.proof.fidelity import fidelity, recall
+from regimes.proof.fidelity import fidelity, recall, regret
 from regimes.proof.pool import Pool
 from regimes.proof.recording import settings
 from regimes.proof.replayed import Replayed
-from regimes.proof.scores import final_error, incumbents, mean_difference, not_worse, saving, time_to
-from regimes.proof.tape import SEEDS, open_tape, write_tape
+from regimes.proof.scores import Interval, final_error, incumbents, mean_difference, not_worse, saving, time_to
+from regimes.proof.searching import Found, replay
+from regimes.proof.sheets import verdict
+from regimes.proof.tape import SEARCHED, SEEDS, open_tape, write_tape
+from regimes.spec.recipe import Recipe
 from regimes.training.stacked import padded
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-RUNNABLE = [arm for arm in ARMS if set(arm.courses) <= set(SECONDS) and not arm.mapped]
+RUNNABLE = [
+    arm for arm in ARMS if all(name.removeprefix(AS_FAST) in SECONDS for name in arm.courses) and not arm.mapped
+]
 
 
 def test_settings_fill_the_space_evenly() -> None:
@@ -67,12 +73,26 @@ def test_a_recording_survives_its_file(tmp_path: Path) -> None:
 def test_expected_test_errors_leave_out_the_seed_that_was_searched_with() -> None:
     at = next(number for number, each in enumerate(tape().settings) if each["learning_rate"] < 0.9)
     errors = tape().arrays["test_error"][0, at]
-    assert tape().tested(without=1)[at] == pytest.approx(errors[[0, 2, 3]].mean())
+    assert tape().tested(np.full(COUNT, 1))[at] == pytest.approx(errors[[0, 2, 3]].mean())
+    assert tape().tested(np.arange(COUNT) % 2)[at] == pytest.approx(np.delete(errors, at % 2).mean())
+    assert tape().unseen()[at] == pytest.approx(errors[SEARCHED:].mean())
     diverged = next(number for number, each in enumerate(tape().settings) if each["learning_rate"] > 0.9)
-    assert tape().tested()[diverged] == pytest.approx(0.9)  # chance, of ten classes
+    assert tape().unseen()[diverged] == pytest.approx(0.9)  # chance, of ten classes
     lasting = [each for each in tape().settings if each["learning_rate"] <= 0.9]
     found = [[0.1 * loss_of(each, FULL, seed, EPOCHS) for seed in range(SEEDS)] for each in lasting]
     assert tape().seed_noise() == pytest.approx(np.mean(np.var(found, axis=1, ddof=1)) ** 0.5, rel=1e-4)
+
+
+def test_searches_see_trainings_drawn_for_each_setting() -> None:
+    seen = [tape().seen(replay) for replay in range(40)]
+    assert all((each == tape().seen(replay)).all() for replay, each in enumerate(seen[:3]))
+    shares = np.mean(seen, axis=0)
+    place = tape().courses["narrowed 0.12"]
+    assert (shares[place] == 0).all()  # it has one seed
+    others = np.delete(shares, place, axis=0)
+    assert abs(others.mean() - 0.5) < 0.02
+    assert others.min() > 0.1
+    assert others.max() < 0.9
 
 
 def test_fewer_images_are_a_part_of_the_same() -> None:
@@ -113,6 +133,22 @@ def test_a_pool_moves_a_point_to_the_nearest_setting() -> None:
 # -- replayed trainings -----------------------------------------------------------------------------------------------
 
 
+def test_no_search_sees_a_setting_twice() -> None:
+    """Hyperband shows a sampler its own bracket alone."""
+    arm = next(each for each in ARMS if each.name == "TPE + hyperband")
+    asked: list[int] = []
+
+    class Watched(Replayed):
+        def number(self, recipe: Recipe) -> int:
+            asked.append(super().number(recipe))
+            return asked[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("regimes.proof.searching.Replayed", Watched)
+        replay(arm, stage(), seed=0)
+    assert len(set(asked)) == TRIALS
+
+
 def _replayed(course: str = "narrowed 0.06", seed: int = 0) -> Replayed:
     rungs = stage().rungs
     return Replayed(tape(), ladder_of([rungs[course], rungs[FULL]], (0.5,)), [course, FULL], seed)
@@ -132,7 +168,8 @@ def test_what_is_looked_up_is_what_was_recorded(number: int, seed: int) -> None:
         if setting["learning_rate"] > 0.9:
             assert value.why == "diverged"
         else:
-            assert value.loss == pytest.approx(loss_of(setting, course, seed, epoch), rel=1e-6)
+            seen = int(tape().seen(seed)[tape().courses[course], number])
+            assert value.loss == pytest.approx(loss_of(setting, course, seen, epoch), rel=1e-6)
 
 
 def test_seconds_of_fleets_and_of_single_networks() -> None:
@@ -161,7 +198,8 @@ def test_every_arm_comes_to_an_end_and_repeats_itself(arm: Arm) -> None:
     assert [mark[0] for mark in found.marks] == sorted(mark[0] for mark in found.marks)
     assert found.overhead < found.marks[0][0] <= found.marks[-1][0] <= found.seconds + 1e-9
     for _, number, loss in found.marks:
-        assert loss == pytest.approx(loss_of(tape().settings[number], FULL, 1, EPOCHS), rel=1e-6)
+        seen = int(tape().seen(3)[0, number])
+        assert loss == pytest.approx(loss_of(tape().settings[number], FULL, seen, EPOCHS), rel=1e-6)
     if arm.promoted:
         assert len(found.marks) <= arm.promoted
 
@@ -171,28 +209,46 @@ def test_arms_cost_what_their_words_say() -> None:
     diverged = TRIALS - len(by_name[BASE].marks)
     assert by_name[BASE].seconds == pytest.approx(TRIALS * (SECONDS[FULL] + 0.01))
     assert diverged < TRIALS / 2
-    subset = by_name["data subset"]
-    assert subset.seconds == pytest.approx(TRIALS * (2.5 + 0.01) + 5 * 10.01)
+    subset = by_name["a quarter of the images"]
+    assert subset.seconds == pytest.approx(1.0 + TRIALS * (2.5 + 0.01) + 5 * 10.01)
     few = by_name["few epochs, keep the best"]
     assert few.seconds == pytest.approx(TRIALS * (1.0 + 0.01) + 5 * (9.0 + 0.01))
-    alone = by_name["narrowed network"]
-    assert alone.seconds == pytest.approx(3.0 + TRIALS * (4.0 + 0.01) + 5 * 10.01)
-    stacked = by_name["ours, no map"]
-    assert 3.0 + TRIALS * 1.01 < stacked.seconds < by_name[BASE].seconds
+    alone = by_name["narrowed"]
+    assert alone.seconds == pytest.approx(1.5 + TRIALS * (4.0 + 0.01) + 5 * 10.01)
+    stacked = by_name["ours at 0.06"]
+    assert 3.5 + TRIALS * 1.01 < stacked.seconds < by_name[BASE].seconds
+    assert stage().courses(next(arm for arm in ARMS if arm.name == "narrowed, as fast"))[0] == "narrowed 0.12"
 
 
-def test_the_map_starts_trials_and_its_cost_counts() -> None:
-    class Everything:
-        seconds = 100.0
+class Map:
+    """Trusts a density, or none, and starts every trial where it is told."""
 
-        def start(self, ladder: object, recipe: object) -> tuple[int, str]:
-            return 1, "not trusted"
+    seconds = 100.0
 
+    def __init__(self, trusted: float, start: int = 0) -> None:
+        self.trusted, self.first = trusted, start
+
+    def judged(self) -> list[Judged]:
+        told = {"tau": None, "low": None, "high": None, "ceiling": None, "prior": 0.5, "trust": 0.5, "reason": ""}
+        return [Judged(density=each, trusted=each >= self.trusted, **told) for each in (0.06, 0.12)]
+
+    def start(self, ladder: object, recipe: object) -> tuple[int, str]:
+        return self.first, ""
+
+
+def test_the_map_chooses_the_proxy_and_where_trials_start_and_its_cost_counts() -> None:
     arm = next(each for each in ARMS if each.mapped)
-    mapped = replay(arm, dataclasses.replace(stage(), guide=Everything()), seed=0)  # type: ignore[arg-type]
-    assert mapped.overhead == pytest.approx(103.0)
-    plain = replay(dataclasses.replace(arm, mapped=False), stage(), seed=0)
-    assert len(mapped.marks) > len(plain.marks)  # all start on the full network, which halving does not judge
+    for trusted, course in ((0.06, "narrowed 0.06"), (0.1, "narrowed 0.12")):
+        told = dataclasses.replace(stage(), guide=Map(trusted))  # type: ignore[arg-type]
+        assert told.courses(arm) == [course, FULL]
+        found, plain = (replay(dataclasses.replace(arm, mapped=each, courses=(course,)), told, 0) for each in (1, 0))
+        assert (found.overhead, plain.overhead) == pytest.approx((103.5, 3.5))
+        assert [mark[1:] for mark in found.marks] == [mark[1:] for mark in plain.marks]
+    none = dataclasses.replace(stage(), guide=Map(2.0))  # type: ignore[arg-type]
+    assert none.courses(arm) == [FULL]
+    assert replay(arm, none, 0).overhead == 100.0
+    later = dataclasses.replace(stage(), guide=Map(0.06, 1))  # type: ignore[arg-type]
+    assert len(replay(arm, later, 0).marks) > 0
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
@@ -220,6 +276,7 @@ def test_savings_are_of_medians_and_bear_what_never_arrives() -> None:
     assert saving(base, [math.inf] * 10).value == 1.0
     assert saving([math.inf] * 10, [math.inf] * 10).value == 0.0
     assert saving([math.inf] * 10, base).percent() == "never"
+    assert saving(base, [math.inf] * 10).percent() == "the other never"
 
 
 @given(st.lists(st.floats(0.01, 0.2), min_size=5, max_size=20), st.floats(-0.05, 0.05))
@@ -235,18 +292,44 @@ def test_a_difference_lies_in_its_interval(errors: list[float], apart: float) ->
 
 
 def test_fidelity_is_what_brute_force_says() -> None:
-    found = fidelity(tape(), "narrowed 0.06")
-    cheap, full = tape().last("narrowed 0.06"), tape().last(FULL, 1)
-    pairs = list(itertools.combinations(range(COUNT), 2))
-    signs = [[np.sign(np.nan_to_num(each[a] - each[b])) for a, b in pairs] for each in (cheap, full)]
-    concordant = float(np.dot(*signs))
-    ties = sum(np.isinf(cheap[a]) and np.isinf(cheap[b]) for a, b in pairs)
-    assert found.tau.value == pytest.approx(concordant / (len(pairs) - ties), abs=1e-6)
-    assert found.tau.value == pytest.approx(kendalltau(cheap, full).statistic)
+    found = fidelity(tape(), "narrowed 0.12")  # of one seed
+    cheap, pairs = tape().last("narrowed 0.12"), list(itertools.combinations(range(COUNT), 2))
+    expected = []
+    for full in (tape().last(FULL, 0), tape().last(FULL, 1)):
+        signs = [[np.sign(np.nan_to_num(each[a] - each[b])) for a, b in pairs] for each in (cheap, full)]
+        ties = sum(np.isinf(cheap[a]) and np.isinf(cheap[b]) for a, b in pairs)
+        expected.append(float(np.dot(*signs)) / (len(pairs) - ties))
+        assert expected[-1] == pytest.approx(kendalltau(cheap, full).statistic)
+    assert found.tau.value == pytest.approx(np.mean(expected), abs=1e-6)
+    again = fidelity(tape(), FULL)
+    assert again.tau.value == pytest.approx(kendalltau(tape().last(FULL, 0), tape().last(FULL, 1)).statistic)
+    assert again.less == Interval(0.0, 0.0, 0.0)
+    assert found.less.value == pytest.approx(found.tau.value - again.tau.value)
     assert found.tau.low < found.tau.value < found.tau.high
-    assert found.cost == pytest.approx(0.1)
+    assert (found.cost, found.alone) == pytest.approx((0.2, 0.8))
     assert fidelity(tape(), FULL, 5).cost == pytest.approx(0.25)
-    assert found.regret >= 0
+
+
+def test_regret_is_what_validation_would_choose() -> None:
+    full, tested = np.arange(10.0), np.linspace(0.1, 0.2, 10)
+    tested[5] = 0.0  # the test split must not choose it
+    assert regret(full, full, tested) == 0.0
+    assert regret(-full, full, tested) == pytest.approx(tested[5] - tested[0])  # 5 is the best of 9, 8, 7, 6, 5
+    assert regret(np.roll(full, 1), full, tested) == pytest.approx(tested[1] - tested[0])
+
+
+def test_verdicts_are_of_intervals_that_leave_out_zero() -> None:
+    less, more, none = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(0.0, -0.1, 0.1)
+    assert verdict(none, none, none) == "undecided"
+    assert verdict(less, none, none) == "takes less time"
+    assert verdict(more, less, more) == "takes more time; is sooner at the target; ends better"
+    assert verdict(none, more, less) == "is later at the target; ends worse"
+
+
+def test_contrasts_are_of_arms() -> None:
+    names = {arm.name for arm in ARMS}
+    assert len(names) == len(ARMS)
+    assert {name for _, *both in CONTRASTS for name in both} <= names
 
 
 def test_recall_of_the_best() -> None:

@@ -12,22 +12,23 @@ import pytest
 import tapes
 
 import regimes.bench.hpo as bench
-import regimes.proof.sheets as sheets
 from regimes.errors import UserError
 from regimes.hpo.asked import hpo_from
 from regimes.hpo.plan import lab_of
 from regimes.landscape.error import error_and_loss
 from regimes.proof import over_map
-from regimes.proof.arms import ARMS, BASE
+from regimes.proof.arms import ARMS, AS_FAST, BASE
 from regimes.proof.courses import FULL, as_facts, from_facts
 from regimes.proof.live import LIVE, beside, go_live
 from regimes.proof.recording import recipes_of, record, row_of, settings, tasks_of, train_task
+from regimes.proof.searching import replay
+from regimes.proof.sheets import Scores
 from regimes.proof.tape import write_tape
 from regimes.proof.timed import timed
 from regimes.spec.keys import seed_of
 from regimes.training.train import train
 
-RUNNABLE = [arm for arm in ARMS if set(arm.courses) <= set(tapes.SECONDS)]
+RUNNABLE = [arm for arm in ARMS if all(name.removeprefix(AS_FAST) in tapes.SECONDS for name in arm.courses)]
 
 
 @pytest.fixture
@@ -80,9 +81,7 @@ def test_a_recording_goes_on_where_it_was_cut(few: tuple[Any, Any, list[Any]], t
 
 
 def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "ARMS", RUNNABLE)
-    monkeypatch.setattr(sheets, "ARMS", RUNNABLE)
-    monkeypatch.setattr(bench, "SEEDS", 6)
+    monkeypatch.setattr(bench, "SEARCHES", 6)
     monkeypatch.setattr("regimes.proof.fidelity.DRAWS", 20)
     monkeypatch.setattr("regimes.hpo.shift.DRAWS", 5)
     write_tape(tapes.recorded(), tmp_path / "recording.nc")
@@ -115,13 +114,15 @@ def test_proxies_over_a_map() -> None:
             return []
 
     found = over_map.places(tapes.tape(), Map())  # type: ignore[arg-type]
-    assert len(found) == over_map.BINS
+    assert len(found) == 2 * over_map.BINS
+    assert all(each.less.low <= each.tau - each.again <= each.less.high for each in found)
+    assert over_map.by_regime(found)["I"][0] + over_map.by_regime(found)["II-A"][0] == len(found)
     assert found[0].regime == "I"
     assert found[-1].regime == "II-A"
     rates = [each["learning_rate"] for each in tapes.tape().settings]
-    assert sum(sum(each.low <= rate < each.high for rate in rates) for each in found) == tapes.COUNT
+    assert sum(sum(each.low <= rate < each.high for rate in rates) for each in found) == 2 * tapes.COUNT
     table = over_map.sheet(found, Map())  # type: ignore[arg-type]
-    assert len(table.rows) == 1 + over_map.BINS
+    assert len(table.rows) == 1 + len(found)
     assert over_map.figure(found).axes[0].get_ylabel() == "density of the proxy"
 
 
@@ -138,13 +139,15 @@ def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -
     go_live(small, tmp_path, lambda text: None)
     assert (tmp_path / "live.json").stat().st_mtime_ns == before
     arms = [arm for arm in RUNNABLE if arm.name in LIVE]
-    replays = {arm.name: [bench.replay(arm, stage, seed) for seed in range(2)] for arm in arms}
-    (table,) = beside(tmp_path, replays)
+    replays = {arm.name: [replay(arm, stage, seed) for seed in range(2)] for arm in arms}
+    seen = [tapes.tape().seen(seed)[0] for seed in range(2)]
+    scores = Scores.of(replays, [tapes.tape().tested(each) for each in seen], 0.01)
+    (table,) = beside(tmp_path, scores)
     assert [row[0] for row in table.rows[1:]] == list(LIVE)
     (tmp_path / "live.json").write_text("[")
     with pytest.raises(UserError, match="no list of live searches"):
-        beside(tmp_path, replays)
-    assert beside(tmp_path / "none", replays) == []
+        beside(tmp_path, scores)
+    assert beside(tmp_path / "none", scores) == []
 
 
 def test_seconds_are_of_a_whole_training(few: tuple[Any, Any, list[Any]]) -> None:
@@ -154,6 +157,7 @@ def test_seconds_are_of_a_whole_training(few: tuple[Any, Any, list[Any]]) -> Non
     assert set(found) == {FULL, "narrowed 0.06"}
     for each in found.values():
         assert set(each) == {"32", "64"}
-        assert all(row["fleet"] > 0 < row["judged"] for row in each.values())
-    assert all(row["alone"] == row["fleet"] for row in found[FULL].values())  # the full network is trained alone
-    assert all(row["alone"] > row["fleet"] for row in found["narrowed 0.06"].values())
+        assert all(seconds > 0 for row in each.values() for seconds in row.values())
+    assert all(set(row) == {"alone", "judged"} for row in found[FULL].values())  # the full network is trained alone
+    assert all(set(row) == {"alone", "judged", "16", "32"} for row in found["narrowed 0.06"].values())
+    assert all(row["alone"] > row["32"] for row in found["narrowed 0.06"].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from regimes.bench.table import Bench
@@ -9,15 +10,17 @@ from regimes.hpo.asked import hpo_from
 from regimes.hpo.guide import open_guide
 from regimes.hpo.plan import Say, lab_of
 from regimes.proof import figures, over_map
-from regimes.proof.arms import ARMS, Found, Stage, replay
+from regimes.proof.arms import ARMS
 from regimes.proof.courses import FULL, from_facts
 from regimes.proof.fidelity import Fidelity, fidelity
 from regimes.proof.live import beside, go_live
-from regimes.proof.sheets import Scores, arms_sheet, fidelity_sheet, shift_sheet
+from regimes.proof.rankings import fidelity_sheet, shift_sheet
+from regimes.proof.searching import Found, Stage, replay
+from regimes.proof.sheets import Scores, arms_sheet, contrasts_sheet, targets_sheet
 from regimes.proof.tape import Tape, courses_of, open_tape
 
 RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
-SEEDS = 20  # paired searches of every arm
+SEARCHES = 20  # of every arm, in pairs
 PARTS = (0.1, 0.25, 0.5)  # of the full training, whose ranking is judged too
 
 
@@ -29,10 +32,11 @@ def bench(device: str, rounds: int, images: str, say: Say, recording: Path | Non
     if live:
         go_live(stage, path.parent, say)
     found = searches(stage, say)
-    tested = [tape.tested(without=seed % 2) for seed in range(SEEDS)]
+    tested = [tape.tested(without=tape.seen(seed)[tape.courses[FULL]]) for seed in range(SEARCHES)]
     scores = Scores.of(found, tested, tape.seed_noise())
     ranks = ranked(tape, say)
-    sheets = [arms_sheet(scores, stage), *beside(path.parent, found), fidelity_sheet(ranks), shift_sheet(stage)]
+    sheets = [arms_sheet(scores, stage), contrasts_sheet(scores), targets_sheet(scores)]
+    sheets += [*beside(path.parent, scores), fidelity_sheet(ranks), shift_sheet(stage)]
     drawn = {"best-so-far": figures.curves(found, tested, scores.target), "fidelity": figures.fidelities(ranks)}
     if stage.guide is not None:
         places = over_map.places(tape, stage.guide)
@@ -45,20 +49,25 @@ def stage_of(tape: Tape, folder: Path) -> Stage:
     """What arms are replayed on: the recording's search, its networks, and the map beside it, if there is one."""
     spec = hpo_from(tape.facts["spec"], "recording")
     lab = lab_of(spec, "cpu", folder)
-    pairs = [from_facts(facts, lab, spec.recipe) for facts in tape.facts["courses"]]
+    images = len(lab.loaded.train.targets) * spec.recipe.epochs  # of a full training
+    rungs = {}
+    for facts in tape.facts["courses"]:
+        course, rung = from_facts(facts, lab, spec.recipe)
+        seconds, alone = (tape.mean_seconds(course.name, together) / images for together in (True, False))
+        rungs[course.name] = dataclasses.replace(rung, seconds=seconds, alone=alone)
     guide = None
     if "map" in tape.facts:
         guide = open_guide(folder / MAP, spec.data, spec.model, tape.facts["map"]["seconds"])
-    return Stage(tape, spec, {course.name: rung for course, rung in pairs}, guide, spec.trials)
+    return Stage(tape, spec, rungs, guide, spec.trials)
 
 
 def searches(stage: Stage, say: Say) -> dict[str, list[Found]]:
     """{arm: its replays, by seed}; those that need a map only where there is one."""
     found = {}
     for arm in ARMS:
-        if stage.guide is not None or not arm.mapped:
-            found[arm.name] = [replay(arm, stage, seed) for seed in range(SEEDS)]
-            say(f"{arm.name}: {SEEDS} searches replayed")
+        if (stage.guide is not None or not arm.mapped) and set(stage.courses(arm)) <= set(stage.rungs):
+            found[arm.name] = [replay(arm, stage, seed) for seed in range(SEARCHES)]
+            say(f"{arm.name}: {SEARCHES} searches replayed")
     return found
 
 

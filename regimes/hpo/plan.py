@@ -132,7 +132,7 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
     full = full_rung(make)
     notes: list[str] = []
     rungs = [*_proxies(spec, make, guide, full, notes), full]
-    rungs = _worth(rungs, notes)
+    rungs = worth(rungs, notes)
     ladder = ladder_of(rungs, spec.ladder.reports, time.perf_counter() - started)
     space, priors = dict(spec.space), []
     if guide is not None and "sam_rho" in space:
@@ -174,7 +174,7 @@ def _proxies(spec: Hpo, make: Making, guide: Guide | None, full: Rung, notes: li
     return [proxy_rung(make, density) for density in sorted(densities) if density < 1]
 
 
-def _worth(rungs: list[Rung], notes: list[str]) -> list[Rung]:
+def worth(rungs: list[Rung], notes: list[str]) -> list[Rung]:
     """Leave out proxies that are no faster than the next rung, by the clock."""
     kept = rungs[-1:]
     for rung in rungs[-2::-1]:

@@ -32,7 +32,7 @@ class Shift:
 
     Attributes:
         factors: {hyperparameter: factor}.
-        low, high: 95 % intervals, by bootstrap over the pairs.
+        low, high: 95 % intervals, by bootstrap over the proxy's settings and over the pairs.
         pairs: settings that both networks were trained with.
     """
 
@@ -63,9 +63,9 @@ def shift_between(
     """
     names = [name for name in MOVED if name in space and space[name].choices is None]
     paired = np.flatnonzero(~np.isnan(full))
-    surface = _surface(place(settings, space), scores(small))
+    places, ranks = place(settings, space), scores(small)
 
-    def best(chosen: NDArray[np.int64]) -> Numbers:
+    def best(surface: Numbers, chosen: NDArray[np.int64]) -> Numbers:
         target = scores(full[chosen])
         some = [settings[number] for number in chosen]
 
@@ -78,9 +78,12 @@ def shift_between(
         limits = [(-np.log(MOST), np.log(MOST))] * len(names)
         return np.asarray(minimize(misfit, np.zeros(len(names)), method="Powell", bounds=limits).x)
 
-    value = best(paired)
-    random = np.random.default_rng(seed)
-    draws = np.array([best(random.choice(paired, len(paired))) for _ in range(DRAWS)])
+    def again() -> Numbers:
+        drawn = random.integers(len(settings), size=len(settings))
+        return best(_surface(places[drawn], ranks[drawn]), random.choice(paired, len(paired)))
+
+    value, random = best(_surface(places, ranks), paired), np.random.default_rng(seed)
+    draws = np.array([again() for _ in range(DRAWS)])
     low, high = np.exp(np.quantile(draws, [0.025, 0.975], axis=0))
     told = [dict(zip(names, map(float, each), strict=True)) for each in (np.exp(value), low, high)]
     return Shift(told[0], told[1], told[2], len(paired))

@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from regimes.figures.search import plainly_logarithmic
-from regimes.proof.arms import BASE, Found
+from regimes.proof.arms import BASE
 from regimes.proof.fidelity import Fidelity
 from regimes.proof.scores import Numbers, incumbents
+from regimes.proof.searching import Found
 
 SHOWN = {  # arm: colour, line
     BASE: ("#000000", "-"),
     "TPE + halving": ("#0072B2", "--"),
     "TPE + hyperband": ("#56B4E9", ":"),
-    "narrowed network": ("#009E73", "-."),
     "the paper's recipe": ("#CC79A7", ":"),
+    "ours, no proxy": ("#009E73", "-."),
     "ours, no map": ("#D55E00", "-"),
     "ours, with the map": ("#E69F00", "--"),
 }

@@ -5,74 +5,82 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.trial import Trial
 
 from regimes.errors import UserError
 from regimes.figures.sheet import Sheet
-from regimes.hpo import SAMPLERS, STOPPERS
-from regimes.hpo.climb import Climb
-from regimes.hpo.drive import Limits, work
-from regimes.hpo.ladder import Stretch, ladder_of
-from regimes.hpo.making import Making, full_rung, proxy_rung
-from regimes.hpo.plan import extremes, lab_of
+from regimes.flow.lab import Lab, one_thread
+from regimes.hpo.plan import lab_of
+from regimes.hpo.space import recipe_with
 from regimes.hpo.trainer import Trainer, Value
-from regimes.proof.arms import ARMS, BASE, OWN_STOCK, Arm, Found, Stage
-from regimes.registry import load
-from regimes.spec.hpo import Hpo
+from regimes.landscape.error import mean_error
+from regimes.proof.arms import ARMS, BASE, Arm
+from regimes.proof.scores import Numbers, final_error, incumbents, time_to
+from regimes.proof.searching import Found, Search, Stage
+from regimes.proof.sheets import Scores
+from regimes.spec.keys import seed_of
+from regimes.spec.recipe import Recipe
+from regimes.training.train import train
 
-LIVE = (BASE, "TPE + hyperband", "ours, no map")
+LIVE = (BASE, "TPE + halving", "ours, no map")
 FILE = "live.json"
+FRESH = 2  # seeds with which what a live search held is trained anew and tested
 
 
-def search_live(arm: Arm, spec: Hpo, folder: Path, seed: int) -> dict[str, Any]:
-    """Do an arm's search by training, with a free sampler; returns its marks and seconds by the clock."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    lab = lab_of(spec, "cpu", folder)
-    started = time.perf_counter()
-    make = Making(lab, spec.recipe, "narrowed", batch=arm.batch, seed=spec.seed, extremes=extremes(spec))
-    below = [proxy_rung(make, _density(name)) for name in arm.courses]
-    ladder = ladder_of([*below, full_rung(make)], arm.reports)
+def search_live(arm: Arm, stage: Stage, folder: Path, seed: int) -> dict[str, Any]:
+    """Do an arm's search by training, with a free sampler, on the networks of the recording.
+
+    Returns its marks (seconds by the clock, what making the proxies took included) and what they tested at.
+    """
+    lab = lab_of(stage.spec, "cpu", folder)
+    trainer, before = Trainer(lab, stage.ladder(arm), seed), stage.overhead(arm)
     marks: list[dict[str, Any]] = []
-    chosen = spec.study.value
 
-    def watch(trial: Trial, stretch: Stretch, value: Value) -> None:
-        rung = ladder.rungs[stretch.rung]
-        if rung.density == 1 and stretch.stop == rung.epochs and not value.why:
-            seconds = time.perf_counter() - started
-            marks.append({"seconds": seconds, "value": getattr(value, chosen), "params": dict(trial.params)})
+    def finished(trial: Trial, value: Value) -> None:
+        seconds = before + time.perf_counter() - started
+        marks.append({"seconds": seconds, "value": getattr(value, stage.spec.study.value), "params": trial.params})
 
-    steps = [each.step for each in ladder.stretches]
-    kind, _, own = arm.stopper.partition(" ")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        stopper = OWN_STOCK[own]() if kind == "own" else load(STOPPERS, kind, "stopper")(steps)
-        study = optuna.create_study(sampler=load(SAMPLERS, arm.sampler, "sampler")(seed), pruner=stopper)
-    climb = Climb(Trainer(lab, ladder, seed), spec.space, spec.recipe, chosen, watch=watch)
-    work(study, climb, arm.batch, Limits(spec.trials))
-    return {"arm": arm.name, "seed": seed, "seconds": time.perf_counter() - started, "marks": marks}
+    started = time.perf_counter()
+    Search(arm, stage, trainer, seed, lambda base: base, finished).go()
+    result = {"arm": arm.name, "seed": seed, "seconds": before + time.perf_counter() - started, "marks": marks}
+    for _, number in incumbents(as_found(result)):
+        recipe = recipe_with(stage.spec.recipe, marks[number]["params"])
+        marks[number]["tested"] = [_tested(recipe, lab, seed_of("live", seed, fresh)) for fresh in range(FRESH)]
+    return result
 
 
-def _density(course: str) -> float:
-    return next(float(part) for part in reversed(course.split()) if part.replace(".", "").isdigit())
+def _tested(recipe: Recipe, lab: Lab, seed: int) -> float:
+    """Test error of a setting, trained anew."""
+    with one_thread():
+        whole = recipe.model_copy(update={"last": 1})
+        (last,) = train(lab.new_model(seed), lab.data, whole, ("live", seed), [recipe.epochs], evaluate_all=False)
+        if last.diverged:
+            return 1 - 1 / lab.data.classes
+        return mean_error(lab.model_with(last.weights), lab.data.test, recipe.loss_fn)
 
 
-def go_live(stage: Stage, folder: Path, say: Callable[[str], None], seed: int = 0) -> None:
+def as_found(result: dict[str, Any]) -> Found:
+    """A live search as a replayed one is told, its full trainings numbered."""
+    marks = tuple((each["seconds"], number, each["value"]) for number, each in enumerate(result["marks"]))
+    return Found(marks, result["seconds"])
+
+
+def go_live(stage: Stage, folder: Path, say: Callable[[str], None], seeds: Sequence[int] = (0,)) -> None:
     """Train the arms in `LIVE`, one after the other; what is done is kept."""
     path = folder / FILE
     done = _read(path)
-    for name in LIVE:
-        if not any(each["arm"] == name and each["seed"] == seed for each in done):
-            arm = next(each for each in ARMS if each.name == name)
-            done.append(search_live(arm, stage.spec, folder, seed))
-            path.write_text(json.dumps(done, indent=1) + "\n")
-            say(f"{name}: trained live, {done[-1]['seconds']:.0f} s")
+    for seed in seeds:
+        for name in LIVE:
+            if not any(each["arm"] == name and each["seed"] == seed for each in done):
+                arm = next(each for each in ARMS if each.name == name)
+                done.append(search_live(arm, stage, folder, seed))
+                path.write_text(json.dumps(done, indent=1) + "\n")
+                say(f"{name}: trained live, {done[-1]['seconds']:.0f} s")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -84,30 +92,45 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: is no list of live searches; remove it, and they are trained anew") from error
 
 
-def beside(folder: Path, found: Mapping[str, Sequence[Found]]) -> list[Sheet]:
+def beside(folder: Path, scores: Scores) -> list[Sheet]:
     """The live searches beside their replays; nothing where none was trained."""
     done = _read(folder / FILE)
     if not done:
         return []
-    rows = [["search", "trained live: seconds", "replayed", "full trainings", "replayed", "best value", "replayed"]]
+    head = ["search", "seconds, live", "replayed", "full trainings", "replayed", "to the target", "replayed"]
+    rows = [[*head, "test error, %", "replayed"]]
     for each in done:
-        replays = found[each["arm"]]
-        best = min((mark["value"] for mark in each["marks"]), default=math.inf)
+        name, live, tested = each["arm"], as_found(each), tested_of(each)
+        replays = scores.found[name]
         rows.append(
             [
-                each["arm"],
+                name,
                 f"{each['seconds']:.0f}",
-                _range([one.seconds for one in replays], "{:.0f}"),
-                str(len(each["marks"])),
-                _range([len(one.marks) for one in replays], "{:.0f}"),
-                f"{best:.3f}",
-                _range([min(mark[2] for mark in one.marks) for one in replays if one.marks], "{:.3f}"),
+                _range(scores.seconds[name]),
+                str(len(live.marks)),
+                _range([len(one.marks) for one in replays]),
+                _range([time_to(live, tested, scores.target)]),
+                _range(scores.times[name]),
+                f"{100 * final_error(live, tested):.2f}",
+                _range([100 * error for error in scores.errors[name]], "{:.2f}"),
             ]
         )
-    notes = ["live: a free sampler, new trainings, seconds by the clock; replayed: median, least and greatest"]
+    notes = [
+        "live: a free sampler, new trainings, seconds by the clock; test errors of what was held: the mean of "
+        f"{FRESH} fresh trainings; replayed: median, least and greatest",
+    ]
     return [Sheet("Do replay and life agree?", rows, notes, done)]
 
 
-def _range(values: Sequence[float], form: str) -> str:
-    low, middle, high = (form.format(each) for each in (min(values), float(np.median(values)), max(values)))
-    return f"{middle} ({low} to {high})"
+def tested_of(result: dict[str, Any]) -> Numbers:
+    """Expected test error of a live search's full trainings (n,): of those that it held; others are not needed."""
+    return np.array([float(np.mean(each.get("tested", math.inf))) for each in result["marks"]])
+
+
+def _range(values: Sequence[float], form: str = "{:.0f}") -> str:
+    ordered = sorted(values)
+    low, middle, high = (
+        "never" if math.isinf(each) else form.format(each)
+        for each in (ordered[0], float(np.median(ordered)), ordered[-1])
+    )
+    return middle if low == high else f"{middle} ({low} to {high})"

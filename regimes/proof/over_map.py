@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from regimes.errors import OutsideRange
 from regimes.figures.sheet import Sheet
 from regimes.hpo.guide import Guide
-from regimes.proof.fidelity import local
+from regimes.proof.courses import FULL
+from regimes.proof.fidelity import Pairs, bootstrap, mean_of, pairs_of, tau
+from regimes.proof.scores import Interval
 from regimes.proof.tape import Tape, courses_of
 
 BINS = 5  # of the learning rate
@@ -27,6 +32,7 @@ class Place:
         low, high: of the learning rate.
         tau: of the proxies with the full network, over the settings here.
         again: of another seed of the full network.
+        less: the one less the other.
         regime: of pruned networks here, by the map; "" outside of it.
         chance: its probability.
     """
@@ -36,6 +42,7 @@ class Place:
     high: float
     tau: float
     again: float
+    less: Interval
     regime: str
     chance: float
 
@@ -45,14 +52,28 @@ def places(tape: Tape, guide: Guide, kind: str = "narrowed") -> list[Place]:
     rates = np.array([each[KNOB] for each in tape.settings])
     edges = np.quantile(rates, np.linspace(0, 1, BINS + 1))
     edges[-1] *= 1 + 1e-9
-    found = []
+    again, found = pairs_of(tape, FULL, tape.epochs), []
     for course in courses_of(tape.facts):
         if course.proxy != kind or course.shift:
             continue
-        for (tau, again), low, high in zip(local(tape, course.name, KNOB, edges), edges, edges[1:], strict=False):
-            regime, chance = _regime(guide, course.density, float(np.sqrt(low * high)))
-            found.append(Place(course.density, float(low), float(high), tau, again, regime, chance))
+        pairs = pairs_of(tape, course.name, tape.epochs)
+        for low, high in itertools.pairwise(map(float, edges)):
+            here = (rates >= low) & (rates < high)
+            regime, chance = _regime(guide, course.density, math.sqrt(low * high))
+            found.append(Place(course.density, low, high, *_taus(pairs, again, np.flatnonzero(here)), regime, chance))
     return found
+
+
+def _taus(pairs: Pairs, again: Pairs, here: NDArray[np.int64]) -> tuple[float, float, Interval]:
+    less = bootstrap(lambda at: mean_of(tau, pairs, here[at]) - mean_of(tau, again, here[at]), len(here))
+    return mean_of(tau, pairs, here), mean_of(tau, again, here), less
+
+
+def by_regime(found: Sequence[Place]) -> dict[str, tuple[int, float]]:
+    """{regime: (places, mean of what their tau is less than another seed's)}, of places that are on the map."""
+    names = sorted({each.regime for each in found if each.regime})
+    less = {name: [each.less.value for each in found if each.regime == name] for name in names}
+    return {name: (len(each), float(np.mean(each))) for name, each in less.items()}
 
 
 def _regime(guide: Guide, density: float, rate: float) -> tuple[str, float]:
@@ -66,17 +87,24 @@ def _regime(guide: Guide, density: float, rate: float) -> tuple[str, float]:
 
 def sheet(found: Sequence[Place], guide: Guide) -> Sheet:
     """The same as a table, with what the map says of each density as a whole."""
-    rows = [["density", "learning rate", "regime", "tau", "another seed's"]]
+    rows = [["density", "learning rate", "regime", "tau", "another seed's", "less"]]
     for each in found:
         regime = f"{each.regime} ({each.chance:.2f})" if each.regime else "not on the map"
-        taus = [f"{each.tau:.2f}", f"{each.again:.2f}"]
+        taus = [f"{each.tau:.2f}", f"{each.again:.2f}", each.less.plain()]
         rows.append([f"{each.density:g}", f"{each.low:.2g} to {each.high:.2g}", regime, *taus])
-    notes = ["tau: Kendall's, with the full network's validation loss, over the settings of that range; (probability)"]
+    notes = [
+        "tau: Kendall's, with the full network's validation loss, over the settings of that range; the regime is that "
+        "at the middle of the range, with its probability; intervals hold 95 %, by bootstrap over settings",
+    ]
+    notes += [
+        f"{name}: {count} places, tau {less:+.2f} beside another seed's, on the mean"
+        for name, (count, less) in by_regime(found).items()
+    ]
     notes += [
         f"the map on density {each.density:g}: {'trusted' if each.trusted else 'not trusted'}, {each.reason}"
         for each in guide.judged()
     ]
-    return Sheet("Over the regime map", rows, notes, [each.__dict__ for each in found])
+    return Sheet("Over the regime map", rows, notes, [asdict(each) for each in found])
 
 
 def figure(found: Sequence[Place]) -> Figure:
@@ -89,11 +117,11 @@ def figure(found: Sequence[Place]) -> Figure:
         rows.append([(at[density, low].tau, f"\n{at[density, low].regime or 'off the map'}") for low, _ in ranges])
     drawn = Figure(figsize=(7.2, 1.5 + 0.8 * len(rows)), layout="constrained")
     axes = drawn.subplots()
-    image = axes.imshow([[tau for tau, _ in row] for row in rows], cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow([[value for value, _ in row] for row in rows], cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for row, cells in enumerate(rows):
-        for column, (tau, regime) in enumerate(cells):
-            colour = "black" if tau > 0.55 else "white"
-            axes.text(column, row, f"{tau:.2f}{regime}", ha="center", va="center", fontsize=8, color=colour)
+        for column, (value, regime) in enumerate(cells):
+            colour = "black" if value > 0.55 else "white"
+            axes.text(column, row, f"{value:.2f}{regime}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(ranges)), [f"{low:.2g}-{high:.2g}" for low, high in ranges])
     axes.set_yticks(range(len(rows)), ["another seed", *(f"{each:g}" for each in densities)])
     axes.set_xlabel("learning rate of the settings")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Pool(BaseSampler):
         settings: that are recorded.
         space: of the search.
         only: {hyperparameter: value} to which the choice is held.
+        drawing: is called for every draw.
+        taken: settings that were drawn; Hyperband shows a sampler a part of its study only.
     """
 
     def __init__(
@@ -32,14 +34,17 @@ class Pool(BaseSampler):
         settings: Sequence[Mapping[str, Any]],
         space: Mapping[str, Dimension],
         only: Mapping[str, Any] | None = None,
+        drawing: Callable[[], None] = lambda: None,
+        taken: set[int] | None = None,
     ) -> None:
         self.base, self.settings, self.space, self.only = base, settings, space, dict(only or {})
         self.names = sorted(space)
         self.places = np.array([self._place(each) for each in settings])
+        self.drawing, self.taken = drawing, set[int]() if taken is None else taken
 
     def partly(self, values: Mapping[str, Any]) -> Pool:
         """The same with some values given."""
-        return Pool(self.base, self.settings, self.space, values)
+        return Pool(self.base, self.settings, self.space, values, self.drawing, self.taken)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space: settings are drawn whole."""
@@ -53,16 +58,12 @@ class Pool(BaseSampler):
         for name in self.names:
             if name not in asked:
                 asked[name] = self.base.sample_independent(study, trial, name, search_space[name])
-        taken = {
-            tuple(each.params[name] for name in self.names)
-            for each in study.get_trials(deepcopy=False)
-            if set(self.names) <= set(each.params) and each.number != trial.number
-        }
+        self.drawing()
         away = np.square(self.places - self._place({**asked, **self.only})).sum(axis=1)
-        for number in np.argsort(away, kind="stable"):
+        for number in map(int, np.argsort(away, kind="stable")):
             found = self.settings[number]
-            held = all(found[name] == value for name, value in self.only.items())
-            if held and tuple(found[name] for name in self.names) not in taken:
+            if number not in self.taken and all(found[name] == value for name, value in self.only.items()):
+                self.taken.add(number)
                 return dict(found)
         raise RuntimeError(f"the recording's {len(self.settings)} settings are used up")
 

@@ -1,7 +1,8 @@
 """When a search is done, and what it saved: time to target, savings with intervals, equality by non-inferiority.
 
 All of it in pairs: seed by seed the arms draw alike and see the same trainings. Intervals are percentile bootstraps
-over seeds. A search that misses the target takes infinite time; medians bear that, and nothing is dropped.
+over those searches, on one recording. A search that misses the target takes infinite time; medians bear that, and
+nothing is dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from regimes.proof.arms import Found
+from regimes.proof.searching import Found
 
 Numbers = NDArray[np.float64]
 DRAWS = 4000  # of the bootstrap
@@ -28,15 +29,23 @@ class Interval:
     high: float
 
     def percent(self) -> str:
-        """As a share; what is never reached is said so."""
-        return (
-            "never"
-            if not math.isfinite(self.value)
-            else f"{_share(self.value)} ({_share(self.low)} to {_share(self.high)})"
-        )
+        """As a share of time saved; what never arrives is said so, and so is where the other one never does."""
+        if not math.isfinite(self.value) or self.value >= 1:
+            return _share(self.value)
+        return f"{_share(self.value)} ({_share(self.low)} to {_share(self.high)})"
+
+    def plain(self) -> str:
+        """As a number."""
+        return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
+    def points(self) -> str:
+        """As points of a percentage."""
+        return Interval(100 * self.value, 100 * self.low, 100 * self.high).plain()
 
 
 def _share(value: float) -> str:
+    if value >= 1:
+        return "the other never"
     return f"{100 * value:.0f} %" if math.isfinite(value) else "never"
 
 

@@ -1,4 +1,4 @@
-"""The tables of a replay: what each way to search took and came to, how courses rank, how far settings shift."""
+"""The tables of a replay: what each way to search took and came to, and what is asked of them in pairs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from regimes.figures.sheet import Sheet
-from regimes.hpo.shift import shift_between
-from regimes.proof.arms import ARMS, BASE, OWN_STOCK, Found, Stage
-from regimes.proof.courses import FULL
-from regimes.proof.fidelity import Fidelity
+from regimes.proof.arms import ARMS, BASE, CONTRASTS, Arm
 from regimes.proof.scores import Interval, Numbers, final_error, mean_difference, not_worse, saving, target_of, time_to
-from regimes.proof.tape import courses_of
+from regimes.proof.searching import Found, Stage
 
-STOCK = tuple(f"TPE + {name}" for name in OWN_STOCK)
 Searches = Mapping[str, Sequence[Found]]
+MARGINS = (0.5, 1.0, 2.0)  # standard deviations of seed noise by which targets lie above what the base line ends with
 
 
 @dataclass(frozen=True)
 class Scores:
-    """All arms, scored seed by seed.
+    """All arms, scored search by search.
 
     Attributes:
         target: expected test error that a search has to come to.
@@ -30,6 +27,7 @@ class Scores:
         seconds: {arm: of the whole search}.
         times: {arm: to the target}.
         errors: {arm: expected test error of what is held at the end}.
+        found, tested: what they are read off.
     """
 
     target: float
@@ -37,104 +35,134 @@ class Scores:
     seconds: Mapping[str, list[float]]
     times: Mapping[str, list[float]]
     errors: Mapping[str, list[float]]
+    found: Searches
+    tested: Sequence[Numbers]
 
     @classmethod
-    def of(cls, found: Searches, tested: Sequence[Numbers], noise: float) -> Scores:
-        """Score searches by the expected test errors of settings, for each seed those of other trainings."""
+    def of(cls, found: Searches, tested: Sequence[Numbers], noise: float, margin: float = 1.0) -> Scores:
+        """Score searches by the expected test errors of settings, each by trainings that it has not seen."""
         pairs = {name: list(zip(each, tested, strict=True)) for name, each in found.items()}
         errors = {name: [final_error(*pair) for pair in each] for name, each in pairs.items()}
-        target = target_of(errors[BASE], noise)
+        target = target_of(errors[BASE], margin * noise)
         times = {name: [time_to(*pair, target) for pair in each] for name, each in pairs.items()}
-        return cls(target, noise, {name: [one.seconds for one in each] for name, each in found.items()}, times, errors)
+        seconds = {name: [one.seconds for one in each] for name, each in found.items()}
+        return cls(target, noise, seconds, times, errors, found, tested)
 
-    @property
-    def best_stock(self) -> str:
-        """The stock stopper that comes to the target soonest."""
-        return min((name for name in STOCK if name in self.times), key=lambda name: float(np.median(self.times[name])))
+    def worse(self, name: str) -> bool:
+        """Whether an arm cannot be said to end as well as the base line."""
+        return not not_worse(mean_difference(self.errors[name], self.errors[BASE]), self.noise)
 
 
 def arms_sheet(scores: Scores, stage: Stage) -> Sheet:
-    """Time to target, savings, equality, arm by arm."""
-    rivals = (BASE, scores.best_stock)
-    head = ["search", "seconds in all", "to the target", "missed", "saves of TPE's", f"of {rivals[1]}'s"]
-    rows = [[*head, "test error", "less TPE's", "not worse"]]
-    facts = []
+    """Seconds, savings and equality, arm by arm."""
+    head = [
+        "search",
+        "seconds",
+        "saves in all",
+        "to the target",
+        "saves there",
+        "missed",
+        "test error, %",
+        "less TPE's, points",
+    ]
+    rows, facts = [[*head, "not worse"]], []
     for name, times in scores.times.items():
-        saved = [saving(times, scores.times[each]) for each in rivals]
         apart = mean_difference(scores.errors[name], scores.errors[BASE])
-        same = not_worse(apart, scores.noise)
+        whole, sooner = (saving(ours[name], ours[BASE]) for ours in (scores.seconds, scores.times))
+        shown = name != BASE and not scores.worse(name)
         rows.append(
             [
                 name,
                 f"{np.median(scores.seconds[name]):.0f}",
+                whole.percent() if shown else "-",
                 _seconds(float(np.median(times))),
+                sooner.percent() if shown else "-",
                 f"{sum(math.isinf(each) for each in times)} of {len(times)}",
-                *("-" if name == each else one.percent() for each, one in zip(rivals, saved, strict=True)),
-                f"{100 * float(np.mean(scores.errors[name])):.2f} %",
-                "-" if name == BASE else _points(apart),
-                "yes" if same else "no",
+                f"{100 * float(np.mean(scores.errors[name])):.2f}",
+                "-" if name == BASE else apart.points(),
+                "-" if name == BASE else "no" if scores.worse(name) else "yes",
             ]
         )
         numbers = {"seconds": scores.seconds[name], "times": times, "errors": scores.errors[name]}
-        facts.append({"arm": name, **numbers, "saves": [asdict(each) for each in saved], "apart": asdict(apart)})
+        told = {"saves": asdict(whole), "saves_to_target": asdict(sooner), "apart": asdict(apart)}
+        facts.append({"arm": name, "courses": stage.courses(_arm(name))[:-1], **numbers, **told})
     return Sheet("Ways to search", rows, _notes(scores, stage), facts)
 
 
+def _arm(name: str) -> Arm:
+    return next(each for each in ARMS if each.name == name)
+
+
 def _notes(scores: Scores, stage: Stage) -> list[str]:
-    default = [*stage.tape.facts["default"]["test_error"]]
     noise = f"{100 * scores.noise:.2f} points"
+    default = 100 * float(np.mean(stage.tape.facts["default"]["test_error"]))
+    base = 100 * float(np.mean(scores.errors[BASE]))
     return [
         f"{stage.trials} trials out of {len(stage.tape.settings)} recorded settings, {len(scores.times[BASE])} paired "
-        "seeds; medians; intervals hold 95 %, by bootstrap over seeds",
-        f"target: the mean test error of what TPE on the full network ends with, and one standard deviation of seed "
-        f"noise ({noise}): {100 * scores.target:.2f} %; reached when what is held is within it and stays so",
+        "searches; each sees its own draw of the recorded trainings; medians; intervals hold 95 %, by bootstrap over "
+        "searches: of this recording, not of other data",
+        "seconds: one process on one core; making proxies, pairs, the map, drawing settings and judging are counted; "
+        "saves: 1 - seconds / TPE's, shown where the search is not worse",
+        f"target: the mean test error that TPE on the full network ends with, and one standard deviation of seed noise "
+        f"({noise}): {100 * scores.target:.2f} %; reached when what is held is within it and stays so",
         f"not worse: the upper end of the difference to TPE's test error is within {noise}",
-        "seconds: one process on one core; making proxies, the map, drawing settings and judging are counted",
-        f"no search at all: the default recipe has {100 * float(np.mean(default)):.2f} % test error",
-        *(f"{arm.name}: {arm.what}" for arm in ARMS if arm.name in scores.times),
+        f"no search at all: the default recipe has {default:.2f} % test error, {default - base:+.2f} points",
+        *(f"{name}: {_arm(name).what}{_told(stage, name)}" for name in scores.times),
     ]
+
+
+def _told(stage: Stage, name: str) -> str:
+    """Which networks an arm came to, where its words do not say it."""
+    arm = _arm(name)
+    chosen = stage.courses(arm)[:-1]
+    return "" if tuple(chosen) == arm.courses else f" ({', '.join(chosen) or 'the full network alone'})"
 
 
 def _seconds(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.0f}"
 
 
-def _points(apart: Interval) -> str:
-    return f"{100 * apart.value:+.2f} ({100 * apart.low:+.2f} to {100 * apart.high:+.2f})"
-
-
-def fidelity_sheet(ranks: Sequence[Fidelity]) -> Sheet:
-    """How every course ranks, a row each."""
-    rows = [["ranked by", "cost", "tau", "tau, better half", "Spearman", "recall of the best tenth", "regret of five"]]
-    for each in ranks:
-        measured = (each.tau, each.top_half, each.spearman, each.recall)
-        shown = (f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for one in measured)
-        rows.append([each.name, f"{each.cost:.2f}", *shown, f"{100 * each.regret:.2f}"])
-    notes = [
-        "against the validation value of one training of the full network; cost: seconds, as a share of a full "
-        "training's; networks that stack are trained in full fleets",
-        "regret: expected test error of the best of the first five settings, less the least of all, in points; "
-        "intervals hold 95 %, by bootstrap over settings",
-    ]
-    return Sheet("How settings are ranked", rows, notes, [asdict(each) for each in ranks])
-
-
-def shift_sheet(stage: Stage) -> Sheet:
-    """How far each proxy's best settings lie from the full network's."""
-    tape = stage.tape
-    rows, facts = [["course", "hyperparameter", "times", "95 % interval"]], []
-    for course in courses_of(tape.facts):
-        if not course.proxy or course.shift:
+def contrasts_sheet(scores: Scores) -> Sheet:
+    """What is asked of two ways to search, search by search."""
+    rows = [["question", "search", "held against", "saves", "saves to the target", "test error, points", "verdict"]]
+    facts = []
+    for question, one, other in CONTRASTS:
+        if one not in scores.times or other not in scores.times:
             continue
-        found = shift_between(tape.settings, tape.last(course.name), tape.last(FULL, 1), stage.spec.space)
-        for name, factor in found.factors.items():
-            rows.append([course.name, name, f"{factor:.2f}", f"{found.low[name]:.2f} to {found.high[name]:.2f}"])
-        facts.append({"course": course.name, **asdict(found)})
-    notes = [
-        "what suits the full network, times this, suits the proxy; by all settings that were recorded",
+        whole, sooner = (saving(each[one], each[other]) for each in (scores.seconds, scores.times))
+        apart = mean_difference(scores.errors[one], scores.errors[other])
+        said = verdict(whole, sooner, apart)
+        rows.append([question, one, other, whole.percent(), sooner.percent(), apart.points(), said])
+        told = {"saves": asdict(whole), "saves_to_target": asdict(sooner), "apart": asdict(apart), "verdict": said}
+        facts.append({"question": question, "one": one, "other": other, **told})
+    notes = ["paired searches; a verdict is an interval that leaves out zero"]
+    return Sheet("What is asked of them", rows, notes, facts)
+
+
+def verdict(whole: Interval, sooner: Interval, apart: Interval) -> str:
+    """In words: what differs beyond its interval."""
+    words = [
+        _side(whole, "takes less time", "takes more time"),
+        _side(sooner, "is sooner at the target", "is later at the target"),
+        _side(apart, "ends worse", "ends better"),
     ]
-    for course in courses_of(tape.facts):
-        if course.shift:
-            told = ", ".join(f"{name} x {factor:.2f}" for name, factor in course.shift.items())
-            notes.append(f"{course.name}: corrected by a few pairs of runs: {told}")
-    return Sheet("How far the best settings shift", rows, notes, facts)
+    return "; ".join(each for each in words if each) or "undecided"
+
+
+def _side(found: Interval, above: str, below: str) -> str:
+    return above if found.low > 0 else below if found.high < 0 else ""
+
+
+def targets_sheet(scores: Scores) -> Sheet:
+    """How savings rest on where the target lies."""
+    others = {margin: Scores.of(scores.found, scores.tested, scores.noise, margin) for margin in MARGINS}
+    told = (f"at {100 * other.target:.2f} % ({margin:g} sd)" for margin, other in others.items())
+    rows, facts = [["search", *told]], []
+    for name in scores.times:
+        if name == BASE:
+            continue
+        saved = {margin: saving(other.times[name], other.times[BASE]) for margin, other in others.items()}
+        rows.append([name, *(each.percent() for each in saved.values())])
+        facts.append({"arm": name, **{f"{margin:g}": asdict(each) for margin, each in saved.items()}})
+    notes = ["seconds to the target saved beside TPE's on the full network, whatever a search ends with"]
+    return Sheet("Savings at other targets", rows, notes, facts)

@@ -112,11 +112,10 @@ class Tape:
 
     def unseen(self) -> Numbers:
         """Expected test error (settings,): of seeds that no search sees where there are any, else of all."""
-        found = self._errors()
-        beyond = found[:, SEARCHED:]
-        known = ~np.isnan(beyond).all(axis=1)
-        kept = np.where(known[:, None], np.where(np.arange(found.shape[1]) < SEARCHED, np.nan, found), found)
-        return np.asarray(np.nanmean(kept, axis=1))
+        found = self._errors().copy()
+        known = np.asarray(~np.isnan(found[:, SEARCHED:])).any(axis=1)
+        found[known, :SEARCHED] = np.nan
+        return np.asarray(np.nanmean(found, axis=1))
 
     def _errors(self) -> Numbers:
         """Test errors of the full network (settings, seeds)."""
