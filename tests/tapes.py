@@ -36,11 +36,23 @@ SPEC: dict[str, Any] = {
     "trials": TRIALS,
     "batch": 8,
 }
-SECONDS = {FULL: 10.0, "narrowed 0.06": 1.0, "narrowed 0.12": 2.0, "saliency 0.06": 1.5, "quarter of the images": 2.5}
-DENSITY = {"narrowed 0.06": 0.06, "narrowed 0.12": 0.12, "saliency 0.06": 0.06}
+SECONDS = {
+    FULL: 10.0,
+    "narrowed 0.06": 1.0,
+    "narrowed 0.12": 2.0,
+    "saliency 0.06": 1.5,
+    "narrowed 0.12, short": 0.5,
+    "quarter of the images": 2.5,
+}
+DENSITY = {"narrowed 0.06": 0.06, "narrowed 0.12": 0.12, "saliency 0.06": 0.06, "narrowed 0.12, short": 0.12}
 ONCE = ("narrowed 0.12",)  # courses that are trained with one seed
 ALONE = 4.0  # times as long as in a fleet
-PROXIES = {"narrowed 0.06": "narrowed", "narrowed 0.12": "narrowed", "saliency 0.06": "channels-saliency"}
+PROXIES = {
+    "narrowed 0.06": "narrowed",
+    "narrowed 0.12": "narrowed",
+    "saliency 0.06": "channels-saliency",
+    "narrowed 0.12, short": "narrowed",
+}
 
 
 def loss_of(setting: dict[str, Any], course: str, seed: int, epoch: int) -> float:
@@ -67,12 +79,19 @@ def rungs() -> dict[str, tuple[Course, Rung]]:
     found = {}
     for name in SECONDS:
         proxy, images = PROXIES.get(name, ""), 0.25 if "images" in name else 1.0
-        course = Course(name, proxy, DENSITY.get(name, 1.0), images, seeds=1 if name in ONCE else SEARCHED)
+        course = Course(
+            name,
+            proxy,
+            DENSITY.get(name, 1.0),
+            images,
+            epochs=0.25 if "short" in name else 1.0,
+            seeds=1 if name in ONCE else SEARCHED,
+        )
         made = rung_of(course, spec, lab, 1)
         choice = Choice("stacked", 32) if course.proxy else Choice("eager", 1)
         seconds = SECONDS[name] / 5000
         alone = seconds * (ALONE if course.proxy else 1.0)
-        found[name] = course, Rung(made.density, made.kept, made.lab, EPOCHS, choice, seconds, alone)
+        found[name] = course, Rung(made.density, made.kept, made.lab, made.epochs, choice, seconds, alone)
         assert part_of(course, lab).data is not None
     return found
 
@@ -82,11 +101,12 @@ def recorded() -> xr.Dataset:
     values = settings(world()[0].space, COUNT)
     rows = {}
     for place, name in enumerate(SECONDS):
+        epochs = rungs()[name][1].epochs
         for seed in range(SEEDS if name == FULL else 1 if name in ONCE else SEARCHED):
             for number, each in enumerate(values):
-                losses: list[float | None] = [loss_of(each, name, seed, epoch) for epoch in range(1, EPOCHS + 1)]
+                losses: list[float | None] = [loss_of(each, name, seed, epoch) for epoch in range(1, epochs + 1)]
                 if each["learning_rate"] > 0.9:
-                    losses = [None] * EPOCHS
+                    losses = [None] * epochs
                 row: dict[str, Any] = {"loss": losses, "error": losses, "calibrated": losses}
                 if name == FULL and losses[-1] is not None:
                     row["test_error"] = 0.1 * losses[-1]

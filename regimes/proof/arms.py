@@ -63,11 +63,16 @@ def _ours(name: str, what: str, *courses: str, mapped: bool = False, pairs: int 
     return Arm(name, what, "tpe", courses, "halving", (0.25, 0.5), batch=32, mapped=mapped, pairs=pairs)
 
 
+def _promoted(name: str, what: str, course: str) -> Arm:
+    return Arm(name, f"{what}, in fleets; the best 5 in full", courses=(course,), batch=32, promoted=5)
+
+
 ARMS = (
     Arm("random, full network", "every trial in full", sampler="random"),
     Arm(BASE, "every trial in full: the base line"),
     *(_stock(name) for name in OWN_STOCK),
     Arm("few epochs, keep the best", "a tenth of the epochs; the best 5 go on", promoted=5, begun=0.1),
+    _best("a quarter of the epochs", "the full network, its schedule shortened", "full, short"),
     _best("a quarter of the images", "the full network on fewer images", "quarter of the images"),
     _best("half of the images", "the full network on fewer images", "half of the images"),
     _best("narrowed", "density 0.06 by width", "narrowed 0.06"),
@@ -84,6 +89,11 @@ ARMS = (
     _ours("ours at 0.06", "narrowed to 0.06", "narrowed 0.06"),
     _ours("ours at 0.25", "narrowed to 0.25", "narrowed 0.25"),
     _ours("ours at 0.06 and 0.25", "two rungs below the full network", "narrowed 0.06", "narrowed 0.25"),
+    _ours("ours at 0.06, short", "narrowed to 0.06, a quarter of the epochs", "narrowed 0.06, short"),
+    _ours("ours at 0.25, short", "narrowed to 0.25, a quarter of the epochs", "narrowed 0.25, short"),
+    _promoted("ours, promoted", "narrowed to 0.12, a quarter of the epochs", "narrowed 0.12, short"),
+    _promoted("ours, promoted at 0.06", "narrowed to 0.06, a quarter of the epochs", "narrowed 0.06, short"),
+    _promoted("ours, promoted at 0.25", "narrowed to 0.25, a quarter of the epochs", "narrowed 0.25, short"),
     _ours("ours at 0.06, shifted", f"settings corrected by {PAIRS} pairs", "narrowed 0.06, shifted", pairs=PAIRS),
     _ours("ours, magnitude", "at 0.06, the largest channels", "magnitude 0.06"),
     _ours("ours, saliency", "at 0.06, the most salient channels", "saliency 0.06"),
@@ -104,6 +114,8 @@ CONTRASTS = (  # what is asked; a way to search, and what it is held against
     ("Does a proxy pay, beside halving?", "ours at 0.06", "ours, no proxy"),
     ("Is a part of the images as good?", "ours at 0.06", "ours, a quarter of the images"),
     ("Does correcting the settings pay?", "ours at 0.06, shifted", "ours at 0.06"),
+    ("Do short proxies pay?", "ours at 0.06, short", "ours at 0.06"),
+    ("Do short proxies pay?", "ours, promoted", "a quarter of the epochs"),
     ("Do two rungs pay?", "ours at 0.06 and 0.25", "ours at 0.06"),
     *(("Ours beside each stock stopper", "ours, no map", f"TPE + {name}") for name in OWN_STOCK),
 )

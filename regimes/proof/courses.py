@@ -18,6 +18,7 @@ from regimes.spec.hpo import Hpo
 from regimes.spec.recipe import Recipe
 
 FULL = "full"
+SHORT = 0.25  # share of the epochs
 SEARCHED = 2  # seeds of a setting that a search may see one of
 
 
@@ -30,6 +31,7 @@ class Course:
         proxy: a name in `PROXIES`; "": the full network.
         density: of the proxy.
         images: share of the training images.
+        epochs: share of the epochs, the schedule shortened to it.
         shift: {field of the recipe: factor} by which the settings are multiplied.
         seeds: with which every setting is trained.
     """
@@ -38,13 +40,24 @@ class Course:
     proxy: str = ""
     density: float = 1.0
     images: float = 1.0
+    epochs: float = 1.0
     shift: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the training that is searched for."""
+        return not self.proxy and self.plain
+
+    @property
+    def plain(self) -> bool:
+        """Whether settings are tried as they are, in all epochs, on all images."""
+        return not self.shift and self.images == 1 and self.epochs == 1
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """A setting as it is tried here."""
         moved = {name: getattr(recipe, name) * factor for name, factor in self.shift.items()}
-        return recipe.model_copy(update={**moved, "last": 1})
+        return recipe.model_copy(update={**moved, "epochs": max(1, round(self.epochs * recipe.epochs)), "last": 1})
 
 
 COURSES = (
@@ -60,6 +73,10 @@ COURSES = (
     Course("discovered 0.06", "discovered", 0.06),
     Course("quarter of the images", images=0.25),
     Course("half of the images", images=0.5),
+    Course("full, short", epochs=SHORT),
+    Course("narrowed 0.06, short", "narrowed", 0.06, epochs=SHORT),
+    Course("narrowed 0.12, short", "narrowed", 0.12, epochs=SHORT),
+    Course("narrowed 0.25, short", "narrowed", 0.25, epochs=SHORT),
 )
 
 
@@ -69,10 +86,11 @@ def rung_of(course: Course, spec: Hpo, lab: Lab, batch: int) -> Rung:
     Raises:
         UserError: the proxy's density is out of reach for this model.
     """
-    make = Making(part_of(course, lab), spec.recipe, course.proxy or "narrowed", batch=batch, seed=spec.seed)
+    part, kind = part_of(course, lab), course.proxy or "narrowed"
+    make = Making(part, spec.recipe, kind, course.epochs, batch if course.proxy else 1, spec.seed)
     if course.proxy:
         return proxy_rung(make, course.density)
-    return full_rung(dataclasses.replace(make, batch=1))
+    return full_rung(dataclasses.replace(make, recipe=course.recipe(spec.recipe)))
 
 
 def part_of(course: Course, lab: Lab) -> Lab:

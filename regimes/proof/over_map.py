@@ -54,7 +54,7 @@ def places(tape: Tape, guide: Guide, kind: str = "narrowed") -> list[Place]:
     edges[-1] *= 1 + 1e-9
     again, found = pairs_of(tape, FULL, tape.epochs), []
     for course in courses_of(tape.facts):
-        if course.proxy != kind or course.shift:
+        if course.proxy != kind or not course.plain:
             continue
         pairs = pairs_of(tape, course.name, tape.epochs)
         for low, high in itertools.pairwise(map(float, edges)):

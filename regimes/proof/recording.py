@@ -93,7 +93,7 @@ def tasks_of(
         members = list(group)
         for first in range(0, len(members), size):
             numbers, recipes = zip(*members[first : first + size], strict=True)
-            yield Task(facts, numbers, recipes, seed, not course.proxy and course.images == 1)
+            yield Task(facts, numbers, recipes, seed, course.whole)
 
 
 def record(spec: Hpo, folder: Path, tasks: Sequence[Task], workers: int, say: Say) -> None:

@@ -61,7 +61,7 @@ class Replayed:
     def _seconds(self, count: int, stretch: Stretch, size: int) -> float:
         """A stretch's seconds for so many trials that share a batch size; one that diverges costs as much."""
         name, rung = self.courses[stretch.rung], self.ladder.rungs[stretch.rung]
-        part = (stretch.stop - stretch.start) / self.tape.epochs
+        part = (stretch.stop - stretch.start) / rung.epochs
         judged = count * self.tape.seconds(name, size, "judged")
         if rung.choice.lanes == 1 or rung.engine(count) == "eager":
             return count * self.tape.seconds(name, size, "alone") * part + judged

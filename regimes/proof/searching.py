@@ -69,7 +69,7 @@ class Stage:
         names = [self._as_fast(each) for each in arm.courses]
         if arm.mapped and self.guide is not None:
             trusted = {each.density for each in self.guide.judged() if each.trusted}
-            recorded = [each for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and not each.shift]
+            recorded = [each for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and each.plain]
             names = [each.name for each in recorded if each.density in trusted][: self.spec.ladder.most]
             full = self.rungs[FULL]
             names = [name for name in names if len(worth([self.rungs[name], full], [])) > 1]
@@ -79,7 +79,7 @@ class Stage:
         if not name.startswith(AS_FAST):
             return name
         wanted = self.tape.mean_seconds(name.removeprefix(AS_FAST), together=False)
-        narrowed = [each.name for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and not each.shift]
+        narrowed = [each.name for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and each.plain]
         away = [abs(np.log(self.tape.mean_seconds(each, together=False) / wanted)) for each in narrowed]
         return narrowed[int(np.argmin(away))]
 

@@ -136,16 +136,17 @@ def assemble(
     epochs: int,
     facts: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A recording of rows by (course, setting, seed)."""
+    """A recording of rows by (course, setting, seed); a training of fewer epochs keeps its last value."""
     shape = (len(names), len(values), SEEDS)
     arrays = {name: np.full((*shape, epochs) if name in VALUES else shape, np.nan) for name in VARIABLES}
     for at, row in rows.items():
         for name in VARIABLES:
             if name in VALUES:
-                arrays[name][at] = [math.inf if each is None else each for each in row[name]]
+                told = [math.inf if each is None else each for each in row[name]]
+                arrays[name][at] = told + told[-1:] * (epochs - len(told))
             elif name in row:
                 arrays[name][at] = row[name]
-    told = sorted(values[0])
+    names_of = sorted(values[0])
     dims = ("course", "setting", "seed")
     return xr.Dataset(
         {
@@ -155,10 +156,10 @@ def assemble(
             },
             "value": (
                 ("setting", "hyperparameter"),
-                np.array([[float(each[name]) for name in told] for each in values]),
+                np.array([[float(each[name]) for name in names_of] for each in values]),
             ),
         },
-        {"course": list(names), "hyperparameter": told, "epoch": np.arange(1, epochs + 1)},
+        {"course": list(names), "hyperparameter": names_of, "epoch": np.arange(1, epochs + 1)},
         {"facts": json.dumps(facts, sort_keys=True)},
     )
 
