@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -132,17 +131,11 @@ _LABS: list[Any] = []  # one for each worker process
 
 def _set_up(wanted: Wanted, device: str, command: int) -> None:
     from regimes.flow.discoveries import lab_of
+    from regimes.flow.orphans import end_with
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
-    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
+    end_with(command)
     _LABS.append(lab_of(wanted, device, Path()))
-
-
-def _end_with(command: int) -> None:
-    """A worker whose command was killed has nobody left to work for."""
-    while os.getppid() == command:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 def _work(task: Task) -> Found:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regimes.errors import RunFailed, UserError
+from regimes.flow.orphans import end_with
 
 if TYPE_CHECKING:
     import optuna
@@ -93,7 +93,7 @@ def _worker(post: Post, spec: Hpo, number: int, command: int, errors: Any) -> No
     """One process: the plan is read from the folder, the study from its storage."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
+    end_with(command)
     import optuna
     import torch
 
@@ -120,10 +120,3 @@ def _worker(post: Post, spec: Hpo, number: int, command: int, errors: Any) -> No
 
 def _leave(*_: Any) -> None:
     raise SystemExit(143)  # so that trials under way are handed back
-
-
-def _end_with(command: int) -> None:
-    """A worker whose command was killed has nobody left to work for."""
-    while os.getppid() == command:
-        time.sleep(1.0)
-    os._exit(1)

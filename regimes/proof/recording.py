@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,7 @@ from scipy.stats import qmc
 
 from regimes.flow.files import Damaged
 from regimes.flow.lab import Lab, one_thread
+from regimes.flow.orphans import end_with
 from regimes.flow.store import Store
 from regimes.hpo.judging import judge
 from regimes.hpo.ladder import Rung
@@ -106,7 +108,7 @@ def record(spec: Hpo, folder: Path, tasks: Sequence[Task], workers: int, say: Sa
         return
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         for number, _ in enumerate(pool.map(_do, [(spec, folder, task) for task in left]), 1):
             if number % 10 == 0 or number == len(left):
                 say(f"{number}/{len(left)} tasks, {time.monotonic() - started:.0f} s")

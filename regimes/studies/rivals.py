@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,7 @@ from torch import nn
 
 from regimes.flow.discoveries import inference_seconds
 from regimes.flow.lab import Lab, LabSpec, numerics_of, one_thread
+from regimes.flow.orphans import end_with
 from regimes.landscape.error import mean_error
 from regimes.pruners.channels import fitted, shrink
 from regimes.spec.keys import seed_of
@@ -69,7 +71,7 @@ def compete(contest: Contest, workers: int, say: Say) -> list[dict[str, Any]]:
     """All arms of all seeds, one record each; seeds side by side in processes of one thread."""
     context = multiprocessing.get_context("spawn")
     records = []
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         for seed, found_there in enumerate(pool.map(_seed, [contest] * contest.seeds, range(contest.seeds))):
             records += found_there
             say(f"{contest.name}: seed {seed} done")
