@@ -109,9 +109,9 @@ def test_the_most_salient_channels_stay() -> None:
     assert float(by_size[0].weight.abs().max()) > 5  # type: ignore[index, operator, union-attr]
 
 
-def test_random_channels_have_the_widths_of_magnitude_and_choose_nothing() -> None:
+def test_random_channels_have_the_widths_of_saliency_and_choose_nothing() -> None:
     data = images()
-    one, other = (kind(fresh("vgg", 0), data, 0.3, Recipe(), 0) for kind in (magnitude, random_channels))
+    one, other = (kind(fresh("vgg", 0), data, 0.3, Recipe(), 0) for kind in (saliency, random_channels))
     assert one.shapes == other.shapes
     assert other.chooser is None
     assert one.chooser is not None

@@ -55,3 +55,22 @@ def test_what_was_cut_off_is_paid_once_and_counts_once() -> None:
     assert facts["seconds"] == pytest.approx(9.0)
     assert facts["baseline_seconds"] == pytest.approx(8.0)
     assert facts["curve"][-1] == {"seconds": 9.0, "value": 0.5}
+
+
+def test_how_a_rung_ranks_is_told_by_tau_and_regret() -> None:
+    """Brute force: the proxy puts trial 1 first, which is the second best of the full network."""
+    asked = spec(trials=4, batch=4)
+    found, _ = planned(asked)
+    study = optuna.create_study()
+    small, large = [2.0, 1.0, 3.0, 4.0], [0.5, 0.7, 0.8, 0.9]
+    for number, (first, last) in enumerate(zip(small, large, strict=True)):
+        trial = study.ask()
+        rows = [{"density": 0.1, "epoch": 4, "calibrated": first, "seconds": 1.0, "at": number}]
+        rows.append({"density": 1.0, "epoch": 4, "calibrated": last, "seconds": 8.0, "at": 10 + number})
+        trial.set_user_attr("regimes:climb", rows)
+        study.tell(trial, last)
+    proxy, full = savings([study], found)["rungs"]
+    assert proxy["tau"] == pytest.approx((5 - 1) / 6)  # of six pairs one is the other way round
+    assert proxy["regret"] == pytest.approx(0.7 - 0.5)
+    assert proxy["tau_of"] == 4
+    assert full["tau"] is full["regret"] is None

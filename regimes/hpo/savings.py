@@ -37,9 +37,7 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
     baseline = count * whole
     for rung in rungs:
         rung["c"] = rung["seconds_each"] / whole if rung["trials"] and math.isfinite(whole) else None
-        rung["tau"], rung["tau_of"] = (
-            _tau(trials, rung["density"], plan.spec.study.value) if rung is not full else (None, 0)
-        )
+        rung |= _agreement([] if rung is full else trials, rung["density"], plan.spec.study.value)
     return {
         "trials": count,
         "states": {name: sum(each.state.name == name for each in trials) for name in _states(trials)},
@@ -90,8 +88,12 @@ def _rung(density: float, trials: Sequence[FrozenTrial], every: Sequence[FrozenT
     }
 
 
-def _tau(trials: Sequence[FrozenTrial], density: float, value: str) -> tuple[float | None, int]:
-    """Kendall's tau between a rung's values and the full network's, over trials that finished both."""
+def _agreement(trials: Sequence[FrozenTrial], density: float, value: str) -> dict[str, Any]:
+    """Does a rung rank as the full network does? Over trials that finished both.
+
+    Kendall's tau between their values, and the regret: how much worse by the full network's value the trial is that
+    the rung puts first than the best of them.
+    """
     pairs = []
     for trial in trials:
         climbed = rows_of(trial)
@@ -99,8 +101,9 @@ def _tau(trials: Sequence[FrozenTrial], density: float, value: str) -> tuple[flo
         if rows and trial.state == TrialState.COMPLETE and climbed[-1]["density"] == 1:
             pairs.append((rows[-1][value], climbed[-1][value]))
     if len(pairs) < FEW:
-        return None, len(pairs)
-    return _plain(float(kendalltau(*zip(*pairs, strict=True)).statistic)), len(pairs)
+        return {"tau": None, "regret": None, "tau_of": len(pairs)}
+    tau = _plain(float(kendalltau(*zip(*pairs, strict=True)).statistic))
+    return {"tau": tau, "regret": _plain(min(pairs)[1] - min(full for _, full in pairs)), "tau_of": len(pairs)}
 
 
 def best_so_far(studies: Sequence[optuna.Study], overhead: float) -> list[dict[str, float]]:
@@ -137,11 +140,11 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     for rung in facts["rungs"]:
         if rung["trials"]:
-            tau = (
-                f", tau with the full network {rung['tau']:.2f} (of {rung['tau_of']})"
-                if rung["tau"] is not None
-                else ""
-            )
+            tau = ""
+            if rung["tau"] is not None:
+                tau = (
+                    f", tau with the full network {rung['tau']:.2f}, regret {rung['regret']:.2g} (of {rung['tau_of']})"
+                )
             lines.append(
                 f"density {rung['density']:g}: {rung['trials']} trials, {rung['finished']} to its end, "
                 f"{rung['seconds']:.0f} s, c = {rung['c']:.2f}{tau}"
