@@ -1,10 +1,8 @@
-"""Searches on a recording: what is looked up is what was recorded, seconds add up, scores are what their words say."""
+"""Searches on a recording: what is looked up is what was recorded, and seconds add up."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,25 +12,20 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kendalltau
 from tapes import ALONE, COUNT, EPOCHS, SECONDS, TRIALS, loss_of, recorded, stage, tape, world
 
 from regimes.errors import UserError
 from regimes.hpo.asking import ask
 from regimes.hpo.ladder import ladder_of
-from regimes.hpo.shift import shift_between
 from regimes.hpo.space import recipe_with
 from regimes.hpo.trainer import Entry
 from regimes.phases.answers import Rung as Judged
-from regimes.proof.arms import ARMS, AS_FAST, BASE, CONTRASTS, Arm
+from regimes.proof.arms import ARMS, AS_FAST, BASE, Arm
 from regimes.proof.courses import FULL, fewer
-from regimes.proof.fidelity import fidelity, recall, regret
 from regimes.proof.pool import Pool
 from regimes.proof.recording import settings
 from regimes.proof.replayed import Replayed
-from regimes.proof.scores import Interval, final_error, incumbents, mean_difference, not_worse, saving, time_to
-from regimes.proof.searching import Found, replay
-from regimes.proof.sheets import verdict
+from regimes.proof.searching import replay
 from regimes.proof.tape import SEARCHED, SEEDS, open_tape, write_tape
 from regimes.spec.recipe import Recipe
 from regimes.training.stacked import padded
@@ -251,110 +244,6 @@ def test_the_map_chooses_the_proxy_and_where_trials_start_and_its_cost_counts() 
     assert replay(arm, none, 0).overhead == 100.0
     later = dataclasses.replace(stage(), guide=Map(0.06, 1))  # type: ignore[arg-type]
     assert len(replay(arm, later, 0).marks) > 0
-
-
-# -- scores -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_target_is_reached_when_what_is_held_stays_within_it() -> None:
-    tested = np.array([0.3, 0.1, 0.25, 0.05])
-    found = Found(((10.0, 0, 1.0), (20.0, 1, 0.9), (30.0, 3, 0.95), (40.0, 2, 0.8)), 50.0)
-    assert incumbents(found) == [(10.0, 0), (20.0, 1), (40.0, 2)]  # setting 3 is never held
-    assert time_to(found, tested, 0.3) == 10.0
-    assert time_to(found, tested, 0.25) == 20.0
-    assert time_to(found, tested, 0.1) == math.inf  # held at 20, given away at 40
-    assert final_error(found, tested) == 0.25
-    assert final_error(Found((), 5.0), tested) == 1.0
-    assert time_to(Found((), 5.0), tested, 0.5) == math.inf
-
-
-def test_savings_are_of_medians_and_bear_what_never_arrives() -> None:
-    base = [100.0, 110.0, 90.0, 105.0, 95.0] * 2
-    found = saving([each / 4 for each in base], base)
-    assert found.value == pytest.approx(0.75)
-    assert found.low <= 0.75 <= found.high
-    assert saving([*base[:-1], math.inf], base).value == pytest.approx(1 - 100 / 100, abs=0.06)
-    assert saving([math.inf] * 10, base).value == -math.inf
-    assert saving(base, [math.inf] * 10).value == 1.0
-    assert saving([math.inf] * 10, [math.inf] * 10).value == 0.0
-    assert saving([math.inf] * 10, base).percent() == "never"
-    assert saving(base, [math.inf] * 10).percent() == "the other never"
-
-
-@given(st.lists(st.floats(0.01, 0.2), min_size=5, max_size=20), st.floats(-0.05, 0.05))
-def test_a_difference_lies_in_its_interval(errors: list[float], apart: float) -> None:
-    found = mean_difference([each + apart for each in errors], errors)
-    assert found.value == pytest.approx(apart, abs=1e-9)
-    assert found.low - 1e-9 <= apart <= found.high + 1e-9
-    assert not_worse(found, abs(apart) + 1e-6)
-    assert not not_worse(found, apart - 1e-6)
-
-
-# -- fidelity and shift -----------------------------------------------------------------------------------------------
-
-
-def test_fidelity_is_what_brute_force_says() -> None:
-    found = fidelity(tape(), "narrowed 0.12")  # of one seed
-    cheap, pairs = tape().last("narrowed 0.12"), list(itertools.combinations(range(COUNT), 2))
-    expected = []
-    for full in (tape().last(FULL, 0), tape().last(FULL, 1)):
-        signs = [[np.sign(np.nan_to_num(each[a] - each[b])) for a, b in pairs] for each in (cheap, full)]
-        ties = sum(np.isinf(cheap[a]) and np.isinf(cheap[b]) for a, b in pairs)
-        expected.append(float(np.dot(*signs)) / (len(pairs) - ties))
-        assert expected[-1] == pytest.approx(kendalltau(cheap, full).statistic)
-    assert found.tau.value == pytest.approx(np.mean(expected), abs=1e-6)
-    again = fidelity(tape(), FULL)
-    assert again.tau.value == pytest.approx(kendalltau(tape().last(FULL, 0), tape().last(FULL, 1)).statistic)
-    assert again.less == Interval(0.0, 0.0, 0.0)
-    assert found.less.value == pytest.approx(found.tau.value - again.tau.value)
-    assert found.tau.low < found.tau.value < found.tau.high
-    assert (found.cost, found.alone) == pytest.approx((0.2, 0.8))
-    assert fidelity(tape(), FULL, 5).cost == pytest.approx(0.25)
-
-
-def test_regret_is_what_validation_would_choose() -> None:
-    full, tested = np.arange(10.0), np.linspace(0.1, 0.2, 10)
-    tested[5] = 0.0  # the test split must not choose it
-    assert regret(full, full, tested) == 0.0
-    assert regret(-full, full, tested) == pytest.approx(tested[5] - tested[0])  # 5 is the best of 9, 8, 7, 6, 5
-    assert regret(np.roll(full, 1), full, tested) == pytest.approx(tested[1] - tested[0])
-
-
-def test_verdicts_are_of_intervals_that_leave_out_zero() -> None:
-    less, more, none = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(0.0, -0.1, 0.1)
-    assert verdict(none, none, none) == "undecided"
-    assert verdict(less, none, none) == "takes less time"
-    assert verdict(more, less, more) == "takes more time; is sooner at the target; ends better"
-    assert verdict(none, more, less) == "is later at the target; ends worse"
-
-
-def test_contrasts_are_of_arms() -> None:
-    names = {arm.name for arm in ARMS}
-    assert len(names) == len(ARMS)
-    assert {name for _, *both in CONTRASTS for name in both} <= names
-
-
-def test_recall_of_the_best() -> None:
-    full = np.arange(40.0)
-    assert recall(full, full) == 1.0
-    assert recall(-full, full) == 0.0
-    swapped = full.copy()
-    swapped[[3, 30]] = swapped[[30, 3]]
-    assert recall(swapped, full) == 0.75  # of the best four one is lost
-
-
-def test_a_known_shift_is_found() -> None:
-    space = world()[0].space
-    full = np.full(COUNT, np.nan)
-    few = [number for number, each in enumerate(tape().settings) if each["learning_rate"] < 0.9][:24]
-    full[few] = tape().last(FULL)[few]
-    found = shift_between(tape().settings, tape().last("narrowed 0.06"), full, space)
-    assert found.pairs == 24
-    assert found.factors["learning_rate"] == pytest.approx(2.0, rel=0.25)
-    assert found.low["learning_rate"] < 2.0 < found.high["learning_rate"] * 1.1
-    assert found.factors["weight_decay"] == pytest.approx(1.0, rel=0.5)
-    none = shift_between(tape().settings, tape().last(FULL, 0), tape().last(FULL, 1), space)
-    assert none.factors["learning_rate"] == pytest.approx(1.0, rel=0.1)
 
 
 # -- as a user types it -----------------------------------------------------------------------------------------------

@@ -93,4 +93,4 @@ def _colour(name: str) -> str:
     """Narrowed networks, other proxies, what trains the full network less."""
     if name.startswith("narrowed"):
         return "#D55E00"
-    return "#000000" if "epochs" in name or "images" in name else "#0072B2"
+    return "#000000" if name.startswith("full") or "images" in name else "#0072B2"

@@ -22,6 +22,7 @@ from regimes.hpo.asked import read_hpo
 from regimes.hpo.plan import guide_of, lab_of
 from regimes.hpo.shift import shift_between
 from regimes.hpo.space import distributions
+from regimes.proof.arms import PAIRS
 from regimes.proof.courses import COURSES, SEARCHED, as_facts, from_facts, rung_of
 from regimes.proof.recording import Setting, Task, recipes_of, record, row_of, settings, tasks_of
 from regimes.proof.tape import SEEDS, Tape, assemble, write_tape
@@ -35,7 +36,6 @@ from regimes.studies.page import Page, Say
 FILE = "sweeps/digits-proof.toml"
 COUNT = 256  # settings
 BETTER = 4  # one of so many settings is trained with more seeds
-PAIRS = 16  # runs of both networks, by which settings are corrected
 SHIFTED = ("narrowed 0.06", "narrowed 0.06, short")  # courses that are tried with corrected settings, too
 RECORDING, MAP = "recording.nc", "map.nc"
 TITLE = "A recording of searches on handwritten digits"
@@ -175,8 +175,8 @@ def _seconds(spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Pat
     path = folder / "seconds.json"
     kept = _read(path)
     if kept is None:
-        say_idle = idle()
-        write_checked(path, kept := {"seconds": timed(spec, courses, lab), "beside": say_idle})
+        beside = idle()  # before this is what runs
+        write_checked(path, kept := {"seconds": timed(spec, courses, lab), "beside": beside})
     return {name: kept[name] for name in ("seconds", "beside")}
 
 
