@@ -12,6 +12,7 @@ from conftest import done, prepared
 from torch import Tensor, nn
 
 from regimes.data.synthetic import synthetic
+from regimes.flow import engine as choosing
 from regimes.flow.engine import Choice, choose_engine, keeps_bits
 from regimes.flow.plan import fleets
 from regimes.flow.prepare import prepare
@@ -123,6 +124,18 @@ def test_an_engine_that_does_not_keep_bits_is_not_chosen(tiny: dict[str, Any], t
     kept = all(keeps_bits(found.lab, Choice("stacked", 8), found.sweep.recipe) for _ in range(2))
     assert not kept
     assert choose_engine(found.lab, [found.sweep.recipe], 100) == Choice("eager", 1)
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(32, 32), (16, 16), (8, 8), (4, 1)])
+def test_fewer_lanes_are_chosen_where_many_do_not_keep_bits(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, chosen: int
+) -> None:
+    """The more lanes the faster, as far as a clock that is ours says; but above some number bits rest on it."""
+    found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
+    monkeypatch.setattr(choosing, "seconds_per_image", lambda lab, choice, recipe: 1e-4 / choice.lanes)
+    monkeypatch.setattr(choosing, "keeps_bits", lambda lab, choice, recipe: choice.lanes <= most)
+    expected = Choice("stacked", chosen) if chosen > 1 else Choice("eager", 1)
+    assert choose_engine(found.lab, [found.sweep.recipe], 32) == expected
 
 
 def test_a_handful_of_networks_is_not_stacked(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: i
     try:
         fit = networks_that_fit(lab, max(recipes, key=lambda each: each.batch_size), workers)
         sizes = [each for each in SIZES if padded(1, model) <= each <= min(padded(networks, model), fit)]
-        best, seconds = alone, seconds_per_image(lab, alone, recipes[-1])
+        seconds, faster = seconds_per_image(lab, alone, recipes[-1]), list[Choice]()
         if lab.device.type == "cpu" and seconds * recipes[-1].batch_size > SLOW:
             return alone
         for lanes in sizes:
@@ -94,10 +94,13 @@ def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: i
                 trial = min(trial, seconds_per_image(lab, choice, recipes[-1]) * idle)
             if trial > WORTH * seconds:
                 break
-            best, seconds = choice, trial
-        if best == alone or not all(equals_eager(lab, best.engine, recipe) for recipe in recipes):
+            faster, seconds = [choice, *faster], trial
+        if not faster or not all(equals_eager(lab, "stacked", recipe) for recipe in recipes):
             return alone
-        return best if all(keeps_bits(lab, best, recipe) for recipe in recipes) else alone
+        for choice in faster:  # bits may rest on the number of lanes among many, and not among few
+            if all(keeps_bits(lab, choice, recipe) for recipe in recipes):
+                return choice
+        return alone
     except Exception:  # an operation that vmap does not know raises anything, as a memory too small does
         return alone
 
