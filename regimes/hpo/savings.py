@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import kendalltau
 
 from regimes.hpo.notes import PREFIX
 from regimes.hpo.plan import Plan
@@ -94,6 +93,8 @@ def _agreement(trials: Sequence[FrozenTrial], density: float, value: str) -> dic
     Kendall's tau between their values, and the regret: how much worse by the full network's value the trial is that
     the rung puts first than the best of them.
     """
+    from scipy.stats import kendalltau  # takes a second: not for those who only search
+
     pairs = []
     for trial in trials:
         climbed = rows_of(trial)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from regimes.phases.measured import Measured, Numbers
 from regimes.phases.separation import Cuts, cuts_of, separation
@@ -59,11 +59,11 @@ def regimes_at(m: Measured, unsure: tuple[Numbers, Numbers], places: Numbers, de
     """(m, 3) probabilities of the regimes at any places (m, k) with densities (m,), on the smooth surfaces."""
     lmc, cka = m.stretch("lmc"), m.stretch("cka")
     mean, spread = m.surface("lmc").at(places)
-    poorly = norm.cdf((lmc.there(unsure[0])[:, None] - mean) / spread)  # (draws, m)
+    poorly = ndtr((lmc.there(unsure[0])[:, None] - mean) / spread)  # (draws, m)
     mean, spread = m.surface("cka").at(places)
     own = np.log10(np.array(m.axes[-1].values))
     lines = np.stack([np.interp(np.log10(density), own, each) for each in cka.there(unsure[1])])
-    apart = norm.cdf((lines - mean) / spread)
+    apart = ndtr((lines - mean) / spread)
     return np.stack([poorly, (1 - poorly) * apart, (1 - poorly) * (1 - apart)], -1).mean(0)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, norm
+from scipy.special import ndtr
 
 from regimes.errors import UserError
 from regimes.phases.answers import Rung
@@ -111,6 +111,8 @@ def _mean(table: Numbers) -> float:
 
 
 def _kendall(x: Numbers, y: Numbers) -> float:
+    from scipy.stats import kendalltau  # takes a second: not for those who ask for no trust
+
     both = np.isfinite(x) & np.isfinite(y)
     return float(kendalltau(x[both], y[both]).statistic) if both.sum() >= FEW else float("nan")
 
@@ -149,7 +151,7 @@ def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, c
             low, high = (float(each) for each in np.quantile(drawn, [0.025, 0.975]))
         variance = 1 / (1 / PRIOR_SPREAD**2 + 1 / spread**2)
         mean = variance * (prior / PRIOR_SPREAD**2 + float(tau[0]) / spread**2)
-    enough = float(norm.sf((SHARE * most - mean) / np.sqrt(variance)))
+    enough = float(ndtr((mean - SHARE * most) / np.sqrt(variance)))
     bound = "not known how much seeds agree" if ceiling is None else f"of at most {most:.2f}"
     unknown = "no test errors" if tau is None else "test errors of too few temperatures"
     said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else unknown

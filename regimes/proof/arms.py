@@ -63,8 +63,9 @@ def _ours(name: str, what: str, *courses: str, mapped: bool = False, pairs: int 
     return Arm(name, what, "tpe", courses, "halving", (0.25, 0.5), batch=32, mapped=mapped, pairs=pairs)
 
 
-def _promoted(name: str, what: str, course: str) -> Arm:
-    return Arm(name, f"{what}, in fleets; the best 5 in full", courses=(course,), batch=32, promoted=5)
+def _promoted(name: str, what: str, course: str, best: int = 5, batch: int = 32) -> Arm:
+    told = f"{what}, in fleets of batches of {batch}; the best {best} in full"
+    return Arm(name, told, courses=(course,), batch=batch, promoted=best)
 
 
 ARMS = (
@@ -92,6 +93,10 @@ ARMS = (
     _ours("ours at 0.06, short", "narrowed to 0.06, a quarter of the epochs", "narrowed 0.06, short"),
     _ours("ours at 0.25, short", "narrowed to 0.25, a quarter of the epochs", "narrowed 0.25, short"),
     _promoted("ours, promoted", "narrowed to 0.12, a quarter of the epochs", "narrowed 0.12, short"),
+    _promoted("ours, the best 3 promoted", "narrowed to 0.12, a quarter of the epochs", "narrowed 0.12, short", best=3),
+    _promoted(
+        "ours, promoted, smaller batches", "narrowed to 0.12, a quarter of the epochs", "narrowed 0.12, short", 5, 16
+    ),
     _promoted("ours, promoted at 0.06", "narrowed to 0.06, a quarter of the epochs", "narrowed 0.06, short"),
     _promoted("ours, promoted at 0.25", "narrowed to 0.25, a quarter of the epochs", "narrowed 0.25, short"),
     _ours("ours at 0.06, shifted", f"settings corrected by {PAIRS} pairs", "narrowed 0.06, shifted", pairs=PAIRS),
@@ -115,7 +120,10 @@ CONTRASTS = (  # what is asked; a way to search, and what it is held against
     ("Is a part of the images as good?", "ours at 0.06", "ours, a quarter of the images"),
     ("Does correcting the settings pay?", "ours at 0.06, shifted", "ours at 0.06"),
     ("Do short proxies pay?", "ours at 0.06, short", "ours at 0.06"),
-    ("Do short proxies pay?", "ours, promoted", "a quarter of the epochs"),
     ("Do two rungs pay?", "ours at 0.06 and 0.25", "ours at 0.06"),
-    *(("Ours beside each stock stopper", "ours, no map", f"TPE + {name}") for name in OWN_STOCK),
+    ("Does a proxy pay, beside short trainings?", "ours, promoted", "a quarter of the epochs"),
+    ("Do fewer promotions pay?", "ours, the best 3 promoted", "ours, promoted"),
+    ("Do smaller batches pay?", "ours, promoted, smaller batches", "ours, promoted"),
+    *(("Our ladder beside each stock stopper", "ours, no map", f"TPE + {name}") for name in OWN_STOCK),
+    *(("Our promotion beside each stock stopper", "ours, promoted", f"TPE + {name}") for name in OWN_STOCK),
 )
