@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import torch
 from archives import write_archives
+from threadpoolctl import threadpool_limits
 
 from regimes.data.vision import torchvision
 from regimes.flow import work
@@ -25,6 +26,7 @@ from regimes.flow.store import Store
 from regimes.spec.check import resolve
 
 torch.set_num_threads(1)
+threadpool_limits(1, "blas")  # two test processes share two cores
 hypothesis.settings.register_profile("regimes", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("regimes")
 

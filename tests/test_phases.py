@@ -7,11 +7,13 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from regimes import UserError, classify
 from regimes.phases import RULES
 from regimes.phases.cells import cell_stderr
 from regimes.phases.classify import present
+from regimes.phases.threads import one_blas_thread
 
 EPOCHS = [5, 10, 20, 40, 80, 160]
 DENSITY = [0.03, 0.05, 0.08, 0.14, 0.3, 0.8]
@@ -60,6 +62,16 @@ def test_noise_alone_is_seldom_taken_for_a_regime(deviation: float) -> None:
         false_a += counts["II-A"] > 0
     assert false_one <= 8
     assert false_a <= 8
+
+
+def test_fits_take_one_thread_whatever_the_machine_gives() -> None:
+    def threads() -> set[int]:
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    with threadpool_limits(2, "blas"):
+        assert threads() == {2}
+        assert one_blas_thread(threads)() == {1}
+        assert threads() == {2}
 
 
 def test_a_grid_that_tells_no_noise_is_not_split_by_rounding() -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
+from scipy.stats import rankdata
 
+from regimes.phases.threads import one_blas_thread
 from regimes.spec.hpo import Dimension
 
 Numbers = NDArray[np.float64]
@@ -42,6 +44,7 @@ class Shift:
     pairs: int
 
 
+@one_blas_thread
 def shift_between(
     settings: Sequence[Mapping[str, Any]],
     small: Numbers,
@@ -97,7 +100,7 @@ def moved(setting: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str,
 def scores(losses: Numbers) -> Numbers:
     """Normal scores of ranks: heavy tails and diverged trainings do no harm."""
     ranks = rankdata(losses)
-    return np.asarray(norm.ppf((ranks - 0.5) / len(ranks)))
+    return np.asarray(ndtri((ranks - 0.5) / len(ranks)))
 
 
 def place(settings: Sequence[Mapping[str, Any]], space: Mapping[str, Dimension]) -> Numbers:

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from regimes.phases.threads import one_blas_thread
+
 Numbers = NDArray[np.float64]
 
 THIN = 1e-3  # of the usual variance: a cell without any noise is not believed
@@ -18,6 +20,7 @@ def between(seeds: Numbers, mean: Numbers) -> Numbers:
     return np.where(count > 1, rest.sum(1) / np.maximum(count - 1, 1), np.nan)
 
 
+@one_blas_thread
 def by_size(name: str, mean: Numbers, variance: Numbers) -> Numbers:
     """(n,) a variance smoothed to ``a + b size^2``.
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from regimes.phases.threads import one_blas_thread
+
 Numbers = NDArray[np.float64]
 
 ENOUGH = 6  # degrees of freedom between seeds from which their differences are taken for the noise
@@ -95,6 +97,7 @@ class Prior:
         return LEVEL + SLOPE * ((a - 0.5) ** 2).sum(1) + self.height**2 + self.rough**2
 
 
+@one_blas_thread
 def fit(
     places: Numbers, values: Numbers, rows: NDArray[np.int64], known: Numbers, shape: Numbers, least: float
 ) -> Surface:
