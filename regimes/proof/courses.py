@@ -69,7 +69,6 @@ COURSES = (
     Course("saliency 0.06", "channels-saliency", 0.06),
     Course("magnitude 0.06", "channels-magnitude", 0.06),
     Course("random 0.06", "channels-random", 0.06),
-    Course("saliency 0.25", "channels-saliency", 0.25),
     Course("discovered 0.06", "discovered", 0.06),
     Course("quarter of the images", images=0.25),
     Course("half of the images", images=0.5),
