@@ -232,18 +232,20 @@ class Map:
 
 
 def test_the_map_chooses_the_proxy_and_where_trials_start_and_its_cost_counts() -> None:
-    arm = next(each for each in ARMS if each.mapped)
-    for trusted, course in ((0.06, "narrowed 0.06"), (0.1, "narrowed 0.12")):
+    mapped = next(each for each in ARMS if each.mapped)
+    late = dataclasses.replace(mapped, reports=())  # nothing is judged before its end
+    for trusted, arm, course in ((0.06, mapped, "narrowed 0.06"), (0.1, late, "narrowed 0.12")):
         told = dataclasses.replace(stage(), guide=Map(trusted))  # type: ignore[arg-type]
         assert told.courses(arm) == [course, FULL]
         found, plain = (replay(dataclasses.replace(arm, mapped=each, courses=(course,)), told, 0) for each in (1, 0))
         assert (found.overhead, plain.overhead) == pytest.approx((103.5, 3.5))
         assert [mark[1:] for mark in found.marks] == [mark[1:] for mark in plain.marks]
-    none = dataclasses.replace(stage(), guide=Map(2.0))  # type: ignore[arg-type]
-    assert none.courses(arm) == [FULL]
-    assert replay(arm, none, 0).overhead == 100.0
+    for trusted in (0.1, 2.0):  # takes as long as the full network to its first report; none
+        none = dataclasses.replace(stage(), guide=Map(trusted))  # type: ignore[arg-type]
+        assert none.courses(mapped) == [FULL]
+    assert replay(mapped, none, 0).overhead == 100.0
     later = dataclasses.replace(stage(), guide=Map(0.06, 1))  # type: ignore[arg-type]
-    assert len(replay(arm, later, 0).marks) > 0
+    assert len(replay(mapped, later, 0).marks) > 0
 
 
 # -- as a user types it -----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from regimes.spec.keys import digest
 from regimes.spec.recipe import Recipe
 
 MAP, PLAN = "map", "plan.json"  # a map that is made for a search; what was planned
-SLOW = 0.8  # of the next rung's time, from which a rung saves too little
+SLOW = 0.8  # of the time until a trial is judged next, from which a rung saves too little
 Say = Callable[[str], None]
 
 
@@ -132,7 +132,7 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
     full = full_rung(make)
     notes: list[str] = []
     rungs = [*_proxies(spec, make, guide, full, notes), full]
-    rungs = worth(rungs, notes)
+    rungs = worth(rungs, notes, _first_report(spec) if guide is not None and asked.densities is None else 1.0)
     ladder = ladder_of(rungs, spec.ladder.reports, time.perf_counter() - started)
     space, priors = dict(spec.space), []
     if guide is not None and "sam_rho" in space:
@@ -174,16 +174,30 @@ def _proxies(spec: Hpo, make: Making, guide: Guide | None, full: Rung, notes: li
     return [proxy_rung(make, density) for density in sorted(densities) if density < 1]
 
 
-def worth(rungs: list[Rung], notes: list[str]) -> list[Rung]:
-    """Leave out proxies that are no faster than the next rung, by the clock."""
+def worth(rungs: list[Rung], notes: list[str], judged: float = 1.0) -> list[Rung]:
+    """Leave out proxies that are no faster than what would judge a trial next, by the clock.
+
+    Args:
+        rungs: the full network last.
+        notes: is told what is left out.
+        judged: share of the full network's training after which it is judged first.
+    """
     kept = rungs[-1:]
     for rung in rungs[-2::-1]:
+        part = judged if len(kept) == 1 else 1.0
         share = rung.seconds * rung.epochs / (kept[0].seconds * kept[0].epochs)
-        if share >= SLOW:
-            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time: left out")
+        if share >= SLOW * part:
+            until = "" if part == 1 else f", which is judged at {part:g} already"
+            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time{until}: left out")
         else:
             kept.insert(0, rung)
     return kept
+
+
+def _first_report(spec: Hpo) -> float:
+    """Share of the full network's training after which a stopper can end a trial."""
+    stops = spec.study.stopper != "none" and spec.study.pattern == "ladder"
+    return min(spec.ladder.reports, default=1.0) if stops else 1.0
 
 
 # -- kept in the folder: another process, or the same command later, climbs the very same ladder -----------------------

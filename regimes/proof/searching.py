@@ -72,7 +72,9 @@ class Stage:
             recorded = [each for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and each.plain]
             names = [each.name for each in recorded if each.density in trusted][: self.spec.ladder.most]
             full = self.rungs[FULL]
-            names = [name for name in names if len(worth([self.rungs[name], full], [])) > 1]
+            names = [
+                name for name in names if len(worth([self.rungs[name], full], [], min(arm.reports, default=1.0))) > 1
+            ]
         return [*names, FULL]
 
     def _as_fast(self, name: str) -> str:
