@@ -16,6 +16,7 @@ from regimes.hpo.shift import shift_between
 from regimes.proof.arms import ARMS, CONTRASTS
 from regimes.proof.courses import FULL
 from regimes.proof.fidelity import fidelity, recall, regret
+from regimes.proof.rankings import values_sheet
 from regimes.proof.scores import Interval, final_error, incumbents, mean_difference, not_worse, saving, time_to
 from regimes.proof.searching import Found
 from regimes.proof.sheets import verdict
@@ -77,6 +78,21 @@ def test_fidelity_is_what_brute_force_says() -> None:
     assert found.tau.low < found.tau.value < found.tau.high
     assert (found.cost, found.alone) == pytest.approx((0.2, 0.8))
     assert fidelity(tape(), FULL, 5).cost == pytest.approx(0.25)
+
+
+def test_a_value_is_held_against_the_full_networks_and_against_test_errors_of_other_seeds() -> None:
+    facts = {each["course"]: each for each in values_sheet(tape()).facts}
+    assert list(facts) == ["full, another seed", "narrowed 0.06", "narrowed 0.12"]
+    zeros, ones = np.zeros(COUNT, dtype=np.int64), np.ones(COUNT, dtype=np.int64)
+    for value in ("loss", "error", "calibrated"):
+        one, two = (tape().last(FULL, seed, value) for seed in (0, 1))
+        again = facts["full, another seed"][value]
+        assert again["alike"] == pytest.approx(kendalltau(one, two).statistic)
+        truly = [kendalltau(*pair).statistic for pair in ((one, tape().tested(zeros)), (two, tape().tested(ones)))]
+        assert again["truly"] == pytest.approx(np.mean(truly))
+        small = tape().last("narrowed 0.12", 0, value)
+        truly = [kendalltau(small, tape().tested(each)).statistic for each in (zeros, ones)]
+        assert facts["narrowed 0.12"][value]["truly"] == pytest.approx(np.mean(truly))
 
 
 def test_regret_is_what_validation_would_choose() -> None:

@@ -14,7 +14,7 @@ from regimes.proof.arms import ARMS
 from regimes.proof.courses import FULL, from_facts
 from regimes.proof.fidelity import Fidelity, fidelity
 from regimes.proof.live import beside, go_live
-from regimes.proof.rankings import fidelity_sheet, shift_sheet
+from regimes.proof.rankings import fidelity_sheet, shift_sheet, values_sheet
 from regimes.proof.searching import Found, Stage, replay
 from regimes.proof.sheets import Scores, arms_sheet, contrasts_sheet, targets_sheet
 from regimes.proof.tape import Tape, courses_of, open_tape
@@ -36,7 +36,7 @@ def bench(device: str, rounds: int, images: str, say: Say, recording: Path | Non
     scores = Scores.of(found, tested, tape.seed_noise())
     ranks = ranked(tape, say)
     sheets = [arms_sheet(scores, stage), contrasts_sheet(scores), targets_sheet(scores)]
-    sheets += [*beside(path.parent, scores), fidelity_sheet(ranks), shift_sheet(stage)]
+    sheets += [*beside(path.parent, scores), fidelity_sheet(ranks), values_sheet(tape), shift_sheet(stage)]
     drawn = {"best-so-far": figures.curves(found, tested, scores.target), "fidelity": figures.fidelities(ranks)}
     if stage.guide is not None:
         places = over_map.places(tape, stage.guide)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import cycle
+from typing import Any
+
+import numpy as np
 
 from regimes.figures.sheet import Sheet
 from regimes.hpo.shift import Shift, shift_between
-from regimes.proof.courses import FULL
-from regimes.proof.fidelity import Fidelity
+from regimes.hpo.trainer import VALUES
+from regimes.proof.courses import FULL, SEARCHED
+from regimes.proof.fidelity import Fidelity, mean_of, pairs_of, tau
 from regimes.proof.searching import Stage
-from regimes.proof.tape import courses_of
+from regimes.proof.tape import Tape, courses_of
 
 
 def fidelity_sheet(ranks: Sequence[Fidelity]) -> Sheet:
@@ -28,6 +33,34 @@ def fidelity_sheet(ranks: Sequence[Fidelity]) -> Sheet:
         "test error is than that of what it chooses of all settings; intervals hold 95 %, by bootstrap over settings",
     ]
     return Sheet("How settings are ranked", rows, notes, [asdict(each) for each in ranks])
+
+
+def values_sheet(tape: Tape) -> Sheet:
+    """What rankings rest on: a value may be ranked well and say little of test errors."""
+    names = [FULL, *(each.name for each in courses_of(tape.facts) if each.proxy == "narrowed" and each.plain)]
+    told = (f"{value}: tau with {what}" for value in VALUES for what in ("the full network's", "test errors"))
+    rows, facts = [["ranked by", *told]], []
+    everything = np.arange(len(tape.settings))
+    tested = [tape.tested(np.full(len(everything), seed)) for seed in range(SEARCHED)]
+    for name in names:
+        found: dict[str, Any] = {"course": "full, another seed" if name == FULL else name}
+        shown = []
+        for value in VALUES:
+            pairs = pairs_of(tape, name, tape.epochs, value)
+            alike = mean_of(tau, pairs, everything)
+            # Pairs go through the full network's seeds in turn; of its own, each is held against the others' errors.
+            truly = float(
+                np.mean([tau(cheap, errors) for (cheap, _), errors in zip(pairs, cycle(tested), strict=False)])
+            )
+            shown += [f"{alike:.2f}", f"{truly:.2f}"]
+            found[value] = {"alike": alike, "truly": truly}
+        rows.append([found["course"], *shown])
+        facts.append(found)
+    notes = [
+        "validation values of a course against those of the full network, and against the full network's expected test "
+        "error; searches here go by the calibrated loss",
+    ]
+    return Sheet("What is ranked", rows, notes, facts)
 
 
 def shift_sheet(stage: Stage) -> Sheet:
