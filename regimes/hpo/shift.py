@@ -70,10 +70,10 @@ def shift_between(
 
     def best(surface: Numbers, chosen: NDArray[np.int64]) -> Numbers:
         target = scores(full[chosen])
-        some = [settings[number] for number in chosen]
+        some = places[chosen]
 
         def misfit(logs: Numbers) -> float:
-            there = place([moved(each, dict(zip(names, np.exp(logs), strict=True))) for each in some], space)
+            there = _moved(some, space, dict(zip(names, logs, strict=True)))
             expected = _features(there) @ surface
             residual = target - np.polyval(np.polyfit(expected, target, 1), expected) if np.ptp(expected) else target
             return float(len(chosen) * np.log((residual**2).mean() + 1e-3) + np.sum((logs / np.log(USUAL)) ** 2))
@@ -92,11 +92,6 @@ def shift_between(
     return Shift(told[0], told[1], told[2], len(paired))
 
 
-def moved(setting: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
-    """A setting, multiplied."""
-    return {name: value * factors[name] if name in factors else value for name, value in setting.items()}
-
-
 def scores(losses: Numbers) -> Numbers:
     """Normal scores of ranks: heavy tails and diverged trainings do no harm."""
     ranks = rankdata(losses)
@@ -106,6 +101,18 @@ def scores(losses: Numbers) -> Numbers:
 def place(settings: Sequence[Mapping[str, Any]], space: Mapping[str, Dimension]) -> Numbers:
     """Where settings lie in the unit cube of the space (n, hyperparameters by name)."""
     return np.array([[space[name].share(each[name]) for name in sorted(space)] for each in settings])
+
+
+def _moved(places: Numbers, space: Mapping[str, Dimension], logs: Mapping[str, float]) -> Numbers:
+    """Where settings would lie, some of their values multiplied by the exponentials of logs."""
+    found = places.copy()
+    for name, log in logs.items():
+        at, (low, high) = sorted(space).index(name), space[name].ends
+        if space[name].log:
+            found[:, at] += log / np.log(high / low)
+        else:
+            found[:, at] = ((found[:, at] * (high - low) + low) * np.exp(log) - low) / (high - low)
+    return found
 
 
 def _features(places: Numbers) -> Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,7 @@ class Pool(BaseSampler):
         base: says where in the space.
         settings: that are recorded.
         space: of the search.
-        only: {hyperparameter: value} to which the choice is held.
         drawing: is called for every draw.
-        taken: settings that were drawn; Hyperband shows a sampler a part of its study only.
     """
 
     def __init__(
@@ -33,18 +32,19 @@ class Pool(BaseSampler):
         base: BaseSampler,
         settings: Sequence[Mapping[str, Any]],
         space: Mapping[str, Dimension],
-        only: Mapping[str, Any] | None = None,
         drawing: Callable[[], None] = lambda: None,
-        taken: set[int] | None = None,
     ) -> None:
-        self.base, self.settings, self.space, self.only = base, settings, space, dict(only or {})
+        self.base, self.settings, self.space, self.drawing = base, settings, space, drawing
         self.names = sorted(space)
         self.places = np.array([self._place(each) for each in settings])
-        self.drawing, self.taken = drawing, set[int]() if taken is None else taken
+        self.only: dict[str, Any] = {}  # values to which the choice is held
+        self.taken: set[int] = set()  # drawn already; Hyperband shows a sampler a part of its study only
 
     def partly(self, values: Mapping[str, Any]) -> Pool:
         """The same with some values given."""
-        return Pool(self.base, self.settings, self.space, values, self.drawing, self.taken)
+        held = copy.copy(self)  # what is drawn stays one set
+        held.only = dict(values)
+        return held
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole space: settings are drawn whole."""
