@@ -202,7 +202,7 @@ def test_arms_cost_what_their_words_say() -> None:
     diverged = TRIALS - len(by_name[BASE].marks)
     assert by_name[BASE].seconds == pytest.approx(TRIALS * (SECONDS[FULL] + 0.01))
     assert diverged < TRIALS / 2
-    short = by_name["ours, promoted"]  # two batch sizes, twelve networks each in sixteen lanes
+    short = by_name["ours, promoted, short"]  # two batch sizes, twelve networks each in sixteen lanes
     assert short.seconds == pytest.approx(3.5 + 2 * 16 * 0.5 + TRIALS * 0.01 + 5 * 10.01)
     subset = by_name["a quarter of the images"]
     assert subset.seconds == pytest.approx(1.0 + TRIALS * (2.5 + 0.01) + 5 * 10.01)

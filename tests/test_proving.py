@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from regimes import UserError
+from regimes.models.build import seeded
 from regimes.structure import network as files
 from regimes.structure.blocks import find_blocks
 from regimes.structure.complexity import size_of
@@ -160,8 +161,10 @@ def test_a_head_of_zeros_hides_nothing() -> None:
             out: Tensor = self.head(torch.relu(self.two(hidden)))
             return out
 
-    anatomy = anatomy_of(Normalised(), torch.randn(4, 6))
-    assert [group.name for group in anatomy.groups] == ["two"]
+    for seed in range(3):
+        with seeded(seed):  # of one draw in ten dead units hide what is asked
+            anatomy = anatomy_of(Normalised(), torch.randn(4, 6))
+        assert [group.name for group in anatomy.groups] == ["two"]
 
 
 def test_an_axis_folded_into_the_batch_is_refused() -> None:

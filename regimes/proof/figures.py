@@ -20,11 +20,11 @@ from regimes.proof.searching import Found
 SHOWN = {  # arm: colour, line
     BASE: ("#000000", "-"),
     "TPE + halving": ("#0072B2", "--"),
-    "TPE + hyperband": ("#56B4E9", ":"),
+    "TPE + median": ("#56B4E9", ":"),
     "the paper's recipe": ("#CC79A7", ":"),
     "ours, no proxy": ("#009E73", "-."),
-    "ours, no map": ("#D55E00", "-"),
-    "ours, with the map": ("#E69F00", "--"),
+    "ours at 0.06": ("#E69F00", "--"),
+    "ours, promoted at once": ("#D55E00", "-"),
 }
 POINTS = 200  # of a curve
 

@@ -27,7 +27,7 @@ from regimes.spec.keys import seed_of
 from regimes.spec.recipe import Recipe
 from regimes.training.train import train
 
-LIVE = (BASE, "TPE + halving", "ours, no map")
+LIVE = (BASE, "TPE + halving", "ours, promoted at once")
 FILE = "live.json"
 FRESH = 2  # seeds with which what a live search held is trained anew and tested
 
