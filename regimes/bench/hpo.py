@@ -21,6 +21,7 @@ from regimes.proof.tape import Tape, courses_of, open_tape
 
 RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
 SEARCHES = 20  # of every arm, in pairs
+WORDS = ("Searches replayed on `recording.nc`; how that was made is told in [README.md](README.md).",)
 PARTS = (0.1, 0.25, 0.5)  # of the full training, whose ranking is judged too
 
 
@@ -42,7 +43,7 @@ def bench(device: str, rounds: int, images: str, say: Say, recording: Path | Non
         places = over_map.places(tape, stage.guide)
         sheets.append(over_map.sheet(places, stage.guide))
         drawn["over-the-map"] = over_map.figure(places)
-    return Bench("hpo", sheets, drawn)
+    return Bench("hpo", sheets, drawn, words=WORDS)
 
 
 def stage_of(tape: Tape, folder: Path) -> Stage:

@@ -63,22 +63,22 @@ def _held(found: Found, tested: Numbers, seconds: Numbers) -> Numbers:
 
 
 def fidelities(ranks: Sequence[Fidelity]) -> Figure:
-    """Kendall's tau against cost, a mark a course, with intervals; the band is another seed of the full network."""
-    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
-    axes = figure.subplots()
+    """Kendall's tau with intervals, a row a course, the dearest on top; the band is another seed of the full one."""
     full, *rest = ranks
-    axes.axhspan(full.tau.low, full.tau.high, color="#DDDDDD", zorder=0)
-    again: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 8, "color": "#555555"}
-    axes.annotate("another seed of the full network", (1.0, full.tau.high), **again)
-    for each in sorted(rest, key=lambda one: one.cost):
-        colour = _colour(each.name)
+    rest = sorted(rest, key=lambda one: one.cost)
+    figure = Figure(figsize=(6.8, 1.2 + 0.24 * len(rest)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(full.tau.low, full.tau.high, color="#DDDDDD", zorder=0)
+    again: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "#555555", "rotation": 90}
+    axes.text(full.tau.value, 0, "another seed of the full network", **again)
+    for place, each in enumerate(rest):
         off = [[each.tau.value - each.tau.low], [each.tau.high - each.tau.value]]
-        axes.errorbar(each.cost, each.tau.value, yerr=off, fmt="o", color=colour, markersize=5, capsize=2, linewidth=1)
-        beside: dict[str, Any] = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
-        axes.annotate(each.name, (each.cost, each.tau.value), color=colour, **beside)
-    _logarithmic(axes)
-    axes.set_xlabel("seconds, as a share of a full training")
-    axes.set_ylabel("Kendall's tau with the full network")
+        axes.errorbar(each.tau.value, place, xerr=off, fmt="o", color=_colour(each.name), markersize=5, capsize=2)
+    axes.set_yticks(range(len(rest)), [f"{each.name}: {each.cost:.2f}" for each in rest], fontsize=8)
+    for label, each in zip(axes.get_yticklabels(), rest, strict=True):
+        label.set_color(_colour(each.name))
+    axes.set_xlabel("Kendall's tau with the full network")
+    axes.set_ylabel("what is trained: seconds, as a share of a full training")
     axes.set_title("How settings are ranked by something cheaper", fontsize=10)
     return figure
 

@@ -44,6 +44,7 @@ WORDS = [
     "space evenly, each trained with two seeds on the full network (the better quarter with four), on proxies of "
     "several kinds, and on parts of the images; the validation loss after every epoch, the test error of the full "
     "network at its end, measured seconds. `regimes bench hpo` replays searches on it.",
+    "A command that was stopped is gone on with by the same one: the minutes above are those of the last.",
 ]
 
 
