@@ -111,7 +111,8 @@ def test_a_trusted_density_becomes_a_rung(guide: Guide, monkeypatch: pytest.Monk
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 1.0], rel=1e-2)
     assert "density 0.8 takes 0.39 of the next rung's time, which is judged at 0.25 already: left out" in found.notes
-    for asked in (spec(ladder=early, study={"stopper": "none"}), spec(ladder={**early, "densities": [0.3, 0.8]})):
+    by_hand = {"densities": [0.3, 0.8]}, {"densities": None, "step_time": [0.15, 0.4]}
+    for asked in (spec(ladder=early, study={"stopper": "none"}), *(spec(ladder={**early, **each}) for each in by_hand)):
         found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
         assert len(found.ladder.rungs) == 3  # nothing is stopped there; asked for by hand
     slow = spec(ladder={"densities": [0.5, 0.9]}, batch=1)  # one by one: 0.9 takes nearly as long as the full network

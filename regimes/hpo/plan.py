@@ -70,7 +70,7 @@ def guide_of(spec: Hpo, given: Path | None, folder: Path, workers: int, device: 
     """The map to ask: the one given, else one made now (or in an earlier command), else none."""
     if given is not None:
         return open_guide(given, spec.data, spec.model)
-    if not spec.map.make or spec.ladder.densities is not None or spec.ladder.step_time is not None:
+    if not spec.map.make or spec.ladder.by_hand:
         return None
     from regimes.adaptive.drive import run_adaptive
     from regimes.spec.check import resolve
@@ -132,7 +132,7 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
     full = full_rung(make)
     notes: list[str] = []
     rungs = [*_proxies(spec, make, guide, full, notes), full]
-    rungs = worth(rungs, notes, _first_report(spec) if guide is not None and asked.densities is None else 1.0)
+    rungs = worth(rungs, notes, 1.0 if guide is None or asked.by_hand else _first_report(spec))
     ladder = ladder_of(rungs, spec.ladder.reports, time.perf_counter() - started)
     space, priors = dict(spec.space), []
     if guide is not None and "sam_rho" in space:

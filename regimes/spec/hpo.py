@@ -90,6 +90,11 @@ class LadderSpec(Section):
     most: Count = 1
     shift: Mapping[Literal["learning_rate", "weight_decay", "sam_rho"], Number] = Field(default_factory=dict)
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether the rungs are asked for, and no map chooses them."""
+        return self.densities is not None or self.step_time is not None
+
 
 class StudySpec(Section):
     """The study in Optuna.
