@@ -162,7 +162,7 @@ def test_a_head_of_zeros_hides_nothing() -> None:
             return out
 
     for seed in range(3):
-        with seeded(seed):  # of one draw in ten dead units hide what is asked
+        with seeded(seed):  # in some draws dead units hide what is asked
             anatomy = anatomy_of(Normalised(), torch.randn(4, 6))
         assert [group.name for group in anatomy.groups] == ["two"]
 

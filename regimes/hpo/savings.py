@@ -93,7 +93,7 @@ def _agreement(trials: Sequence[FrozenTrial], density: float, value: str) -> dic
     Kendall's tau between their values, and the regret: how much worse by the full network's value the trial is that
     the rung puts first than the best of them.
     """
-    from scipy.stats import kendalltau  # takes a second: not for those who only search
+    from scipy.stats import kendalltau  # slow to import: not for those who only search
 
     pairs = []
     for trial in trials:

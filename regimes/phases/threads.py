@@ -14,9 +14,6 @@ _THREADS = ThreadpoolController()
 
 
 def one_blas_thread(do: Callable[P, T]) -> Callable[P, T]:
-    """A function that gives its linear algebra one thread, as long as it runs.
-
-    Fits of surfaces took five times as long with the usual two on a machine whose cores were busy.
-    """
+    """A function that gives its linear algebra one thread, as long as it runs."""
     alone: Callable[P, T] = _THREADS.wrap(limits=1, user_api="blas")(do)
     return alone

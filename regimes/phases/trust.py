@@ -111,7 +111,7 @@ def _mean(table: Numbers) -> float:
 
 
 def _kendall(x: Numbers, y: Numbers) -> float:
-    from scipy.stats import kendalltau  # takes a second: not for those who ask for no trust
+    from scipy.stats import kendalltau  # slow to import: not for those who ask for no trust
 
     both = np.isfinite(x) & np.isfinite(y)
     return float(kendalltau(x[both], y[both]).statistic) if both.sum() >= FEW else float("nan")
