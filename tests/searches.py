@@ -33,8 +33,8 @@ RAW: dict[str, Any] = {
         "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
         "label_smoothing": {"low": 0.0, "high": 0.2},
     },
-    "ladder": {"densities": [0.1], "reports": [0.5]},
-    "study": {"sampler": "random", "stopper": "halving"},
+    "ladder": {"densities": [0.1], "reports": [0.5], "proxy_reports": []},
+    "study": {"sampler": "random", "stopper": "halving", "pattern": "ladder"},
 }
 
 

@@ -80,6 +80,18 @@ def test_a_batch_is_halved_as_if_the_stopper_had_seen_all_of_it(factor: int) -> 
     assert 24 // factor * 0.6 <= len(through) <= 24 // factor
 
 
+def test_a_batch_is_halved_twice_at_once_as_if_the_stopper_had_seen_all_of_it() -> None:
+    """A step ten times as dear as the one before: two decisions in one, in the order of a batch both are fair."""
+    study = optuna.create_study(pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3))
+    order = torch.randperm(81, generator=torch.Generator().manual_seed(0)).tolist()
+    climbers = [Climber(study.ask(), Entry(Recipe(), 0), 0, Value(float(place), 0.0, 0.0)) for place in order]
+    for step, left in ((1, 27), (10, 3)):
+        for each in climbers:
+            each.trial.report(each.value.loss, step)
+        climbers = [each for each in fair_order(climbers) if not each.trial.should_prune()]
+        assert sorted(each.value.loss for each in climbers) == list(range(left))
+
+
 @pytest.mark.parametrize("name", [name for name in STOPPERS if name != "none"])
 def test_every_stock_stopper_stops_and_already_in_the_first_batch(name: str) -> None:
     asked = spec(batch=12, study={"sampler": "random", "stopper": name})

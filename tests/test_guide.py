@@ -106,13 +106,17 @@ def test_a_trusted_density_becomes_a_rung(guide: Guide, monkeypatch: pytest.Monk
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 0.8, 1.0], rel=1e-2)
     assert not any("left out" in each for each in found.notes)
-    early = {"densities": None, "most": 2, "reports": [0.25]}  # the full network is judged before 0.8 would be
-    asked = spec(ladder=early, study={"stopper": "halving"})
+    early = {"densities": None, "most": 2, "reports": [0.25]}  # halving alone takes half of every full training
+    few = {"stopper": "halving", "pattern": "promote", "promoted": 3}  # of 12: a quarter of every full training
+    asked = spec(ladder=early, study=few)
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 1.0], rel=1e-2)
-    assert "density 0.8 takes 0.39 of the next rung's time, which is judged at 0.25 already: left out" in found.notes
+    assert "density 0.8 takes 0.39 of the next rung's time, 0.30 would save too little: left out" in found.notes
+    asked = spec(ladder=early, study={**few, "promoted": 6})
+    assert len(plan(asked, lab_of(asked, "cpu", tmp_path), guide).ladder.rungs) == 1
     by_hand = {"densities": [0.3, 0.8]}, {"densities": None, "step_time": [0.15, 0.4]}
-    for asked in (spec(ladder=early, study={"stopper": "none"}), *(spec(ladder={**early, **each}) for each in by_hand)):
+    asked_for = (spec(ladder={**early, **each}, study={**few, "promoted": 6}) for each in by_hand)
+    for asked in (spec(ladder=early, study={"stopper": "none"}), *asked_for):
         found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
         assert len(found.ladder.rungs) == 3  # nothing is stopped there; asked for by hand
     slow = spec(ladder={"densities": [0.5, 0.9]}, batch=1)  # one by one: 0.9 takes nearly as long as the full network

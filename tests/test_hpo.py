@@ -45,8 +45,10 @@ batch_size = [16, 32]
 [ladder]
 densities = [0.06]
 reports = [0.5]
+proxy_reports = []
 [study]
 sampler = "random"
+pattern = "ladder"
 """
 
 
@@ -87,14 +89,10 @@ def test_from_a_file_to_a_winner_that_is_tested_once(file: Path, tmp_path: Path)
 
 
 def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -> None:
+    """Weak proxies are stopped at their first report; what is promoted is trained to its end, unasked."""
     changes = [
         *CONVOLUTIONS,
-        "--set",
-        "study.pattern=promote",
-        "--set",
-        "study.promoted=2",
-        "--set",
-        "study.stopper=none",
+        *("--set", "study.pattern=promote", "--set", "study.promoted=2", "--set", "ladder.proxy_reports=[0.34]"),
     ]
     done = call("hpo", "tiny.toml", "--out", "out", "--json", *changes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -104,7 +102,11 @@ def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -
     assert [each.params for each in base.trials] == [each.params for each in best]
     assert [each.user_attrs["regimes:promoted"] for each in base.trials] == [each.number for each in best]
     assert {row["density"] for each in proxies.trials for row in each.user_attrs["regimes:climb"]} == {0.06}
-    assert {row["density"] for each in base.trials for row in each.user_attrs["regimes:climb"]} == {1.0}
+    climbs = [each.user_attrs["regimes:climb"] for each in base.trials]
+    assert [[(row["density"], row["epoch"]) for row in each] for each in climbs] == [[(1.0, 3)]] * 2
+    stopped = [each for each in proxies.trials if each.state == TrialState.PRUNED]
+    assert len(stopped) >= 4  # of eight
+    assert all(row["epoch"] == 1 for each in stopped for row in each.user_attrs["regimes:climb"])
 
 
 # -- killed -----------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def hpo_from(raw: Mapping[str, Any], source: str = "search", default_name: str =
 def _ladder(checker: SweepChecker, ladder: LadderSpec) -> None:
     if ladder.densities is not None and ladder.step_time is not None:
         checker.say("ladder.step_time", "the levels are given by densities already; leave one of the two out")
-    for name in ("densities", "step_time", "reports"):
+    for name in ("densities", "step_time", "reports", "proxy_reports"):
         values = getattr(ladder, name) or ()
         if len(set(values)) != len(values):
             checker.say(f"ladder.{name}", f"a value stands there twice: {list(values)}")

@@ -140,7 +140,7 @@ class Climb:
             self._from(study, [each for each in climbers if each.first == first], first)
 
     def _from(self, study: optuna.Study, climbers: Sequence[Climber], number: int) -> None:
-        """Do a stretch with all; then, the most promising first, climb on with as many as train together.
+        """Do a stretch with all; then climb on, together where networks stack, else the most promising first.
 
         The stopper is asked once when all have reported, in `fair_order`, by which successive halving has seen them
         all; and again before a trial climbs on, since by then median and percentile have seen better ones finish
@@ -163,7 +163,8 @@ class Climb:
             if self._stops(climber):
                 self._tell(study, climber, TrialState.PRUNED)
         left = sorted((each for each in left if not each.over), key=lambda each: self._told(each.value))
-        size = self.trainer.ladder.rungs[self.stretches[number + 1].rung].together
+        # Those that stack climb on together, so that fleets of one batch size are as large as they can be.
+        size = 1 if self.trainer.ladder.rungs[self.stretches[number + 1].rung].together == 1 else len(left)
         while left:
             group, left = left[:size], left[size:]
             for climber in group:
@@ -229,11 +230,14 @@ class Climb:
 
 def fair_order(climbers: Sequence[Climber], value: str = "loss") -> list[Climber]:
     """The order in which a batch is put before the stopper: the best, then from a third down to the worst, then the
-    rest of the best third.
+    rest of the best third in such an order, too.
 
     Successive halving compares a trial with those that were asked about before it. In this order it decides on a batch
-    as if it had seen all of it: best first it would let one through, worst first all.
+    as if it had seen all of it, several times at one step where that is three times as dear as the one before, and
+    more: best first it would let one through, worst first all.
     """
     ranked = sorted(climbers, key=lambda each: float(getattr(each.value, value)))
-    third = max(1, len(ranked) // 3)
-    return [*ranked[:1], *ranked[third:], *ranked[1:third]]
+    third = len(ranked) // 3
+    if third < 2:
+        return ranked
+    return [*ranked[:1], *ranked[third:], *fair_order(ranked[:third], value)[1:]]

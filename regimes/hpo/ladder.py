@@ -109,12 +109,14 @@ class Ladder:
         ]
 
 
-def ladder_of(rungs: Sequence[Rung], reports: Sequence[float], seconds: float = 0.0) -> Ladder:
+def ladder_of(
+    rungs: Sequence[Rung], reports: Sequence[float], seconds: float = 0.0, proxy_reports: Sequence[float] = ()
+) -> Ladder:
     """A ladder of rungs; the full network is reported on its way too, at shares of its epochs."""
     stretches: list[Stretch] = []
     spent, unit, step = 0.0, 0.0, 0
     for number, rung in enumerate(rungs):
-        shares = (*reports, 1.0) if number == len(rungs) - 1 else (1.0,)
+        shares = (*(reports if number == len(rungs) - 1 else proxy_reports), 1.0)
         stops = sorted({max(1, round(share * rung.epochs)) for share in shares})
         cost = _cost(rung, rungs[-1])
         for start, stop in zip([0, *stops], stops, strict=False):

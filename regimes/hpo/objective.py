@@ -102,7 +102,8 @@ def objective(
     map: RegimeMap | str | Path | None = None,
     proxy: str = "narrowed",
     epochs: float = 1.0,
-    reports: Sequence[float] = (0.25, 0.5),
+    reports: Sequence[float] = (0.1,),
+    proxy_reports: Sequence[float] = (0.1,),
     value: str = "calibrated",
     seed: int = 0,
     device: str = "cpu",
@@ -123,7 +124,7 @@ def objective(
         map: instead of densities: a map, or the path of a run or grid, which says what densities to trust.
         proxy: how proxies are made, a name in `PROXIES`.
         epochs: share of the epochs that proxies are trained for.
-        reports: shares of the full training at which it is reported too.
+        reports, proxy_reports: shares of the full network's training, and of a proxy's, at which it is reported too.
         value: "calibrated", "loss" or "error"; see `StudySpec`.
         seed: names every random number, with the number of the trial.
         device: "cpu", "cuda", ...
@@ -139,7 +140,12 @@ def objective(
         "model": _table(model, "mlp"),
         "recipe": {name: each for name, each in fields.items() if each is not None},
         "space": dict(space),
-        "ladder": {"proxy": proxy, "epochs": float(epochs), "reports": list(reports)},
+        "ladder": {
+            "proxy": proxy,
+            "epochs": float(epochs),
+            "reports": list(reports),
+            "proxy_reports": list(proxy_reports),
+        },
         "study": {"value": value},
         "seed": seed,
     }

@@ -1,4 +1,4 @@
-"""The second pattern: a study of proxies alone, then its best in a study of the full network."""
+"""The pattern "promote": a study of proxies alone, then its best in a study of the full network, to the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def phase_of(plan: Plan, phase: str) -> Plan:
         ladder = dataclasses.replace(plan.ladder, rungs=plan.ladder.rungs[:-1], stretches=plan.ladder.stretches[:count])
         return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"name": name}), ladder=ladder, guide=None)
     spec = plan.spec.model_copy(update={"batch": 1})
-    full: Ladder = ladder_of(plan.ladder.rungs[-1:], plan.spec.ladder.reports)
+    full: Ladder = ladder_of(plan.ladder.rungs[-1:], ())
     return dataclasses.replace(plan, spec=spec, ladder=full, priors=())
 
 

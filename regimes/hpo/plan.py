@@ -16,12 +16,12 @@ from regimes.hpo.guide import Guide, open_guide
 from regimes.hpo.ladder import Ladder, Rung, Stretch, ladder_of
 from regimes.hpo.making import Making, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
 from regimes.hpo.space import recipe_with
+from regimes.hpo.worth import SLOW, most_taken, worth
 from regimes.spec.hpo import WHOLE, Dimension, Hpo
 from regimes.spec.keys import digest
 from regimes.spec.recipe import Recipe
 
 MAP, PLAN = "map", "plan.json"  # a map that is made for a search; what was planned
-SLOW = 0.8  # of the time until a trial is judged next, from which a rung saves too little
 Say = Callable[[str], None]
 
 
@@ -132,8 +132,8 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
     full = full_rung(make)
     notes: list[str] = []
     rungs = [*_proxies(spec, make, guide, full, notes), full]
-    rungs = worth(rungs, notes, 1.0 if guide is None or asked.by_hand else _first_report(spec))
-    ladder = ladder_of(rungs, spec.ladder.reports, time.perf_counter() - started)
+    rungs = worth(rungs, notes, SLOW if guide is None or asked.by_hand else most_taken(spec))
+    ladder = ladder_of(rungs, asked.reports, time.perf_counter() - started, asked.proxy_reports)
     space, priors = dict(spec.space), []
     if guide is not None and "sam_rho" in space:
         sparse = rungs[0].density if len(rungs) > 1 else min(guide.chart.axes[-1].values)
@@ -172,32 +172,6 @@ def _proxies(spec: Hpo, make: Making, guide: Guide | None, full: Rung, notes: li
         densities = (0.1,)
         notes.append("no map and no densities: one proxy of density 0.1, untested")
     return [proxy_rung(make, density) for density in sorted(densities) if density < 1]
-
-
-def worth(rungs: list[Rung], notes: list[str], judged: float = 1.0) -> list[Rung]:
-    """Leave out proxies that are no faster than what would judge a trial next, by the clock.
-
-    Args:
-        rungs: the full network last.
-        notes: is told what is left out.
-        judged: share of the full network's training after which it is judged first.
-    """
-    kept = rungs[-1:]
-    for rung in rungs[-2::-1]:
-        part = judged if len(kept) == 1 else 1.0
-        share = rung.seconds * rung.epochs / (kept[0].seconds * kept[0].epochs)
-        if share >= SLOW * part:
-            until = "" if part == 1 else f", which is judged at {part:g} already"
-            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time{until}: left out")
-        else:
-            kept.insert(0, rung)
-    return kept
-
-
-def _first_report(spec: Hpo) -> float:
-    """Share of the full network's training after which a stopper can end a trial."""
-    stops = spec.study.stopper != "none" and spec.study.pattern == "ladder"
-    return min(spec.ladder.reports, default=1.0) if stops else 1.0
 
 
 # -- kept in the folder: another process, or the same command later, climbs the very same ladder -----------------------

@@ -77,6 +77,7 @@ class LadderSpec(Section):
             may take at most; the density of each is looked for.
         epochs: share of the recipe's epochs that proxies are trained for, their schedule shortened to it.
         reports: shares of the full network's training at which it is reported too, before its end.
+        proxy_reports: the same of a proxy's. Early is better than in the middle, where large learning rates look bad.
         most: rungs below the full network that are taken from a map, the cheapest first.
         shift: {hyperparameter: power}: a proxy that keeps a fraction d of the weights is trained with a trial's value
             times ``d ** -power``; small networks do best at larger learning rates.
@@ -86,7 +87,8 @@ class LadderSpec(Section):
     densities: tuple[Density, ...] | None = None
     step_time: tuple[Share, ...] | None = None
     epochs: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
-    reports: tuple[Share, ...] = (0.25, 0.5)
+    reports: tuple[Share, ...] = (0.1,)
+    proxy_reports: tuple[Share, ...] = (0.1,)
     most: Count = 1
     shift: Mapping[Literal["learning_rate", "weight_decay", "sam_rho"], Number] = Field(default_factory=dict)
 
@@ -104,8 +106,8 @@ class StudySpec(Section):
         stopper: a name in `STOPPERS`.
         value: what is minimised, on the validation split: "calibrated": the loss with each network's outputs scaled as
             suits them best, as fine as a loss, and no matter of confidence; "loss"; "error".
-        pattern: "ladder": every trial climbs; "promote": a study of proxies first, the best ``promoted`` of which are
-            then tried with the full network in a study of their own.
+        pattern: "promote": a study of proxies first, the best ``promoted`` of which are then trained in full in a
+            study of their own; "ladder": every trial climbs, and the stopper says how far.
         promoted: see ``pattern``.
         sampler_options, stopper_options: keyword arguments of Optuna's classes.
     """
@@ -113,7 +115,7 @@ class StudySpec(Section):
     sampler: str = "tpe"
     stopper: str = "halving"
     value: Literal["calibrated", "loss", "error"] = "calibrated"
-    pattern: Literal["ladder", "promote"] = "ladder"
+    pattern: Literal["promote", "ladder"] = "promote"
     promoted: Count = 5
     sampler_options: Mapping[str, Any] = Field(default_factory=dict)
     stopper_options: Mapping[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,54 @@
+"""Whether a proxy is worth its seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regimes.hpo.ladder import Rung
+from regimes.hpo.stoppers import FACTOR
+from regimes.spec.hpo import Hpo
+
+SLOW = 0.8  # of the next rung's time, from which a rung saves too little
+
+
+def worth(rungs: list[Rung], notes: list[str], most: float = SLOW) -> list[Rung]:
+    """Leave out proxies that are too slow by the clock to save any time.
+
+    Args:
+        rungs: the full network last.
+        notes: is told what is left out.
+        most: share of the full network's time that the rung below it may take.
+    """
+    kept = rungs[-1:]
+    for rung in rungs[-2::-1]:
+        limit = most if len(kept) == 1 else SLOW
+        share = rung.seconds * rung.epochs / (kept[0].seconds * kept[0].epochs)
+        if share >= limit:
+            most_told = f"{max(0.0, limit):.2f} would save too little"
+            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time, {most_told}: left out")
+        else:
+            kept.insert(0, rung)
+    return kept
+
+
+def most_of(reports: Sequence[float], goes_on: float) -> float:
+    """Share of the full network's time from which a proxy saves too little, beside halving alone.
+
+    A trial of the full network that is reported first at ``r`` takes ``s = r + (1 - r) / 3`` of a training on the mean,
+    since a third goes on; one on a proxy that takes ``c`` of its time, reported alike, takes ``c s``, and ``p`` of them
+    go on to a full training. It has to be ``c s + p < 0.8 s``.
+
+    Args:
+        reports: shares of the training at which it is reported.
+        goes_on: ``p``.
+    """
+    first = min(reports, default=1.0)
+    return SLOW - goes_on / (first + (1 - first) / FACTOR)
+
+
+def most_taken(spec: Hpo) -> float:
+    """Share of the full network's time that a proxy may take which the map chose; see `most_of`."""
+    if spec.study.stopper == "none":
+        return SLOW
+    promoted = spec.study.promoted / spec.trials if spec.study.pattern == "promote" else FACTOR**-2
+    return most_of(spec.ladder.reports, promoted)
