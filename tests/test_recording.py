@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -23,6 +24,7 @@ from regimes.proof.live import LIVE, beside, go_live
 from regimes.proof.recording import recipes_of, record, row_of, settings, tasks_of, train_task
 from regimes.proof.searching import replay
 from regimes.proof.sheets import Scores
+from regimes.proof.standing import Standing
 from regimes.proof.tape import write_tape
 from regimes.proof.timed import timed
 from regimes.spec.keys import seed_of
@@ -78,6 +80,32 @@ def test_a_recording_goes_on_where_it_was_cut(few: tuple[Any, Any, list[Any]], t
     said: list[str] = []
     record(spec, tmp_path, tasks, 2, said.append)
     assert said == []  # nothing is left
+
+
+def test_a_recording_that_stands_is_added_to(tmp_path: Path) -> None:
+    """Its rows are those that were recorded; a course, a seed or a setting that is missing is told apart."""
+    found = settings(tapes.world()[0].space, tapes.COUNT)
+    assert Standing.of(tmp_path / "recording.nc", found).rows(tapes.rungs()[FULL][0], [0], 0) is None  # there is none
+    write_tape(tapes.recorded(), tmp_path / "recording.nc")
+    standing = Standing.of(tmp_path / "recording.nc", found)
+    for name, seed in ((FULL, 3), ("narrowed 0.06", 1), ("narrowed 0.12, short", 0)):
+        course, rung = tapes.rungs()[name]
+        rows = standing.rows(course, range(tapes.COUNT), seed)
+        assert rows is not None
+        for number, row in rows.items():
+            diverged = found[number]["learning_rate"] > 0.9
+            losses = [tapes.loss_of(found[number], name, seed, epoch) for epoch in range(1, rung.epochs + 1)]
+            told = [None] * rung.epochs if diverged else pytest.approx(losses, rel=1e-6)
+            assert row["loss"][: rung.epochs] == told
+            assert ("test_error" in row) == (name == FULL and not diverged)
+    once = tapes.rungs()["narrowed 0.12"][0]
+    assert standing.rows(once, [0], 1) is None  # one seed
+    assert standing.rows(dataclasses.replace(once, name="narrowed 0.5"), [0], 0) is None
+    assert [each["course"]["name"] for each in standing.courses] == list(tapes.SECONDS)
+    assert standing.seconds(["narrowed 0.06"]) is not None
+    assert standing.seconds(["narrowed 0.06", "narrowed 0.5"]) is None
+    with pytest.raises(UserError, match="a recording of other settings"):
+        Standing.of(tmp_path / "recording.nc", found[1:])
 
 
 def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

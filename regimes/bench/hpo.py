@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import torch
+
 from regimes.bench.table import Bench
+from regimes.flow.orphans import end_with
 from regimes.hpo.asked import hpo_from
 from regimes.hpo.guide import open_guide
 from regimes.hpo.plan import Say, lab_of
 from regimes.proof import figures, over_map
-from regimes.proof.arms import ARMS
+from regimes.proof.arms import ARMS, Arm
 from regimes.proof.courses import FULL, from_facts
 from regimes.proof.fidelity import Fidelity, fidelity
 from regimes.proof.live import beside, go_live
@@ -20,7 +26,7 @@ from regimes.proof.sheets import Scores, arms_sheet, contrasts_sheet, targets_sh
 from regimes.proof.tape import Tape, courses_of, open_tape
 
 RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
-SEARCHES = 20  # of every arm, in pairs
+SEARCHES = 100  # of every arm, in pairs
 WORDS = ("Searches replayed on `recording.nc`; how that was made is told in [README.md](README.md).",)
 PARTS = (0.1, 0.25, 0.5)  # of the full training, whose ranking is judged too
 
@@ -32,7 +38,7 @@ def bench(device: str, rounds: int, images: str, say: Say, recording: Path | Non
     stage = stage_of(tape, path.parent)
     if live:
         go_live(stage, path.parent, say)
-    found = searches(stage, say)
+    found = searches(path, stage, say)
     tested = [tape.tested(without=tape.seen(seed)[tape.courses[FULL]]) for seed in range(SEARCHES)]
     scores = Scores.of(found, tested, tape.seed_noise())
     ranks = ranked(tape, say)
@@ -62,14 +68,32 @@ def stage_of(tape: Tape, folder: Path) -> Stage:
     return Stage(tape, spec, rungs, guide, spec.trials)
 
 
-def searches(stage: Stage, say: Say) -> dict[str, list[Found]]:
-    """{arm: its replays, by seed}; those that need a map only where there is one."""
+def searches(path: Path, stage: Stage, say: Say) -> dict[str, list[Found]]:
+    """{arm: its replays, by seed}; those that need a map only where there is one. Every core replays."""
     found = {}
-    for arm in ARMS:
-        if (stage.guide is not None or not arm.mapped) and set(stage.courses(arm)) <= set(stage.rungs):
-            found[arm.name] = [replay(arm, stage, seed) for seed in range(SEARCHES)]
-            say(f"{arm.name}: {SEARCHES} searches replayed")
+    pool = ProcessPoolExecutor(
+        mp_context=multiprocessing.get_context("spawn"), initializer=_ready, initargs=(path, os.getpid())
+    )
+    with pool:
+        for arm in ARMS:
+            if (stage.guide is not None or not arm.mapped) and set(stage.courses(arm)) <= set(stage.rungs):
+                found[arm.name] = list(pool.map(_replayed, [(arm, seed) for seed in range(SEARCHES)]))
+                say(f"{arm.name}: {SEARCHES} searches replayed")
     return found
+
+
+_STAGE: list[Stage] = []  # of this process
+
+
+def _ready(path: Path, parent: int) -> None:
+    end_with(parent)
+    torch.set_num_threads(1)
+    _STAGE.append(stage_of(open_tape(path), path.parent))
+
+
+def _replayed(asked: tuple[Arm, int]) -> Found:
+    arm, seed = asked
+    return replay(arm, _STAGE[0], seed)
 
 
 def ranked(tape: Tape, say: Say) -> list[Fidelity]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optuna import pruners
 
@@ -15,6 +15,7 @@ OWN_STOCK: dict[str, Callable[[], pruners.BasePruner]] = {  # as Optuna makes th
     "halving": pruners.SuccessiveHalvingPruner,
     "hyperband": pruners.HyperbandPruner,
 }
+EARLY = (0.1,)  # part of a training after which halving decides
 EACH = tuple(number / 20 for number in range(1, 20))  # parts of a training after which stock stoppers are asked
 PAIRS = 16  # runs of both networks, by which settings are corrected
 
@@ -29,11 +30,12 @@ class Arm:
         sampler: a name in `SAMPLERS`.
         courses: of the rungs below the full network.
         stopper: a name in `STOPPERS`, set up for the ladder's steps; "own ...": as Optuna makes it by default.
-        reports: shares of the full training at which it is reported too.
+        reports: shares of the full training at which it is reported too, where trials climb to it.
+        proxy_reports: the same of the rungs below.
         batch: trials asked for together.
-        promoted: trials of a study on the cheap rung alone that are then trained in full; 0: every trial climbs.
+        promoted: trials of a study on the cheap rungs alone that are then trained in full; 0: every trial climbs.
         begun: share of the full training that is that cheap rung.
-        mapped: whether a map chooses the proxy, and where trials start; its cost counts.
+        mapped: whether a map chooses the proxy, and where trials that climb start; its cost counts.
         pairs: trainings of both networks that were spent beforehand; their cost counts.
     """
 
@@ -43,6 +45,7 @@ class Arm:
     courses: tuple[str, ...] = ()
     stopper: str = "none"
     reports: tuple[float, ...] = ()
+    proxy_reports: tuple[float, ...] = ()
     batch: int = 1
     promoted: int = 0
     begun: float = 0.0
@@ -59,15 +62,16 @@ def _best(name: str, what: str, course: str, promoted: int = 5) -> Arm:
     return Arm(name, f"{what}, one by one; the best {promoted} in full", courses=(course,), promoted=promoted)
 
 
-def _ours(name: str, what: str, *courses: str, mapped: bool = False, pairs: int = 0) -> Arm:
-    return Arm(name, what, "tpe", courses, "halving", (0.25, 0.5), batch=32, mapped=mapped, pairs=pairs)
+def _ladder(name: str, what: str, *courses: str) -> Arm:
+    return Arm(name, f"{what}; every trial climbs", "tpe", courses, "halving", EARLY, EARLY, 64)
 
 
-def _promoted(name: str, what: str, course: str, best: int = 5, batch: int = 32) -> Arm:
-    told = f"{what}, in fleets of batches of {batch}; the best {best} in full"
-    return Arm(name, told, courses=(course,), batch=batch, promoted=best)
+def _ours(name: str, what: str, *courses: str, best: int = 5, batch: int = 64, mapped: bool = False) -> Arm:
+    told = f"{what}; the best {best} in full"
+    return Arm(name, told, "tpe", courses, "halving", EARLY, EARLY, batch, best, mapped=mapped)
 
 
+OURS = _ours("ours at 0.06", "narrowed to 0.06", "narrowed 0.06")  # what the others differ from in one thing
 ARMS = (
     Arm("random, full network", "every trial in full", sampler="random"),
     Arm(BASE, "every trial in full: the base line"),
@@ -82,30 +86,30 @@ ARMS = (
     _best("magnitude", "density 0.06, the largest channels", "magnitude 0.06"),
     _best("saliency", "density 0.06, the most salient channels", "saliency 0.06"),
     _best("the paper's recipe", "density 0.06, the most salient channels", "saliency 0.06", promoted=1),
-    _ours("ours, no proxy", "the full network in batches; halving at a quarter and a half"),
-    _ours("ours, a quarter of the images", "the same below it: a quarter of the images", "quarter of the images"),
-    _ours("ours, no map", "narrowed to 0.12, the nearest to the default; halving", "narrowed 0.12"),
-    _ours("ours, with the map", "narrowed to what the map trusts, where it does; halving", mapped=True),
+    _ladder("ours, no proxy", "the full network alone"),
+    replace(_ladder("no proxy, judged later", "halving at a quarter and a half"), reports=(0.25, 0.5)),
+    OURS,
     _ours("ours at 0.03", "narrowed to 0.03", "narrowed 0.03"),
-    _ours("ours at 0.06", "narrowed to 0.06", "narrowed 0.06"),
+    _ours("ours at 0.12", "narrowed to 0.12, the nearest to what is taken without a map", "narrowed 0.12"),
     _ours("ours at 0.25", "narrowed to 0.25", "narrowed 0.25"),
-    _ours("ours at 0.06 and 0.25", "two rungs below the full network", "narrowed 0.06", "narrowed 0.25"),
-    _ours("ours at 0.06, short", "narrowed to 0.06, a quarter of the epochs", "narrowed 0.06, short"),
-    _ours("ours at 0.25, short", "narrowed to 0.25, a quarter of the epochs", "narrowed 0.25, short"),
-    _promoted("ours, promoted", "narrowed to 0.06", "narrowed 0.06"),
-    _promoted("ours, promoted at once", "narrowed to 0.06", "narrowed 0.06", batch=64),
-    _promoted("ours, the best 3 promoted at once", "narrowed to 0.06", "narrowed 0.06", best=3, batch=64),
-    _promoted("ours, promoted at 0.12", "narrowed to 0.12", "narrowed 0.12"),
-    _promoted("ours, promoted at 0.25", "narrowed to 0.25", "narrowed 0.25"),
-    _promoted("ours, promoted, discovery", "a discovered structure", "discovered 0.06"),
-    _promoted("ours, promoted, short", "narrowed to 0.12, a quarter of the epochs", "narrowed 0.12, short"),
-    _promoted("ours, promoted, short at 0.06", "narrowed to 0.06, a quarter of the epochs", "narrowed 0.06, short"),
-    _promoted("ours, promoted, short at 0.25", "narrowed to 0.25, a quarter of the epochs", "narrowed 0.25, short"),
-    _ours("ours at 0.06, shifted", f"settings corrected by {PAIRS} pairs", "narrowed 0.06, shifted", pairs=PAIRS),
-    _ours("ours, magnitude", "at 0.06, the largest channels", "magnitude 0.06"),
+    _ours("ours, with the map", "narrowed to what the map trusts, where it does", mapped=True),
+    _ours("ours + discovery", "a discovered structure", "discovered 0.06"),
     _ours("ours, saliency", "at 0.06, the most salient channels", "saliency 0.06"),
+    _ours("ours, magnitude", "at 0.06, the largest channels", "magnitude 0.06"),
     _ours("ours, random channels", "at 0.06, saliency's widths", "random 0.06"),
-    _ours("ours + discovery", "a discovered structure; halving", "discovered 0.06"),
+    _ours("ours, a quarter of the images", "the full network on fewer images, one by one", "quarter of the images"),
+    replace(_ours("ours, not halved", "every proxy to its end", "narrowed 0.06"), stopper="none", proxy_reports=()),
+    replace(_ours("ours, halved later", "proxies judged at a quarter", "narrowed 0.06"), proxy_reports=(0.25,)),
+    _ours("ours, four batches", "in batches of 16", "narrowed 0.06", batch=16),
+    _ours("ours, the best 3", "narrowed to 0.06", "narrowed 0.06", best=3),
+    _ours("ours, the best 8", "narrowed to 0.06", "narrowed 0.06", best=8),
+    _ours("ours, short", "narrowed to 0.12, a quarter of the epochs", "narrowed 0.12, short"),
+    _ours("ours, scaled", "learning rates times 4", "narrowed 0.06, scaled"),
+    replace(_ours("ours, shifted", f"settings corrected by {PAIRS} pairs", "narrowed 0.06, shifted"), pairs=PAIRS),
+    _ours("ours, two rungs", "narrowed to 0.06, then to 0.25", "narrowed 0.06", "narrowed 0.25"),
+    _ladder("ladder at 0.06", "narrowed to 0.06", "narrowed 0.06"),
+    _ladder("ladder at 0.25", "narrowed to 0.25", "narrowed 0.25"),
+    _ladder("ladder at 0.06 and 0.25", "two rungs below the full network", "narrowed 0.06", "narrowed 0.25"),
 )
 CONTRASTS = (  # what is asked; a way to search, and what it is held against
     ("Do the chosen channels matter?", "saliency", "random channels"),
@@ -114,22 +118,24 @@ CONTRASTS = (  # what is asked; a way to search, and what it is held against
     ("Is pruning more than width?", "magnitude", "narrowed"),
     ("Is pruning more than width?", "ours, saliency", "ours at 0.06"),
     ("Is pruning more than width?", "ours, magnitude", "ours at 0.06"),
-    ("Is pruning more than width?", "ours + discovery", "ours at 0.03"),
-    ("Does the map pay?", "ours, with the map", "ours, no map"),
-    ("Does the map pay?", "ours, with the map", "ours at 0.06"),
-    ("Does a proxy pay, beside halving?", "ours, no map", "ours, no proxy"),
+    ("Is discovery more than width?", "ours + discovery", "ours at 0.06"),
+    ("Does the map pay?", "ours, with the map", "ours at 0.12"),
+    ("Does the map pay?", "ours, with the map", "ours, no proxy"),
     ("Does a proxy pay, beside halving?", "ours at 0.06", "ours, no proxy"),
+    ("Does a proxy pay, beside few epochs?", "ours at 0.06", "few epochs, keep the best"),
+    ("Does a proxy pay, beside short trainings?", "ours, not halved", "a quarter of the epochs"),
     ("Is a part of the images as good?", "ours at 0.06", "ours, a quarter of the images"),
-    ("Does correcting the settings pay?", "ours at 0.06, shifted", "ours at 0.06"),
-    ("Do short proxies pay?", "ours at 0.06, short", "ours at 0.06"),
-    ("Do two rungs pay?", "ours at 0.06 and 0.25", "ours at 0.06"),
-    ("Do short proxies pay?", "ours, promoted, short", "ours, promoted"),
-    ("Does a proxy pay, beside short trainings?", "ours, promoted", "a quarter of the epochs"),
-    ("Do fleets pay?", "ours, promoted", "narrowed"),
-    ("Does promotion pay, beside the ladder?", "ours, promoted", "ours at 0.06"),
-    ("Does one batch pay?", "ours, promoted at once", "ours, promoted"),
-    ("Do fewer promotions pay?", "ours, the best 3 promoted at once", "ours, promoted at once"),
-    ("Is discovery more than width?", "ours, promoted, discovery", "ours, promoted"),
-    *(("Our ladder beside each stock stopper", "ours at 0.06", f"TPE + {name}") for name in OWN_STOCK),
-    *(("Our promotion beside each stock stopper", "ours, promoted at once", f"TPE + {name}") for name in OWN_STOCK),
+    ("Do fleets pay?", "ours, not halved", "narrowed"),
+    ("Does halving proxies pay?", "ours at 0.06", "ours, not halved"),
+    ("Is it better to judge early?", "ours at 0.06", "ours, halved later"),
+    ("Is it better to judge early?", "ours, no proxy", "no proxy, judged later"),
+    ("Does promotion pay, beside the ladder?", "ours at 0.06", "ladder at 0.06"),
+    ("Does one batch pay?", "ours at 0.06", "ours, four batches"),
+    ("Do fewer promotions pay?", "ours, the best 3", "ours at 0.06"),
+    ("Do more promotions pay?", "ours, the best 8", "ours at 0.06"),
+    ("Do short proxies pay?", "ours, short", "ours at 0.12"),
+    ("Do two rungs pay?", "ours, two rungs", "ours at 0.06"),
+    ("Does correcting the settings pay?", "ours, scaled", "ours at 0.06"),
+    ("Does correcting the settings pay?", "ours, shifted", "ours at 0.06"),
+    *(("Ours beside each stock stopper", "ours at 0.06", f"TPE + {name}") for name in OWN_STOCK),
 )

@@ -19,7 +19,7 @@ from regimes.hpo.plan import lab_of
 from regimes.hpo.space import recipe_with
 from regimes.hpo.trainer import Trainer, Value
 from regimes.landscape.error import mean_error
-from regimes.proof.arms import ARMS, BASE, Arm
+from regimes.proof.arms import ARMS, BASE, OURS, Arm
 from regimes.proof.scores import Numbers, final_error, incumbents, time_to
 from regimes.proof.searching import Found, Search, Stage
 from regimes.proof.sheets import Scores
@@ -27,7 +27,7 @@ from regimes.spec.keys import seed_of
 from regimes.spec.recipe import Recipe
 from regimes.training.train import train
 
-LIVE = (BASE, "TPE + halving", "ours, promoted at once")
+LIVE = (BASE, "TPE + halving", OURS.name)
 FILE = "live.json"
 FRESH = 2  # seeds with which what a live search held is trained anew and tested
 

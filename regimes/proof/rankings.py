@@ -72,12 +72,21 @@ def shift_sheet(stage: Stage) -> Sheet:
         found = shift_between(tape.settings, small, tape.last(FULL, 1), stage.spec.space)
         rows += _rows("full, another seed" if name == FULL else name, found)
         facts.append({"course": name, **asdict(found)})
-    notes = ["what suits the full network, times this, suits the proxy; by all settings that were recorded"]
+    notes = [
+        "what suits the full network, times this, would suit the proxy if both had one surface, displaced; by all "
+        "settings that were recorded; whether it helps is seen where settings were so moved:"
+    ]
     for course in courses_of(tape.facts):
         if course.shift:
             told = ", ".join(f"{name} x {factor:.2f}" for name, factor in course.shift.items())
-            notes.append(f"{course.name}: corrected by a few pairs of runs: {told}")
+            moved, plain = (_tau(tape, name) for name in (course.name, course.name.rpartition(", ")[0]))
+            notes.append(f"{course.name}: {told}: tau {moved:.2f}, unmoved {plain:.2f}")
     return Sheet("How far the best settings shift", rows, notes, facts)
+
+
+def _tau(tape: Tape, course: str) -> float:
+    """With the full network, over all settings."""
+    return mean_of(tau, pairs_of(tape, course, tape.epochs), np.arange(len(tape.settings)))
 
 
 def _rows(course: str, found: Shift) -> list[list[str]]:

@@ -18,8 +18,9 @@ from regimes.hpo.drive import Limits, work
 from regimes.hpo.guide import Guide
 from regimes.hpo.ladder import Ladder, Rung, Stretch, ladder_of
 from regimes.hpo.phase import promote
-from regimes.hpo.plan import worth
+from regimes.hpo.stoppers import FACTOR
 from regimes.hpo.trainer import Value
+from regimes.hpo.worth import most_of, worth
 from regimes.proof.arms import AS_FAST, OWN_STOCK, Arm
 from regimes.proof.courses import FULL
 from regimes.proof.pool import Pool
@@ -72,9 +73,8 @@ class Stage:
             recorded = [each for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and each.plain]
             names = [each.name for each in recorded if each.density in trusted][: self.spec.ladder.most]
             full = self.rungs[FULL]
-            names = [
-                name for name in names if len(worth([self.rungs[name], full], [], min(arm.reports, default=1.0))) > 1
-            ]
+            most = most_of(arm.reports, arm.promoted / self.trials if arm.promoted else FACTOR**-2)
+            names = [name for name in names if len(worth([self.rungs[name], full], [], most)) > 1]
         return [*names, FULL]
 
     def _as_fast(self, name: str) -> str:
@@ -87,7 +87,7 @@ class Stage:
 
     def ladder(self, arm: Arm) -> Ladder:
         """Of an arm."""
-        return ladder_of([self.rungs[name] for name in self.courses(arm)], arm.reports)
+        return ladder_of([self.rungs[name] for name in self.courses(arm)], arm.reports, 0.0, arm.proxy_reports)
 
     def overhead(self, arm: Arm) -> float:
         """Seconds before the first trial: proxies made and timed, pairs trained, the map."""
@@ -152,7 +152,7 @@ class Search:
     def go(self) -> None:
         """Every trial climbs; or a study of what is cheap, then the best of it in full, the most promising first."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        if not self.arm.promoted:
+        if not self.arm.promoted or (len(self.ladder.rungs) == 1 and not self.arm.begun):
             self._work(self._study(self.ladder), self.ladder, self.arm.batch, self.stage.trials)
             return
         cheap, base = self._halves()
@@ -170,7 +170,8 @@ class Search:
             parts = Stretch(full, 0, stop, 1, self.arm.begun), Stretch(full, stop, whole.stop, 1, 1.0)
             return dataclasses.replace(ladder, stretches=parts[:1]), dataclasses.replace(ladder, stretches=parts[1:])
         cheap = tuple(each for each in ladder.stretches if each.rung < full)
-        return dataclasses.replace(ladder, stretches=cheap), dataclasses.replace(ladder, stretches=(whole,))
+        all_of_it = dataclasses.replace(whole, start=0, step=1)
+        return dataclasses.replace(ladder, stretches=cheap), dataclasses.replace(ladder, stretches=(all_of_it,))
 
     def _study(self, ladder: Ladder) -> optuna.Study:
         steps = [each.step for each in ladder.stretches]
@@ -183,7 +184,7 @@ class Search:
             return optuna.create_study(study_name=name, sampler=self.sampler(base), pruner=stopper)
 
     def _work(self, study: optuna.Study, ladder: Ladder, batch: int, trials: int) -> None:
-        stage, guide = self.stage, self.stage.guide if self.arm.mapped else None
+        stage, guide = self.stage, self.stage.guide if self.arm.mapped and not self.arm.promoted else None
         start = (lambda recipe: guide.start(ladder, recipe)) if guide is not None and len(ladder.rungs) > 1 else None
         self.trainer.ladder = ladder
         climb = Climb(self.trainer, stage.spec.space, stage.spec.recipe, stage.spec.study.value, start, self._watch)

@@ -25,6 +25,7 @@ from regimes.hpo.space import distributions
 from regimes.proof.arms import PAIRS
 from regimes.proof.courses import COURSES, SEARCHED, as_facts, from_facts, rung_of
 from regimes.proof.recording import Setting, Task, recipes_of, record, row_of, settings, tasks_of
+from regimes.proof.standing import Standing
 from regimes.proof.tape import SEEDS, Tape, assemble, write_tape
 from regimes.proof.timed import idle, timed
 from regimes.registry import load
@@ -37,6 +38,7 @@ FILE = "sweeps/digits-proof.toml"
 COUNT = 256  # settings
 BETTER = 4  # one of so many settings is trained with more seeds
 SHIFTED = ("narrowed 0.06", "narrowed 0.06, short")  # courses that are tried with corrected settings, too
+SCALED = ("narrowed 0.06",)  # and with learning rates as many times as large as the network is narrower
 RECORDING, MAP = "recording.nc", "map.nc"
 TITLE = "A recording of searches on handwritten digits"
 WORDS = [
@@ -44,7 +46,8 @@ WORDS = [
     "space evenly, each trained with two seeds on the full network (the better quarter with four), on proxies of "
     "several kinds, and on parts of the images; the validation loss after every epoch, the test error of the full "
     "network at its end, measured seconds. `regimes bench hpo` replays searches on it.",
-    "A command that was stopped is gone on with by the same one: the minutes above are those of the last.",
+    "A command that was stopped is gone on with by the same one, and a course that was not thought of before is added: "
+    "what stands in the recording is not trained again. The minutes above are those of the last.",
 ]
 
 
@@ -53,13 +56,18 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     spec = read_hpo(FILE)
     folder = runs / "recording"
     lab = lab_of(spec, "cpu", folder)
-    courses = _courses(spec, lab, folder, say)
     found = settings(spec.space, COUNT)
+    standing = Standing.of(out / RECORDING, found)
+    courses = _courses(spec, lab, folder, standing, say)
     recipes = recipes_of(spec, found)
     rows: dict[tuple[int, int, int], dict[str, Any]] = {}
 
     def do(place: int, members: Sequence[tuple[int, Recipe]], seed: int) -> None:
         course, rung = from_facts(courses[place], lab, spec.recipe)
+        known = standing.rows(course, [number for number, _ in members], seed)
+        if known is not None:
+            rows.update({(place, number, seed): row for number, row in known.items()})
+            return
         say(f"{course.name}, seed {seed}: {len(members)} settings")
         tasks = list(tasks_of(course, rung, courses[place], members, seed))
         record(spec, folder, tasks, os.cpu_count() or 1, say)
@@ -71,23 +79,25 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     better = _better(rows, len(found))
     for seed in range(SEARCHED, SEEDS):
         do(0, [recipes[number] for number in better], seed)
-    for name in SHIFTED:
-        courses.append(_shifted(name, courses, rows, found, spec, say))
+    moved = [standing.moved(name) or _shifted(name, courses, rows, found, spec, say) for name in SHIFTED]
+    moved += [_scaled(name, courses) for name in SCALED]
+    for facts in moved:
+        courses.append(facts)
         do(len(courses) - 1, recipes, 0)
-    default = _default(spec, courses[0], lab, folder, say)
-    facts = _facts(spec, courses, lab, folder, default)
+    default = standing.facts.get("default") or _default(spec, courses[0], lab, folder, say)
+    facts = _facts(spec, courses, lab, folder, default, standing)
     data = assemble([each["course"]["name"] for each in courses], found, rows, spec.recipe.epochs, facts)
     write_tape(data, out / RECORDING)
-    facts["map"] = _map(spec, folder, out, say)
+    facts["map"] = standing.facts.get("map") or _map(spec, folder, out, say)
     data.attrs["facts"] = json.dumps(facts, sort_keys=True)
     write_tape(data, out / RECORDING)
     return Page("recording", TITLE, WORDS, [_sheet(data, facts)], facts=facts)
 
 
-def _courses(spec: Hpo, lab: Lab, folder: Path, say: Say) -> list[dict[str, Any]]:
+def _courses(spec: Hpo, lab: Lab, folder: Path, standing: Standing, say: Say) -> list[dict[str, Any]]:
     """Every course, its network made and timed while nothing else runs; kept, so that a second command goes on."""
     path = folder / "courses.json"
-    found = list((_read(path) or {"courses": []})["courses"])
+    found = list((_read(path) or {"courses": standing.courses})["courses"])
     left = [course for course in COURSES if course.name not in [each["course"]["name"] for each in found]]
     if left:
         say(f"courses are made and timed; nothing else should run here ({idle()})")
@@ -143,6 +153,13 @@ def _shifted(
     return {**courses[place], "course": {**course, "seeds": 1}}
 
 
+def _scaled(name: str, courses: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The course whose learning rates are as many times as large as its network is narrower."""
+    facts = next(each for each in courses if each["course"]["name"] == name)
+    shift = {"learning_rate": facts["rung"]["kept"] ** -0.5}
+    return {**facts, "course": {**facts["course"], "name": f"{name}, scaled", "shift": shift, "seeds": 1}}
+
+
 def _default(spec: Hpo, facts: dict[str, Any], lab: Lab, folder: Path, say: Say) -> dict[str, Any]:
     """The data set's own recipe, trained with every seed."""
     tasks = [Task(facts, (COUNT,), (spec.recipe,), seed, True) for seed in range(SEEDS)]
@@ -155,15 +172,15 @@ def _default(spec: Hpo, facts: dict[str, Any], lab: Lab, folder: Path, say: Say)
 
 
 def _facts(
-    spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path, default: dict[str, Any]
+    spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path, default: dict[str, Any], standing: Standing
 ) -> dict[str, Any]:
     data: Dataset = lab.loaded
     return {
         "spec": read_toml(Path(FILE), "search file", FILE),
         "courses": [{"course": each["course"], "rung": each["rung"]} for each in courses],
         "made": {each["course"]["name"]: each["made"] for each in courses},
-        **_seconds(spec, courses, lab, folder),
-        "asking": _asking(spec),
+        **_seconds(spec, courses, lab, folder, standing),
+        "asking": standing.facts.get("asking") or _asking(spec),
         "classes": data.classes,
         "whole": list(WHOLE),
         "default": default,
@@ -171,14 +188,23 @@ def _facts(
     }
 
 
-def _seconds(spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path) -> dict[str, Any]:
-    """Timed once, when all is recorded and nothing else runs; kept."""
-    path = folder / "seconds.json"
-    kept = _read(path)
+def _seconds(
+    spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path, standing: Standing
+) -> dict[str, Any]:
+    """Timed once, when all is recorded and nothing else runs; kept. Moved settings take the seconds of unmoved ones."""
+    path, plain = folder / "seconds.json", [each for each in courses if not each["course"]["shift"]]
+    kept = standing.seconds([each["course"]["name"] for each in plain]) or _read(path)
     if kept is None:
         beside = idle()  # before this is what runs
-        write_checked(path, kept := {"seconds": timed(spec, courses, lab), "beside": beside})
-    return {name: kept[name] for name in ("seconds", "beside")}
+        write_checked(path, kept := {"seconds": timed(spec, plain, lab), "beside": beside})
+    twins = {each["course"]["name"]: _twin(each, plain)["course"]["name"] for each in courses}
+    return {"seconds": {name: kept["seconds"][twin] for name, twin in twins.items()}, "beside": kept["beside"]}
+
+
+def _twin(facts: dict[str, Any], plain: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The course of the same network and epochs whose settings are not moved."""
+    same = {"shift": {}, "name": "", "seeds": 1}
+    return next(each for each in plain if {**each["course"], **same} == {**facts["course"], **same})
 
 
 def _asking(spec: Hpo) -> float:
