@@ -17,7 +17,11 @@ import optuna
 import pytest
 from databases import postgres, postgres_programs
 from optuna.trial import TrialState
+from searches import clock, engine, spec
 
+from regimes.hpo.ladder import Stretch
+from regimes.hpo.savings import in_words
+from regimes.hpo.search import Asked, search
 from regimes.hpo.study import adopt, open_storage
 
 PROGRAM = str(Path(sys.executable).with_name("regimes"))
@@ -213,6 +217,35 @@ def test_time_that_is_up_hands_trials_back(file: Path, tmp_path: Path) -> None:
     assert json.loads(second.stdout)["savings"]["n"] == 12
 
 
+def test_time_that_is_up_before_any_promotion_leaves_the_best_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.making.choose_engine", engine)
+    asked = spec(study={"pattern": "promote", "promoted": 2, "stopper": "none"}, ladder={"proxy_reports": [0.5]})
+    late, now = [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + late[0])
+
+    ended: list[int] = []
+
+    def watch(trial: optuna.trial.Trial, stretch: Stretch, value: object) -> None:
+        ended.extend([trial.number] * (stretch.stop == asked.recipe.epochs))
+        late[0] = 1e6 * (len(ended) == asked.batch)  # the first batch of proxies is over
+
+    said: list[str] = []
+    cut = search(asked, Asked(tmp_path, timeout=1e5), said.append, watch)
+    assert "time was up before any trial was trained in full: the best proxy's values are taken" in said
+    assert cut["winner"]["trial"] < asked.batch
+    assert cut["savings"]["curve"] == []
+    assert cut["savings"]["saving"] is None
+    assert any("c = unknown" in line for line in in_words(cut["savings"]))
+    late[0] = 0.0
+    whole = search(asked, Asked(tmp_path))
+    assert whole["savings"]["n"] == asked.trials
+    assert len(whole["savings"]["curve"]) >= 2
+    assert whole["notes"] == []
+
+
 # -- refused ----------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +274,6 @@ def test_time_that_is_up_hands_trials_back(file: Path, tmp_path: Path) -> None:
 def test_mistakes_in_the_file_get_a_line(file: Path, changes: list[str], line: str, capfd: Any) -> None:
     from regimes import UserError
     from regimes.hpo.asked import read_hpo
-    from regimes.hpo.search import Asked, search
 
     with pytest.raises(UserError) as error:
         search(read_hpo(file, changes), Asked(file.parent / "out"))

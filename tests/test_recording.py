@@ -158,20 +158,20 @@ def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -
     stage = tapes.stage()
     spec = hpo_from({**tapes.SPEC, "recipe": {"epochs": 2}, "trials": 6, "batch": 3}, "live")
     small = type(stage)(stage.tape, spec, stage.rungs, None, 6)
-    go_live(small, tmp_path, lambda text: None)
+    go_live(small, tmp_path, lambda text: None, (0,))
     kept = json.loads((tmp_path / "live.json").read_text())
     assert [each["arm"] for each in kept] == list(LIVE)
     assert all(each["marks"] and math.isfinite(each["seconds"]) for each in kept)
     assert len(kept[0]["marks"]) == 6
     before = (tmp_path / "live.json").stat().st_mtime_ns
-    go_live(small, tmp_path, lambda text: None)
+    go_live(small, tmp_path, lambda text: None, (0,))
     assert (tmp_path / "live.json").stat().st_mtime_ns == before
     arms = [arm for arm in RUNNABLE if arm.name in LIVE]
     replays = {arm.name: [replay(arm, stage, seed) for seed in range(2)] for arm in arms}
     seen = [tapes.tape().seen(seed)[0] for seed in range(2)]
     scores = Scores.of(replays, [tapes.tape().tested(each) for each in seen], 0.01)
     (table,) = beside(tmp_path, scores)
-    assert [row[0] for row in table.rows[1:]] == list(LIVE)
+    assert [row[0] for row in table.rows[1:]] == [f"{name} (0)" for name in LIVE]
     (tmp_path / "live.json").write_text("[")
     with pytest.raises(UserError, match="no list of live searches"):
         beside(tmp_path, scores)

@@ -57,6 +57,35 @@ def test_what_was_cut_off_is_paid_once_and_counts_once() -> None:
     assert facts["curve"][-1] == {"seconds": 9.0, "value": 0.5}
 
 
+def test_a_baseline_is_of_the_trials_that_were_asked_for_not_of_those_that_ran() -> None:
+    """Closed form: a full training takes 2 + 160 / batch seconds; those promoted have the small batches."""
+    asked = spec(trials=4, batch=4, study={"pattern": "promote"})
+    found, _ = planned(asked)
+    found = dataclasses.replace(found, ladder=dataclasses.replace(found.ladder, seconds=0.0))
+    proxies, base = optuna.create_study(), optuna.create_study()
+    for number, size in enumerate((16, 32, 64, 128)):
+        trial = proxies.ask()
+        trial.suggest_int("batch_size", size, size)
+        proxy = {"density": 0.1, "epoch": 4, "calibrated": 1.0 + number, "seconds": 1.0, "at": number}
+        trial.set_user_attr("regimes:climb", [proxy])
+        proxies.tell(trial, 1.0)
+    for number, size in enumerate((16, 32)):
+        base.enqueue_trial({"batch_size": size}, user_attrs={"regimes:promoted": number})
+        trial = base.ask()
+        trial.suggest_int("batch_size", size, size)
+        row = {"density": 1.0, "epoch": 4, "calibrated": 0.5, "seconds": 2 + 160 / size, "at": 10 + number}
+        trial.set_user_attr("regimes:climb", [row])
+        base.tell(trial, 0.5)
+    facts = savings([proxies, base], found)
+    full = [2 + 160 / size for size in (16, 32, 64, 128)]
+    assert facts["baseline_seconds"] == pytest.approx(sum(full))
+    assert facts["full_seconds"] == pytest.approx(sum(full) / 4)
+    assert facts["seconds"] == pytest.approx(4 + full[0] + full[1])
+    assert facts["saving"] == pytest.approx(1 - (4 + full[0] + full[1]) / sum(full))
+    assert facts["rungs"][0]["tau_of"] == 2  # both finished on both, in two studies
+    assert facts["rungs"][0]["c"] == pytest.approx(1 / facts["full_seconds"])
+
+
 def test_how_a_rung_ranks_is_told_by_tau_and_regret() -> None:
     """Brute force: the proxy puts trial 1 first, which is the second best of the full network."""
     asked = spec(trials=4, batch=4)

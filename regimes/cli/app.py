@@ -231,7 +231,7 @@ def bench(
     ] = None,
     as_json: Json = False,
     recording: Annotated[Path | None, typer.Option(help="Of hpo: another recording to replay.")] = None,
-    live: Annotated[bool, typer.Option("--live", help="Of hpo: train three searches, too.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Of hpo: train three ways to search, too.")] = False,
 ) -> None:
     """Compare this engine with other ways of doing the same work, side by side on this machine."""
     from regimes.cli.bench import show_bench

@@ -21,8 +21,7 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
 
     ``n``: trials; ``n_r``: those that ran at rung r, at a measured cost of ``c_r``; ``k``: full trainings paid, parts
     of them counted as parts; ``map``: what the map cost if it was made for this search, with finding and timing the
-    proxies. The baseline is every trial trained in full. A full training costs what those that ran took, a part of one
-    scaled up to a whole, so trials that were stopped early are not assumed to be cheap.
+    proxies. The baseline is every trial trained in full; what that takes is told by those that ran (`_full_each`).
     """
     every = [each for study in studies for each in study.get_trials(deepcopy=False) if rows_of(each)]
     trials = [each for study in studies for each in _lasting(study)]
@@ -30,13 +29,13 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
     epochs = {rung.density: rung.epochs for rung in plan.ladder.rungs}
     rungs = [_rung(density, trials, every, epochs[density]) for density in sorted(epochs)]
     full = rungs[-1]
-    whole = full["seconds_each"] or math.nan
+    whole = _full_each(plan, _lasting(studies[0]), trials)
     overhead = (plan.guide.seconds if plan.guide else 0.0) + plan.ladder.seconds
     spent = overhead + sum(rung["seconds"] for rung in rungs)
     baseline = count * whole
     for rung in rungs:
         rung["c"] = rung["seconds_each"] / whole if rung["trials"] and math.isfinite(whole) else None
-        rung |= _agreement([] if rung is full else trials, rung["density"], plan.spec.study.value)
+        rung |= _agreement([] if rung is full else _both(studies), rung["density"], plan.spec.study.value)
     return {
         "trials": count,
         "states": {name: sum(each.state.name == name for each in trials) for name in _states(trials)},
@@ -87,7 +86,42 @@ def _rung(density: float, trials: Sequence[FrozenTrial], every: Sequence[FrozenT
     }
 
 
-def _agreement(trials: Sequence[FrozenTrial], density: float, value: str) -> dict[str, Any]:
+def _full_each(plan: Plan, asked: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> float:
+    """Mean seconds of a full training of the trials that were asked for; NaN where none of the full network ran.
+
+    Those that ran are chosen ones, and small batches take longer: ``a + b / batch size``, neither below zero, is fitted
+    to them, a part of a training scaled up to a whole.
+    """
+    epochs = plan.ladder.rungs[-1].epochs
+    climbed = [(_batch(plan, each), [row for row in rows_of(each) if row["density"] == 1]) for each in trials]
+    ran = [(size, rows) for size, rows in climbed if rows]
+    if not ran:
+        return math.nan
+    sizes = np.array([size for size, _ in ran])
+    seconds = [sum(row["seconds"] for row in rows) * epochs / rows[-1]["epoch"] for _, rows in ran]
+    if len(set(sizes)) < 2:
+        return float(np.mean(seconds))
+    from scipy.optimize import nnls
+
+    (a, b), _ = nnls(np.column_stack([np.ones_like(sizes), 1 / sizes]), np.array(seconds))
+    return float(np.mean([a + b / _batch(plan, each) for each in asked]))
+
+
+def _batch(plan: Plan, trial: FrozenTrial) -> float:
+    return float(trial.params.get("batch_size", plan.spec.recipe.batch_size))
+
+
+def _both(studies: Sequence[optuna.Study]) -> list[list[dict[str, Any]]]:
+    """What trials have climbed that finished the full network, with what they did as proxies of an earlier study."""
+    proxies: dict[Any, list[dict[str, Any]]] = {
+        each.number: rows_of(each) for each in studies[0].get_trials(deepcopy=False)
+    }
+    done = studies[-1].get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    found = [[*proxies.get(each.user_attrs.get(f"{PREFIX}promoted"), ()), *rows_of(each)] for each in done]
+    return [rows for rows in found if rows and rows[-1]["density"] == 1]
+
+
+def _agreement(climbs: Sequence[list[dict[str, Any]]], density: float, value: str) -> dict[str, Any]:
     """Does a rung rank as the full network does? Over trials that finished both.
 
     Kendall's tau between their values, and the regret: how much worse by the full network's value the trial is that
@@ -96,10 +130,9 @@ def _agreement(trials: Sequence[FrozenTrial], density: float, value: str) -> dic
     from scipy.stats import kendalltau  # slow to import: not for those who only search
 
     pairs = []
-    for trial in trials:
-        climbed = rows_of(trial)
+    for climbed in climbs:
         rows = [row for row in climbed if row["density"] == density and row.get(value) is not None]
-        if rows and trial.state == TrialState.COMPLETE and climbed[-1]["density"] == 1:
+        if rows:
             pairs.append((rows[-1][value], climbed[-1][value]))
     if len(pairs) < FEW:
         return {"tau": None, "regret": None, "tau_of": len(pairs)}
@@ -114,7 +147,7 @@ def best_so_far(studies: Sequence[optuna.Study], overhead: float) -> list[dict[s
         for trial in study.get_trials(deepcopy=False):
             rows = rows_of(trial)
             for number, row in enumerate(rows, 1):
-                last = study is studies[-1] and number == len(rows) and trial.state == TrialState.COMPLETE
+                last = row["density"] == 1 and number == len(rows) and trial.state == TrialState.COMPLETE
                 paid = row["seconds"] if row.get("paid", True) else 0.0
                 marks.append((row["at"], paid, trial.value if last else None))
     curve, spent, best = [], overhead, math.inf
@@ -148,7 +181,7 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
                 )
             lines.append(
                 f"density {rung['density']:g}: {rung['trials']} trials, {rung['finished']} to its end, "
-                f"{rung['seconds']:.0f} s, c = {rung['c']:.2f}{tau}"
+                f"{rung['seconds']:.0f} s, c = {'unknown' if rung['c'] is None else format(rung['c'], '.2f')}{tau}"
             )
     if facts["map_seconds"]:
         lines.append(f"the map: {facts['map_seconds']:.0f} s")

@@ -18,6 +18,7 @@ from regimes.flow.lab import Lab
 from regimes.hpo.climb import Watch
 from regimes.hpo.crew import Post, crew
 from regimes.hpo.drive import Limits, begin, climb_of, final, study_of, winner_of, work
+from regimes.hpo.notes import PREFIX
 from regimes.hpo.phase import BASE, phase_of, phases, promote
 from regimes.hpo.plan import Plan, Say, guide_of, keep, kept, lab_of, plan
 from regimes.hpo.savings import savings, stopped_at
@@ -84,6 +85,8 @@ def search(
     for phase in phases(whole):
         part = phase_of(whole, phase)
         study, trials = study_of(part, lab, storage), spec.trials
+        if phase == BASE and time.monotonic() >= deadline and not _all_done(studies[0], spec):
+            break
         if phase == BASE:
             trials = _promoted(studies[0], study, spec)
         else:
@@ -105,10 +108,14 @@ def _check_same(whole: Plan, asked: Asked) -> None:
         raise UserError(f"--device {asked.device}: this search was begun on {whole.device}; take another --out")
 
 
+def _all_done(proxies: optuna.Study, spec: Hpo) -> bool:
+    trials = proxies.get_trials(deepcopy=False)
+    return counted(trials) >= spec.trials and not any(each.state == TrialState.RUNNING for each in trials)
+
+
 def _promoted(proxies: optuna.Study, base: optuna.Study, spec: Hpo) -> int:
     """Promote the best proxies, all of which are done by now; returns how many trials the full network is to have."""
-    under_way = any(each.state == TrialState.RUNNING for each in proxies.get_trials(deepcopy=False))
-    if under_way or counted(proxies.get_trials(deepcopy=False)) < spec.trials:
+    if not _all_done(proxies, spec):
         raise RunFailed(
             f"study '{proxies.study_name}': {counted(proxies.get_trials(deepcopy=False))} of {spec.trials} proxies are "
             "done; the best are promoted when all are: the same command goes on"
@@ -140,8 +147,12 @@ def _work(
 
 
 def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, say: Say) -> dict[str, Any]:
-    winner = winner_of(studies[-1])
-    result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, winner), "notes": list(whole.notes)}
+    in_full = [study for study in studies if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+    winner, notes = winner_of([*studies[:1], *in_full][-1]), list(whole.notes)
+    if winner.user_attrs.get(f"{PREFIX}climb", [{}])[-1].get("density") != 1:
+        notes.append("time was up before any trial was trained in full: the best proxy's values are taken")
+        say(notes[-1])
+    result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, winner), "notes": notes}
     before = _before(folder / RESULT)
     if before is not None and before["key"] == result["key"]:
         result["winner"] = before["winner"]  # judged on the test split once

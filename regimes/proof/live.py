@@ -29,6 +29,7 @@ from regimes.training.train import train
 
 LIVE = (BASE, "TPE + halving", OURS.name)
 FILE = "live.json"
+SEEDS = (0, 1)  # of the searches, alike in every arm
 FRESH = 2  # seeds with which what a live search held is trained anew and tested
 
 
@@ -70,7 +71,7 @@ def as_found(result: dict[str, Any]) -> Found:
     return Found(marks, result["seconds"])
 
 
-def go_live(stage: Stage, folder: Path, say: Callable[[str], None], seeds: Sequence[int] = (0,)) -> None:
+def go_live(stage: Stage, folder: Path, say: Callable[[str], None], seeds: Sequence[int] = SEEDS) -> None:
     """Train the arms in `LIVE`, one after the other; what is done is kept."""
     path = folder / FILE
     done = _read(path)
@@ -80,7 +81,7 @@ def go_live(stage: Stage, folder: Path, say: Callable[[str], None], seeds: Seque
                 arm = next(each for each in ARMS if each.name == name)
                 done.append(search_live(arm, stage, folder, seed))
                 path.write_text(json.dumps(done, indent=1) + "\n")
-                say(f"{name}: trained live, {done[-1]['seconds']:.0f} s")
+                say(f"{name}, seed {seed}: trained live, {done[-1]['seconds']:.0f} s")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -104,7 +105,7 @@ def beside(folder: Path, scores: Scores) -> list[Sheet]:
         replays = scores.found[name]
         rows.append(
             [
-                name,
+                f"{name} ({each['seed']})",
                 f"{each['seconds']:.0f}",
                 _range(scores.seconds[name]),
                 str(len(live.marks)),
@@ -116,8 +117,8 @@ def beside(folder: Path, scores: Scores) -> list[Sheet]:
             ]
         )
     notes = [
-        "live: a free sampler, new trainings, seconds by the clock; test errors of what was held: the mean of "
-        f"{FRESH} fresh trainings; replayed: median, least and greatest",
+        "live (number of the search): a free sampler, new trainings, seconds by the clock; test errors of what was "
+        f"held: the mean of {FRESH} fresh trainings; replayed: median, least and greatest",
     ]
     return [Sheet("Do replay and life agree?", rows, notes, done)]
 

@@ -28,12 +28,13 @@ DENSITY = 0.06  # of the rung, where no map is asked
 TITLE = "Proxy HPO: stoppers on the ladder, a search with a map and one without"
 WORDS = [
     f"`{FILE}`: hyperparameters of PreResNet-14 (width 16) on handwritten digits - learning rate, weight decay, batch "
-    "size, SAM rho, label smoothing -, tried on a narrow proxy first, then on the full network, which is reported at a "
-    "quarter and a half of its epochs. A step is the cost so far in measured seconds, the proxy's is 1.",
-    "Stoppers: the same random trials for each, asked for in one batch; a training that several stoppers let through "
-    "is done once and counted for each. `none` is every trial on the proxy and in full.",
-    "Searches: `regimes hpo`, TPE and successive halving. Without a map the rung is given by hand; with one it is what "
-    "the map trusts, and making the map counts. One study of each kind: what they differ by is not told from chance.",
+    "size, SAM rho, label smoothing -, tried on a narrow proxy and on the full network, each reported at a tenth of "
+    "its epochs and at its end. A step is the cost so far in measured seconds, the first report's is 1.",
+    "Stoppers: every trial climbs, the same random ones for each stopper, asked for in one batch; a training that "
+    "several stoppers let through is done once and counted for each. `none` is every trial on the proxy and in full.",
+    "Searches: `regimes hpo`, TPE, proxies halved and the best five in full. Without a map the rung is given by hand; "
+    "with one it is what the map trusts, and making the map counts; where it trusts none, the full network is halved. "
+    "One study of each kind: what they differ by is not told from chance.",
 ]
 
 
