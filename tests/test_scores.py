@@ -16,6 +16,8 @@ from regimes.hpo.shift import shift_between
 from regimes.proof.arms import ARMS, CONTRASTS
 from regimes.proof.courses import FULL
 from regimes.proof.fidelity import fidelity, recall, regret
+from regimes.proof.figures import SHOWN
+from regimes.proof.live import LIVE
 from regimes.proof.rankings import values_sheet
 from regimes.proof.scores import Interval, final_error, incumbents, mean_difference, not_worse, saving, time_to
 from regimes.proof.searching import Found
@@ -115,6 +117,7 @@ def test_contrasts_are_of_arms() -> None:
     names = {arm.name for arm in ARMS}
     assert len(names) == len(ARMS)
     assert {name for _, *both in CONTRASTS for name in both} <= names
+    assert {*SHOWN, *LIVE} <= names
 
 
 def test_recall_of_the_best() -> None:

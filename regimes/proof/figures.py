@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from regimes.figures.search import plainly_logarithmic
-from regimes.proof.arms import BASE
+from regimes.proof.arms import BASE, OURS
 from regimes.proof.fidelity import Fidelity
 from regimes.proof.scores import Numbers, incumbents
 from regimes.proof.searching import Found
@@ -23,8 +23,8 @@ SHOWN = {  # arm: colour, line
     "TPE + median": ("#56B4E9", ":"),
     "the paper's recipe": ("#CC79A7", ":"),
     "ours, no proxy": ("#009E73", "-."),
-    "ours at 0.06": ("#E69F00", "--"),
-    "ours, promoted at once": ("#D55E00", "-"),
+    "ours, with the map": ("#E69F00", "--"),
+    OURS.name: ("#D55E00", "-"),
 }
 POINTS = 200  # of a curve
 
