@@ -172,6 +172,8 @@ def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -
     scores = Scores.of(replays, [tapes.tape().tested(each) for each in seen], 0.01)
     (table,) = beside(tmp_path, scores)
     assert [row[0] for row in table.rows[1:]] == [f"{name} (0)" for name in LIVE]
+    part = kept[1]["seconds"] / kept[0]["seconds"]  # of what the first arm took, searched with the same number
+    assert [row[3] for row in table.rows[1:3]] == ["1.00", f"{part:.2f}"]
     (tmp_path / "live.json").write_text("[")
     with pytest.raises(UserError, match="no list of live searches"):
         beside(tmp_path, scores)

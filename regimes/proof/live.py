@@ -29,7 +29,7 @@ from regimes.training.train import train
 
 LIVE = (BASE, "TPE + halving", OURS.name)
 FILE = "live.json"
-SEEDS = (0, 1)  # of the searches, alike in every arm
+SEEDS = (0, 1, 2)  # of the searches, alike in every arm
 FRESH = 2  # seeds with which what a live search held is trained anew and tested
 
 
@@ -98,8 +98,9 @@ def beside(folder: Path, scores: Scores) -> list[Sheet]:
     done = _read(folder / FILE)
     if not done:
         return []
-    head = ["search", "seconds, live", "replayed", "full trainings", "replayed", "to the target", "replayed"]
-    rows = [[*head, "test error, %", "replayed"]]
+    head = ["search", "seconds, live", "replayed", f"of those of {BASE}", "replayed", "full trainings", "replayed"]
+    rows = [[*head, "to the target", "replayed", "test error, %", "replayed"]]
+    whole = {each["seed"]: each["seconds"] for each in done if each["arm"] == BASE}
     for each in done:
         name, live, tested = each["arm"], as_found(each), tested_of(each)
         replays = scores.found[name]
@@ -108,6 +109,8 @@ def beside(folder: Path, scores: Scores) -> list[Sheet]:
                 f"{name} ({each['seed']})",
                 f"{each['seconds']:.0f}",
                 _range(scores.seconds[name]),
+                f"{each['seconds'] / whole[each['seed']]:.2f}" if each["seed"] in whole else "unknown",
+                _range(np.divide(scores.seconds[name], scores.seconds[BASE]), "{:.2f}"),
                 str(len(live.marks)),
                 _range([len(one.marks) for one in replays]),
                 _range([time_to(live, tested, scores.target)]),
@@ -119,6 +122,7 @@ def beside(folder: Path, scores: Scores) -> list[Sheet]:
     notes = [
         "live (number of the search): a free sampler, new trainings, seconds by the clock; test errors of what was "
         f"held: the mean of {FRESH} fresh trainings; replayed: median, least and greatest",
+        "live seconds are of another day's machine than replayed ones; parts of what the whole search took compare",
     ]
     return [Sheet("Do replay and life agree?", rows, notes, done)]
 
@@ -128,7 +132,7 @@ def tested_of(result: dict[str, Any]) -> Numbers:
     return np.array([float(np.mean(each.get("tested", math.inf))) for each in result["marks"]])
 
 
-def _range(values: Sequence[float], form: str = "{:.0f}") -> str:
+def _range(values: Sequence[float] | Numbers, form: str = "{:.0f}") -> str:
     ordered = sorted(values)
     low, middle, high = (
         "never" if math.isinf(each) else form.format(each)
