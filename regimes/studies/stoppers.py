@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from matplotlib.figure import Figure
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from regimes.figures.search import judged_by, plainly_logarithmic
 from regimes.figures.sheet import Sheet
 from regimes.hpo import STOPPERS
 from regimes.hpo.asked import read_hpo
 from regimes.hpo.drive import Limits, climb_of, work
-from regimes.hpo.plan import Plan, lab_of, plan
+from regimes.hpo.plan import lab_of, plan
 from regimes.hpo.savings import in_words, rows_of, stopped_at
 from regimes.hpo.search import Asked, search
 from regimes.hpo.stoppers import FACTOR
@@ -57,18 +58,15 @@ def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
     whole = plan(spec, lab, None)
     steps = [each.step for each in whole.ladder.stretches]
     rows, facts = [["stopper", *(f"stopped at step {step}" for step in steps[:-1]), "in full", "seconds", "best"]], []
-    before = None
-    for name in STOPPERS:
+    ranks: dict[int, int] = {}
+    for name in ("none", *(each for each in STOPPERS if each != "none")):
         made = optuna.create_study(
             sampler=optuna.samplers.RandomSampler(seed=0), pruner=load(STOPPERS, name, "stopper")(steps)
         )
         work(made, climb_of(whole, lab, folder), spec.batch, Limits(spec.trials))
-        found = _outcome(made, whole)
-        before = before or found["seconds"]
-        facts.append({"stopper": name, **found})
-        stops = [str(found["stopped"].get(step, 0)) for step in steps[:-1]]
-        share = f"{found['seconds']:.0f} ({found['seconds'] / before:.2f} of none's)"
-        rows.append([name, *stops, str(found["finished"]), share, f"{found['best']:.4f} (rank {found['rank']})"])
+        ranks = ranks or _ranks(made)
+        facts.append({"stopper": name, **_outcome(made), "rank": ranks[made.best_trial.number]})
+        rows.append(_row(facts[-1], steps, facts[0]["seconds"]))
         say(f"stopper {name}: done")
     densities = ", ".join(f"{rung.density:g}" for rung in whole.ladder.rungs)
     costs = ", ".join(f"{cost:.2f}" for cost in whole.ladder.costs)
@@ -81,22 +79,29 @@ def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
     return Sheet("Every stock stopper, the same trials", rows, notes, facts)
 
 
-_RANKS: dict[int, int] = {}  # {trial: rank among all in full}, of the study without a stopper, which comes first
-
-
-def _outcome(study: optuna.Study, whole: Plan) -> dict[str, Any]:
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not _RANKS:
-        _RANKS.update({each.number: rank for rank, each in enumerate(sorted(done, key=lambda t: t.value or 0), 1)})
-    seconds = sum(row["seconds"] for each in study.trials for row in rows_of(each))
-    best = study.best_trial
+def _outcome(study: optuna.Study) -> dict[str, Any]:
     return {
         "stopped": stopped_at(study),
-        "finished": len(done),
-        "seconds": seconds,
-        "best": best.value,
-        "rank": _RANKS[best.number],
+        "finished": len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))),
+        "seconds": sum(row["seconds"] for each in study.trials for row in rows_of(each)),
+        "best": study.best_value,
     }
+
+
+def _ranks(study: optuna.Study) -> dict[int, int]:
+    """{trial: its rank among all in full}, 1 the best."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {each.number: rank for rank, each in enumerate(sorted(done, key=_value), 1)}
+
+
+def _row(found: Mapping[str, Any], steps: list[int], whole: float) -> list[str]:
+    stops = [str(found["stopped"].get(step, 0)) for step in steps[:-1]]
+    share = f"{found['seconds']:.0f} ({found['seconds'] / whole:.2f} of none's)"
+    return [found["stopper"], *stops, str(found["finished"]), share, f"{found['best']:.4f} (rank {found['rank']})"]
+
+
+def _value(trial: FrozenTrial) -> float:
+    return math.inf if trial.value is None else trial.value
 
 
 def _searches(found: Mapping[str, dict[str, Any]]) -> Sheet:
