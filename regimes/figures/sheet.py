@@ -49,7 +49,8 @@ def where() -> str:
     for name in ("curvlinops-for-pytorch", "scipy"):
         with contextlib.suppress(PackageNotFoundError):
             versions += f", {name} {version(name)}"
-    return f"{facts['processor']}, {facts['cores']} cores; Python {facts['python']}, {versions}"
+    cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
+    return f"{facts['processor']}, {cores}; Python {facts['python']}, {versions}"
 
 
 def finite(value: Any) -> Any:

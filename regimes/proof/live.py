@@ -124,7 +124,8 @@ def beside(folder: Path, scores: Scores) -> list[Sheet]:
         f"held: the mean of {FRESH} fresh trainings; replayed: median, least and greatest",
         "live seconds are of another day's machine than replayed ones; parts of what the whole search took compare",
     ]
-    return [Sheet("Do replay and life agree?", rows, notes, done)]
+    facts = [{name: each[name] for name in ("arm", "seed", "seconds")} for each in done]  # the rest stands in the file
+    return [Sheet("Do replay and life agree?", rows, notes, facts)]
 
 
 def tested_of(result: dict[str, Any]) -> Numbers:
