@@ -90,12 +90,12 @@ def test_the_sparsest_density_that_costs_nothing_is_deployed(guide: Guide) -> No
 def test_where_no_proxy_is_trusted_it_is_said_and_the_full_network_is_searched(
     guide: Guide, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    bad = Judged(0.1, 0.1, None, None, 0.9, 0.2, 0.1, False, "tau 0.10, of at most 0.90")
+    bad = Judged(0.1, 0.1, None, None, 0.9, 0.2, 0.1, False, "tau 0.10, two seeds of the dense network 0.90")
     monkeypatch.setattr(Guide, "judged", lambda self: [bad])
     asked = spec(ladder={"densities": None})
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == [1.0]
-    assert "density 0.1: not trusted, tau 0.10, of at most 0.90" in found.notes
+    assert "density 0.1: not trusted, tau 0.10, two seeds of the dense network 0.90" in found.notes
     assert "the map trusts no proxy: every trial is of the full network" in found.notes
 
 
@@ -111,7 +111,8 @@ def test_a_trusted_density_becomes_a_rung(guide: Guide, monkeypatch: pytest.Monk
     asked = spec(ladder=early, study=few)
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 1.0], rel=1e-2)
-    assert "density 0.8 takes 0.39 of the next rung's time, 0.30 would save too little: left out" in found.notes
+    slow = "density 0.8 takes 0.39 of the next rung's time; to save enough it has to take less than 0.30: left out"
+    assert slow in found.notes
     asked = spec(ladder=early, study={**few, "promoted": 6})
     assert len(plan(asked, lab_of(asked, "cpu", tmp_path), guide).ladder.rungs) == 1
     by_hand = {"densities": [0.3, 0.8]}, {"densities": None, "step_time": [0.15, 0.4]}
@@ -119,8 +120,8 @@ def test_a_trusted_density_becomes_a_rung(guide: Guide, monkeypatch: pytest.Monk
     for asked in (spec(ladder=early, study={"stopper": "none"}), *asked_for):
         found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
         assert len(found.ladder.rungs) == 3  # nothing is stopped there; asked for by hand
-    slow = spec(ladder={"densities": [0.5, 0.9]}, batch=1)  # one by one: 0.9 takes nearly as long as the full network
-    found = plan(slow, lab_of(slow, "cpu", tmp_path), None)
+    alone = spec(ladder={"densities": [0.5, 0.9]}, batch=1)  # one by one: 0.9 takes nearly as long as the full network
+    found = plan(alone, lab_of(alone, "cpu", tmp_path), None)
     assert [rung.density for rung in found.ladder.rungs] == [0.5, 1.0]
     assert any("density 0.9 takes 0." in each and "left out" in each for each in found.notes)
 

@@ -24,8 +24,8 @@ def worth(rungs: list[Rung], notes: list[str], most: float = SLOW) -> list[Rung]
         limit = most if len(kept) == 1 else SLOW
         share = rung.seconds * rung.epochs / (kept[0].seconds * kept[0].epochs)
         if share >= limit:
-            most_told = f"{max(0.0, limit):.2f} would save too little"
-            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time, {most_told}: left out")
+            saves = f"to save enough it has to take less than {limit:.2f}" if limit > 0 else "nothing would save enough"
+            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time; {saves}: left out")
         else:
             kept.insert(0, rung)
     return kept

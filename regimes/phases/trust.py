@@ -152,7 +152,7 @@ def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, c
         variance = 1 / (1 / PRIOR_SPREAD**2 + 1 / spread**2)
         mean = variance * (prior / PRIOR_SPREAD**2 + float(tau[0]) / spread**2)
     enough = float(ndtr((mean - SHARE * most) / np.sqrt(variance)))
-    bound = "not known how much seeds agree" if ceiling is None else f"of at most {most:.2f}"
+    bound = "not known how much seeds agree" if ceiling is None else f"two seeds of the dense network {most:.2f}"
     unknown = "no test errors" if tau is None else "test errors of too few temperatures"
     said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else unknown
     reason = f"{said}; {connected:.0%} of the temperatures are connected"
