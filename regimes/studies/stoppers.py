@@ -38,6 +38,11 @@ WORDS = [
     "One study of each kind: what they differ by is not told from chance.",
 ]
 
+C = (
+    "c: mean seconds of a whole training there, as a share of what a full one takes on the mean of all trials asked "
+    "for; fleets of survivors are small, and promoted trials may have smaller batches than the others"
+)
+
 
 def study(out: Path, runs: Path, say: Say) -> Page:
     """Train the trials once, put them before every stopper; then search with a map and without."""
@@ -111,7 +116,7 @@ def _searches(found: Mapping[str, dict[str, Any]]) -> Sheet:
         tested = f"{winner['test_error']:.2%} ± {winner['test_error_sd']:.2%}"
         density = f"density {deployed['density']:g}" if deployed and deployed["density"] is not None else "-"
         rows.append([name, "; ".join(in_words(result["savings"])), tested, density])
-    notes = [note for result in found.values() for note in result["notes"]]
+    notes = [C, *(note for result in found.values() for note in result["notes"])]
     return Sheet("A search without a map, and with one", rows, notes, dict(found))
 
 
