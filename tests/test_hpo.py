@@ -19,6 +19,7 @@ from databases import postgres, postgres_programs
 from optuna.trial import TrialState
 from searches import clock, engine, spec
 
+from regimes.cli.hpo import _Progress
 from regimes.hpo.ladder import Stretch
 from regimes.hpo.savings import in_words
 from regimes.hpo.search import Asked, search
@@ -100,6 +101,7 @@ def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -
     ]
     done = call("hpo", "tiny.toml", "--out", "out", "--json", *changes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("proxies are done; the best 2 are trained in full") == 1
     storage = open_storage(str(tmp_path / "out/study.log"))
     proxies, base = (optuna.load_study(study_name=name, storage=storage) for name in ("tiny-proxy", "tiny"))
     best = sorted((each for each in proxies.trials if each.value is not None), key=lambda each: each.value or 0)[:2]
@@ -111,6 +113,19 @@ def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -
     stopped = [each for each in proxies.trials if each.state == TrialState.PRUNED]
     assert len(stopped) >= 4  # of eight
     assert all(row["epoch"] == 1 for each in stopped for row in each.user_attrs["regimes:climb"])
+
+
+def test_progress_counts_what_was_promoted(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr("regimes.cli.hpo.EVERY", 0.0)
+    progress, base = _Progress(32), optuna.create_study()
+    progress._line(base)
+    for number in range(2):
+        base.enqueue_trial({}, user_attrs={"regimes:promoted": number})
+    base.tell(base.ask(), 0.5)
+    progress._line(base)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("0/32 trials  on rungs: none yet  best -")
+    assert lines[1].startswith("1/2 promoted trials  on rungs: none yet  best 0.5000")
 
 
 # -- killed -----------------------------------------------------------------------------------------------------------

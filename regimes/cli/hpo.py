@@ -90,6 +90,7 @@ class _Progress:
     def _line(self, study: optuna.Study) -> None:
         if time.monotonic() - self.spoken < (0.2 if self.replace else EVERY):
             return
+        from regimes.hpo.notes import PREFIX
         from regimes.hpo.savings import rows_of
 
         self.spoken = time.monotonic()
@@ -100,7 +101,9 @@ class _Progress:
         rungs = ", ".join(f"{'full' if d == 1 else f'{d:g}'} {n}" for d, n in sorted(climbed.items()))
         best = f"{min(values):.4f}" if values else "-"
         spent = duration(time.monotonic() - self.started)
-        line = f"{len(done)}/{self.trials} trials  on rungs: {rungs}  best {best}  {spent}"
+        promoted = sum(f"{PREFIX}promoted" in each.user_attrs for each in trials)
+        count = f"{len(done)}/{promoted} promoted" if promoted else f"{len(done)}/{self.trials}"
+        line = f"{count} trials  on rungs: {rungs or 'none yet'}  best {best}  {spent}"
         self.open = self.replace
         start, end = ("\r\033[K", "") if self.replace else ("", "\n")
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)

@@ -88,7 +88,7 @@ def search(
         if phase == BASE and time.monotonic() >= deadline and not _all_done(studies[0], spec):
             break
         if phase == BASE:
-            trials = _promoted(studies[0], study, spec)
+            trials = _promoted(studies[0], study, spec, say)
         else:
             begin(study, part)
         studies.append(study)
@@ -113,15 +113,18 @@ def _all_done(proxies: optuna.Study, spec: Hpo) -> bool:
     return counted(trials) >= spec.trials and not any(each.state == TrialState.RUNNING for each in trials)
 
 
-def _promoted(proxies: optuna.Study, base: optuna.Study, spec: Hpo) -> int:
+def _promoted(proxies: optuna.Study, base: optuna.Study, spec: Hpo, say: Say) -> int:
     """Promote the best proxies, all of which are done by now; returns how many trials the full network is to have."""
     if not _all_done(proxies, spec):
         raise RunFailed(
             f"study '{proxies.study_name}': {counted(proxies.get_trials(deepcopy=False))} of {spec.trials} proxies are "
             "done; the best are promoted when all are: the same command goes on"
         )
-    promote(proxies, base, spec.study.promoted)
-    return len({each.user_attrs.get("regimes:promoted") for each in base.get_trials(deepcopy=False)} - {None})
+    before = len(base.get_trials(deepcopy=False))
+    best = promote(proxies, base, spec.study.promoted)
+    if len(base.get_trials(deepcopy=False)) > before:
+        say(f"proxies are done; the best {len(best)} are trained in full")
+    return len({each.user_attrs.get(f"{PREFIX}promoted") for each in base.get_trials(deepcopy=False)} - {None})
 
 
 def _work(
