@@ -15,11 +15,12 @@ from searches import done, planned, spec
 
 from regimes import UserError
 from regimes.hpo import STOPPERS
-from regimes.hpo.climb import Climber, fair_order
+from regimes.hpo.climb import Climber
 from regimes.hpo.drive import Limits, climb_of, work
 from regimes.hpo.ladder import Rung, ladder_of
 from regimes.hpo.plan import lab_of
 from regimes.hpo.savings import stopped_at
+from regimes.hpo.stoppers import fair_order
 from regimes.hpo.trainer import Entry, Value
 from regimes.registry import load
 from regimes.spec.recipe import Recipe
@@ -75,7 +76,8 @@ def test_a_batch_is_halved_as_if_the_stopper_had_seen_all_of_it(factor: int) -> 
         trial = study.ask()
         trial.report(float(place), 1)
         climbers.append(Climber(trial, Entry(Recipe(), 0), 0, Value(float(place), 0.0, 0.0)))
-    through = sorted(int(each.value.loss) for each in fair_order(climbers) if not each.trial.should_prune())
+    asked = fair_order(climbers, lambda each: each.value.loss)
+    through = sorted(int(each.value.loss) for each in asked if not each.trial.should_prune())
     assert through == list(range(len(through)))
     assert 24 // factor * 0.6 <= len(through) <= 24 // factor
 
@@ -88,7 +90,8 @@ def test_a_batch_is_halved_twice_at_once_as_if_the_stopper_had_seen_all_of_it() 
     for step, left in ((1, 27), (10, 3)):
         for each in climbers:
             each.trial.report(each.value.loss, step)
-        climbers = [each for each in fair_order(climbers) if not each.trial.should_prune()]
+        asked = fair_order(climbers, lambda each: each.value.loss)
+        climbers = [each for each in asked if not each.trial.should_prune()]
         assert sorted(each.value.loss for each in climbers) == list(range(left))
 
 

@@ -101,7 +101,7 @@ class _Progress:
         rungs = ", ".join(f"{'full' if d == 1 else f'{d:g}'} {n}" for d, n in sorted(climbed.items()))
         best = f"{min(values):.4f}" if values else "-"
         spent = duration(time.monotonic() - self.started)
-        promoted = sum(f"{PREFIX}promoted" in each.user_attrs for each in trials)
+        promoted = len({each.user_attrs.get(f"{PREFIX}promoted") for each in trials} - {None})
         count = f"{len(done)}/{promoted} promoted" if promoted else f"{len(done)}/{self.trials}"
         line = f"{count} trials  on rungs: {rungs or 'none yet'}  best {best}  {spent}"
         self.open = self.replace

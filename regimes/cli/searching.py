@@ -18,7 +18,9 @@ def hpo(
     chart: Annotated[Path | None, typer.Option("--map", metavar="RUN|GRID.nc", help="The map to ask.")] = None,
     storage: Annotated[str | None, typer.Option(help="Of the study: FILE.log, sqlite:///..., postgresql://...")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="In all, earlier ones included.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds from which nothing new is begun.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds from which no trial is trained on; a map is made whole.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes on one study, each on one core.")] = 1,
     device: Device = "cpu",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from regimes.errors import UserError
@@ -16,11 +18,11 @@ from regimes.hpo.asking import ask, check
 from regimes.hpo.ladder import Ladder, Stretch
 from regimes.hpo.notes import PREFIX, note, row_of
 from regimes.hpo.space import Space, recipe_with, suggest
+from regimes.hpo.stoppers import AT_ONCE, fair_order
 from regimes.hpo.trainer import Entry, Value
 from regimes.hpo.workers import this_worker
 from regimes.spec.recipe import Recipe
 
-FIRST_IS_FIRST = (optuna.pruners.SuccessiveHalvingPruner, optuna.pruners.HyperbandPruner)
 Watch = Callable[[Trial, Stretch, Value], None]
 Start = Callable[[Recipe], "tuple[int, str]"]  # a trial's recipe -> the rung it starts on, and why
 
@@ -140,10 +142,10 @@ class Climb:
             self._from(study, [each for each in climbers if each.first == first], first)
 
     def _from(self, study: optuna.Study, climbers: Sequence[Climber], number: int) -> None:
-        """Do a stretch with all; then climb on, together where networks stack, else the most promising first.
+        """Do a stretch with all; then climb on, the most promising first, as many together as `_at_once` says.
 
         The stopper is asked once when all have reported, in `fair_order`, by which successive halving has seen them
-        all; and again before a trial climbs on, since by then median and percentile have seen better ones finish
+        all; and again before a trial climbs on, since by then median and percentile may have seen better ones finish
         (halving does not decide twice on a step). So a first batch is no batch of free riders.
         """
         if time.monotonic() > self.deadline:
@@ -151,20 +153,19 @@ class Climb:
         values = self.trainer.run([each.entry for each in climbers], self.stretches[number])
         for climber, value in zip(climbers, values, strict=True):
             self._report(climber, number, value)
-        left = [each for each in climbers if not each.value.why]
+        left = [each for each in climbers if not each.value.why and not each.over]
         for climber in climbers:
-            if climber.value.why:
+            if climber.value.why and not climber.over:
                 self._end(study, climber, climber.value.why)
         if number + 1 == len(self.stretches):
             for climber in left:
                 self._tell(study, climber, TrialState.COMPLETE)
             return
-        for climber in fair_order(left, self.value):
+        for climber in fair_order(left, lambda each: self._told(each.value)):
             if self._stops(climber):
                 self._tell(study, climber, TrialState.PRUNED)
         left = sorted((each for each in left if not each.over), key=lambda each: self._told(each.value))
-        # Those that stack climb on together, so that fleets of one batch size are as large as they can be.
-        size = 1 if self.trainer.ladder.rungs[self.stretches[number + 1].rung].together == 1 else len(left)
+        size = self._at_once(study, self.stretches[number + 1], len(left))
         while left:
             group, left = left[:size], left[size:]
             for climber in group:
@@ -174,6 +175,13 @@ class Climb:
             if group:
                 self._from(study, group, number + 1)
 
+    def _at_once(self, study: optuna.Study, stretch: Stretch, left: int) -> int:
+        """How many climb on together: one by one where networks do not stack; all, so that fleets of one batch size are
+        as large as they can be, where the stopper has decided by now; a fleet, where it waits for some to finish."""
+        together = self.trainer.ladder.rungs[stretch.rung].together
+        has_decided = isinstance(study.pruner, (*AT_ONCE, optuna.pruners.NopPruner))
+        return left if together > 1 and has_decided else together
+
     # -- telling ----------------------------------------------------------------------------------------------------
 
     def _stops(self, climber: Climber) -> bool:
@@ -182,10 +190,12 @@ class Climb:
         Halving and Hyperband file a trial's first report with all first reports, whatever its step: one that started
         on a higher rung would be held against proxies, so they are not asked about it.
         """
-        if climber.first and isinstance(climber.trial.study.pruner, FIRST_IS_FIRST):
+        if climber.first and isinstance(climber.trial.study.pruner, AT_ONCE):
             return False
         try:
-            return climber.trial.should_prune()
+            with _unless_taken(climber):
+                return climber.trial.should_prune()
+            return False
         except (TypeError, ValueError) as error:
             raise UserError(f"study.stopper: {str(error).splitlines()[0]}") from error
 
@@ -206,10 +216,11 @@ class Climb:
         stretch = self.stretches[number]
         climber.value = value
         trial = climber.trial
-        if not value.why or value.why == "diverged":
-            trial.report(self._told(value), self.step(trial.study, number))
-        rows = [*trial.user_attrs.get(f"{PREFIX}climb", []), row_of(self.trainer.ladder, stretch, value)]
-        note(trial, "climb", rows)
+        with _unless_taken(climber):
+            if not value.why or value.why == "diverged":
+                trial.report(self._told(value), self.step(trial.study, number))
+            rows = [*trial.user_attrs.get(f"{PREFIX}climb", []), row_of(self.trainer.ladder, stretch, value)]
+            note(trial, "climb", rows)
         if self.watch is not None:
             self.watch(trial, stretch, value)
 
@@ -218,26 +229,22 @@ class Climb:
 
     def _tell(self, study: optuna.Study, climber: Climber, state: TrialState) -> None:
         done = state == TrialState.COMPLETE
-        study.tell(climber.trial, self._told(climber.value) if done else None, state)
+        study.tell(climber.trial, self._told(climber.value) if done else None, state, skip_if_finished=True)
         self.trainer.forget(climber.entry)  # after it is told: a kill between costs disk, not a training
         climber.over = True
 
     def _end(self, study: optuna.Study, climber: Climber, why: str) -> None:
         """A diverged trial is a bad one, and the sampler learns from it; one that raised says nothing of its values."""
-        note(climber.trial, "why", why)
+        with _unless_taken(climber):
+            note(climber.trial, "why", why)
         self._tell(study, climber, TrialState.PRUNED if why == "diverged" else TrialState.FAIL)
 
 
-def fair_order(climbers: Sequence[Climber], value: str = "loss") -> list[Climber]:
-    """The order in which a batch is put before the stopper: the best, then from a third down to the worst, then the
-    rest of the best third in such an order, too.
-
-    Successive halving compares a trial with those that were asked about before it. In this order it decides on a batch
-    as if it had seen all of it, several times at one step where that is three times as dear as the one before, and
-    more: best first it would let one through, worst first all.
-    """
-    ranked = sorted(climbers, key=lambda each: float(getattr(each.value, value)))
-    third = len(ranked) // 3
-    if third < 2:
-        return ranked
-    return [*ranked[:1], *ranked[third:], *fair_order(ranked[:third], value)[1:]]
+@contextlib.contextmanager
+def _unless_taken(climber: Climber) -> Iterator[None]:
+    """A trial that another command has told meanwhile (both took it from the same place, or it counted as given up) is
+    over here too."""
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        climber.over = True

@@ -98,7 +98,7 @@ def _worker(post: Post, spec: Hpo, number: int, command: int, errors: Any) -> No
     import torch
 
     from regimes.hpo.drive import Limits, climb_of, study_of, work
-    from regimes.hpo.phase import phase_of
+    from regimes.hpo.phase import BASE, phase_of
     from regimes.hpo.plan import kept, lab_of
     from regimes.hpo.study import open_storage
 
@@ -112,7 +112,7 @@ def _worker(post: Post, spec: Hpo, number: int, command: int, errors: Any) -> No
         deadline = time.monotonic() + post.ends - time.time()
         study = study_of(plan, lab, open_storage(post.url), number)
         climb = climb_of(plan, lab, post.folder, None, deadline)
-        work(study, climb, post.batch, Limits(post.trials, deadline))
+        work(study, climb, post.batch, Limits(post.trials, deadline, post.phase != BASE))
     except UserError as error:
         errors.put(str(error))
         os._exit(2)

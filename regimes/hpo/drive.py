@@ -20,7 +20,7 @@ from regimes.hpo.climb import Climb, Climber, Watch
 from regimes.hpo.notes import PREFIX, note
 from regimes.hpo.plan import Plan
 from regimes.hpo.space import recipe_with
-from regimes.hpo.study import counted, holders, open_study
+from regimes.hpo.study import counted, holders, is_double, open_study
 from regimes.hpo.trainer import Trainer
 from regimes.landscape.error import error_and_loss
 from regimes.spec.keys import seed_of
@@ -37,10 +37,12 @@ class Limits:
     Attributes:
         trials: in all, earlier ones included.
         deadline: by ``time.monotonic``.
+        draws: whether new settings are drawn; else only those that wait in the study are tried.
     """
 
     trials: int
     deadline: float = math.inf
+    draws: bool = True
 
 
 def climb_of(
@@ -93,17 +95,29 @@ def work(study: optuna.Study, climb: Climb, batch: int, limits: Limits) -> None:
     Trials that time cuts off are marked and asked for again by the next command.
     """
     while time.monotonic() < limits.deadline:
-        count = min(batch, limits.trials - counted(study.get_trials(deepcopy=False)))
+        trials = study.get_trials(deepcopy=False)
+        waiting = sum(each.state == TrialState.WAITING for each in trials)
+        count = min(batch, limits.trials - counted(trials), batch if limits.draws else waiting)
         if count <= 0:
             return
         climbers = climb.ask(study, count)
         try:
-            spare = counted(study.get_trials(deepcopy=False)) - limits.trials  # others asked at the same time
-            kept = climbers[: max(0, count - max(0, spare))]
-            _leave(study, climbers[len(kept) :], again=False)
+            kept = _needed(study, climbers, limits)
+            _leave(study, [each for each in climbers if each not in kept], again=False)
             climb.together(study, kept)
         finally:
             _leave(study, climbers)
+
+
+def _needed(study: optuna.Study, climbers: list[Climber], limits: Limits) -> list[Climber]:
+    """Those to climb with, where others asked at the same time: what had waited, nothing twice, draws if need be."""
+    trials = study.get_trials(deepcopy=False)
+    waited = [each for each in climbers if trials[each.trial.number].system_attrs.get("fixed_params")]
+    drawn = [each for each in climbers if each not in waited]
+    spare = max(0, counted(trials) - limits.trials) if limits.draws else len(drawn)
+    drawn = drawn[: max(0, len(drawn) - spare)]
+    waited = [each for each in waited if not is_double(trials[each.trial.number], trials)]
+    return [each for each in climbers if each in waited or each in drawn]
 
 
 def _leave(study: optuna.Study, climbers: list[Climber], again: bool = True) -> None:
@@ -111,8 +125,7 @@ def _leave(study: optuna.Study, climbers: list[Climber], again: bool = True) -> 
     for climber in climbers:
         if not climber.over:
             with contextlib.suppress(RuntimeError, ValueError):  # told by another command, which took it for dead
-                if again:
-                    note(climber.trial, "unfinished", True)
+                note(climber.trial, "unfinished" if again else "spare", True)
                 study.tell(climber.trial, state=TrialState.FAIL)
             climber.over = True
 

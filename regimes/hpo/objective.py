@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -72,14 +73,19 @@ class Objective:
     def __init__(self, spec: Hpo, lab: Lab, guide: Guide | None, folder: Path | None) -> None:
         self.spec, self.lab, self.guide, self.folder = spec, lab, guide, folder
         self._plans: dict[int, Plan] = {}
+        self._turn = threading.Lock()
 
     def __call__(self, trial: Trial) -> float:
         """Train one trial, rung by rung, as Optuna calls it.
 
+        Threads (``n_jobs``) take turns: seeds are lent to generators that a process has once. Processes may share a
+        study instead.
+
         Raises:
             optuna.TrialPruned: the study's stopper has ended it, or it has diverged.
         """
-        return self.climb(1).alone(trial)
+        with self._turn:
+            return self.climb(1).alone(trial)
 
     def plan(self, batch: int) -> Plan:
         """The ladder for batches of a size; made once, since its proxies are built and timed."""
@@ -146,7 +152,7 @@ def objective(
             "reports": list(reports),
             "proxy_reports": list(proxy_reports),
         },
-        "study": {"value": value},
+        "study": {"value": value, "pattern": "ladder"},
         "seed": seed,
     }
     if densities is None and map is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from regimes.errors import UserError
 from regimes.hpo.ladder import Ladder, ladder_of
 from regimes.hpo.notes import PREFIX
 from regimes.hpo.plan import Plan
+from regimes.spec.keys import digest
 
 WHOLE, PROXIES, BASE = "whole", "proxies", "base"  # phases: one study, or two
 
@@ -37,7 +38,8 @@ def phase_of(plan: Plan, phase: str) -> Plan:
 def promote(proxies: optuna.Study, base: optuna.Study, count: int) -> list[int]:
     """Enqueue the best trials of a study of proxies in a study of the full network, once; returns their numbers.
 
-    Both may be in one storage. A trial of the base study notes where it comes from in ``regimes:promoted``.
+    Of trials of equal values the best is taken. Both studies may be in one storage. A trial of the base study notes
+    where it comes from in ``regimes:promoted``.
 
     Raises:
         UserError: no trial of the proxies has finished.
@@ -46,9 +48,20 @@ def promote(proxies: optuna.Study, base: optuna.Study, count: int) -> list[int]:
     if not done:
         raise UserError(f"study '{proxies.study_name}' has no finished trial to promote")
     worst_last = proxies.direction == optuna.study.StudyDirection.MINIMIZE
-    best = sorted(done, key=lambda each: each.value or 0.0, reverse=not worst_last)[:count]
-    known = {each.user_attrs.get(f"{PREFIX}promoted") for each in base.get_trials(deepcopy=False)}
+    ranked = sorted(done, key=lambda each: each.value or 0.0, reverse=not worst_last)
+    known = promoted(base)
+    stands = {digest(each.params): each for each in done if each.number in known}  # promoted before for these values
+    distinct: dict[str, FrozenTrial] = {}
+    for trial in ranked:
+        distinct.setdefault(digest(trial.params), stands.get(digest(trial.params), trial))
+    best = list(distinct.values())[:count]
     for trial in best:
         if trial.number not in known:
             base.enqueue_trial(trial.params, user_attrs={f"{PREFIX}promoted": trial.number})
     return [trial.number for trial in best]
+
+
+def promoted(base: optuna.Study) -> set[int]:
+    """The trials of a study of proxies that were promoted into this one."""
+    name = f"{PREFIX}promoted"
+    return {each.user_attrs[name] for each in base.get_trials(deepcopy=False) if name in each.user_attrs}

@@ -12,21 +12,22 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from regimes.errors import RunFailed, UserError
+from regimes.errors import UserError
 from regimes.flow.files import Damaged, read_checked, write_checked
 from regimes.flow.lab import Lab
 from regimes.hpo.climb import Watch
 from regimes.hpo.crew import Post, crew
 from regimes.hpo.drive import Limits, begin, climb_of, final, study_of, winner_of, work
 from regimes.hpo.notes import PREFIX
-from regimes.hpo.phase import BASE, phase_of, phases, promote
+from regimes.hpo.phase import BASE, phase_of, phases, promote, promoted
 from regimes.hpo.plan import Plan, Say, guide_of, keep, kept, lab_of, plan
 from regimes.hpo.savings import savings, stopped_at
-from regimes.hpo.study import JOURNAL, adopt, counted, open_storage
+from regimes.hpo.study import JOURNAL, adopt, counted, holders, is_open, open_storage
 from regimes.spec.hpo import Hpo
 from regimes.spec.keys import digest
 
 RESULT = "result.json"
+WAIT = 1.0  # seconds between two looks at trials that others hold
 Look = Callable[[optuna.Study, Plan], None]
 
 
@@ -81,22 +82,77 @@ def search(
         keep(whole, asked.folder)
         whole = kept(spec, lab, asked.folder) or whole
     _check_same(whole, asked)
-    studies: list[optuna.Study] = []
-    for phase in phases(whole):
-        part = phase_of(whole, phase)
-        study, trials = study_of(part, lab, storage), spec.trials
-        if phase == BASE and time.monotonic() >= deadline and not _all_done(studies[0], spec):
-            break
-        if phase == BASE:
-            trials = _promoted(studies[0], study, spec, say)
-        else:
-            begin(study, part)
-        studies.append(study)
-        again = adopt(study, asked.take_over)
-        if again:
-            say(f"{len(again)} trials were cut off and are done again: {', '.join(map(str, again))}")
-        _work(part, phase, spec, study, lab, asked, (url, trials, deadline), watch, look)
-    return _finish(whole, studies, lab, asked.folder, say)
+    go = _Search(whole, lab, asked, url, deadline, say, watch, look)
+    studies = [study_of(phase_of(whole, phase), lab, storage) for phase in phases(whole)]
+    begin(studies[0], phase_of(whole, phases(whole)[0]))
+    go.on(phases(whole)[0], studies[0], spec.trials)
+    if len(studies) > 1:
+        go.promote(*studies)
+    return _finish(whole, studies, lab, asked.folder, say, time.monotonic() >= deadline)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the phases of a search share."""
+
+    plan: Plan
+    lab: Lab
+    asked: Asked
+    url: str
+    deadline: float
+    say: Say
+    watch: Watch | None
+    look: Look | None
+
+    def on(self, phase: str, study: optuna.Study, trials: int) -> None:
+        """Work on a phase until its trials are done, whoever does them, or time is up."""
+        told, again = False, adopt(study, self.asked.take_over)
+        while True:
+            if again:
+                self.say(f"{len(again)} trials were cut off and are done again: {', '.join(map(str, again))}")
+            if counted(study.get_trials(deepcopy=False)) < trials:
+                self._work(phase, study, trials)
+            held = sum(is_open(each) for each in study.get_trials(deepcopy=False))
+            again = adopt(study, self.asked.take_over)
+            if time.monotonic() >= self.deadline or not (held or again):
+                return
+            if not again:
+                if not told:
+                    hosts = ", ".join(holders(study))
+                    self.say(f"waiting for {held} trials of {hosts}; if that is gone: stop this, and --take-over")
+                told = True
+                time.sleep(WAIT)
+
+    def promote(self, proxies: optuna.Study, base: optuna.Study) -> None:
+        """Train the best proxies in full, and the next best where none of these comes to its end."""
+        most = self.plan.spec.study.promoted
+        count = 0
+        while not base.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) or not count:
+            if time.monotonic() >= self.deadline and not _all_done(proxies, self.plan.spec):
+                return
+            winner_of(proxies)  # says what to do where there is none
+            count += most
+            before = promoted(base)
+            best = promote(proxies, base, count)
+            new = len(set(best) - before)
+            if new:
+                self.say(f"proxies are done; the best {new} are trained in full")
+            self.on(BASE, base, len(promoted(base)))
+            if len(best) < count or time.monotonic() >= self.deadline:
+                return
+
+    def _work(self, phase: str, study: optuna.Study, trials: int) -> None:
+        part, asked = phase_of(self.plan, phase), self.asked
+        if asked.workers <= 1:
+            climb = climb_of(part, self.lab, asked.folder, self.watch, self.deadline)
+            work(study, climb, part.spec.batch, Limits(trials, self.deadline, phase != BASE))
+            return
+        look = self.look
+        seen = (lambda: look(study, part)) if look else (lambda: None)
+        ends = time.time() + self.deadline - time.monotonic()
+        batch = max(1, part.spec.batch // asked.workers)
+        post = Post(asked.folder, self.url, asked.device, phase, batch, trials, ends)
+        crew(post, self.plan.spec, study, asked.workers, seen)
 
 
 def _check_same(whole: Plan, asked: Asked) -> None:
@@ -113,54 +169,20 @@ def _all_done(proxies: optuna.Study, spec: Hpo) -> bool:
     return counted(trials) >= spec.trials and not any(each.state == TrialState.RUNNING for each in trials)
 
 
-def _promoted(proxies: optuna.Study, base: optuna.Study, spec: Hpo, say: Say) -> int:
-    """Promote the best proxies, all of which are done by now; returns how many trials the full network is to have."""
-    if not _all_done(proxies, spec):
-        raise RunFailed(
-            f"study '{proxies.study_name}': {counted(proxies.get_trials(deepcopy=False))} of {spec.trials} proxies are "
-            "done; the best are promoted when all are: the same command goes on"
-        )
-    before = len(base.get_trials(deepcopy=False))
-    best = promote(proxies, base, spec.study.promoted)
-    if len(base.get_trials(deepcopy=False)) > before:
-        say(f"proxies are done; the best {len(best)} are trained in full")
-    return len({each.user_attrs.get(f"{PREFIX}promoted") for each in base.get_trials(deepcopy=False)} - {None})
-
-
-def _work(
-    part: Plan,
-    phase: str,
-    spec: Hpo,
-    study: optuna.Study,
-    lab: Lab,
-    asked: Asked,
-    until: tuple[str, int, float],
-    watch: Watch | None,
-    look: Look | None,
-) -> None:
-    url, trials, deadline = until
-    if asked.workers <= 1:
-        climb = climb_of(part, lab, asked.folder, watch, deadline)
-        work(study, climb, part.spec.batch, Limits(trials, deadline))
-        return
-    seen = (lambda: look(study, part)) if look else (lambda: None)
-    ends = time.time() + deadline - time.monotonic()
-    batch = max(1, part.spec.batch // asked.workers)
-    crew(Post(asked.folder, url, asked.device, phase, batch, trials, ends), spec, study, asked.workers, seen)
-
-
-def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, say: Say) -> dict[str, Any]:
-    in_full = [study for study in studies if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-    winner, notes = winner_of([*studies[:1], *in_full][-1]), list(whole.notes)
-    if winner.user_attrs.get(f"{PREFIX}climb", [{}])[-1].get("density") != 1:
+def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, say: Say, late: bool) -> dict[str, Any]:
+    done = [study for study in studies if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+    study, notes = done[-1] if late and done else studies[-1], list(whole.notes)
+    winner = winner_of(study)
+    if study is not studies[-1]:
         notes.append("time was up before any trial was trained in full: the best proxy's values are taken")
         say(notes[-1])
-    result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, winner), "notes": notes}
+    result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, study, winner), "notes": notes}
     before = _before(folder / RESULT)
     if before is not None and before["key"] == result["key"]:
         result["winner"] = before["winner"]  # judged on the test split once
     else:
-        say(f"trial {winner.number} is the best; it is trained {whole.spec.final_seeds} times anew and tested")
+        fresh = f"it is trained {whole.spec.final_seeds} times anew and tested"
+        say(f"trial {winner.number} of {study.study_name} is the best; {fresh}")
         result["winner"] = final(whole, lab, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
     result["value"] = whole.spec.study.value
@@ -168,16 +190,18 @@ def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, sa
     result["ladder"] = whole.ladder.facts()
     result["steps"] = [each.step for each in whole.ladder.stretches]
     result["failed"] = [
-        {"trial": each.number, "why": each.user_attrs.get("regimes:why", "cut off"), "params": each.params}
+        {"trial": each.number, "why": each.user_attrs[f"{PREFIX}why"], "params": each.params}
         for study in studies
         for each in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        if f"{PREFIX}why" in each.user_attrs  # others were cut off and done again, or not needed
     ]
     write_checked(folder / RESULT, result)
     return result
 
 
-def _key(whole: Plan, winner: FrozenTrial) -> str:
-    return digest([winner.params, winner.number, whole.spec.final_seeds, whole.spec.seed])
+def _key(whole: Plan, study: optuna.Study, winner: FrozenTrial) -> str:
+    chosen = [study.study_name, winner.params, winner.number, winner.value]
+    return digest([*chosen, whole.spec.final_seeds, whole.spec.seed])
 
 
 def _before(path: Path) -> dict[str, Any] | None:

@@ -11,11 +11,13 @@ others' at this step: a trial that did well on its proxy is stopped late on the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from optuna import pruners
 
+T = TypeVar("T")
+AT_ONCE = (pruners.SuccessiveHalvingPruner, pruners.HyperbandPruner)  # decide by reports, whoever has finished
 FACTOR = 3  # of the trials that come to a step one goes on
 
 
@@ -46,3 +48,18 @@ def hyperband(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pruners.HyperbandPruner(**chosen)
+
+
+def fair_order(batch: Sequence[T], value: Callable[[T], float]) -> list[T]:
+    """The order in which a batch is put before the stopper: the best, then from a third down to the worst, then the
+    rest of the best third in such an order, too.
+
+    Successive halving compares a trial with those that were asked about before it. In this order it decides on a batch
+    as if it had seen all of it, several times at one step where that is three times as dear as the one before, and
+    more: best first it would let one through, worst first all.
+    """
+    ranked = sorted(batch, key=value)
+    third = len(ranked) // 3
+    if third < 2:
+        return ranked
+    return [*ranked[:1], *ranked[third:], *fair_order(ranked[:third], value)[1:]]

@@ -156,10 +156,11 @@ def adopt(study: optuna.Study, elsewhere: bool = False) -> list[int]:
     for trial in study.get_trials(deepcopy=False):
         gone = is_open(trial) and _is_gone(trial, elsewhere)
         cut_off = gone or trial.user_attrs.get(f"{PREFIX}unfinished")
-        if cut_off and trial.number not in again and trial.params:
+        values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if cut_off and trial.number not in again and values:
             kept = {name: each for name, each in trial.user_attrs.items() if name in KEPT}
             about = {f"{PREFIX}seed": trial.number, **kept, f"{PREFIX}instead_of": trial.number}
-            study.enqueue_trial(trial.params, user_attrs=about)  # before it is failed: a kill between loses nothing
+            study.enqueue_trial(values, user_attrs=about)  # before it is failed: a kill between loses nothing
             dead.append(trial.number)
         if gone:
             with contextlib.suppress(RuntimeError, ValueError):  # another command was quicker
@@ -186,6 +187,15 @@ def counted(trials: Sequence[FrozenTrial]) -> int:
     told = sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in trials)
     failed = sum(each.state == TrialState.FAIL and f"{PREFIX}why" in each.user_attrs for each in trials)
     return told + failed + sum(is_open(each) and f"{PREFIX}worker" in each.user_attrs for each in trials)
+
+
+def is_double(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether an earlier trial stands for the same one: two commands may have asked for it at the same moment."""
+    for name in (f"{PREFIX}promoted", f"{PREFIX}instead_of"):
+        if name in trial.user_attrs:
+            same = [each for each in trials[: trial.number] if each.user_attrs.get(name) == trial.user_attrs[name]]
+            return any(each.state != TrialState.FAIL or f"{PREFIX}why" in each.user_attrs for each in same)
+    return False
 
 
 def holders(study: optuna.Study) -> list[str]:

@@ -31,19 +31,24 @@ def worth(rungs: list[Rung], notes: list[str], most: float = SLOW) -> list[Rung]
     return kept
 
 
-def most_of(reports: Sequence[float], goes_on: float) -> float:
+def most_of(reports: Sequence[float], proxy_reports: Sequence[float], goes_on: float) -> float:
     """Share of the full network's time from which a proxy saves too little, beside halving alone.
 
-    A trial of the full network that is reported first at ``r`` takes ``s = r + (1 - r) / 3`` of a training on the mean,
-    since a third goes on; one on a proxy that takes ``c`` of its time, reported alike, takes ``c s``, and ``p`` of them
-    go on to a full training. It has to be ``c s + p < 0.8 s``.
+    A trial that is reported first at ``r`` takes ``s = r + (1 - r) / 3`` of a training on the mean, since a third goes
+    on: ``s`` of a full training without proxies, ``c s'`` on a proxy that takes ``c`` of its time, and ``p`` of them go
+    on to a full training. It has to be ``c s' + p < 0.8 s``.
 
     Args:
-        reports: shares of the training at which it is reported.
+        reports: shares of the training at which the full network is reported, where there is no proxy.
+        proxy_reports: the same of the proxy's.
         goes_on: ``p``.
     """
+    return (SLOW * _part(reports) - goes_on) / _part(proxy_reports)
+
+
+def _part(reports: Sequence[float]) -> float:
     first = min(reports, default=1.0)
-    return SLOW - goes_on / (first + (1 - first) / FACTOR)
+    return first + (1 - first) / FACTOR
 
 
 def most_taken(spec: Hpo) -> float:
@@ -51,4 +56,4 @@ def most_taken(spec: Hpo) -> float:
     if spec.study.stopper == "none":
         return SLOW
     promoted = spec.study.promoted / spec.trials if spec.study.pattern == "promote" else FACTOR**-2
-    return most_of(spec.ladder.reports, promoted)
+    return most_of(spec.ladder.reports, spec.ladder.proxy_reports, promoted)

@@ -73,7 +73,8 @@ class Stage:
             recorded = [each for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and each.plain]
             names = [each.name for each in recorded if each.density in trusted][: self.spec.ladder.most]
             full = self.rungs[FULL]
-            most = most_of(arm.reports, arm.promoted / self.trials if arm.promoted else FACTOR**-2)
+            goes_on = arm.promoted / self.trials if arm.promoted else FACTOR**-2
+            most = most_of(arm.reports, arm.proxy_reports, goes_on)
             names = [name for name in names if len(worth([self.rungs[name], full], [], most)) > 1]
         return [*names, FULL]
 

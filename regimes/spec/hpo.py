@@ -76,7 +76,8 @@ class LadderSpec(Section):
         step_time: instead of densities: shares of the full network's measured seconds per training step that proxies
             may take at most; the density of each is looked for.
         epochs: share of the recipe's epochs that proxies are trained for, their schedule shortened to it.
-        reports: shares of the full network's training at which it is reported too, before its end.
+        reports: shares of the full network's training at which it is reported too, before its end, where trials climb
+            to it or there is no proxy; one that is promoted is trained to its end.
         proxy_reports: the same of a proxy's. Early is better than in the middle, where large learning rates look bad.
         most: rungs below the full network that are taken from a map, the cheapest first.
         shift: {hyperparameter: power}: a proxy that keeps a fraction d of the weights is trained with a trial's value
