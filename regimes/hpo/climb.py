@@ -229,7 +229,8 @@ class Climb:
 
     def _tell(self, study: optuna.Study, climber: Climber, state: TrialState) -> None:
         done = state == TrialState.COMPLETE
-        study.tell(climber.trial, self._told(climber.value) if done else None, state, skip_if_finished=True)
+        with _unless_taken(climber):
+            study.tell(climber.trial, self._told(climber.value) if done else None, state, skip_if_finished=True)
         self.trainer.forget(climber.entry)  # after it is told: a kill between costs disk, not a training
         climber.over = True
 
