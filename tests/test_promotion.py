@@ -122,7 +122,7 @@ def test_the_best_are_promoted_when_trials_that_others_hold_are_done(tmp_path: P
 
     def say(text: str) -> None:
         said.append(text)
-        if text.startswith("waiting for 1 trials of elsewhere"):
+        if text.startswith("waiting for 1 held by others (elsewhere)"):
             proxies.tell(trial, 0.0)  # the best of all
 
     more = search(spec(study=PROMOTE, trials=7), Asked(tmp_path, storage=storage), say)

@@ -118,8 +118,8 @@ class _Search:
                 return
             if not again:
                 if not told:
-                    hosts = ", ".join(holders(study))
-                    self.say(f"waiting for {held} trials of {hosts}; if that is gone: stop this, and --take-over")
+                    others = ", ".join(holders(study))
+                    self.say(f"waiting for {held} held by others ({others}); if one is gone: stop this, --take-over")
                 told = True
                 time.sleep(WAIT)
 
