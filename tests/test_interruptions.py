@@ -25,9 +25,9 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 def start(file: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [str(Path(sys.executable).with_name("regimes")), "run", str(file), *more]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heeding = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - ignored where tests run in background
+    return subprocess.Popen(command, cwd=folder, **pipes, start_new_session=True, preexec_fn=heeding)
 
 
 def records(run: Path) -> set[str]:
