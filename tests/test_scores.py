@@ -14,6 +14,7 @@ from tapes import COUNT, tape, world
 
 from regimes.hpo.shift import shift_between
 from regimes.proof.arms import ARMS, CONTRASTS
+from regimes.proof.contrasts import Contrast, contrasts
 from regimes.proof.courses import FULL
 from regimes.proof.fidelity import fidelity, recall, regret
 from regimes.proof.figures import SHOWN
@@ -21,7 +22,8 @@ from regimes.proof.live import LIVE
 from regimes.proof.rankings import values_sheet
 from regimes.proof.scores import Interval, final_error, incumbents, mean_difference, not_worse, saving, time_to
 from regimes.proof.searching import Found
-from regimes.proof.sheets import verdict
+from regimes.proof.sheets import Scores
+from regimes.proof.verdicts import in_words
 
 # -- scores -----------------------------------------------------------------------------------------------------------
 
@@ -107,10 +109,57 @@ def test_regret_is_what_validation_would_choose() -> None:
 
 def test_verdicts_are_of_intervals_that_leave_out_zero() -> None:
     less, more, none = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(0.0, -0.1, 0.1)
+
+    def verdict(*found: Interval) -> str:
+        return Contrast("", "one", "other", *found).verdict
+
     assert verdict(none, none, none) == "undecided"
     assert verdict(less, none, none) == "takes less time"
-    assert verdict(more, less, more) == "takes more time; is sooner at the target; ends better"
+    assert verdict(more, less, more) == "is sooner at the target; ends better; takes more time"
     assert verdict(none, more, less) == "is later at the target; ends worse"
+
+
+def searched(seconds: float, error: float, overhead: float = 0.0) -> list[Found]:
+    """Forty searches that take about so long, and end near so many errors."""
+    return [
+        Found(((seconds + each % 3, round(1000 * error) + each % 2, 1.0),), seconds + 3, overhead) for each in range(40)
+    ]
+
+
+def words(**arms: list[Found]) -> list[str]:
+    """What is said of arms, by names that are spelled with underscores."""
+    names = {"base": "TPE, full network", "median": "TPE + median", "ours": "ours at 0.06", "wide": "ours at 0.12"}
+    names |= {"alone": "ours, no proxy", "mapped": "ours, with the map", "salient": "ours, saliency"}
+    found = {names[key]: each for key, each in arms.items()}
+    scores = Scores.of(found, [np.arange(1000) / 1000] * 40, 0.005)
+    return in_words(scores, contrasts(scores))
+
+
+def test_what_searches_came_to_is_said_in_words() -> None:
+    base = searched(400, 0.04)
+    saved, stoppers = words(base=base, ours=searched(60, 0.041), median=searched(80, 0.04))
+    assert "saves 84 % (84 % to 84 %) of the time in all" in saved
+    assert "80 % were aimed at: reached." in saved
+    assert "+0.10 (+0.10 to +0.10) points of test error, 0.50 allowed" in saved
+    assert "*TPE + median* is the fastest" in stoppers
+    assert "30 % were aimed at: not reached." in stoppers
+    saved, stoppers = words(base=base, ours=searched(60, 0.06), median=searched(80, 0.06))
+    assert "It may end worse: +2.00" in saved
+    assert "and misses the target; 80 % were aimed at: reached in all, not reached to the target" in saved
+    assert "None of them" in stoppers
+
+
+def test_width_and_the_map_are_said_by_what_their_comparisons_show() -> None:
+    base, ours = searched(400, 0.04), searched(60, 0.04)
+    (*_, said) = words(base=base, ours=ours, salient=searched(80, 0.04))
+    assert "Only width. *ours, saliency* beside *ours at 0.06*: takes more time; is later at the target." in said
+    (*_, said) = words(base=base, ours=ours, salient=searched(60, 0.03))
+    assert "Pruning does." in said
+    (*_, said) = words(base=base, wide=ours, alone=searched(100, 0.04), mapped=searched(80, 0.04, 50.0))
+    assert said.startswith("**Does the map pay?** No.")
+    assert said.endswith("It takes 50 s of it.")
+    (*_, said) = words(base=base, wide=ours, alone=searched(100, 0.04), mapped=searched(50, 0.04, 20.0))
+    assert said.startswith("**Does the map pay?** Yes.")
 
 
 def test_contrasts_are_of_arms() -> None:

@@ -17,17 +17,19 @@ from regimes.hpo.guide import open_guide
 from regimes.hpo.plan import Say, lab_of
 from regimes.proof import figures, over_map
 from regimes.proof.arms import ARMS, Arm
+from regimes.proof.contrasts import contrasts, contrasts_sheet
 from regimes.proof.courses import FULL, from_facts
 from regimes.proof.fidelity import Fidelity, fidelity
 from regimes.proof.live import beside, go_live
 from regimes.proof.rankings import fidelity_sheet, shift_sheet, values_sheet
 from regimes.proof.searching import Found, Stage, replay
-from regimes.proof.sheets import Scores, arms_sheet, contrasts_sheet, targets_sheet
+from regimes.proof.sheets import Scores, arms_sheet, targets_sheet
 from regimes.proof.tape import Tape, courses_of, open_tape
+from regimes.proof.verdicts import in_words
 
 RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
-SEARCHES = 100  # of every arm, in pairs
-WORDS = ("Searches replayed on `recording.nc`; how that was made is told in [README.md](README.md).",)
+SEARCHES = 300  # of every arm, in pairs
+WORDS = "Searches replayed on `recording.nc`; how that was made is told in [README.md](README.md)."
 PARTS = (0.1, 0.25, 0.5)  # of the full training, whose ranking is judged too
 
 
@@ -41,15 +43,15 @@ def bench(device: str, rounds: int, images: str, say: Say, recording: Path | Non
     found = searches(path, stage, say)
     tested = [tape.tested(without=tape.seen(seed)[tape.courses[FULL]]) for seed in range(SEARCHES)]
     scores = Scores.of(found, tested, tape.seed_noise())
-    ranks = ranked(tape, say)
-    sheets = [arms_sheet(scores, stage), contrasts_sheet(scores), targets_sheet(scores)]
+    asked, ranks = contrasts(scores), ranked(tape, say)
+    sheets = [arms_sheet(scores, stage), contrasts_sheet(asked), targets_sheet(scores)]
     sheets += [*beside(path.parent, scores), fidelity_sheet(ranks), values_sheet(tape), shift_sheet(stage)]
     drawn = {"best-so-far": figures.curves(found, tested, scores.target), "fidelity": figures.fidelities(ranks)}
     if stage.guide is not None:
         places = over_map.places(tape, stage.guide)
         sheets.append(over_map.sheet(places, stage.guide))
         drawn["over-the-map"] = over_map.figure(places)
-    return Bench("hpo", sheets, drawn, words=WORDS)
+    return Bench("hpo", sheets, drawn, words=(WORDS, *in_words(scores, asked)))
 
 
 def stage_of(tape: Tape, folder: Path) -> Stage:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from torch import nn
 
 from regimes.flow.engine import Choice
 from regimes.flow.lab import Lab
@@ -43,11 +46,20 @@ class Rung:
         """How many climb on at once: as many as stack where that pays, else one, so that its result can stop others."""
         return self.choice.lanes if self.seconds < PAYS * self.alone else 1
 
+    def lanes_for(self, networks: int) -> int:
+        """Lanes of a fleet of so many networks, idle ones included."""
+        return padded(networks, self._any)
+
+    @cached_property
+    def _any(self) -> nn.Module:
+        """One of its networks, for what weights do not matter to: often asked about, and pruning takes long."""
+        return self.lab.new_model(seed=0)
+
     def engine(self, networks: int) -> str:
         """What trains so many networks fastest: together, idle lanes included, or one by one."""
         if self.choice.lanes == 1:
             return self.choice.engine
-        together = padded(networks, self.lab.new_model(seed=0)) * self.seconds
+        together = self.lanes_for(networks) * self.seconds
         return self.choice.engine if together < networks * self.alone else "eager"
 
     def recipe(self, recipe: Recipe) -> Recipe:

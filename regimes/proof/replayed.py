@@ -9,7 +9,6 @@ from regimes.hpo.ladder import Ladder, Stretch
 from regimes.hpo.trainer import VALUES, Entry, Value, alike
 from regimes.proof.tape import Tape
 from regimes.spec.recipe import Recipe
-from regimes.training.stacked import padded
 
 
 class Replayed:
@@ -65,7 +64,6 @@ class Replayed:
         judged = count * self.tape.seconds(name, size, "judged")
         if rung.choice.lanes == 1 or rung.engine(count) == "eager":
             return count * self.tape.seconds(name, size, "alone") * part + judged
-        model, lanes = rung.lab.new_model(seed=0), rung.choice.lanes
-        groups = (min(lanes, count - first) for first in range(0, count, lanes))
-        fleets = (padded(each, model) for each in groups)
+        lanes = rung.choice.lanes
+        fleets = (rung.lanes_for(min(lanes, count - first)) for first in range(0, count, lanes))
         return sum(each * self.tape.seconds(name, size, each) for each in fleets) * part + judged

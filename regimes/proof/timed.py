@@ -16,7 +16,6 @@ from regimes.landscape.error import mean_error
 from regimes.proof.courses import from_facts
 from regimes.spec.hpo import Hpo
 from regimes.spec.recipe import Recipe
-from regimes.training.stacked import padded
 
 ROUNDS = 5
 MIDDLE = ("sam_rho", "label_smoothing")
@@ -44,7 +43,7 @@ def timed(spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab) -> dict[str, S
 
 def fleets(rung: Rung) -> list[int]:
     """Numbers of lanes in which networks of a rung are trained together: each twice the one before."""
-    lanes = padded(1, rung.lab.new_model(seed=0)) if rung.choice.lanes > 1 else rung.choice.lanes + 1
+    lanes = rung.lanes_for(1) if rung.choice.lanes > 1 else rung.choice.lanes + 1
     found = []
     while lanes <= rung.choice.lanes:
         found.append(lanes)
