@@ -129,7 +129,12 @@ def searched(seconds: float, error: float, overhead: float = 0.0) -> list[Found]
 def words(**arms: list[Found]) -> list[str]:
     """What is said of arms, by names that are spelled with underscores."""
     names = {"base": "TPE, full network", "median": "TPE + median", "ours": "ours at 0.06", "wide": "ours at 0.12"}
-    names |= {"alone": "ours, no proxy", "mapped": "ours, with the map", "salient": "ours, saliency"}
+    names |= {
+        "alone": "ours, no proxy",
+        "mapped": "ours, with the map",
+        "salient": "ours, saliency",
+        "large": "ours, magnitude",
+    }
     found = {names[key]: each for key, each in arms.items()}
     scores = Scores.of(found, [np.arange(1000) / 1000] * 40, 0.005)
     return in_words(scores, contrasts(scores))
@@ -152,9 +157,12 @@ def test_what_searches_came_to_is_said_in_words() -> None:
 def test_width_and_the_map_are_said_by_what_their_comparisons_show() -> None:
     base, ours = searched(400, 0.04), searched(60, 0.04)
     (*_, said) = words(base=base, ours=ours, salient=searched(80, 0.04))
-    assert "Only width. *ours, saliency* beside *ours at 0.06*: takes more time; is later at the target." in said
+    assert "Only width. Of 1 comparisons 0 speak for pruning, 1 for plainly narrower layers. " in said
+    assert "*ours, saliency* beside *ours at 0.06*: takes more time; is later at the target." in said
     (*_, said) = words(base=base, ours=ours, salient=searched(60, 0.03))
     assert "Pruning does." in said
+    (*_, said) = words(base=base, ours=ours, salient=searched(60, 0.03), large=searched(60, 0.05))
+    assert "Undecided. Of 2 comparisons 1 speak for pruning, 1 for plainly narrower layers." in said
     (*_, said) = words(base=base, wide=ours, alone=searched(100, 0.04), mapped=searched(80, 0.04, 50.0))
     assert said.startswith("**Does the map pay?** No.")
     assert said.endswith("It takes 50 s of it.")

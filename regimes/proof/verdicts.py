@@ -65,11 +65,15 @@ def _reached(found: Interval, goal: float) -> str:
 
 
 def _width(found: Sequence[Contrast]) -> str:
-    """Pruning is more where anything that is pruned is better than what is plainly narrower, and worse in nothing."""
+    """By how many comparisons of what is pruned with what is plainly narrower speak for either alone."""
     if not found:
         return ""
-    more = any(each.better and not each.worse for each in found)
-    return f"**Does pruning matter, or only width?** {'Pruning does.' if more else 'Only width.'} {_listed(found)}"
+    pruned = sum(bool(each.better) and not each.worse for each in found)
+    plain = sum(bool(each.worse) and not each.better for each in found)
+    mostly = "Pruning does." if pruned > plain else "Mostly width." if pruned < plain else "Undecided."
+    short = mostly if pruned else "Only width."
+    told = f"Of {len(found)} comparisons {pruned} speak for pruning, {plain} for plainly narrower layers."
+    return f"**Does pruning matter, or only width?** {short} {told} {_listed(found)}"
 
 
 def _map(scores: Scores, found: Sequence[Contrast]) -> str:
