@@ -28,6 +28,10 @@ ORDER = [
     "record",
 ]
 ORDER += ["phases", "adaptive", "figures", "hpo", "proof", "bench", "studies", "cli"]
+A_STEP = (
+    "import torch; from regimes.spec.recipe import Recipe; from regimes.training.step import Stepper; "
+    "model = torch.nn.Linear(1, 1); step = Stepper(model, Recipe(), None)"
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -69,6 +73,8 @@ def test_every_folder_has_its_place_in_the_order() -> None:
         ("import regimes.cli", ["torch", "xarray", "seaborn", "numpy", "pydantic", "rich.progress"]),
         ("import regimes; regimes.open, regimes.classify, regimes.draw_map", ["torch", "torchvision", "optuna"]),
         ("import regimes.figures.facts, regimes.record.grid, regimes.cli.show", ["torch"]),
+        ("import regimes.flow.run, regimes.landscape.matching", ["scipy.optimize", "optuna", "seaborn"]),
+        (f"{A_STEP}; step(lambda: model.weight.sum(), 0.1)", ["torch._dynamo"]),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, never: list[str]) -> None:

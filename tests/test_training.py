@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +166,33 @@ def test_training_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     list(train(net(dropout=0.5), data(), RECIPE, ("x",), [2]))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"nesterov": True, "momentum": 0.8}, {"weight_decay": 0.0}])
+def test_steps_are_those_of_torchs_class(options: dict[str, Any]) -> None:
+    """To the last bit; a parameter without a gradient stays, and has momentum of its own once it has one."""
+    d, recipe = data(), Recipe(**options)
+    ours, theirs = net(), net()
+    stepper = Stepper(ours, recipe, None)
+    keys = ("momentum", "nesterov", "weight_decay")
+    sgd = torch.optim.SGD(theirs.parameters(), foreach=True, **{key: getattr(recipe, key) for key in keys})
+
+    def loss(model: nn.Module, step: int) -> torch.Tensor:
+        model.head.bias.requires_grad_(step % 2 == 1)  # type: ignore[union-attr, operator]
+        return F.cross_entropy(model(d.train.inputs), d.train.targets)
+
+    for step in range(4):
+        rate = 0.1 / (step + 1)
+        stepper(lambda step=step: loss(ours, step), rate)  # type: ignore[misc]
+        sgd.param_groups[0]["lr"] = rate
+        sgd.zero_grad()
+        loss(theirs, step).backward()
+        sgd.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 # -- SAM --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -87,6 +86,8 @@ def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator
 
 def _turn(group: Group, fixed: dict[str, Tensor], moved: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
     """Put a group's channels in the best order, all others as they are; whether that has gained anything."""
+    from scipy.optimize import linear_sum_assignment  # every command and worker would load it at its start
+
     both = [each for each in group if each.name in moved]  # statistics follow, they have no say
     names = {each.name for each in both}
     gains = sum(each.rows(fixed[each.name]) @ each.rows(moved[each.name]).T for each in both)

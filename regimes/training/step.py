@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.sgd import sgd
 
 from regimes.pruners.mask import Mask
 from regimes.spec.recipe import Recipe
@@ -16,8 +17,9 @@ from regimes.spec.recipe import Recipe
 class Stepper:
     """Steps of one network under one recipe and, where it is pruned, one mask.
 
-    The optimiser is torch's SGD. Gradients of masked weights are set to zero before they are used anywhere, so that
-    neither momentum, weight decay nor SAM's ascent ever moves a masked weight away from zero.
+    The optimiser is torch's SGD, as a function: its class loads torch's compiler at first use, more than a second in
+    every process. Gradients of masked weights are set to zero before they are used anywhere, so that neither momentum,
+    weight decay nor SAM's ascent ever moves a masked weight away from zero.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, mask: Mask | None) -> None:
@@ -27,26 +29,38 @@ class Stepper:
         self.parameters: list[Tensor] = list(self.named.values())
         self.masked, self.factors = mask.factors(model) if mask else ([], [])
         self.norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
-        self.sgd = torch.optim.SGD(
-            self.parameters,
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-            foreach=True,
-        )
+        self.buffers: dict[str, Tensor] = {}  # momentum, by parameter name
 
     def __call__(self, loss: Callable[[], Tensor], learning_rate: float) -> Tensor:
         """Take one step down ``loss()``; returns the loss before it, still on the device."""
-        self.sgd.param_groups[0]["lr"] = learning_rate
         before = self._backward(loss)
         if self.recipe.sam_rho:
             self._sharpness_aware(loss)
-        self.sgd.step()
+        self._down(learning_rate)
         return before
 
+    @torch.no_grad()
+    def _down(self, learning_rate: float) -> None:
+        moved = {name: each for name, each in self.named.items() if each.grad is not None}
+        buffers = [self.buffers.get(name) for name in moved]
+        sgd(
+            list(moved.values()),
+            [each.grad for each in moved.values() if each.grad is not None],
+            buffers,
+            lr=learning_rate,
+            momentum=self.recipe.momentum,
+            nesterov=self.recipe.nesterov,
+            weight_decay=self.recipe.weight_decay,
+            dampening=0.0,
+            maximize=False,
+            foreach=True,
+        )
+        if self.recipe.momentum:
+            self.buffers.update((name, each) for name, each in zip(moved, buffers, strict=True) if each is not None)
+
     def _backward(self, loss: Callable[[], Tensor]) -> Tensor:
-        self.sgd.zero_grad(set_to_none=True)
+        for each in self.parameters:
+            each.grad = None
         value = loss()
         value.backward()
         gradients = [(each.grad, factor) for each, factor in zip(self.masked, self.factors, strict=True)]
@@ -80,10 +94,9 @@ class Stepper:
 
     def momentum(self) -> dict[str, Tensor]:
         """The momentum buffers by parameter name: with the weights, all that a later step depends on."""
-        state = self.sgd.state
-        return {name: state[each]["momentum_buffer"] for name, each in self.named.items() if each in state}
+        return dict(self.buffers)
 
     def set_momentum(self, buffers: dict[str, Tensor]) -> None:
         """Put momentum buffers back, so that training goes on as if it had never stopped."""
         for name, buffer in buffers.items():
-            self.sgd.state[self.named[name]]["momentum_buffer"] = buffer.to(self.named[name]).clone()
+            self.buffers[name] = buffer.to(self.named[name]).clone()
