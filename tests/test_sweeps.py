@@ -57,7 +57,7 @@ def test_the_study_runs_at_a_tiny_scale(file: Path, archives: Path, run_tiny: Ca
     raw["temperature"] = {"epochs": [1, 2]} if "epochs" in raw["temperature"] else {"batch_size": [16, 64]}
     raw["load"]["density"] = [0.1]
     raw |= {"dense_seeds": 1, "retrain_seeds": 2}
-    small = {"preresnet": {"depth": 14}, "densenet": {"depth": 13}, "vgg": {"width": 16}}
+    small = {"preresnet": {"depth": 14}, "densenet": {"depth": 7}, "vgg": {"width": 16}}
     raw["model"] |= small[raw["model"]["name"]]
     record = regimes.open(run_tiny(raw).folder)
     assert bool((record.status == 1).all())
