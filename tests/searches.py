@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +22,36 @@ from regimes.spec.hpo import Hpo
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+PROGRAM = str(Path(sys.executable).with_name("regimes"))
+FILE = """
+name = "tiny"
+trials = 12
+batch = 6
+final_seeds = 2
+[data]
+name = "synthetic"
+shape = [8]
+train = 240
+test = 60
+spread = 2.0
+[model]
+name = "mlp"
+widths = [32, 32]
+batch_norm = true
+[recipe]
+epochs = 30
+batch_size = 32
+[space]
+learning_rate = { low = 0.001, high = 1.0, log = true }
+batch_size = [16, 32]
+[ladder]
+densities = [0.06]
+reports = [0.5]
+proxy_reports = []
+[study]
+sampler = "random"
+pattern = "ladder"
+"""
 RAW: dict[str, Any] = {
     "name": "tiny",
     "trials": 12,
@@ -83,3 +115,19 @@ def done(asked: Hpo, stopper: optuna.pruners.BasePruner | None = None, folder: P
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=stopper)
     work(study, climb, asked.batch, Limits(asked.trials))
     return study
+
+
+def call(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [PROGRAM, *command]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def written(folder: Path) -> Path:
+    """The file of a search."""
+    path = folder / "tiny.toml"
+    path.write_text(FILE)
+    return path
+
+
+def finished(study: optuna.Study) -> dict[int, tuple[Any, ...]]:
+    return {each.number: (each.state, each.value, each.params) for each in study.trials if each.state.is_finished()}

@@ -106,12 +106,8 @@ def test_a_trusted_density_becomes_a_rung(guide: Guide, monkeypatch: pytest.Monk
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 0.8, 1.0], rel=1e-2)
     assert not any("left out" in each for each in found.notes)
-    early = {
-        "densities": None,
-        "most": 2,
-        "reports": [0.25],
-        "proxy_reports": [0.25],
-    }  # halving alone takes half of every full training
+    # Halving alone takes half of every full training.
+    early = {"densities": None, "most": 2, "reports": [0.25], "proxy_reports": [0.25]}
     few = {"stopper": "halving", "pattern": "promote", "promoted": 3}  # of 12: a quarter of every full training
     asked = spec(ladder=early, study=few)
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)

@@ -21,8 +21,8 @@ from regimes.proof.arms import ARMS, AS_FAST, BASE
 from regimes.proof.courses import FULL, as_facts, from_facts
 from regimes.proof.live import LIVE, beside, go_live
 from regimes.proof.recording import recipes_of, record, row_of, settings, tasks_of, train_task
+from regimes.proof.scores import Scores
 from regimes.proof.searching import replay
-from regimes.proof.sheets import Scores
 from regimes.proof.standing import Standing
 from regimes.proof.tape import write_tape
 from regimes.proof.timed import timed

@@ -20,9 +20,8 @@ from regimes.proof.fidelity import fidelity, recall, regret
 from regimes.proof.figures import SHOWN
 from regimes.proof.live import LIVE
 from regimes.proof.rankings import values_sheet
-from regimes.proof.scores import Interval, final_error, incumbents, mean_difference, not_worse, saving, time_to
+from regimes.proof.scores import Interval, Scores, final_error, incumbents, mean_difference, not_worse, saving, time_to
 from regimes.proof.searching import Found
-from regimes.proof.sheets import Scores
 from regimes.proof.verdicts import in_words
 
 # -- scores -----------------------------------------------------------------------------------------------------------

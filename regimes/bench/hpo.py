@@ -22,8 +22,9 @@ from regimes.proof.courses import FULL, from_facts
 from regimes.proof.fidelity import Fidelity, fidelity
 from regimes.proof.live import beside, go_live
 from regimes.proof.rankings import fidelity_sheet, shift_sheet, values_sheet
+from regimes.proof.scores import Scores
 from regimes.proof.searching import Found, Stage, replay
-from regimes.proof.sheets import Scores, arms_sheet, targets_sheet
+from regimes.proof.sheets import arms_sheet, targets_sheet
 from regimes.proof.tape import Tape, courses_of, open_tape
 from regimes.proof.verdicts import in_words
 

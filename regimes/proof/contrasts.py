@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 
 from regimes.figures.sheet import Sheet
 from regimes.proof.arms import CONTRASTS
-from regimes.proof.scores import Interval, mean_difference, saving
-from regimes.proof.sheets import Scores
+from regimes.proof.scores import Interval, Scores, mean_difference, saving
 
 
 @dataclass(frozen=True)

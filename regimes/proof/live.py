@@ -20,9 +20,8 @@ from regimes.hpo.space import recipe_with
 from regimes.hpo.trainer import Trainer, Value
 from regimes.landscape.error import mean_error
 from regimes.proof.arms import ARMS, BASE, OURS, Arm
-from regimes.proof.scores import Numbers, final_error, incumbents, time_to
+from regimes.proof.scores import Numbers, Scores, final_error, incumbents, time_to
 from regimes.proof.searching import Found, Search, Stage
-from regimes.proof.sheets import Scores
 from regimes.spec.keys import seed_of
 from regimes.spec.recipe import Recipe
 from regimes.training.train import train

@@ -8,15 +8,17 @@ nothing is dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regimes.proof.arms import BASE
 from regimes.proof.searching import Found
 
 Numbers = NDArray[np.float64]
+Searches = Mapping[str, Sequence[Found]]
 DRAWS = 4000  # of the bootstrap
 
 
@@ -112,3 +114,39 @@ def not_worse(difference: Interval, margin: float) -> bool:
 def target_of(errors: Sequence[float], noise: float) -> float:
     """The base line's mean final test error, and one standard deviation of seed noise."""
     return float(np.mean(errors)) + noise
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All arms, scored search by search.
+
+    Attributes:
+        target: expected test error that a search has to come to.
+        noise: standard deviation of the test error between seeds of one setting.
+        seconds: {arm: of the whole search}.
+        times: {arm: to the target}.
+        errors: {arm: expected test error of what is held at the end}.
+        found, tested: what they are read off.
+    """
+
+    target: float
+    noise: float
+    seconds: Mapping[str, list[float]]
+    times: Mapping[str, list[float]]
+    errors: Mapping[str, list[float]]
+    found: Searches
+    tested: Sequence[Numbers]
+
+    @classmethod
+    def of(cls, found: Searches, tested: Sequence[Numbers], noise: float, margin: float = 1.0) -> Scores:
+        """Score searches by the expected test errors of settings, each by trainings that it has not seen."""
+        pairs = {name: list(zip(each, tested, strict=True)) for name, each in found.items()}
+        errors = {name: [final_error(*pair) for pair in each] for name, each in pairs.items()}
+        target = target_of(errors[BASE], margin * noise)
+        times = {name: [time_to(*pair, target) for pair in each] for name, each in pairs.items()}
+        seconds = {name: [one.seconds for one in each] for name, each in found.items()}
+        return cls(target, noise, seconds, times, errors, found, tested)
+
+    def worse(self, name: str) -> bool:
+        """Whether an arm cannot be said to end as well as the base line."""
+        return not not_worse(mean_difference(self.errors[name], self.errors[BASE]), self.noise)

@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 
 from regimes.figures.sheet import Sheet
 from regimes.proof.arms import ARMS, BASE, Arm
-from regimes.proof.scores import Numbers, final_error, mean_difference, not_worse, saving, target_of, time_to
-from regimes.proof.searching import Found, Stage
+from regimes.proof.scores import Scores, mean_difference, saving
+from regimes.proof.searching import Stage
 
-Searches = Mapping[str, Sequence[Found]]
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the searches, for machines
 MARGINS = (0.5, 1.0, 2.0)  # standard deviations of seed noise by which targets lie above what the base line ends with
-
-
-@dataclass(frozen=True)
-class Scores:
-    """All arms, scored search by search.
-
-    Attributes:
-        target: expected test error that a search has to come to.
-        noise: standard deviation of the test error between seeds of one setting.
-        seconds: {arm: of the whole search}.
-        times: {arm: to the target}.
-        errors: {arm: expected test error of what is held at the end}.
-        found, tested: what they are read off.
-    """
-
-    target: float
-    noise: float
-    seconds: Mapping[str, list[float]]
-    times: Mapping[str, list[float]]
-    errors: Mapping[str, list[float]]
-    found: Searches
-    tested: Sequence[Numbers]
-
-    @classmethod
-    def of(cls, found: Searches, tested: Sequence[Numbers], noise: float, margin: float = 1.0) -> Scores:
-        """Score searches by the expected test errors of settings, each by trainings that it has not seen."""
-        pairs = {name: list(zip(each, tested, strict=True)) for name, each in found.items()}
-        errors = {name: [final_error(*pair) for pair in each] for name, each in pairs.items()}
-        target = target_of(errors[BASE], margin * noise)
-        times = {name: [time_to(*pair, target) for pair in each] for name, each in pairs.items()}
-        seconds = {name: [one.seconds for one in each] for name, each in found.items()}
-        return cls(target, noise, seconds, times, errors, found, tested)
-
-    def worse(self, name: str) -> bool:
-        """Whether an arm cannot be said to end as well as the base line."""
-        return not not_worse(mean_difference(self.errors[name], self.errors[BASE]), self.noise)
 
 
 def arms_sheet(scores: Scores, stage: Stage) -> Sheet:

@@ -9,8 +9,7 @@ import numpy as np
 
 from regimes.proof.arms import BASE, OURS, OWN_STOCK
 from regimes.proof.contrasts import Contrast
-from regimes.proof.scores import Interval
-from regimes.proof.sheets import Scores
+from regimes.proof.scores import Interval, Scores
 
 OF_BASE, OF_STOCK = 0.8, 0.3  # of the time, that ours is meant to save beside the base line and the best stock stopper
 WIDTH, MAP = "Is pruning more than width?", "Does the map pay?"
