@@ -28,6 +28,7 @@ from regimes.data.dataset import Split
 from regimes.landscape.operator import HessianOperator
 from regimes.landscape.trace import hutchinson
 from regimes.registry import load
+from regimes.training import ENGINES
 
 CASE: dict[str, Any] = {"model": "preresnet14-w8", "epochs": 1, "batch": 64, "augment": False, "seeds": [0, 1]}
 
@@ -183,7 +184,7 @@ def test_enlarged_digits_are_as_many_as_asked() -> None:
 
 def test_this_cpu_computes_what_it_should() -> None:
     (sheet,) = load(BENCHES, "check", "bench")("cpu", 1, "", lambda line: None).sheets
-    assert len(sheet.rows) == 1 + 2 * 2 + 2 * 5
+    assert len(sheet.rows) == 1 + 2 * len(ENGINES) + 2 * 5
     assert all(row[2] == "equal" for row in sheet.rows[1:])
 
 

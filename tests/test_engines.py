@@ -88,10 +88,10 @@ def test_engines_are_equal_in_float64(engine: str, model: str, change: dict[str,
 
 def test_engines_begin_equally_where_convolutions_are_depthwise() -> None:
     recipe = RECIPE.model_copy(update={"epochs": 1, "learning_rate": 0.001})
-    one, other = (ends([lane(seed, "mobilenetv2", recipe, True) for seed in (0, 1)], name, [1]) for name in ENGINES)
+    one, *others = (ends([lane(seed, "mobilenetv2", recipe, True) for seed in (0, 1)], name, [1]) for name in ENGINES)
     start = flat_weights(lane(0, "mobilenetv2"))
     for number in one:
-        assert torch.allclose(flat(one[number]), flat(other[number]), atol=1e-6)
+        assert all(torch.allclose(flat(one[number]), flat(other[number]), atol=1e-6) for other in others)
     assert float((flat(one[0])[: len(start)] - start).abs().max()) > 1e-3
 
 

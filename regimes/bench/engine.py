@@ -60,7 +60,12 @@ def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> 
     }
     say(f"PreResNet-20: {case['epochs']} epochs on {case['count']} images of 32x32, batch {case['batch']}")
     ours = f"{HERE}.ours:training"
+    graphed = [
+        (f"regimes, {lanes} graphed, {precision}", {"engine": "graphed", "lanes": lanes, "precision": precision})
+        for lanes, precision in ((8, "float32"), (8, "bfloat16"), (16, "bfloat16"))
+    ]
     arms = [
+        *([] if small else [Arm(name, ours, lean=True, options=options) for name, options in graphed]),
         Arm("regimes, float32", ours, lean=True),
         Arm("regimes, bfloat16", ours, lean=True, options={"precision": "bfloat16"}),
         Arm("plain PyTorch, one thread", f"{HERE}.plain:training"),
@@ -69,7 +74,6 @@ def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> 
     ]
     timings = run_arms(arms, case, rounds, say)
     (limit,) = run_arms([Arm("limit", f"{HERE}.limits:measure")], case, 1, say)
-    table = Table(
-        "PreResNet-20 on 32x32, training", "model-epochs/hour", 3600.0, timings, ["test_error"], NOTES, ours=2
-    )
+    title, plain = "PreResNet-20 on 32x32, training", 2 if small else 5
+    table = Table(title, "model-epochs/hour", 3600.0, timings, ["test_error"], NOTES, ours=plain)
     return table.with_limit(limit.checks[0], cores=workers if small else 1)

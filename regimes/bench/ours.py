@@ -59,7 +59,8 @@ def sweep(case: Case) -> dict[str, Any]:
 
 
 def training(case: Case) -> dict[str, Any]:
-    """Train one network per core, each to the end; units are epochs of one network over the case's images."""
+    """Train one network per core, each to the end, or a fleet of ``lanes``; units are epochs of one network over the
+    case's images."""
     return in_workers(_train_one, case, [case["workers"] * case["round"] + each for each in range(case["workers"])])
 
 
@@ -71,13 +72,18 @@ def pair(case: Case) -> dict[str, Any]:
 def _train_one(case: Case, seed: int, ready: Ready) -> dict[str, Any]:
     device = torch.device(case.get("device", "cpu"))
     data = data_of(case).to(device, torch.float32, torch.channels_last)
-    model = in_layout(fresh(case, seed), torch.channels_last)
     augment = "crop-flip" if case["augment"] else "none"
     recipe = Recipe(epochs=case["epochs"], batch_size=case["batch"], schedule="cosine", augment=augment, last=1)
-    lane, precision = Lane(model, recipe, ("bench", seed)), case.get("precision", "float32")
+    precision, engine = case.get("precision", "float32"), case.get("engine", "eager")
+    count = case.get("lanes", 1)
+    models = [in_layout(fresh(case, seed * count + each), torch.channels_last) for each in range(count)]
+    lanes = [Lane(model, recipe, ("bench", seed * count + each)) for each, model in enumerate(models)]
     ready()
-    ((_, end),) = train_fleet([lane], data, [case["epochs"]], "eager", evaluate_all=False, precision=precision)
-    return {"units": case["epochs"], "test_error": end.history[-1]["test_error"]}
+    ends = dict(train_fleet(lanes, data, [case["epochs"]], engine, evaluate_all=False, precision=precision))
+    return {
+        "units": count * case["epochs"],
+        "test_error": mean([each.history[-1]["test_error"] for each in ends.values()]),
+    }
 
 
 def _measure_one(case: Case, number: int, ready: Ready) -> dict[str, Any]:

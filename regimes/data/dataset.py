@@ -131,7 +131,7 @@ def subset(split: Split, images: int) -> Split:
 def _pieces(numbers: Any) -> Iterator[np.ndarray]:
     """The numbers of a tensor, or the bytes of images and what they are standardised with."""
     if isinstance(numbers, Pixels):
-        yield from (each.numpy() for each in (numbers.mean, numbers.deviation))
+        yield from (each.cpu().numpy() for each in (numbers.mean, numbers.deviation))
         yield from numbers.pieces()
     else:
         yield numbers.detach().cpu().contiguous().numpy()

@@ -24,7 +24,7 @@ class Pixels:
 
     Attributes:
         bytes: uint8 (m, c, h, w).
-        rows: which of them these images are, (n,), on the CPU: splits of one file share its bytes.
+        rows: which of them these images are, (n,), where the bytes are: splits of one file share its bytes.
         mean, deviation: of each channel, (c,) float32, on the scale 0 to 1.
         device, dtype, layout: of what is handed out.
     """
@@ -55,8 +55,8 @@ class Pixels:
         return self.bytes.dim()
 
     def __getitem__(self, which: Any) -> Tensor:
-        rows = self.rows[which.cpu() if isinstance(which, Tensor) else which]
-        images = self.bytes[rows.to(self.bytes.device)].to(self.device, self.dtype)
+        rows = self.rows[which.to(self.rows.device) if isinstance(which, Tensor) else which]
+        images = self.bytes[rows].to(self.device, self.dtype)
         mean, deviation = (each.to(self.device, self.dtype)[:, None, None] for each in (self.mean, self.deviation))
         images = (images / 255 - mean) / deviation
         return images.contiguous(memory_format=self.layout) if images.dim() == 4 else images
@@ -72,8 +72,9 @@ class Pixels:
         layout = torch.contiguous_format if layout == torch.preserve_format else layout
         held, rows = self.bytes, self.rows
         if device.type == "cuda" and SPARE * self.nbytes <= torch.cuda.mem_get_info(device)[0]:
-            held, rows = held[rows].to(device), torch.arange(len(rows))
-        return replace(self, bytes=held, rows=rows, device=device, dtype=dtype, layout=layout)
+            held, rows = held[rows].to(device), torch.arange(len(rows), device=device)
+        scale = {"mean": self.mean.to(device), "deviation": self.deviation.to(device)}
+        return replace(self, bytes=held, rows=rows, device=device, dtype=dtype, layout=layout, **scale)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """The bytes, piece by piece, as a hash wants them."""

@@ -22,7 +22,7 @@ from regimes.spec.recipe import Recipe
 from regimes.spec.sweep import Sweep
 from regimes.training import ENGINES
 from regimes.training.lane import Engine, Lane
-from regimes.training.stacked import LEAST, has_private_randomness, padded
+from regimes.training.stacked import LEAST, has_private_randomness
 
 STEPS = 4  # of a trial
 TRIALS = 4  # of which the best counts, after one that warms up
@@ -30,7 +30,9 @@ JUDGED = 64  # images its errors are taken on
 SLOW = 0.08  # seconds of an eager step on a CPU from which it is bound by arithmetic: stacking saves nothing
 WORTH = 0.95  # another engine, or more lanes, has to take less than this share of the time
 PATIENCE = 2.0  # seconds of a trial after which two epochs have to do
-SIZES = (8, 16, 32, 64)  # lanes that are tried
+SIZES = {"stacked": (8, 16, 32, 64), "graphed": (1, 2, 4, 8, 16, 32)}  # lanes that are tried
+FEWEST = {"stacked": LEAST, "graphed": 1}  # networks that are worth another engine than "eager"
+USUAL = 8  # lanes where nothing was tried
 
 
 @dataclass(frozen=True)
@@ -79,23 +81,25 @@ def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: i
     alone = Choice("eager", 1)
     recipes = list({(recipe.batch_size, recipe.sam_rho > 0): recipe for recipe in recipes}.values())
     model = lab.new_model(seed=0)
-    if networks < LEAST or has_private_randomness(model):
+    name = "graphed" if lab.device.type == "cuda" else "stacked"
+    if networks < FEWEST[name] or has_private_randomness(model):
         return alone
     try:
+        slots = engine_of(name).slots
         fit = networks_that_fit(lab, max(recipes, key=lambda each: each.batch_size), workers)
-        sizes = [each for each in SIZES if padded(1, model) <= each <= min(padded(networks, model), fit)]
+        sizes = [each for each in SIZES[name] if slots(1, model) <= each <= min(slots(networks, model), fit)]
         seconds, faster = seconds_per_image(lab, alone, recipes[-1]), list[Choice]()
         if lab.device.type == "cpu" and seconds * recipes[-1].batch_size > SLOW:
             return alone
         for lanes in sizes:
-            choice, idle = Choice("stacked", lanes), _padding(networks, lanes, workers, model)
+            choice, idle = Choice(name, lanes), _padding(name, networks, lanes, workers, model)
             trial = seconds_per_image(lab, choice, recipes[-1]) * idle
             if trial > WORTH * seconds:  # once more: a busy machine takes its time from whom it likes
                 trial = min(trial, seconds_per_image(lab, choice, recipes[-1]) * idle)
             if trial > WORTH * seconds:
                 break
             faster, seconds = [choice, *faster], trial
-        if not faster or not all(equals_eager(lab, "stacked", recipe) for recipe in recipes):
+        if not faster or not all(equals_eager(lab, name, recipe) for recipe in recipes):
             return alone
         for choice in faster:  # bits may rest on the number of lanes among many, and not among few
             if all(keeps_bits(lab, choice, recipe) for recipe in recipes):
@@ -105,17 +109,23 @@ def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: i
         return alone
 
 
-def lanes_that_fit(lab: Lab, recipe: Recipe, wanted: int, workers: int) -> int:
+def engine_of(name: str) -> type[Engine]:
+    """The engine of a name in `ENGINES`."""
+    kind: type[Engine] = load(ENGINES, name, "engine")
+    return kind
+
+
+def lanes_that_fit(lab: Lab, engine: str, recipe: Recipe, wanted: int, workers: int) -> int:
     """A number of lanes: as many as wanted (0: as are usual), or as fit into memory, or else the least there is."""
-    least = padded(1, lab.new_model(seed=0))
-    most = min(wanted or max(SIZES[0], least), networks_that_fit(lab, recipe, workers))
+    least = engine_of(engine).slots(1, lab.new_model(seed=0))
+    most = min(wanted or max(USUAL, least), networks_that_fit(lab, recipe, workers))
     return max(least, 1 << (most.bit_length() - 1))
 
 
-def _padding(networks: int, lanes: int, workers: int, model: nn.Module) -> float:
+def _padding(engine: str, networks: int, lanes: int, workers: int, model: nn.Module) -> float:
     """Lanes that will be computed over networks that there are: an empty lane costs as much as a full one."""
     count = fleet_count(networks, lanes, workers)
-    return count * padded(math.ceil(networks / count), model) / networks
+    return count * engine_of(engine).slots(math.ceil(networks / count), model) / networks
 
 
 def seconds_per_image(lab: Lab, choice: Choice, recipe: Recipe) -> float:
@@ -135,7 +145,7 @@ def seconds_per_image(lab: Lab, choice: Choice, recipe: Recipe) -> float:
 def keeps_bits(lab: Lab, choice: Choice, recipe: Recipe) -> bool:
     """Whether a network gets the same bits in the first slot, in the last beside others, and in smaller fleets."""
     fleets = [[*range(choice.lanes)], [20, 0]]
-    lanes = padded(3, lab.new_model(seed=0))
+    lanes = engine_of(choice.engine).slots(3, lab.new_model(seed=0))
     while lanes <= choice.lanes:  # every number of lanes that a fleet may come to
         fleets.append([*range(20, 20 + lanes - 1), 0])
         lanes *= 2
@@ -164,7 +174,7 @@ def equals_eager(lab: Lab, engine: str, recipe: Recipe) -> bool:
     ends = []
     with one_thread():
         for name in ("eager", engine):
-            kind: type[Engine] = load(ENGINES, name, "engine")
+            kind = engine_of(name)
             lanes = [dataclasses.replace(each, model=each.model.double()) for each in _lanes(lab, recipe, [0, 1])]
             groups = [lanes[first : first + kind.capacity] for first in range(0, len(lanes), kind.capacity)]
             trials = [(kind(group, data), len(group)) for group in groups]
@@ -180,8 +190,7 @@ def equals_eager(lab: Lab, engine: str, recipe: Recipe) -> bool:
 
 
 def _trial(lab: Lab, engine: str, recipe: Recipe, seeds: Sequence[int]) -> Engine:
-    kind: type[Engine] = load(ENGINES, engine, "engine")
-    return kind(_lanes(lab, recipe, seeds), _few(lab.data, recipe), lab.spec.numerics.precision)
+    return engine_of(engine)(_lanes(lab, recipe, seeds), _few(lab.data, recipe), lab.spec.numerics.precision)
 
 
 def _lanes(lab: Lab, recipe: Recipe, seeds: Sequence[int]) -> list[Lane]:

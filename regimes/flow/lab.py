@@ -125,7 +125,7 @@ class Lab:
     def __init__(self, spec: LabSpec) -> None:
         self.spec = spec
         hold_to_bits(spec.numerics.device)
-        self.device = torch.device(spec.device)
+        self.device = device_of(spec.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
         self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
 
@@ -217,11 +217,19 @@ def masked(lab: Lab, store: Store, key: str, model: nn.Module) -> Mask | None:
     return Mask.from_tensors(tensors, model).to(lab.device)
 
 
+def device_of(name: str) -> torch.device:
+    """The device of a name; "cuda" is that of index 0, as tensors on it say: "cuda" and "cuda:0" are not equal."""
+    device = torch.device(name)
+    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
+
+
 def hold_to_bits(device: str) -> None:
     """On a CUDA device: deterministic kernels and full float32 from now on, in this process."""
     if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Every empty tensor would be filled with NaN, a kernel each, to show what reads it before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
 

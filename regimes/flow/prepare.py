@@ -115,7 +115,7 @@ def lanes_of(numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, lab: La
     return {
         kind: 1
         if engine == "eager"
-        else min(lanes_that_fit(each, largest[kind], wanted.get(kind, 0), workers) for each in labs)
+        else min(lanes_that_fit(each, engine, largest[kind], wanted.get(kind, 0), workers) for each in labs)
         for kind, engine in engines.items()
     }
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from regimes.flow.engine import Choice
+from regimes.flow.engine import Choice, engine_of
 from regimes.flow.lab import Lab
 from regimes.spec.recipe import Recipe
-from regimes.training.stacked import padded
 
 PAYS = 0.67  # of the time one by one: stacked proxies are worth more than what one result could stop
 
@@ -48,7 +47,7 @@ class Rung:
 
     def lanes_for(self, networks: int) -> int:
         """Lanes of a fleet of so many networks, idle ones included."""
-        return padded(networks, self._any)
+        return engine_of(self.choice.engine).slots(networks, self._any)
 
     @cached_property
     def _any(self) -> nn.Module:

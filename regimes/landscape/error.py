@@ -14,11 +14,15 @@ from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable
 
-PASS = 2**19  # numbers in the inputs of one forward pass: bounds memory, never changes a number beyond rounding
+# Numbers in the inputs of one forward pass: bounds memory, never changes a result beyond rounding. On a CPU activations
+# should fit into the cache, a card wants large batches.
+PASS = {"cpu": 2**19, "cuda": 2**24}
 
 
-def images_at_once(inputs: Tensor, numbers: int = PASS) -> int:
-    """How many inputs make up so many numbers, between 16 and 8192: 170 colour images of 32x32, all small digits."""
+def images_at_once(inputs: Tensor, numbers: int | None = None, lanes: int = 1) -> int:
+    """How many inputs make up so many numbers, or `PASS` for all lanes of a fleet, between 16 and 8192: on a CPU 170
+    colour images of 32x32, all small digits."""
+    numbers = numbers or PASS.get(inputs.device.type, PASS["cpu"]) // lanes
     return min(8192, max(16, numbers // max(1, inputs[0].numel())))
 
 

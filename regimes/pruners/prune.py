@@ -97,7 +97,8 @@ def prune(
     if within is not None:
         scores = {name: _inside(score, within.layers[name]) for name, score in scores.items()}
     keep = max(1, round(density * sum(weight.numel() for weight in weights.values())))
-    counts: dict[str, int] = load(ALLOCATIONS, allocation, "allocation")(scores, keep)
+    shares = {name: score.cpu() for name, score in scores.items()}  # an allocation sorts and sums alike on any device
+    counts: dict[str, int] = load(ALLOCATIONS, allocation, "allocation")(shares, keep)
     if within is not None:
         counts = _at_most(counts, {name: int(layer.sum()) for name, layer in within.layers.items()})
     mask = Mask({name: best(scores[name], counts[name]) for name in weights})

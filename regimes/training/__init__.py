@@ -5,5 +5,6 @@ A new engine is one file beside this one and one line here.
 
 ENGINES = {
     "eager": "regimes.training.eager:Eager",
+    "graphed": "regimes.training.graphed:Graphed",
     "stacked": "regimes.training.stacked:Stacked",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
 from regimes.landscape.error import mean_error
@@ -52,6 +52,11 @@ class Eager:
 
                 total += self.stepper(loss, timeline.learning_rate(step))
         return [float(total) / steps]
+
+    @staticmethod
+    def slots(networks: int, model: nn.Module) -> int:
+        """The number of lanes computed for so many networks: as many."""
+        return networks
 
     def errors(self) -> list[Row]:
         """Validation and test error."""

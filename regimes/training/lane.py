@@ -86,6 +86,10 @@ class Engine(Protocol):
     def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
         """Take over the lanes' models; nothing is computed yet."""
 
+    @staticmethod
+    def slots(networks: int, model: nn.Module) -> int:
+        """The number of lanes that are computed for so many networks; those that are empty cost as much."""
+
     def epoch(self, number: int) -> list[float]:
         """Train one scheduled epoch; returns each lane's mean batch loss."""
 

@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regimes.data.dataset import Dataset, Split
-from regimes.landscape.error import PASS, images_at_once, mistakes
+from regimes.landscape.error import images_at_once, mistakes
 from regimes.models.build import load_weights, seeded
 from regimes.training.lane import Lane, Row, Tensors
 from regimes.training.precision import arithmetic
@@ -85,6 +85,8 @@ class Stacked:
     def _one(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         outputs: Tensor = functional_call(self.base, (parameters, buffers), (inputs,))
         return outputs
+
+    slots = staticmethod(padded)
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ class Stacked:
     def _wrong(self, split: Split) -> list[float]:
         self.base.eval()
         wrong = torch.zeros(self.count, dtype=torch.float64, device=split.targets.device)
-        size = images_at_once(split.inputs, PASS // 8)  # of every lane; the same for any number of lanes
+        size = images_at_once(split.inputs, lanes=8)  # of every lane; the same for any number of lanes
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
             answers = self.judge(self.parameters, self.buffers, inputs)
             wrong += torch.stack([mistakes(each, targets, self.recipe.loss_fn).sum() for each in answers])

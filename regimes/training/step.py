@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -31,8 +31,12 @@ class Stepper:
         self.norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
         self.buffers: dict[str, Tensor] = {}  # momentum, by parameter name
 
-    def __call__(self, loss: Callable[[], Tensor], learning_rate: float) -> Tensor:
-        """Take one step down ``loss()``; returns the loss before it, still on the device."""
+    def __call__(self, loss: Callable[[], Tensor], learning_rate: float | Tensor) -> Tensor:
+        """Take one step down ``loss()``; returns the loss before it, still on the device.
+
+        The learning rate may be a number on the device, as a step that is captured needs it; momentum buffers then have
+        to be there already.
+        """
         before = self._backward(loss)
         if self.recipe.sam_rho:
             self._sharpness_aware(loss)
@@ -40,12 +44,16 @@ class Stepper:
         return before
 
     @torch.no_grad()
-    def _down(self, learning_rate: float) -> None:
+    def _down(self, learning_rate: float | Tensor) -> None:
         moved = {name: each for name, each in self.named.items() if each.grad is not None}
+        gradients = [each.grad for each in moved.values() if each.grad is not None]
+        if isinstance(learning_rate, Tensor):
+            self._down_on_device(learning_rate, moved, gradients)
+            return
         buffers = [self.buffers.get(name) for name in moved]
         sgd(
             list(moved.values()),
-            [each.grad for each in moved.values() if each.grad is not None],
+            gradients,
             buffers,
             lr=learning_rate,
             momentum=self.recipe.momentum,
@@ -57,6 +65,19 @@ class Stepper:
         )
         if self.recipe.momentum:
             self.buffers.update((name, each) for name, each in zip(moved, buffers, strict=True) if each is not None)
+
+    def _down_on_device(self, learning_rate: Tensor, moved: Mapping[str, Tensor], gradients: list[Tensor]) -> None:
+        """SGD as torch has it; torch's own would fetch the learning rate from the device."""
+        recipe, weights = self.recipe, list(moved.values())
+        direction = list(torch._foreach_add(gradients, weights, alpha=recipe.weight_decay))
+        if recipe.momentum:
+            buffers = [self.buffers[name] for name in moved]
+            torch._foreach_mul_(buffers, recipe.momentum)
+            torch._foreach_add_(buffers, direction)
+            direction = (
+                list(torch._foreach_add(direction, buffers, alpha=recipe.momentum)) if recipe.nesterov else buffers
+            )
+        torch._foreach_add_(weights, list(torch._foreach_mul(direction, -learning_rate)))
 
     def _backward(self, loss: Callable[[], Tensor]) -> Tensor:
         for each in self.parameters:

@@ -32,6 +32,7 @@ class Stream:
         timeline: of the training.
         split: the training images, on the device.
         augmentation: applied to every batch.
+        order, draws: of the pass: the images, and what their augmentation draws.
     """
 
     role: tuple[str | int, ...]
@@ -39,8 +40,8 @@ class Stream:
     split: Split
     augmentation: Augmentation
     _pass: int = field(default=-1, init=False)
-    _order: Tensor = field(init=False)
-    _draws: Tensor = field(init=False)
+    order: Tensor = field(init=False)
+    draws: Tensor = field(init=False)
 
     def batches(self, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (step, inputs, targets) for the steps first, ..., last - 1."""
@@ -48,19 +49,20 @@ class Stream:
         for step in range(first, last):
             number, place = divmod(step, self.timeline.steps_per_pass)
             if number != self._pass:
-                self._turn_to(number)
+                self.turn_to(number)
             here = slice(place * size, (place + 1) * size)
-            which = self._order[here]
-            yield step, self.augmentation.apply(self.split.inputs[which], self._draws[here]), self.split.targets[which]
+            which = self.order[here]
+            yield step, self.augmentation.apply(self.split.inputs[which], self.draws[here]), self.split.targets[which]
 
     def noise(self, step: int) -> int:
         """The seed that a step's own randomness (dropout) draws from."""
         return (seed_of(*self.role, "noise") + step) % 2**63
 
-    def _turn_to(self, number: int) -> None:
+    def turn_to(self, number: int) -> None:
+        """Draw the order and the augmentation of a pass, and put them on the device."""
         device = self.split.targets.device
         count = len(self.split.targets)
         shape = tuple(self.split.inputs.shape[1:])
-        self._order = torch.randperm(count, generator=generator_of(*self.role, "order", number)).to(device)
-        self._draws = self.augmentation.draw(count, shape, generator_of(*self.role, "augment", number)).to(device)
+        self.order = torch.randperm(count, generator=generator_of(*self.role, "order", number)).to(device)
+        self.draws = self.augmentation.draw(count, shape, generator_of(*self.role, "augment", number)).to(device)
         self._pass = number
