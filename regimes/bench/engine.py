@@ -50,7 +50,7 @@ def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> 
     small = device == "cpu"
     case: dict[str, Any] = {
         "model": "preresnet20",
-        "epochs": 3 if small else 10,
+        "epochs": 3 if small else 2,
         "batch": 128,
         "augment": True,
         "count": 5120 if small else 50_000,
