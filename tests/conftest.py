@@ -93,7 +93,7 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         command = [str(Path(sys.executable).with_name("regimes")), *map(str, words)]
         environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, **how
+            command, capture_output=True, text=True, env=environment, timeout=300, **{"cwd": tmp_path, **how}
         )
 
     return go
