@@ -30,80 +30,80 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regimes.config.sweep_file import read_sweep as read_sweep
     from regimes.data.dataset import Dataset as Dataset
+    from regimes.discovery.api import Discovery as Discovery
+    from regimes.discovery.api import discover as discover
     from regimes.errors import UserError as UserError
-    from regimes.figures.draw import draw_map as draw_map
-    from regimes.flow.run import run as run
+    from regimes.experiment.run import run as run
+    from regimes.hpo.custom_loop import ladder as ladder
     from regimes.hpo.objective import objective as objective
     from regimes.hpo.objective import optimize as optimize
-    from regimes.hpo.own import ladder as ladder
-    from regimes.hpo.phase import promote as promote
+    from regimes.hpo.promotion import promote as promote
     from regimes.landscape.agreement import disagreement as disagreement
     from regimes.landscape.agreement import js_divergence as js_divergence
     from regimes.landscape.agreement import output_distance as output_distance
     from regimes.landscape.agreement import weight_distance as weight_distance
-    from regimes.landscape.alone import mask_of_zeros as mask_of_zeros
-    from regimes.landscape.alone import measure as measure
-    from regimes.landscape.connectivity import linear_connectivity as linear_connectivity
-    from regimes.landscape.curvature import fisher_trace as fisher_trace
-    from regimes.landscape.curvature import gauss_newton_trace as gauss_newton_trace
-    from regimes.landscape.curvature import layer_traces as layer_traces
-    from regimes.landscape.curve import curve_connectivity as curve_connectivity
+    from regimes.landscape.bezier_path import curve_connectivity as curve_connectivity
+    from regimes.landscape.cka import cka as cka
     from regimes.landscape.estimate import Estimate as Estimate
+    from regimes.landscape.fisher_and_ggn import fisher_trace as fisher_trace
+    from regimes.landscape.fisher_and_ggn import gauss_newton_trace as gauss_newton_trace
+    from regimes.landscape.fisher_and_ggn import layer_traces as layer_traces
     from regimes.landscape.hessian import hessian_top as hessian_top
     from regimes.landscape.hessian import hessian_trace as hessian_trace
-    from regimes.landscape.matching import match as match
+    from regimes.landscape.linear_path import linear_connectivity as linear_connectivity
+    from regimes.landscape.measure_networks import mask_of_zeros as mask_of_zeros
+    from regimes.landscape.measure_networks import measure as measure
     from regimes.landscape.sharpness import sharpness as sharpness
-    from regimes.landscape.similarity import cka as cka
     from regimes.landscape.spectrum import Spectrum as Spectrum
     from regimes.landscape.spectrum import hessian_eigenvalues as hessian_eigenvalues
     from regimes.landscape.spectrum import hessian_spectrum as hessian_spectrum
-    from regimes.phases.classify import classify as classify
-    from regimes.phases.regime_map import RegimeMap as RegimeMap
+    from regimes.landscape.weight_matching import match as match
+    from regimes.plots.draw_map import draw_map as draw_map
     from regimes.pruners.mask import Mask as Mask
     from regimes.pruners.prune import prune as prune
     from regimes.record.assemble import open_record as _open_record
-    from regimes.spec.check import read_sweep as read_sweep
-    from regimes.structure.discover import Discovery as Discovery
-    from regimes.structure.discover import discover as discover
+    from regimes.regime_map.classify import classify as classify
+    from regimes.regime_map.regime_map import RegimeMap as RegimeMap
 
     open = _open_record
 
 _HOME = {
     "Dataset": "regimes.data.dataset",
-    "Discovery": "regimes.structure.discover",
+    "Discovery": "regimes.discovery.api",
     "Estimate": "regimes.landscape.estimate",
     "Mask": "regimes.pruners.mask",
     "Spectrum": "regimes.landscape.spectrum",
-    "RegimeMap": "regimes.phases.regime_map",
+    "RegimeMap": "regimes.regime_map.regime_map",
     "UserError": "regimes.errors",
-    "cka": "regimes.landscape.similarity",
-    "classify": "regimes.phases.classify",
-    "curve_connectivity": "regimes.landscape.curve",
+    "cka": "regimes.landscape.cka",
+    "classify": "regimes.regime_map.classify",
+    "curve_connectivity": "regimes.landscape.bezier_path",
     "disagreement": "regimes.landscape.agreement",
-    "discover": "regimes.structure.discover",
-    "draw_map": "regimes.figures.draw",
-    "fisher_trace": "regimes.landscape.curvature",
-    "gauss_newton_trace": "regimes.landscape.curvature",
+    "discover": "regimes.discovery.api",
+    "draw_map": "regimes.plots.draw_map",
+    "fisher_trace": "regimes.landscape.fisher_and_ggn",
+    "gauss_newton_trace": "regimes.landscape.fisher_and_ggn",
     "hessian_eigenvalues": "regimes.landscape.spectrum",
     "hessian_spectrum": "regimes.landscape.spectrum",
     "hessian_top": "regimes.landscape.hessian",
     "hessian_trace": "regimes.landscape.hessian",
     "js_divergence": "regimes.landscape.agreement",
-    "ladder": "regimes.hpo.own",
-    "layer_traces": "regimes.landscape.curvature",
-    "linear_connectivity": "regimes.landscape.connectivity",
-    "mask_of_zeros": "regimes.landscape.alone",
-    "match": "regimes.landscape.matching",
-    "measure": "regimes.landscape.alone",
+    "ladder": "regimes.hpo.custom_loop",
+    "layer_traces": "regimes.landscape.fisher_and_ggn",
+    "linear_connectivity": "regimes.landscape.linear_path",
+    "mask_of_zeros": "regimes.landscape.measure_networks",
+    "match": "regimes.landscape.weight_matching",
+    "measure": "regimes.landscape.measure_networks",
     "objective": "regimes.hpo.objective",
     "open": "regimes.record.assemble:open_record",
     "optimize": "regimes.hpo.objective",
     "output_distance": "regimes.landscape.agreement",
-    "promote": "regimes.hpo.phase",
+    "promote": "regimes.hpo.promotion",
     "prune": "regimes.pruners.prune",
-    "read_sweep": "regimes.spec.check",
-    "run": "regimes.flow.run",
+    "read_sweep": "regimes.config.sweep_file",
+    "run": "regimes.experiment.run",
     "sharpness": "regimes.landscape.sharpness",
     "weight_distance": "regimes.landscape.agreement",
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from regimes.errors import UserError
-from regimes.sources import fingerprint, imported_sources
+from regimes.source_hash import fingerprint, imported_sources
 
 Registry = Mapping[str, str]
 _SEEN: dict[str, str] = {}  # {user module: fingerprint of its sources when it was imported}

@@ -18,12 +18,12 @@ import torch
 from archives import write_archives
 from threadpoolctl import threadpool_limits
 
-from regimes.data.vision import torchvision
-from regimes.flow import work
-from regimes.flow.prepare import prepare
-from regimes.flow.run import Result, run
-from regimes.flow.store import Store
-from regimes.spec.check import resolve
+from regimes.config.sweep_file import resolve
+from regimes.data.torchvision_import import torchvision
+from regimes.experiment import dispatch as work
+from regimes.experiment.prepare import prepare
+from regimes.experiment.run import Result, run
+from regimes.experiment.store import Store
 
 torch.set_num_threads(1)
 threadpool_limits(1, "blas")  # two test processes share two cores

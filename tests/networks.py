@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regimes.discovery.gates import Draw
+from regimes.discovery.prunable_graph import Anatomy
 from regimes.models.build import build
-from regimes.structure.anatomy import Anatomy
-from regimes.structure.gates import Draw
 
 
 def aged(model: nn.Module) -> nn.Module:

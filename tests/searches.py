@@ -11,14 +11,14 @@ from unittest.mock import patch
 
 import optuna
 
-from regimes.flow.engine import Choice
-from regimes.flow.lab import Lab
-from regimes.hpo.asked import hpo_from
-from regimes.hpo.climb import Climb
-from regimes.hpo.drive import Limits, climb_of, work
-from regimes.hpo.making import ProxyLab
+from regimes.config.hpo import Hpo
+from regimes.config.hpo_file import hpo_from
+from regimes.experiment.context import Lab
+from regimes.experiment.engine_selection import Choice
+from regimes.hpo.build_fidelities import ProxyLab
+from regimes.hpo.optimize_loop import Limits, climb_of, work
 from regimes.hpo.plan import Plan, lab_of, plan
-from regimes.spec.hpo import Hpo
+from regimes.hpo.trial_runner import Climb
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -98,7 +98,8 @@ def engine(lab: Lab, recipes: object, networks: int, workers: int) -> Choice:
 
 def plan_on(lab: Lab, asked: Hpo) -> Plan:
     """The plan on a machine whose mood is always the same."""
-    with patch("regimes.hpo.making.seconds_per_image", clock), patch("regimes.hpo.making.choose_engine", engine):
+    module = "regimes.hpo.build_fidelities"
+    with patch(f"{module}.seconds_per_image", clock), patch(f"{module}.choose_engine", engine):
         return plan(asked, lab, None)
 
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from regimes.bench.hpo import stage_of
-from regimes.flow.engine import Choice
-from regimes.flow.lab import Lab
-from regimes.hpo.asked import hpo_from
-from regimes.hpo.ladder import Rung
-from regimes.hpo.making import facts_of
+from regimes.config.hpo import Hpo
+from regimes.config.hpo_file import hpo_from
+from regimes.experiment.context import Lab
+from regimes.experiment.engine_selection import Choice
+from regimes.hpo.build_fidelities import facts_of
+from regimes.hpo.fidelities import Rung
 from regimes.hpo.plan import lab_of
-from regimes.proof.courses import FULL, SEARCHED, Course
-from regimes.proof.recording import settings
-from regimes.proof.searching import Stage
-from regimes.proof.tape import SEEDS, Tape, assemble
-from regimes.spec.hpo import Hpo
+from regimes.research.hpo_benchmark.bench import stage_of
+from regimes.research.hpo_benchmark.fidelities import FULL, SEARCHED, Course
+from regimes.research.hpo_benchmark.record import settings
+from regimes.research.hpo_benchmark.run_method import Stage
+from regimes.research.hpo_benchmark.table import SEEDS, Tape, assemble
 
 EPOCHS, COUNT, TRIALS = 20, 64, 24
 SPEC: dict[str, Any] = {
@@ -73,7 +73,7 @@ def world() -> tuple[Hpo, Lab]:
 @functools.cache
 def rungs() -> dict[str, tuple[Course, Rung]]:
     """Every course with its network; engines and times by hand."""
-    from regimes.proof.courses import part_of, rung_of
+    from regimes.research.hpo_benchmark.fidelities import part_of, rung_of
 
     spec, lab = world()
     found = {}

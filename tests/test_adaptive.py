@@ -17,16 +17,16 @@ import xarray as xr
 from conftest import TINY, done, write_toml
 
 from regimes import UserError
-from regimes.adaptive import ROUNDS
-from regimes.adaptive.choose import Known, first_cells, known_enough, next_cells
-from regimes.adaptive.drive import run_adaptive
-from regimes.adaptive.replay import at_random, replay, reveal
-from regimes.figures.facts import run_facts
-from regimes.flow.store import Store
-from regimes.phases.measured import Measured
-from regimes.phases.rules import smooth
-from regimes.spec.check import resolve
-from regimes.studies.diagrams import NOISES, diagram
+from regimes.config.sweep_file import resolve
+from regimes.experiment.store import Store
+from regimes.plots.run_info import run_facts
+from regimes.regime_map import ROUNDS
+from regimes.regime_map.acquisition import Known, first_cells, known_enough, next_cells
+from regimes.regime_map.landscape_rules import smooth
+from regimes.regime_map.measured_grid import Measured
+from regimes.regime_map.run_adaptive import run_adaptive
+from regimes.research.studies.replay_sweep import at_random, replay, reveal
+from regimes.research.studies.synthetic_grids import NOISES, diagram
 
 SWEEP = {
     **TINY,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regimes import UserError, cka
 from regimes.landscape.agreement import disagreement, js_divergence, output_distance, weight_distance
-from regimes.landscape.similarity import cka_of_features, layer_outputs
+from regimes.landscape.cka import cka_of_features, layer_outputs
 from regimes.models.build import build
 
 

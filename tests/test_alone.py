@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import regimes
 from regimes import UserError
 from regimes.landscape import METRICS
-from regimes.landscape.alone import mask_of_zeros, measure
-from regimes.landscape.batches import inputs_of, pair
 from regimes.landscape.estimate import Estimate, Unsure
+from regimes.landscape.inputs import inputs_of, pair
+from regimes.landscape.measure_networks import mask_of_zeros, measure
 from regimes.models.build import build
 from regimes.pruners.prune import prune
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from networks import KNOWN, images, network, some
 from torch.utils.flop_counter import FlopCounterMode
 
+from regimes.discovery.complexity import Complexity, size_of
+from regimes.discovery.prunable_graph import Anatomy
+from regimes.discovery.removal import remove
+from regimes.discovery.trace_graph import anatomy_of
 from regimes.models.build import build
-from regimes.structure.anatomy import Anatomy
-from regimes.structure.complexity import Complexity, size_of
-from regimes.structure.removal import remove
-from regimes.structure.tracing import anatomy_of
 
 
 @pytest.mark.parametrize("name", KNOWN)

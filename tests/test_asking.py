@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from regimes import UserError, classify, draw_map
 from regimes.cli.answer import positions
 from regimes.cli.options import app
-from regimes.figures.border import field
-from regimes.figures.page import cells_of, curves_of, numbers_of, write_page
-from regimes.figures.phase import phase_diagram
-from regimes.phases.regime_map import RegimeMap
+from regimes.plots.border import field
+from regimes.plots.html_page import cells_of, curves_of, numbers_of, write_page
+from regimes.plots.phase_diagram import phase_diagram
+from regimes.regime_map.regime_map import RegimeMap
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 ASK = {

@@ -17,17 +17,17 @@ from PIL import Image
 from torch import nn
 
 from regimes import UserError, cka, hessian_top, linear_connectivity
-from regimes.bench import BENCHES, plain, reference
-from regimes.bench.arms import Arm, Case, Timing, run_arms
-from regimes.bench.growth import _slope
-from regimes.bench.limits import step
-from regimes.bench.ours import Ready, in_workers
-from regimes.bench.subject import data_of, enlarged, fresh, keep_trained, trained
-from regimes.bench.table import Bench, Table
 from regimes.data.dataset import Split
-from regimes.landscape.operator import HessianOperator
-from regimes.landscape.trace import hutchinson
+from regimes.landscape.hessian_operator import HessianOperator
+from regimes.landscape.trace_estimators import hutchinson
 from regimes.registry import load
+from regimes.research.speed import BENCHES, plain, reference
+from regimes.research.speed.harness import Arm, Case, Timing, run_arms
+from regimes.research.speed.rate_table import Bench, Table
+from regimes.research.speed.regimes_arm import Ready, in_workers
+from regimes.research.speed.roofline import step
+from regimes.research.speed.scaling import _slope
+from regimes.research.speed.workloads import data_of, enlarged, fresh, keep_trained, trained
 from regimes.training import ENGINES
 
 CASE: dict[str, Any] = {"model": "preresnet14-w8", "epochs": 1, "batch": 64, "augment": False, "seeds": [0, 1]}

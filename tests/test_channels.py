@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import regimes
 from regimes import UserError
-from regimes.flow.run import Result
-from regimes.flow.store import Store
+from regimes.experiment.run import Result
+from regimes.experiment.store import Store
 from regimes.models.build import build
 from regimes.pruners.channels import fitted, shrink
 from regimes.pruners.prune import prunable

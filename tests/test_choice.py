@@ -11,20 +11,20 @@ import torch
 from conftest import done, prepared
 from torch import Tensor, nn
 
+from regimes.config.recipe import Recipe
+from regimes.config.sweep_file import resolve
 from regimes.data.synthetic import synthetic
-from regimes.flow import engine as choosing
-from regimes.flow.engine import Choice, choose_engine, keeps_bits
-from regimes.flow.plan import fleets
-from regimes.flow.prepare import prepare
-from regimes.flow.run import Result
-from regimes.flow.store import Store
+from regimes.experiment import engine_selection as choosing
+from regimes.experiment.engine_selection import Choice, choose_engine, keeps_bits
+from regimes.experiment.prepare import prepare
+from regimes.experiment.run import Result
+from regimes.experiment.schedule import fleets
+from regimes.experiment.store import Store
 from regimes.models.build import build
-from regimes.spec.check import resolve
-from regimes.spec.recipe import Recipe
 from regimes.training import ENGINES
-from regimes.training.lane import Lane
-from regimes.training.stacked import LEAST, MOST, padded
+from regimes.training.fleet import Lane
 from regimes.training.train import train_fleet
+from regimes.training.vmap_engine import LEAST, MOST, padded
 
 
 class OddNorm(nn.Module):

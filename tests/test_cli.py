@@ -221,9 +221,8 @@ def test_a_model_data_and_pruner_of_ones_own(cli: Cli, tiny: Sweep, tmp_path: Pa
 
 def test_failures_are_seen_at_once_kept_and_retried(cli: Cli, tiny: Sweep, tmp_path: Path) -> None:
     flaky = OWN + "\nimport os, sys\ndef bad(candidate):\n"  # fails in the run, though not when it is tried
-    flaky += (
-        "    if 'regimes.flow.worker' in sys.orig_argv and not os.path.exists('mended'): raise ValueError('no luck')\n"
-    )
+    flaky += "    in_worker = 'regimes.experiment.worker' in sys.orig_argv\n"
+    flaky += "    if in_worker and not os.path.exists('mended'): raise ValueError('no luck')\n"
     flaky += "    return halves(candidate)\n"
     (tmp_path / "flaky.py").write_text(flaky)
     tiny["load"] |= {"pruner": "flaky:bad"}

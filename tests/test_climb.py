@@ -14,16 +14,16 @@ from optuna.trial import TrialState
 from searches import done, planned, spec
 
 from regimes import UserError
+from regimes.config.recipe import Recipe
 from regimes.hpo import STOPPERS
-from regimes.hpo.climb import Climber
-from regimes.hpo.drive import Limits, climb_of, work
-from regimes.hpo.ladder import Rung, ladder_of
+from regimes.hpo.fidelities import Rung, ladder_of
+from regimes.hpo.fidelity_trainer import Entry, Value
+from regimes.hpo.optimize_loop import Limits, climb_of, work
 from regimes.hpo.plan import lab_of
 from regimes.hpo.savings import stopped_at
 from regimes.hpo.stoppers import fair_order
-from regimes.hpo.trainer import Entry, Value
+from regimes.hpo.trial_runner import Climber
 from regimes.registry import load
-from regimes.spec.recipe import Recipe
 
 
 class Recording(optuna.pruners.BasePruner):

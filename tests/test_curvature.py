@@ -12,11 +12,11 @@ from hessians import NOTHING, Quadratic, exact, mean, symmetric
 from torch import Tensor, nn
 
 from regimes import UserError, hessian_trace
-from regimes.landscape.curvature import fisher_trace, gauss_newton_trace, layer_traces
-from regimes.landscape.operator import HessianOperator
+from regimes.landscape.fisher_and_ggn import fisher_trace, gauss_newton_trace, layer_traces
+from regimes.landscape.gauss_newton_split import Split
+from regimes.landscape.hessian_operator import HessianOperator
 from regimes.landscape.sharpness import sharpness
 from regimes.landscape.spectrum import hessian_eigenvalues
-from regimes.landscape.split import Split
 from regimes.models.build import build, seeded
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from regimes.errors import UserError
-from regimes.landscape.connectivity import linear_connectivity
-from regimes.landscape.curve import Path, curve_connectivity
+from regimes.landscape.bezier_path import Path, curve_connectivity
+from regimes.landscape.linear_path import linear_connectivity
 from regimes.models.build import build
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune

@@ -13,7 +13,7 @@ from regimes import UserError
 from regimes.data import DATASETS
 from regimes.data.dataset import Dataset
 from regimes.data.images import decoded, from_bytes
-from regimes.data.pixels import Pixels
+from regimes.data.uint8_images import Pixels
 from regimes.registry import load
 
 CPU = torch.device("cpu")

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 
 import regimes
 from regimes import UserError
-from regimes.flow.discoveries import PROGRESS, RECORD, lab_of, run_task, tasks
-from regimes.flow.files import write_checked
-from regimes.flow.run import Result
+from regimes.config.discovery_file import resolve_wanted
+from regimes.config.sweep_file import resolve
+from regimes.experiment.atomic_files import write_checked
+from regimes.experiment.run import Result
+from regimes.experiment.run_discovery import PROGRESS, RECORD, lab_of, run_task, tasks
 from regimes.record.grid import check_grid, read_grid
-from regimes.spec.check import resolve
-from regimes.structure.wanted import resolve_wanted
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -88,7 +88,7 @@ def test_from_a_file_to_networks_and_pictures(cli: Cli, asked: dict[str, Any], t
     assert "holds another discovery; take another --out" in other.stderr
 
 
-KILLABLE = "import sys, regimes.flow.discoveries as d; d.EVERY = 0.0; import regimes.cli; regimes.cli.main()"
+KILLABLE = "import sys, regimes.experiment.run_discovery as d; d.EVERY = 0.0; import regimes.cli; regimes.cli.main()"
 
 
 def test_killed_in_the_middle_it_finds_the_same_network(asked: dict[str, Any], tmp_path: Path) -> None:

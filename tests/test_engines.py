@@ -13,23 +13,23 @@ import torch
 from conftest import SMALL, done, prepared
 from torch import Tensor
 
+from regimes.config.recipe import Recipe
+from regimes.config.sweep_file import resolve
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
-from regimes.flow.engine import Choice, choose_engine
-from regimes.flow.memory import PROCESS, SHARE, bytes_per_network, networks_that_fit, peak_bytes
-from regimes.flow.prepare import prepare
-from regimes.flow.run import Result
-from regimes.flow.store import Store
+from regimes.experiment.engine_selection import Choice, choose_engine
+from regimes.experiment.memory import PROCESS, SHARE, bytes_per_network, networks_that_fit, peak_bytes
+from regimes.experiment.prepare import prepare
+from regimes.experiment.run import Result
+from regimes.experiment.store import Store
 from regimes.models import MODELS
 from regimes.models.build import build
 from regimes.pruners.prune import prune
-from regimes.spec.check import resolve
-from regimes.spec.recipe import Recipe
 from regimes.training import ENGINES
-from regimes.training.lane import Lane, Snapshot
-from regimes.training.stacked import LEAST, Stacked
+from regimes.training.fleet import Lane, Snapshot
 from regimes.training.train import train_fleet
+from regimes.training.vmap_engine import LEAST, Stacked
 
 # On images this small MobileNetV2 ends in single pixels, where BatchNorm makes differences of rounding grow a
 # thousandfold a step: it has a test of its own. What torchvision has beside is tried by each run.
@@ -200,7 +200,7 @@ def test_memory_of_a_network_grows_with_batch_and_width(tiny: dict[str, Any], tm
 
 def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it() -> None:
     ballast = bytearray(b"x") * 800_000_000
-    script = "from regimes.flow.memory import peak_bytes; print(peak_bytes())"
+    script = "from regimes.experiment.memory import peak_bytes; print(peak_bytes())"
     told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert 50_000_000 < int(told.stdout) < len(ballast) < peak_bytes()
 
@@ -226,9 +226,9 @@ def test_a_run_without_its_head_goes_on_as_it_began(
 def test_a_fleet_is_as_large_as_fits(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
     each = bytes_per_network(found.lab, found.sweep.retrain)
-    monkeypatch.setattr("regimes.flow.memory.free_bytes", lambda device: (PROCESS + 9 * each) / SHARE)
+    monkeypatch.setattr("regimes.experiment.memory.free_bytes", lambda device: (PROCESS + 9 * each) / SHARE)
     assert networks_that_fit(found.lab, found.sweep.retrain, 1) in (8, 9)
-    monkeypatch.setattr("regimes.flow.memory.free_bytes", lambda device: 0)
+    monkeypatch.setattr("regimes.experiment.memory.free_bytes", lambda device: 0)
     assert networks_that_fit(found.lab, found.sweep.retrain, 1) == 1
     assert choose_engine(found.lab, [found.sweep.retrain], 100) == Choice("eager", 1)
 

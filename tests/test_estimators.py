@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regimes.discovery.gate_estimators import ESTIMATORS
+from regimes.discovery.gates import Draw, Gates, draw
+from regimes.discovery.trace_graph import anatomy_of
 from regimes.registry import load
-from regimes.structure.estimators import ESTIMATORS
-from regimes.structure.gates import Draw, Gates, draw
-from regimes.structure.tracing import anatomy_of
 
 
 class Bent(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import regimes
-from regimes.flow.run import Result
+from regimes.experiment.run import Result
 from regimes.record.export import table
 
 Sweep = dict[str, Any]

@@ -10,9 +10,9 @@ import xarray as xr
 from test_phases import diagram
 
 from regimes import UserError, classify, draw_map
-from regimes.figures.panel import panel, panel_names, with_excess
-from regimes.figures.phase import phase_diagram
-from regimes.figures.table import best_rows, table
+from regimes.plots.grid_matrix import best_rows, table
+from regimes.plots.metric_panel import panel, panel_names, with_excess
+from regimes.plots.phase_diagram import phase_diagram
 
 
 def labelled(**change: float) -> xr.Dataset:

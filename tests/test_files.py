@@ -13,13 +13,13 @@ import torch
 from conftest import done
 
 import regimes
+from regimes.config.sweep_file import resolve
 from regimes.errors import UserError
-from regimes.flow import files
-from regimes.flow.files import Damaged
-from regimes.flow.prepare import prepare
-from regimes.flow.run import Result
-from regimes.flow.store import Store
-from regimes.spec.check import resolve
+from regimes.experiment import atomic_files as files
+from regimes.experiment.atomic_files import Damaged
+from regimes.experiment.prepare import prepare
+from regimes.experiment.run import Result
+from regimes.experiment.store import Store
 
 Sweep = dict[str, Any]
 Run = Callable[..., Result]
@@ -65,7 +65,7 @@ def test_an_altered_number_is_not_believed(tiny: Sweep, run_tiny: Run) -> None:
 
 
 def test_removed_weights_are_made_again_only_where_needed(tiny: Sweep, run_tiny: Run, count: Counter[str]) -> None:
-    from regimes.flow.clean import clean
+    from regimes.experiment.clean import clean
 
     result = run_tiny(tiny)
     before = done(Store(result.folder))
@@ -83,7 +83,7 @@ def test_removed_weights_are_made_again_only_where_needed(tiny: Sweep, run_tiny:
 
 
 def test_clean_keeps_what_pending_stages_need(tiny: Sweep, run_tiny: Run, count: Counter[str]) -> None:
-    from regimes.flow.clean import clean
+    from regimes.experiment.clean import clean
 
     tiny["model"] = {"name": "test_trouble:broken_mlp"}
     result = run_tiny(tiny)

@@ -12,11 +12,11 @@ import xarray as xr
 from conftest import done
 
 import regimes
-from regimes.flow.plan import fleets
-from regimes.flow.prepare import prepare
-from regimes.flow.run import Result
-from regimes.flow.store import Store
-from regimes.spec.check import resolve
+from regimes.config.sweep_file import resolve
+from regimes.experiment.prepare import prepare
+from regimes.experiment.run import Result
+from regimes.experiment.schedule import fleets
+from regimes.experiment.store import Store
 
 Sweep = dict[str, Any]
 Run = Callable[..., Result]

@@ -17,25 +17,25 @@ from typing import Any
 import pytest
 
 import regimes
-from regimes.flow.discoveries import _describe, tasks
-from regimes.flow.discoveries import lab_of as discovery_lab
-from regimes.flow.engine import Choice
-from regimes.flow.lab import Lab, LabSpec, Numerics
-from regimes.flow.layout import lay_out
+from regimes.config.discovery_file import resolve_wanted
+from regimes.config.hpo_file import hpo_from
+from regimes.config.keys import digest
+from regimes.config.recipe import RECIPES, Recipe
+from regimes.config.sweep_file import resolve
+from regimes.experiment.context import Lab, LabSpec, Numerics
+from regimes.experiment.engine_selection import Choice
+from regimes.experiment.expand import lay_out
+from regimes.experiment.run_discovery import _describe, tasks
+from regimes.experiment.run_discovery import lab_of as discovery_lab
 from regimes.hpo import PROXIES
-from regimes.hpo.asked import hpo_from
-from regimes.hpo.ladder import Ladder, Rung, Stretch
-from regimes.hpo.making import ProxyLab
+from regimes.hpo.build_fidelities import ProxyLab
+from regimes.hpo.fidelities import Ladder, Rung, Stretch
+from regimes.hpo.fidelity_trainer import Entry, Trainer
 from regimes.hpo.plan import _key as search_key
 from regimes.hpo.proxies import Proxy
-from regimes.hpo.trainer import Entry, Trainer
-from regimes.proof.courses import Course, as_facts
-from regimes.proof.recording import Task
 from regimes.registry import allow_imports_from
-from regimes.spec.check import resolve
-from regimes.spec.keys import digest
-from regimes.spec.recipe import RECIPES, Recipe
-from regimes.structure.wanted import resolve_wanted
+from regimes.research.hpo_benchmark.fidelities import Course, as_facts
+from regimes.research.hpo_benchmark.record import Task
 
 FOLDER = Path(__file__).parent / "fixtures" / "golden"
 NUMERICS = Numerics("eager", "stacked", "float32", "cpu", "x86_64 AVX2", "2.13.0", layout="channels_last")

@@ -10,15 +10,15 @@ from searches import clock, engine, spec
 from worlds import world
 
 from regimes import RegimeMap, UserError
-from regimes.hpo.guide import Guide, open_guide
-from regimes.hpo.ladder import Rung, ladder_of
+from regimes.config.hpo import Dimension
+from regimes.config.recipe import Recipe
+from regimes.config.sweep import Named
+from regimes.config.sweep_file import resolve
+from regimes.hpo.fidelities import Rung, ladder_of
+from regimes.hpo.map_guidance import Guide, open_guide
 from regimes.hpo.plan import guide_of, keep, kept, lab_of, map_sweep, plan
-from regimes.phases.answers import Rung as Judged
 from regimes.record.grid import save_grid
-from regimes.spec.check import resolve
-from regimes.spec.hpo import Dimension
-from regimes.spec.recipe import Recipe
-from regimes.spec.sweep import Named
+from regimes.regime_map.results import Rung as Judged
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_where_no_proxy_is_trusted_it_is_said_and_the_full_network_is_searched(
 
 
 def test_a_trusted_density_becomes_a_rung(guide: Guide, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
-    monkeypatch.setattr("regimes.hpo.making.choose_engine", engine)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.choose_engine", engine)
     asked = spec(ladder={"densities": None, "most": 2})
     found = plan(asked, lab_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 0.8, 1.0], rel=1e-2)

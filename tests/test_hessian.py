@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from regimes import Mask, UserError, hessian_top, hessian_trace
-from regimes.landscape.operator import HessianOperator
+from regimes.landscape.hessian_operator import HessianOperator
 from regimes.models.build import build
 from regimes.pruners.prune import prune
 

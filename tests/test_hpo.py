@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from searches import call, finished, spec, written
 
 from regimes.cli.hpo import _Progress
+from regimes.hpo.optuna_study import open_storage
 from regimes.hpo.search import Asked, search
-from regimes.hpo.study import open_storage
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_progress_counts_what_was_promoted(monkeypatch: pytest.MonkeyPatch, capf
 )
 def test_mistakes_in_the_file_get_a_line(file: Path, changes: list[str], line: str, capfd: Any) -> None:
     from regimes import UserError
-    from regimes.hpo.asked import read_hpo
+    from regimes.config.hpo_file import read_hpo
 
     with pytest.raises(UserError) as error:
         search(read_hpo(file, changes), Asked(file.parent / "out"))
@@ -153,7 +153,7 @@ def test_every_step_of_the_ladder_is_seen_in_the_dashboard() -> None:
     dashboard = pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
     from searches import planned
 
-    from regimes.hpo.drive import Limits, work
+    from regimes.hpo.optimize_loop import Limits, work
 
     asked = spec(trials=4, batch=4)
     _, climb = planned(asked)

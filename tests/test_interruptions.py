@@ -76,7 +76,7 @@ def test_two_commands_on_one_folder_at_once(longer: Path, tmp_path: Path, cli: C
 
 def test_killed_twenty_times_and_still_the_same_numbers(longer: Path, tmp_path: Path) -> None:
     """kill -9 at random instants, of the command or of a worker: no finished cell lost, no bad record, same numbers."""
-    from regimes.flow.store import Store
+    from regimes.experiment.store import Store
 
     seed = time.time_ns()
     print(f"instants drawn from seed {seed}")  # shown by pytest when the test fails

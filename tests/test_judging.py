@@ -10,10 +10,10 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
 
+from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
-from regimes.hpo.judging import SURE, calibrated_loss, judge
+from regimes.hpo.validation import SURE, calibrated_loss, judge
 from regimes.landscape.error import error_and_loss
-from regimes.spec.recipe import Recipe
 
 
 def _some(seed: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

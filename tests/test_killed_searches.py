@@ -17,10 +17,10 @@ from databases import postgres, postgres_programs
 from optuna.trial import TrialState
 from searches import PROGRAM, call, clock, engine, finished, spec, written
 
-from regimes.hpo.ladder import Stretch
+from regimes.hpo.fidelities import Stretch
+from regimes.hpo.optuna_study import adopt, open_storage
 from regimes.hpo.savings import in_words
 from regimes.hpo.search import Asked, search
-from regimes.hpo.study import adopt, open_storage
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_worker_that_is_killed_is_replaced(file: Path, tmp_path: Path) -> None
 
 
 def test_a_trial_of_a_living_worker_is_left_alone() -> None:
-    from regimes.hpo.workers import is_dead, this_worker
+    from regimes.hpo.process_identity import is_dead, this_worker
 
     study = optuna.create_study()
     alive, dead, elsewhere = (study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}) for _ in range(3))
@@ -128,8 +128,8 @@ def test_time_that_is_up_hands_trials_back(file: Path, tmp_path: Path) -> None:
 def test_time_that_is_up_before_any_promotion_leaves_the_best_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
-    monkeypatch.setattr("regimes.hpo.making.choose_engine", engine)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.choose_engine", engine)
     asked = spec(study={"pattern": "promote", "promoted": 2, "stopper": "none"}, ladder={"proxy_reports": [0.5]})
     late, now = [0.0], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: now() + late[0])

@@ -11,11 +11,11 @@ from worlds import SEEDS, world
 
 from regimes import RegimeMap, UserError
 from regimes.errors import OutsideRange
-from regimes.phases import ADVISERS
-from regimes.phases.cells import cell_mean
-from regimes.phases.classify import classify
-from regimes.phases.judge import judge, pooled
-from regimes.studies.diagrams import NOISES, diagram
+from regimes.regime_map import ADVISERS
+from regimes.regime_map.cell_stats import cell_mean
+from regimes.regime_map.classify import classify
+from regimes.regime_map.evaluate_advice import judge, pooled
+from regimes.research.studies.synthetic_grids import NOISES, diagram
 
 
 @pytest.fixture(scope="module")

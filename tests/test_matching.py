@@ -11,8 +11,8 @@ from conftest import SMALL
 from torch import nn
 
 from regimes.errors import UserError
-from regimes.landscape.connectivity import linear_connectivity
-from regimes.landscape.matching import groups, match
+from regimes.landscape.linear_path import linear_connectivity
+from regimes.landscape.weight_matching import groups, match
 from regimes.models.build import build, seeded
 from regimes.pruners.channels import dependencies
 

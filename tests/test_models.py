@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regimes import UserError
-from regimes.data.vision import torchvision
+from regimes.data.torchvision_import import torchvision
 from regimes.models.build import build
 from regimes.pruners.prune import prunable
 

@@ -35,8 +35,8 @@ class Net(nn.Module):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
-    monkeypatch.setattr("regimes.hpo.making.choose_engine", engine)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.choose_engine", engine)
 
 
 def study(**how: Any) -> optuna.Study:

@@ -9,7 +9,7 @@ import time
 COMMAND = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from regimes.flow.orphans import end_with
+from regimes.experiment.parent_watchdog import end_with
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("fork")

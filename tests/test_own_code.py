@@ -13,14 +13,14 @@ import pytest
 from conftest import done, write_toml
 
 from regimes.errors import UserError
-from regimes.flow.prepare import prepare
-from regimes.flow.run import Result, run
-from regimes.flow.store import Store
+from regimes.experiment.prepare import prepare
+from regimes.experiment.run import Result, run
+from regimes.experiment.store import Store
 from regimes.models.mlp import MLP
 
 Sweep = dict[str, Any]
 Run = Callable[..., Result]
-IN_WORKER = "regimes.flow.worker" in sys.orig_argv
+IN_WORKER = "regimes.experiment.worker" in sys.orig_argv
 
 
 OWN = """
@@ -101,7 +101,7 @@ def test_a_model_that_draws_from_numpy_or_random_has_the_same_bits_too(
 
 
 def test_a_changed_file_that_a_users_module_imports_changes_the_keys(own: Callable[..., Path]) -> None:
-    from regimes.sources import fingerprint, imported_sources
+    from regimes.source_hash import fingerprint, imported_sources
 
     file = own()
     module = next(file.parent.glob("own*.py"))

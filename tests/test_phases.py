@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from regimes import UserError, classify
-from regimes.phases import RULES
-from regimes.phases.cells import cell_stderr
-from regimes.phases.classify import present
-from regimes.phases.threads import one_blas_thread
+from regimes.regime_map import RULES
+from regimes.regime_map.blas_threads import one_blas_thread
+from regimes.regime_map.cell_stats import cell_stderr
+from regimes.regime_map.classify import present
 
 EPOCHS = [5, 10, 20, 40, 80, 160]
 DENSITY = [0.03, 0.05, 0.08, 0.14, 0.3, 0.8]

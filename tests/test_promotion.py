@@ -14,12 +14,12 @@ from searches import RAW, clock, engine, planned, spec
 
 import regimes
 from regimes import UserError
-from regimes.hpo.climb import Climb, Climber
-from regimes.hpo.drive import Limits, work
+from regimes.hpo.fidelity_trainer import Trainer, Value
+from regimes.hpo.optimize_loop import Limits, work
+from regimes.hpo.optuna_study import adopt, open_storage
+from regimes.hpo.process_identity import this_worker
 from regimes.hpo.search import Asked, search
-from regimes.hpo.study import adopt, open_storage
-from regimes.hpo.trainer import Trainer, Value
-from regimes.hpo.workers import this_worker
+from regimes.hpo.trial_runner import Climb, Climber
 
 PROMOTE = {"pattern": "promote", "promoted": 2, "stopper": "none"}
 SETTINGS = [{"learning_rate": rate, "weight_decay": 1e-4, "label_smoothing": 0.0} for rate in (0.01, 0.1, 0.3, 1.0)]
@@ -27,8 +27,8 @@ SETTINGS = [{"learning_rate": rate, "weight_decay": 1e-4, "label_smoothing": 0.0
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
-    monkeypatch.setattr("regimes.hpo.making.choose_engine", engine)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.choose_engine", engine)
 
 
 # -- others at work ---------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_trial_that_was_killed_before_its_values_were_drawn_is_asked_for_again
 
 
 def climb_space() -> dict[str, Any]:
-    from regimes.hpo.space import distributions
+    from regimes.hpo.search_space import distributions
 
     return distributions(planned(spec())[1].space)
 

@@ -14,21 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tapes import ALONE, COUNT, EPOCHS, SECONDS, TRIALS, loss_of, recorded, stage, tape, world
 
+from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.hpo.asking import ask
-from regimes.hpo.ladder import ladder_of
-from regimes.hpo.space import recipe_with
-from regimes.hpo.trainer import Entry
-from regimes.phases.answers import Rung as Judged
-from regimes.proof.arms import ARMS, AS_FAST, BASE, Arm
-from regimes.proof.courses import FULL, fewer
-from regimes.proof.pool import Pool
-from regimes.proof.recording import settings
-from regimes.proof.replayed import Replayed
-from regimes.proof.searching import replay
-from regimes.proof.tape import SEARCHED, SEEDS, open_tape, write_tape
-from regimes.spec.recipe import Recipe
-from regimes.training.stacked import padded
+from regimes.hpo.batch_ask import ask
+from regimes.hpo.fidelities import ladder_of
+from regimes.hpo.fidelity_trainer import Entry
+from regimes.hpo.search_space import recipe_with
+from regimes.regime_map.results import Rung as Judged
+from regimes.research.hpo_benchmark.fidelities import FULL, fewer
+from regimes.research.hpo_benchmark.methods import ARMS, AS_FAST, BASE, Arm
+from regimes.research.hpo_benchmark.pool_sampler import Pool
+from regimes.research.hpo_benchmark.record import settings
+from regimes.research.hpo_benchmark.replay_trainer import Replayed
+from regimes.research.hpo_benchmark.run_method import replay
+from regimes.research.hpo_benchmark.table import SEARCHED, SEEDS, open_tape, write_tape
+from regimes.training.vmap_engine import padded
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 RUNNABLE = [
@@ -137,7 +137,7 @@ def test_no_search_sees_a_setting_twice() -> None:
             return asked[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("regimes.proof.searching.Replayed", Watched)
+        patch.setattr("regimes.research.hpo_benchmark.run_method.Replayed", Watched)
         replay(arm, stage(), seed=0)
     assert len(set(asked)) == TRIALS
 

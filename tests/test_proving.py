@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from regimes import UserError
+from regimes.discovery import save_network as files
+from regimes.discovery.complexity import size_of
+from regimes.discovery.removal import remove
+from regimes.discovery.trace_graph import anatomy_of
 from regimes.models.build import seeded
-from regimes.structure import network as files
-from regimes.structure.blocks import find_blocks
-from regimes.structure.complexity import size_of
-from regimes.structure.removal import remove
-from regimes.structure.tracing import anatomy_of
+from regimes.models.residual_blocks import find_blocks
 
 
 class Twice(nn.Module):

@@ -12,15 +12,15 @@ from searches import spec
 from torch import nn
 
 from regimes import UserError
+from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.hpo import PROXIES
-from regimes.hpo.making import Making, ProxyLab, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
+from regimes.hpo.build_fidelities import Making, ProxyLab, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
 from regimes.hpo.plan import lab_of
 from regimes.hpo.proxies import chooser_of, magnitude, narrowed, random_channels, saliency
 from regimes.models.build import build, seeded
 from regimes.registry import load
-from regimes.spec.recipe import Recipe
 
 DIRECT = [name for name in PROXIES if name != "discovered"]
 
@@ -158,7 +158,7 @@ def test_a_level_is_picked_by_measured_time(tmp_path: Path, monkeypatch: pytest.
     def clock(lab: object, choice: object, recipe: object) -> float:
         return lab.proxy.kept**0.5 if isinstance(lab, ProxyLab) else 1.0
 
-    monkeypatch.setattr("regimes.hpo.making.seconds_per_image", clock)
+    monkeypatch.setattr("regimes.hpo.build_fidelities.seconds_per_image", clock)
     full = full_rung(Making(lab, asked.recipe, "narrowed"))
     rung = rung_as_fast(Making(lab, asked.recipe, "narrowed"), 0.5, full)
     assert 0.35 < rung.seconds <= 0.5

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regimes import Mask, UserError, prune
+from regimes.config.recipe import Recipe
 from regimes.data.synthetic import synthetic
 from regimes.models.build import build
 from regimes.pruners.allocation import everywhere, uniform
 from regimes.pruners.prune import prunable
-from regimes.spec.recipe import Recipe
 from regimes.training.train import train
 
 

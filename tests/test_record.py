@@ -13,8 +13,8 @@ import xarray as xr
 
 import regimes
 from regimes.errors import UserError
-from regimes.flow.run import Result
-from regimes.flow.store import Store
+from regimes.experiment.run import Result
+from regimes.experiment.store import Store
 from regimes.record.grid import check_grid, read_grid, save_grid
 
 Sweep = dict[str, Any]

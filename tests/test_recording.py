@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import tapes
 
-import regimes.bench.hpo as bench
+import regimes.research.hpo_benchmark.bench as bench
+from regimes.config.hpo_file import hpo_from
+from regimes.config.keys import seed_of
 from regimes.errors import UserError
-from regimes.hpo.asked import hpo_from
 from regimes.hpo.plan import lab_of
 from regimes.landscape.error import error_and_loss
-from regimes.proof import over_map
-from regimes.proof.arms import ARMS, AS_FAST, BASE
-from regimes.proof.courses import FULL, as_facts, from_facts
-from regimes.proof.live import LIVE, beside, go_live
-from regimes.proof.recording import recipes_of, record, row_of, settings, tasks_of, train_task
-from regimes.proof.scores import Scores
-from regimes.proof.searching import replay
-from regimes.proof.standing import Standing
-from regimes.proof.tape import write_tape
-from regimes.proof.timed import timed
-from regimes.spec.keys import seed_of
+from regimes.research.hpo_benchmark import fidelity_by_regime
+from regimes.research.hpo_benchmark.existing_rows import Standing
+from regimes.research.hpo_benchmark.fidelities import FULL, as_facts, from_facts
+from regimes.research.hpo_benchmark.live_check import LIVE, beside, go_live
+from regimes.research.hpo_benchmark.methods import ARMS, AS_FAST, BASE
+from regimes.research.hpo_benchmark.record import recipes_of, record, row_of, settings, tasks_of, train_task
+from regimes.research.hpo_benchmark.run_method import replay
+from regimes.research.hpo_benchmark.scores import Scores
+from regimes.research.hpo_benchmark.table import write_tape
+from regimes.research.hpo_benchmark.timing import timed
 from regimes.training.train import train
 
 RUNNABLE = [arm for arm in ARMS if all(name.removeprefix(AS_FAST) in tapes.SECONDS for name in arm.courses)]
@@ -109,8 +109,8 @@ def test_a_recording_that_stands_is_added_to(tmp_path: Path) -> None:
 
 def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SEARCHES", 6)
-    monkeypatch.setattr("regimes.proof.fidelity.DRAWS", 20)
-    monkeypatch.setattr("regimes.hpo.shift.DRAWS", 5)
+    monkeypatch.setattr("regimes.research.hpo_benchmark.ranking_quality.DRAWS", 20)
+    monkeypatch.setattr("regimes.research.hpo_benchmark.optimum_shift.DRAWS", 5)
     write_tape(tapes.recorded(), tmp_path / "recording.nc")
     found = bench.bench("cpu", 1, "", lambda text: None, tmp_path / "recording.nc")
     files = found.write(tmp_path / "out", "regimes bench hpo")
@@ -142,17 +142,17 @@ def test_proxies_over_a_map() -> None:
         def judged(self) -> list[Any]:
             return []
 
-    found = over_map.places(tapes.tape(), Map())  # type: ignore[arg-type]
-    assert len(found) == 2 * over_map.BINS
+    found = fidelity_by_regime.places(tapes.tape(), Map())  # type: ignore[arg-type]
+    assert len(found) == 2 * fidelity_by_regime.BINS
     assert all(each.less.low <= each.tau - each.again <= each.less.high for each in found)
-    assert over_map.by_regime(found)["I"][0] + over_map.by_regime(found)["II-A"][0] == len(found)
+    assert fidelity_by_regime.by_regime(found)["I"][0] + fidelity_by_regime.by_regime(found)["II-A"][0] == len(found)
     assert found[0].regime == "I"
     assert found[-1].regime == "II-A"
     rates = [each["learning_rate"] for each in tapes.tape().settings]
     assert sum(sum(each.low <= rate < each.high for rate in rates) for each in found) == 2 * tapes.COUNT
-    table = over_map.sheet(found, Map())  # type: ignore[arg-type]
+    table = fidelity_by_regime.sheet(found, Map())  # type: ignore[arg-type]
     assert len(table.rows) == 1 + len(found)
-    assert over_map.figure(found).axes[0].get_ylabel() == "density of the proxy"
+    assert fidelity_by_regime.figure(found).axes[0].get_ylabel() == "density of the proxy"
 
 
 def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -> None:

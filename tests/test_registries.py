@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import SMALL
 from PIL import Image
 
+from regimes.config.recipe import RECIPES, Recipe
 from regimes.data import AUGMENTATIONS, DATASETS
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
@@ -27,7 +28,6 @@ from regimes.pruners import ALLOCATIONS, PRUNERS
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prunable, prune
 from regimes.registry import load
-from regimes.spec.recipe import RECIPES, Recipe
 
 IMAGE = (3, 8, 8)
 

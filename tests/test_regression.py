@@ -14,12 +14,12 @@ import xarray as xr
 
 import regimes
 from regimes import UserError
+from regimes.config.recipe import Recipe
+from regimes.config.sweep_file import resolve
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
-from regimes.flow.run import Result
+from regimes.experiment.run import Result
 from regimes.models.build import build
-from regimes.spec.check import resolve
-from regimes.spec.recipe import Recipe
 from regimes.training.train import train
 
 Sweep = dict[str, Any]

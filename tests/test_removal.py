@@ -13,12 +13,12 @@ from networks import KNOWN, images, network, shut, some
 from safetensors.torch import load_file
 
 from regimes import UserError
+from regimes.discovery import save_network as files
+from regimes.discovery.complexity import size_of
+from regimes.discovery.gates import Gates
+from regimes.discovery.removal import remove
+from regimes.discovery.trace_graph import anatomy_of
 from regimes.models.build import build
-from regimes.structure import network as files
-from regimes.structure.complexity import size_of
-from regimes.structure.gates import Gates
-from regimes.structure.removal import remove
-from regimes.structure.tracing import anatomy_of
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from regimes.spec.recipe import Recipe
-from regimes.studies.contests import named, recorded
-from regimes.studies.discovery import _rivals
-from regimes.studies.rivals import ARMS, Contest
+from regimes.config.recipe import Recipe
+from regimes.research.studies.discovery import _rivals
+from regimes.research.studies.discovery_baselines import ARMS, Contest
+from regimes.research.studies.discovery_contests import named, recorded
 
 REPORT = Path(__file__).parent.parent / "reports/discovery"
 

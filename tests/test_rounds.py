@@ -17,12 +17,12 @@ from torch import Tensor
 
 import regimes
 from regimes import UserError
-from regimes.flow.lab import Lab, masked
-from regimes.flow.retrain import Retrain
-from regimes.flow.run import Result
-from regimes.flow.store import Store
-from regimes.spec.check import resolve
-from regimes.spec.sweep import Load
+from regimes.config.sweep import Load
+from regimes.config.sweep_file import resolve
+from regimes.experiment.context import Lab, masked
+from regimes.experiment.run import Result
+from regimes.experiment.stages.retrain import Retrain
+from regimes.experiment.store import Store
 
 Sweep = dict[str, Any]
 Run = Callable[..., Result]
@@ -80,7 +80,7 @@ def test_later_masks_lie_within_earlier_ones(tiny: Sweep, run_tiny: Run) -> None
 
 
 def _spec(result: Result, sweep: Sweep) -> Any:
-    from regimes.flow.prepare import prepare
+    from regimes.experiment.prepare import prepare
 
     return prepare(resolve(sweep), result.folder).spec
 
@@ -97,7 +97,7 @@ def test_survivors_go_back_to_earlier_weights(
 ) -> None:
     began: list[dict[str, Tensor]] = []
     tiny |= {"temperature": {"epochs": [4]}, "load": {"density": [0.5], "rewind": rewind}, "retrain_seeds": 2}
-    from regimes.flow import retrain as retraining
+    from regimes.experiment.stages import retrain as retraining
 
     lane_of = retraining._lane
 
@@ -115,7 +115,7 @@ def test_survivors_go_back_to_earlier_weights(
         assert aside.key == f"{dense.key.partition('-')[0]}-e2"
         wanted = {name: each for name, each in store.weights(aside.key).items() if "momentum/" not in name}
     else:
-        from regimes.spec.keys import seed_of
+        from regimes.config.keys import seed_of
 
         wanted = dict(lab.new_model(seed_of("init", 0)).state_dict())
     assert all(torch.equal(began[0][name], each) for name, each in wanted.items())

@@ -12,17 +12,26 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from tapes import COUNT, tape, world
 
-from regimes.hpo.shift import shift_between
-from regimes.proof.arms import ARMS, CONTRASTS
-from regimes.proof.contrasts import Contrast, contrasts
-from regimes.proof.courses import FULL
-from regimes.proof.fidelity import fidelity, recall, regret
-from regimes.proof.figures import SHOWN
-from regimes.proof.live import LIVE
-from regimes.proof.rankings import values_sheet
-from regimes.proof.scores import Interval, Scores, final_error, incumbents, mean_difference, not_worse, saving, time_to
-from regimes.proof.searching import Found
-from regimes.proof.verdicts import in_words
+from regimes.research.hpo_benchmark.comparisons import Contrast, contrasts
+from regimes.research.hpo_benchmark.conclusions import in_words
+from regimes.research.hpo_benchmark.fidelities import FULL
+from regimes.research.hpo_benchmark.figures import SHOWN
+from regimes.research.hpo_benchmark.live_check import LIVE
+from regimes.research.hpo_benchmark.methods import ARMS, CONTRASTS
+from regimes.research.hpo_benchmark.optimum_shift import shift_between
+from regimes.research.hpo_benchmark.ranking_quality import fidelity, recall, regret
+from regimes.research.hpo_benchmark.ranking_tables import values_sheet
+from regimes.research.hpo_benchmark.run_method import Found
+from regimes.research.hpo_benchmark.scores import (
+    Interval,
+    Scores,
+    final_error,
+    incumbents,
+    mean_difference,
+    not_worse,
+    saving,
+    time_to,
+)
 
 # -- scores -----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from regimes import UserError, cka
-from regimes.landscape.similarity import cka_of_features
+from regimes.landscape.cka import cka_of_features
 
 
 def features(seed: int, n: int = 40, p: int = 5) -> Tensor:

@@ -11,13 +11,13 @@ from conftest import write_toml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regimes.config.discovery_file import read_wanted
+from regimes.config.hpo_file import read_hpo
+from regimes.config.keys import canonical, digest, seed_of
+from regimes.config.overrides import changed
+from regimes.config.recipe import RECIPES, Recipe
+from regimes.config.sweep_file import read_sweep, resolve
 from regimes.errors import UserError
-from regimes.hpo.asked import read_hpo
-from regimes.spec.change import changed
-from regimes.spec.check import read_sweep, resolve
-from regimes.spec.keys import canonical, digest, seed_of
-from regimes.spec.recipe import RECIPES, Recipe
-from regimes.structure.wanted import read_wanted
 
 Sweep = dict[str, Any]
 
@@ -90,7 +90,7 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
             r"measure.metrics: 'math:sin' is a builtin_function_or_method; a Metric is",
         ),
         ("temperature", "math:pi", [1], r"temperature.math:pi: 'math:pi' is a float; a Knob is expected"),
-        ("temperature", "regimes.knobs.epochs:KNOB", [1], r"the knob 'epochs' stands there twice"),
+        ("temperature", "regimes.knobs:EPOCHS", [1], r"the knob 'epochs' stands there twice"),
         ("model", "widths", float("nan"), r"model.widths: nan is no finite number"),
         ("measure", "lmc", {"points": 2}, r"measure.lmc.points: .*greater than or equal to 3, got 2"),
         ("measure", "cka", {"images": 2}, r"measure.cka.images: allowed: 0 \(all images\) or at least 8, got 2"),

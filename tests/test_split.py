@@ -12,8 +12,8 @@ from torch.func import functional_call, hessian, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes import Estimate, UserError, hessian_trace
+from regimes.landscape.gauss_newton_split import NoSplit, Split
 from regimes.landscape.metric import LossFn
-from regimes.landscape.split import NoSplit, Split
 from regimes.models.build import build
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune

@@ -11,25 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "regimes"
 # A folder imports only folders above it.
-ORDER = [
-    "errors",
-    "sources",
-    "registry",
-    "losses",
-    "knobs",
-    "data",
-    "models",
-    "pruners",
-    "landscape",
-    "spec",
-    "training",
-    "structure",
-    "flow",
-    "record",
-]
-ORDER += ["phases", "adaptive", "figures", "hpo", "proof", "bench", "studies", "cli"]
+ORDER = ["errors", "source_hash", "registry", "losses", "knobs", "data", "models", "pruners", "landscape", "config"]
+ORDER += ["training", "discovery", "experiment", "record", "regime_map", "plots", "hpo", "cli", "research"]
 A_STEP = (
-    "import torch; from regimes.spec.recipe import Recipe; from regimes.training.step import Stepper; "
+    "import torch; from regimes.config.recipe import Recipe; from regimes.training.optimizer_step import Stepper; "
     "model = torch.nn.Linear(1, 1); step = Stepper(model, Recipe(), None)"
 )
 
@@ -72,8 +57,8 @@ def test_every_folder_has_its_place_in_the_order() -> None:
         ("import regimes", ["torch", "xarray", "seaborn", "numpy"]),
         ("import regimes.cli", ["torch", "xarray", "seaborn", "numpy", "pydantic", "rich.progress"]),
         ("import regimes; regimes.open, regimes.classify, regimes.draw_map", ["torch", "torchvision", "optuna"]),
-        ("import regimes.figures.facts, regimes.record.grid, regimes.cli.show", ["torch"]),
-        ("import regimes.flow.run, regimes.landscape.matching", ["scipy.optimize", "optuna", "seaborn"]),
+        ("import regimes.plots.run_info, regimes.record.grid, regimes.cli.show", ["torch"]),
+        ("import regimes.experiment.run, regimes.landscape.weight_matching", ["scipy.optimize", "optuna", "seaborn"]),
         (f"{A_STEP}; step(lambda: model.weight.sum(), 0.1)", ["torch._dynamo"]),
     ],
 )

@@ -14,17 +14,17 @@ from torch import nn
 
 import regimes
 from regimes import UserError
+from regimes.config.discovery import Pressure
+from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
+from regimes.discovery.api import epochs
+from regimes.discovery.gate_state import Side, with_guards
+from regimes.discovery.gated_training import Search
+from regimes.discovery.removal_criterion import may_leave
+from regimes.discovery.trace_graph import anatomy_of
 from regimes.models.build import build
-from regimes.spec.pressure import Pressure
-from regimes.spec.recipe import Recipe
-from regimes.structure.conditions import may_leave
-from regimes.structure.discover import epochs
-from regimes.structure.living import Side, with_guards
-from regimes.structure.search import Search
-from regimes.structure.tracing import anatomy_of
-from regimes.studies.teacher import Net, learn, left, lessons
+from regimes.research.studies.teacher_student import Net, learn, left, lessons
 
 QUICK = {"warm": 0.1, "ramp": 0.1, "fall": 0.2, "settle": 0.7}
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from test_map import world
 
+from regimes.config.recipe import Recipe
 from regimes.landscape.estimate import Estimate
-from regimes.phases.classify import classify
-from regimes.spec.recipe import Recipe
-from regimes.studies import (
+from regimes.regime_map.classify import classify
+from regimes.research.studies import (
     advice,
     calibration,
     diagrams,
@@ -29,7 +29,7 @@ from regimes.studies import (
     stability,
     synthetic,
 )
-from regimes.studies.ranks import spearman
+from regimes.research.studies.rank_ci import spearman
 
 
 @settings(max_examples=25)
@@ -179,7 +179,7 @@ def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
-    from regimes.spec.check import read_sweep
+    from regimes.config.sweep_file import read_sweep
 
     sweeps = [
         read_sweep(Path(__file__).parent.parent / f"sweeps/{name}.toml", family.CHANGES) for name in family.SWEEPS

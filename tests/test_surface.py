@@ -10,9 +10,9 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
 
 from regimes.errors import OutsideRange
-from regimes.phases.axes import Axis
-from regimes.phases.noise import between, by_size
-from regimes.phases.surface import LEVEL, errors_of, fit
+from regimes.regime_map.axes import Axis
+from regimes.regime_map.gaussian_process import LEVEL, errors_of, fit
+from regimes.regime_map.noise_model import between, by_size
 
 SIDE = np.linspace(0, 1, 6)
 PLACES = np.stack(np.meshgrid(SIDE, SIDE, indexing="ij"), -1).reshape(-1, 2)

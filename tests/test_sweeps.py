@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import regimes
-from regimes.flow.run import Result
+from regimes.config.sweep_file import read_sweep
+from regimes.experiment.run import Result
 from regimes.models.build import build
-from regimes.spec.check import read_sweep
 
 ALL = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
 FILES = [file for file in ALL if not file.stem.endswith(("-discover", "-hpo", "-proof"))]

@@ -13,15 +13,15 @@ import torch
 from optuna.trial import TrialState
 from searches import done, plan_on, planned, spec
 
+from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
-from regimes.flow.engine import Choice
-from regimes.hpo.asking import shared
-from regimes.hpo.drive import Limits, climb_of, final, winner_of, work
-from regimes.hpo.ladder import Rung
+from regimes.experiment.engine_selection import Choice
+from regimes.hpo.batch_ask import shared
+from regimes.hpo.fidelities import Rung
+from regimes.hpo.fidelity_trainer import Entry, Trainer, Value
+from regimes.hpo.optimize_loop import Limits, climb_of, final, winner_of, work
 from regimes.hpo.plan import lab_of
-from regimes.hpo.trainer import Entry, Trainer, Value
-from regimes.spec.recipe import Recipe
-from regimes.training.lane import Lane
+from regimes.training.fleet import Lane
 
 # -- what is trained --------------------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ def test_a_diverged_trial_is_a_bad_one_and_the_rest_goes_on() -> None:
 
 
 def test_a_trial_that_is_too_large_for_the_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from regimes.hpo import trainer as module
+    from regimes.hpo import fidelity_trainer as module
 
     real, sizes = module.train_fleet, []
 
@@ -154,7 +154,7 @@ def test_a_trial_that_is_too_large_for_the_memory_fails_alone(monkeypatch: pytes
         return real(lanes, *given)
 
     monkeypatch.setattr(module, "train_fleet", small)
-    monkeypatch.setattr("regimes.hpo.making.choose_engine", lambda *given: module.Choice("stacked", 8))
+    monkeypatch.setattr("regimes.hpo.build_fidelities.choose_engine", lambda *given: module.Choice("stacked", 8))
     study = done(spec(space={"learning_rate": [0.05, 0.7]}, trials=8, batch=8), optuna.pruners.NopPruner())
     for trial in study.trials:
         large = trial.params["learning_rate"] == 0.7

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from regimes.config.recipe import Recipe
 from regimes.data.augment import CROP_FLIP
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
 from regimes.models.build import build
-from regimes.spec.recipe import Recipe
-from regimes.training.step import Stepper
-from regimes.training.streams import Stream
-from regimes.training.timeline import Timeline
+from regimes.training.batches import Stream
+from regimes.training.optimizer_step import Stepper
+from regimes.training.schedule import Timeline
 from regimes.training.train import Snapshot, train
 
 RECIPE = Recipe(epochs=4, batch_size=32, augment="none")

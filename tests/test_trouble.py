@@ -14,15 +14,16 @@ import torch
 from conftest import done
 
 import regimes
-from regimes.flow import executors, retrain
-from regimes.flow.run import Result, run
-from regimes.flow.store import Store
+from regimes.config.sweep_file import resolve
+from regimes.experiment import executors
+from regimes.experiment.run import Result, run
+from regimes.experiment.stages import retrain
+from regimes.experiment.store import Store
 from regimes.models.mlp import MLP
-from regimes.spec.check import resolve
 
 Sweep = dict[str, Any]
 Run = Callable[..., Result]
-IN_WORKER = "regimes.flow.worker" in sys.orig_argv
+IN_WORKER = "regimes.experiment.worker" in sys.orig_argv
 
 
 def broken_mlp(input_shape: tuple[int, ...], classes: int) -> MLP:
@@ -155,7 +156,7 @@ def test_two_runs_on_one_folder_do_each_other_no_harm(tiny: Sweep, tmp_path: Pat
 def test_a_failure_while_weights_are_made_again_is_kept(
     tiny: Sweep, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regimes.flow.clean import clean
+    from regimes.experiment.clean import clean
     from regimes.training import train as training
 
     result = run_tiny(tiny)

@@ -11,14 +11,14 @@ import pytest
 import xarray as xr
 
 import regimes
+from regimes.config.sweep_file import resolve
 from regimes.errors import UserError
-from regimes.flow.estimate import estimate
-from regimes.flow.lab import Lab
-from regimes.flow.plan import fleets
-from regimes.flow.prepare import prepare
-from regimes.flow.run import Result
+from regimes.experiment.context import Lab
+from regimes.experiment.cost_estimate import estimate
+from regimes.experiment.prepare import prepare
+from regimes.experiment.run import Result
+from regimes.experiment.schedule import fleets
 from regimes.record.assemble import open_record
-from regimes.spec.check import resolve
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_plan_knows_that_wide_networks_cost_more(
         weights = sum(each.numel() for each in lab.new_model(seed=0).parameters())
         return dict.fromkeys(("train", "retrain", "given", "prune", "measure"), float(weights))
 
-    monkeypatch.setattr("regimes.flow.estimate._calibrated", per_weight)
+    monkeypatch.setattr("regimes.experiment.cost_estimate._calibrated", per_weight)
     found = {}
     for name, widths in {"both": [2, 48], "thin": [2], "thick": [48]}.items():
         asked = {**wide, "load": {**wide["load"], "width": widths}}

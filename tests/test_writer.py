@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from regimes.flow.stage import Outcome
-from regimes.flow.store import Store
-from regimes.flow.writer import DEPTH, Writer
+from regimes.experiment.async_store import DEPTH, Writer
+from regimes.experiment.stages.stage import Outcome
+from regimes.experiment.store import Store
 
 RECORD: dict[str, Any] = {"kind": "retrain", "status": "ok", "at": {"density": 0.1}, "values": {}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from regimes.studies.diagrams import NOISES, diagram
+from regimes.research.studies.synthetic_grids import NOISES, diagram
 
 SEEDS = 4
 

@@ -37,7 +37,7 @@ def show_advice(
     grid: Path, density: float, at: list[str], adviser: str | None, lmc: float | None, cka: float | None, as_json: bool
 ) -> None:
     """Print which way to turn."""
-    from regimes.phases.regime_map import RegimeMap
+    from regimes.regime_map.regime_map import RegimeMap
 
     found = RegimeMap.open(grid, lmc=lmc, cka=cka).advise(density, positions(at), adviser)
     if as_json:
@@ -62,7 +62,7 @@ def show_choice(
     rho: bool,
 ) -> None:
     """Print which temperature to prune, or which radius to train with, and every candidate."""
-    from regimes.phases.regime_map import RegimeMap
+    from regimes.regime_map.regime_map import RegimeMap
 
     chart = RegimeMap.open(grid, lmc=lmc, cka=cka)
     found = (chart.sam_rho if rho else chart.select)(density, positions(at), adviser)
@@ -77,7 +77,7 @@ def show_choice(
 
 def show_rungs(grid: Path, density: list[float], at: list[str], as_json: bool) -> None:
     """Print which densities can be trusted."""
-    from regimes.phases.regime_map import RegimeMap
+    from regimes.regime_map.regime_map import RegimeMap
 
     found = RegimeMap.open(grid).rungs(density or None, positions(at))
     if as_json:

@@ -11,11 +11,11 @@ import typer
 
 def show_bench(what: str, device: str, rounds: int, images: str, out: Path | None, as_json: bool, **more: Any) -> None:
     """Run a bench, say what it is at, print its tables."""
-    from regimes.bench import BENCHES
-    from regimes.bench.table import Bench
     from regimes.errors import UserError
-    from regimes.flow.lab import numerics_of
+    from regimes.experiment.context import numerics_of
     from regimes.registry import load
+    from regimes.research.speed import BENCHES
+    from regimes.research.speed.rate_table import Bench
 
     numerics_of(device, "eager", "eager")  # refuses a device that is not there
     if images and not (Path(images) / "train").is_dir():

@@ -19,8 +19,8 @@ from regimes.cli.show import duration
 from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
-    from regimes.flow.discoveries import Task
-    from regimes.structure.wanted import Wanted
+    from regimes.config.discovery_file import Wanted
+    from regimes.experiment.run_discovery import Task
 
 Found = dict[str, Any] | RunFailed
 HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "training", "1000 inputs")
@@ -28,8 +28,8 @@ HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "tra
 
 def show_discover(file: Path, out: Path | None, device: str, workers: int, changes: list[str], as_json: bool) -> None:
     """Do, or finish, all trainings that a file asks for; print and draw what came of it."""
-    from regimes.flow.discoveries import lab_of, tasks
-    from regimes.structure.wanted import read_wanted
+    from regimes.config.discovery_file import read_wanted
+    from regimes.experiment.run_discovery import lab_of, tasks
 
     wanted = read_wanted(file, changes)
     folder = out or Path("runs") / wanted.name
@@ -51,7 +51,7 @@ def show_discover(file: Path, out: Path | None, device: str, workers: int, chang
 
 
 def _show(done: list[tuple[Task, dict[str, Any]]], folder: Path, name: str, as_json: bool) -> None:
-    from regimes.figures.structure import draw_discovery, draw_front
+    from regimes.plots.discovery_plots import draw_discovery, draw_front
 
     for task, record in done:
         draw_discovery(record, task.folder)
@@ -66,7 +66,7 @@ def _show(done: list[tuple[Task, dict[str, Any]]], folder: Path, name: str, as_j
 
 
 def _one(task: Task, lab: Any) -> Found:
-    from regimes.flow.discoveries import run_task
+    from regimes.experiment.run_discovery import run_task
 
     try:
         return run_task(task, lab, _Progress())
@@ -130,8 +130,8 @@ _LABS: list[Any] = []  # one for each worker process
 
 
 def _set_up(wanted: Wanted, device: str, command: int) -> None:
-    from regimes.flow.discoveries import lab_of
-    from regimes.flow.orphans import end_with
+    from regimes.experiment.parent_watchdog import end_with
+    from regimes.experiment.run_discovery import lab_of
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
     end_with(command)
@@ -139,7 +139,7 @@ def _set_up(wanted: Wanted, device: str, command: int) -> None:
 
 
 def _work(task: Task) -> Found:
-    from regimes.flow.discoveries import run_task
+    from regimes.experiment.run_discovery import run_task
 
     try:
         return run_task(task, _LABS[0], _Progress(alone=False))

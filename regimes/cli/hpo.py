@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import Trial
 
-    from regimes.hpo.ladder import Stretch
+    from regimes.hpo.fidelities import Stretch
+    from regimes.hpo.fidelity_trainer import Value
     from regimes.hpo.plan import Plan
-    from regimes.hpo.trainer import Value
 
 EVERY = 5.0  # seconds between two lines of progress, where they are not written over each other
 
@@ -42,9 +42,9 @@ def show_hpo(
     """Do, or finish, a search; print and draw what came of it."""
     import optuna
 
-    from regimes.figures.search import draw_search
-    from regimes.hpo.asked import read_hpo
+    from regimes.config.hpo_file import read_hpo
     from regimes.hpo.search import Asked, search
+    from regimes.plots.hpo_plots import draw_search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     spec = read_hpo(file, changes)
@@ -90,8 +90,8 @@ class _Progress:
     def _line(self, study: optuna.Study) -> None:
         if time.monotonic() - self.spoken < (0.2 if self.replace else EVERY):
             return
-        from regimes.hpo.notes import PREFIX
         from regimes.hpo.savings import rows_of
+        from regimes.hpo.trial_attrs import PREFIX
 
         self.spoken = time.monotonic()
         trials = study.get_trials(deepcopy=False)

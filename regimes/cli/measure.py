@@ -15,22 +15,22 @@ import typer
 from regimes.errors import UserError
 
 if TYPE_CHECKING:
-    from regimes.flow.lab import Lab
-    from regimes.landscape.alone import Measurement
-    from regimes.spec.sweep import Sweep
+    from regimes.config.sweep import Sweep
+    from regimes.experiment.context import Lab
+    from regimes.landscape.measure_networks import Measurement
 
 
 def show_measure(
     files: list[Path], model: str, data: str, metrics: str, changes: list[str], dense: bool, device: str, as_json: bool
 ) -> None:
     """Print what the metrics say of checkpoints, with standard errors and seconds."""
-    from regimes.figures.sheet import finite
-    from regimes.flow.given import read_checkpoint
-    from regimes.flow.lab import one_thread
-    from regimes.landscape.alone import mask_of_zeros, measure, usual
+    from regimes.experiment.context import one_thread
+    from regimes.experiment.stages.pretrained import read_checkpoint
     from regimes.landscape.estimate import Unsure
+    from regimes.landscape.measure_networks import mask_of_zeros, measure, usual
     from regimes.landscape.metric import Curve
     from regimes.models.build import load_weights
+    from regimes.plots.text_table import finite
 
     names = [each.strip() for each in metrics.split(",") if each.strip()] or usual(len(files))
     sweep, lab = _prepared(model, data, names, changes, device)
@@ -62,10 +62,10 @@ HEAD = ("networks", "variable", "value", "std. error", "unit", "seconds", "")
 
 def _prepared(model: str, data: str, metrics: Sequence[str], changes: list[str], device: str) -> tuple[Sweep, Lab]:
     """The tables of a sweep that measuring needs, checked as those of a file are."""
-    from regimes.flow.lab import Lab, LabSpec, numerics_of
+    from regimes.config.overrides import changed
+    from regimes.config.sweep_file import resolve
+    from regimes.experiment.context import Lab, LabSpec, numerics_of
     from regimes.registry import allow_imports_from
-    from regimes.spec.change import changed
-    from regimes.spec.check import resolve
 
     allow_imports_from(os.getcwd())
     raw: dict[str, Any] = {

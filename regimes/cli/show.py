@@ -34,10 +34,10 @@ def show_plan(
     as_json: bool,
 ) -> None:
     """Print what a sweep would do."""
-    from regimes.flow.estimate import estimate
-    from regimes.flow.head import default_workers
-    from regimes.flow.memory import free_bytes
-    from regimes.flow.prepare import prepare
+    from regimes.experiment.cost_estimate import estimate
+    from regimes.experiment.memory import free_bytes
+    from regimes.experiment.prepare import prepare
+    from regimes.experiment.run_metadata import default_workers
 
     workers = default_workers(device) if workers is None else max(1, workers)
     prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers, changes=changes)
@@ -99,8 +99,8 @@ def show_plan(
 
 def show_status(run: Path, as_json: bool) -> None:
     """Print how far a run is, from its files alone."""
-    from regimes.flow.files import Damaged
-    from regimes.flow.store import open_store
+    from regimes.experiment.atomic_files import Damaged
+    from regimes.experiment.store import open_store
 
     store = open_store(run)
     layout, _ = store.layout, store.head
@@ -137,8 +137,8 @@ def show_status(run: Path, as_json: bool) -> None:
 
 def show_clean(run: Path) -> None:
     """Remove weights that nothing needs and print what was freed."""
-    from regimes.flow.clean import clean
-    from regimes.flow.prepare import prepare
+    from regimes.experiment.clean import clean
+    from regimes.experiment.prepare import prepare
 
     prepared = prepare(None, run, mixed=True)
     files, freed = clean(prepared.stages, prepared.progress, prepared.store)
@@ -161,8 +161,8 @@ def show_export(grid: Path, form: str, out: Path | None) -> None:
 
 def show_classify(grid: Path, out: Path, rule: str, lmc: float | None, cka: float | None) -> None:
     """Write a classified grid and print its thresholds and regimes."""
-    from regimes.phases.classify import classify
     from regimes.record.grid import read_grid, save_grid
+    from regimes.regime_map.classify import classify
 
     data = classify(read_grid(grid), rule, lmc, cka)
     save_grid(data, out)
@@ -173,10 +173,10 @@ def show_classify(grid: Path, out: Path, rule: str, lmc: float | None, cka: floa
 def show_map(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: float | None, mark: list[str]) -> None:
     """Draw a grid and print where the pictures are."""
     from regimes.cli.answer import positions
-    from regimes.figures.draw import draw_map
-    from regimes.figures.facts import run_facts
-    from regimes.phases.classify import classify
+    from regimes.plots.draw_map import draw_map
+    from regimes.plots.run_info import run_facts
     from regimes.record.grid import read_grid, save_grid
+    from regimes.regime_map.classify import classify
 
     data = classify(read_grid(grid), rule, lmc, cka)
     folder = out or (grid / "map" if grid.is_dir() else grid.with_suffix("").with_name(f"{grid.stem}-map"))
@@ -188,9 +188,9 @@ def show_map(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: fl
 
 def show_page(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: float | None) -> None:
     """Write a grid as an HTML page and say where."""
-    from regimes.figures.page import write_page
-    from regimes.phases.classify import classify
+    from regimes.plots.html_page import write_page
     from regimes.record.grid import read_grid
+    from regimes.regime_map.classify import classify
 
     data = classify(read_grid(grid), rule, lmc, cka)
     file = write_page(data, out or (grid / "page.html" if grid.is_dir() else grid.with_suffix(".html")))
@@ -198,7 +198,7 @@ def show_page(grid: Path, out: Path | None, rule: str, lmc: float | None, cka: f
 
 
 def _say_regimes(data: Any) -> None:
-    from regimes.phases.classify import present
+    from regimes.regime_map.classify import present
 
     for note in data["regime"].attrs["thresholds"].split("; "):
         typer.echo(note)

@@ -13,8 +13,8 @@ def show_study(what: str, out: Path, runs: Path) -> None:
     """Do a study, say what it is at, print its tables and write its page."""
     from regimes.errors import UserError
     from regimes.registry import load
-    from regimes.studies import STUDIES
-    from regimes.studies.page import Page
+    from regimes.research.page import Page
+    from regimes.research.studies import STUDIES
 
     started = time.perf_counter()
     study = load(STUDIES, what, "study")

@@ -15,9 +15,9 @@ from regimes.cli.show import duration, place
 from regimes.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
-    from regimes.adaptive.choose import Known
-    from regimes.flow.prepare import Prepared
-    from regimes.flow.stage import Outcome, Stage
+    from regimes.experiment.prepare import Prepared
+    from regimes.experiment.stages.stage import Outcome, Stage
+    from regimes.regime_map.acquisition import Known
 
 EVERY = 15.0  # seconds between plain lines
 
@@ -117,7 +117,7 @@ def run_watched(sweep: Any, out: Path | None, **how: Any) -> None:
     Raises:
         RunFailed: some cells failed.
     """
-    from regimes.flow.run import run
+    from regimes.experiment.run import run
 
     watcher = Watcher()
     try:
@@ -162,7 +162,7 @@ def run_rounds(sweep: Path, out: Path | None, budget: int | None, adaptive: bool
     Raises:
         RunFailed: some cells failed.
     """
-    from regimes.adaptive.drive import run_adaptive
+    from regimes.regime_map.run_adaptive import run_adaptive
 
     if not adaptive:
         raise UserError("--budget belongs to --adaptive; add it, or leave --budget out")

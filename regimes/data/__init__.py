@@ -6,9 +6,9 @@ returns a `Dataset` (see `Dataset.from_arrays`).
 
 DATASETS = {
     "digits": "regimes.data.digits:digits",
-    "cifar10": "regimes.data.archives:cifar10",
-    "cifar100": "regimes.data.archives:cifar100",
-    "svhn": "regimes.data.archives:svhn",
+    "cifar10": "regimes.data.cifar_svhn:cifar10",
+    "cifar100": "regimes.data.cifar_svhn:cifar100",
+    "svhn": "regimes.data.cifar_svhn:svhn",
     "tinyimagenet": "regimes.data.imagefolder:tinyimagenet",
     "imagefolder": "regimes.data.imagefolder:imagefolder",
     "synthetic": "regimes.data.synthetic:synthetic",

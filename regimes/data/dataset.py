@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regimes.data.pixels import Pixels
+from regimes.data.uint8_images import Pixels
 from regimes.errors import UserError
 
 

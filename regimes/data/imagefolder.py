@@ -10,7 +10,7 @@ import numpy as np
 
 from regimes.data.dataset import Dataset
 from regimes.data.images import Pair, balanced, decoded, from_bytes
-from regimes.data.vision import torchvision
+from regimes.data.torchvision_import import torchvision
 from regimes.errors import UserError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from regimes.data.dataset import Dataset, Split, held_out
-from regimes.data.pixels import Pixels, statistics
+from regimes.data.uint8_images import Pixels, statistics
 from regimes.errors import UserError
 
 Pair = tuple[np.ndarray, Any]  # bytes (m, c, h, w) and a label for each

@@ -18,20 +18,20 @@ import torch
 from optuna.trial import Trial
 from torch import nn
 
+from regimes.config.hpo import Hpo
+from regimes.config.hpo_file import hpo_from
+from regimes.config.recipe import Recipe
+from regimes.config.sweep import Named
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
-from regimes.flow.lab import Lab, LabSpec, in_layout, numerics_of
-from regimes.hpo.asked import hpo_from
-from regimes.hpo.climb import Climb
-from regimes.hpo.drive import Limits, climb_of, work
-from regimes.hpo.guide import Guide, open_guide
+from regimes.experiment.context import Lab, LabSpec, in_layout, numerics_of
+from regimes.hpo.map_guidance import Guide, open_guide
+from regimes.hpo.optimize_loop import Limits, climb_of, work
 from regimes.hpo.plan import Plan, check_batches, plan
+from regimes.hpo.trial_runner import Climb
 from regimes.models.build import seeded
-from regimes.phases.regime_map import RegimeMap
+from regimes.regime_map.regime_map import RegimeMap
 from regimes.registry import load
-from regimes.spec.hpo import Hpo
-from regimes.spec.recipe import Recipe
-from regimes.spec.sweep import Named
 
 OWN = "own"  # name of a model or data set that is given as an object
 
@@ -212,7 +212,7 @@ def optimize(
         n_trials: in all.
         batch: trials that are asked for together.
         timeout: seconds from which nothing new is begun; what is under way then is marked failed, and its values are
-            asked for again by the next call with ``regimes.hpo.study.adopt``.
+            asked for again by the next call with ``regimes.hpo.optuna_study.adopt``.
     """
     deadline = time.monotonic() + (timeout if timeout is not None else math.inf)
     work(study, objective.climb(batch, deadline), batch, Limits(n_trials, deadline))

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regimes.config.hpo import WHOLE, Dimension, Hpo
+from regimes.config.keys import digest
+from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.flow.files import Damaged, read_checked, write_checked
-from regimes.flow.lab import Lab, LabSpec, numerics_of
-from regimes.hpo.guide import Guide, open_guide
-from regimes.hpo.ladder import Ladder, Rung, Stretch, ladder_of
-from regimes.hpo.making import Making, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
-from regimes.hpo.space import recipe_with
-from regimes.hpo.worth import SLOW, most_taken, worth
-from regimes.spec.hpo import WHOLE, Dimension, Hpo
-from regimes.spec.keys import digest
-from regimes.spec.recipe import Recipe
+from regimes.experiment.atomic_files import Damaged, read_checked, write_checked
+from regimes.experiment.context import Lab, LabSpec, numerics_of
+from regimes.hpo.build_fidelities import Making, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
+from regimes.hpo.cost_filter import SLOW, most_taken, worth
+from regimes.hpo.fidelities import Ladder, Rung, Stretch, ladder_of
+from regimes.hpo.map_guidance import Guide, open_guide
+from regimes.hpo.search_space import recipe_with
 
 MAP, PLAN = "map", "plan.json"  # a map that is made for a search; what was planned
 Say = Callable[[str], None]
@@ -72,8 +72,8 @@ def guide_of(spec: Hpo, given: Path | None, folder: Path, workers: int, device: 
         return open_guide(given, spec.data, spec.model)
     if not spec.map.make or spec.ladder.by_hand:
         return None
-    from regimes.adaptive.drive import run_adaptive
-    from regimes.spec.check import resolve
+    from regimes.config.sweep_file import resolve
+    from regimes.regime_map.run_adaptive import run_adaptive
 
     say("making a map first: it decides on which proxies to trust")
     sweep = resolve(map_sweep(spec), "[map]")

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
+from regimes.discovery.api import discover
 from regimes.errors import UserError
-from regimes.hpo.channels import Chooser, layer_weights, magnitudes, saliencies
+from regimes.hpo.channel_selection import Chooser, layer_weights, magnitudes, saliencies
+from regimes.models.residual_blocks import without_blocks
 from regimes.pruners.channels import fitted, shrink
 from regimes.pruners.prune import prunable
-from regimes.spec.recipe import Recipe
-from regimes.structure.blocks import without_blocks
-from regimes.structure.discover import discover
 
 FLOOR = 0.15  # of a layer's channels that stay, as in the author's code of proxy hyperparameter optimisation
 IMAGES = 64  # by which saliency is judged

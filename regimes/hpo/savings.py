@@ -10,8 +10,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from regimes.hpo.notes import PREFIX
 from regimes.hpo.plan import Plan
+from regimes.hpo.trial_attrs import PREFIX
 
 FEW = 4  # trials that a rank correlation needs
 

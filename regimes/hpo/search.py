@@ -12,19 +12,19 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from regimes.config.hpo import Hpo
+from regimes.config.keys import digest
 from regimes.errors import UserError
-from regimes.flow.files import Damaged, read_checked, write_checked
-from regimes.flow.lab import Lab
-from regimes.hpo.climb import Watch
-from regimes.hpo.crew import Post, crew
-from regimes.hpo.drive import Limits, begin, climb_of, final, study_of, winner_of, work
-from regimes.hpo.notes import PREFIX
-from regimes.hpo.phase import BASE, phase_of, phases, promote, promoted
+from regimes.experiment.atomic_files import Damaged, read_checked, write_checked
+from regimes.experiment.context import Lab
+from regimes.hpo.optimize_loop import Limits, begin, climb_of, final, study_of, winner_of, work
+from regimes.hpo.optuna_study import JOURNAL, adopt, counted, holders, is_open, open_storage
 from regimes.hpo.plan import Plan, Say, guide_of, keep, kept, lab_of, plan
+from regimes.hpo.promotion import BASE, phase_of, phases, promote, promoted
 from regimes.hpo.savings import savings, stopped_at
-from regimes.hpo.study import JOURNAL, adopt, counted, holders, is_open, open_storage
-from regimes.spec.hpo import Hpo
-from regimes.spec.keys import digest
+from regimes.hpo.trial_attrs import PREFIX
+from regimes.hpo.trial_runner import Watch
+from regimes.hpo.worker_pool import Post, crew
 
 RESULT = "result.json"
 WAIT = 1.0  # seconds between two looks at trials that others hold

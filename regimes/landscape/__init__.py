@@ -5,16 +5,16 @@ A new metric is one file beside this one and one line here.
 
 METRICS = {
     "error": "regimes.landscape.error:ERROR",
-    "lmc": "regimes.landscape.connectivity:LMC",
-    "lmc_test": "regimes.landscape.connectivity:LMC_TEST",
-    "lmc_matched": "regimes.landscape.matching:LMC_MATCHED",
-    "curve": "regimes.landscape.curve:CURVE",
-    "cka": "regimes.landscape.similarity:CKA",
+    "lmc": "regimes.landscape.linear_path:LMC",
+    "lmc_test": "regimes.landscape.linear_path:LMC_TEST",
+    "lmc_matched": "regimes.landscape.weight_matching:LMC_MATCHED",
+    "curve": "regimes.landscape.bezier_path:CURVE",
+    "cka": "regimes.landscape.cka:CKA",
     "hessian_trace": "regimes.landscape.hessian:TRACE",
     "hessian_top": "regimes.landscape.hessian:TOP",
     "agreement": "regimes.landscape.agreement:AGREEMENT",
-    "gauss_newton": "regimes.landscape.curvature:GAUSS_NEWTON",
-    "fisher": "regimes.landscape.curvature:FISHER",
+    "gauss_newton": "regimes.landscape.fisher_and_ggn:GAUSS_NEWTON",
+    "fisher": "regimes.landscape.fisher_and_ggn:FISHER",
     "spectrum": "regimes.landscape.spectrum:SPECTRUM",
     "sharpness": "regimes.landscape.sharpness:SHARPNESS",
 }

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from regimes.errors import UserError
-from regimes.landscape.batches import inputs_of
-from regimes.landscape.connectivity import ends
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate
+from regimes.landscape.inputs import inputs_of
+from regimes.landscape.linear_path import ends
 from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset, used
 
 

@@ -11,12 +11,12 @@ from pydantic import AfterValidator, Field, Strict
 from torch import nn
 
 from regimes.errors import UserError
-from regimes.landscape.batches import Data, pair
 from regimes.landscape.estimate import Estimate
+from regimes.landscape.hessian_operator import AnyMask, HessianOperator
+from regimes.landscape.inputs import Data, pair
 from regimes.landscape.lanczos import lanczos_top
 from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
-from regimes.landscape.operator import AnyMask, HessianOperator
-from regimes.landscape.trace import UNIT, Method, trace
+from regimes.landscape.trace_estimators import UNIT, Method, trace
 
 Backend = Literal["own", "pyhessian"]
 RELATIVE = 0.03  # standard error of a trace for which neither an error nor probes are asked

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.operator import HessianOperator
+from regimes.landscape.hessian_operator import HessianOperator
 
 TIMES = 3  # in a row that a bound has to hold before it is believed; with two, one value in ten was the second largest
 

@@ -12,10 +12,10 @@ from pydantic import Field, Strict
 from torch import nn
 
 from regimes.errors import UserError
-from regimes.landscape.batches import Data, pair
 from regimes.landscape.estimate import Estimate
+from regimes.landscape.hessian_operator import AnyMask, HessianOperator
+from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
-from regimes.landscape.operator import AnyMask, HessianOperator
 
 
 def sharpness(

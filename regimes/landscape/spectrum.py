@@ -14,12 +14,12 @@ from pydantic import Field, Strict
 from torch import nn
 
 from regimes.errors import UserError
-from regimes.landscape.batches import Data, pair
 from regimes.landscape.estimate import Estimate
+from regimes.landscape.hessian_operator import AnyMask, HessianOperator
+from regimes.landscape.inputs import Data, pair
 from regimes.landscape.lanczos import lanczos, lanczos_top
 from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
-from regimes.landscape.operator import AnyMask, HessianOperator
-from regimes.landscape.trace import UNIT
+from regimes.landscape.trace_estimators import UNIT
 
 # Where the spectrum's distribution is kept in a record: zero, and ten values a decade to either side.
 GRID = tuple(sorted({0.0, *(sign * round(10 ** (each / 10), 8) for each in range(-40, 51) for sign in (-1, 1))}))

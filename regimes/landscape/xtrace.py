@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regimes.landscape.estimate import Estimate, student
-from regimes.landscape.operator import HessianOperator
+from regimes.landscape.hessian_operator import HessianOperator
 
 BLOCK = 2  # test vectors that are added at a time
 FIRST = 8  # test vectors to begin with

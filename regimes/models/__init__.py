@@ -13,6 +13,6 @@ MODELS = {
     "resnet18": "regimes.models.resnet:ResNet18",
     "vgg": "regimes.models.vgg:VGG",
     "densenet": "regimes.models.densenet:DenseNet",
-    "mobilenetv2": "regimes.models.vision:mobilenetv2",
-    "torchvision": "regimes.models.vision:vision",
+    "mobilenetv2": "regimes.models.torchvision_models:mobilenetv2",
+    "torchvision": "regimes.models.torchvision_models:vision",
 }

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regimes.errors import UserError
-from regimes.models.checks import images_only
+from regimes.models.check_options import images_only
 
 
 class Layer(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regimes.models.checks import depth_of_stages, images_only
+from regimes.models.check_options import depth_of_stages, images_only
 
 
 class Block(nn.Module):

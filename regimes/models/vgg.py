@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from regimes.errors import UserError
-from regimes.models.checks import images_only
+from regimes.models.check_options import images_only
 
 # Convolutions of each of the five stages; a stage halves the image at its end.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -11,7 +11,7 @@ PRUNERS = {
 }
 
 STRUCTURED = ("channels-magnitude", "channels-random")  # these make smaller networks; see `channels.shrink`
-DISCOVERED = "discovered"  # a training of its own makes the smaller network; see `regimes.structure`
+DISCOVERED = "discovered"  # a training of its own makes the smaller network; see `regimes.discovery`
 
 ALLOCATIONS = {
     "uniform": "regimes.pruners.allocation:uniform",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from regimes.flow.files import Damaged, Record
-from regimes.flow.store import Store, open_store
+from regimes.experiment.atomic_files import Damaged, Record
+from regimes.experiment.store import Store, open_store
 
 LOADS = ("width", "nu", "density")
 ABOUT = (

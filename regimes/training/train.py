@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.pruners.mask import Mask
 from regimes.registry import load
-from regimes.spec.recipe import Recipe
 from regimes.training import ENGINES
-from regimes.training.lane import Engine, Lane, Row, Snapshot
+from regimes.training.fleet import Engine, Lane, Row, Snapshot
 
 
 def train(

@@ -1,0 +1,92 @@
+"""How large a network is expected to be: MACs and parameters under gates, and what each gate adds to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regimes.discovery.prunable_graph import NOBODY, Anatomy
+
+
+@dataclass(frozen=True)
+class Size:
+    """Multiply-accumulates of one input and number of parameters; numbers, or 0-d tensors that can be differentiated.
+
+    MACs are those of convolutions and linear layers, without biases and BatchNorm.
+    """
+
+    macs: Tensor
+    params: Tensor
+
+
+class Complexity:
+    """Expected size of a network whose units and blocks are on with given probabilities, independently of each other.
+
+    A layer between ``n_in`` and ``n_out`` channels costs ``E[n_in] E[n_out] kernel`` parameters, times ``places`` MACs,
+    where ``E[n]`` sums the probabilities of its channels (1 for one that always stays), times the probability of the
+    block it belongs to: for residual blocks ``rho_b (a_b sum_i theta_bi + d_b)``, elsewhere with products of the gates
+    of neighbouring layers. It is linear in each gate alone.
+
+    Args:
+        anatomy: of the network.
+        device: where gates live.
+    """
+
+    def __init__(self, anatomy: Anatomy, device: torch.device | str = "cpu") -> None:
+        layers = list(anatomy.layers.values())
+        self.rest = float(anatomy.rest)
+        self.count = len(layers)
+        self.sides = [
+            _segments([each.rows for each in layers], device),
+            _segments([each.rows if each.cols is None else each.cols for each in layers], device),
+        ]
+
+        def numbers(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=device)
+
+        self.alone = torch.tensor([each.cols is None for each in layers], device=device)
+        self.kernel = numbers([each.kernel for each in layers])
+        self.places = numbers([each.places for each in layers])
+        self.vectors = numbers([each.vectors for each in layers])
+        self.block = torch.tensor([NOBODY if each.block is None else each.block for each in layers], device=device)
+
+    def __call__(self, theta: Tensor, rho: Tensor) -> Size:
+        """Size at probabilities of units (units,) and of blocks (blocks,), float64."""
+        one = torch.ones(1, dtype=torch.float64, device=theta.device)
+        units, blocks = torch.cat([theta.double(), one]), torch.cat([rho.double(), one])
+        outputs, inputs = (
+            torch.zeros_like(self.kernel).index_add(0, layer, units[owner]) for layer, owner in self.sides
+        )
+        pairs = torch.where(self.alone, outputs, outputs * inputs) * self.kernel
+        on = blocks[self.block]
+        params = (on * (pairs + self.vectors * outputs)).sum() + self.rest
+        return Size((on * pairs * self.places).sum(), params)
+
+    def share(self, theta: Tensor, rho: Tensor, full: Size, kappa: float) -> Tensor:
+        """``C = kappa MACs / MACs_full + (1 - kappa) params / params_full``."""
+        size = self(theta, rho)
+        return kappa * size.macs / full.macs + (1 - kappa) * size.params / full.params
+
+    def pull(self, theta: Tensor, rho: Tensor, full: Size, kappa: float) -> tuple[Tensor, Tensor]:
+        """``dC/dtheta`` and ``dC/drho``: what switching each gate on adds to the complexity."""
+        gates = theta.detach().double().requires_grad_(), rho.detach().double().requires_grad_()
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(self.share(*gates, full, kappa), gates, allow_unused=True)
+        units, blocks = (
+            torch.zeros_like(gate) if slope is None else slope for slope, gate in zip(slopes, gates, strict=True)
+        )
+        return units.to(theta.dtype), blocks.to(rho.dtype)
+
+
+def size_of(anatomy: Anatomy) -> Size:
+    """The size of a network as it stands, everything on."""
+    theta, rho = torch.ones(anatomy.units, dtype=torch.float64), torch.ones(len(anatomy.blocks), dtype=torch.float64)
+    return Complexity(anatomy)(theta, rho)
+
+
+def _segments(sides: list[Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """(layer, owner) of all channels of all layers, one after the other."""
+    layer = torch.cat([torch.full((len(side),), number) for number, side in enumerate(sides)])
+    return layer.to(device), torch.cat(sides).to(device)

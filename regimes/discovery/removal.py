@@ -1,0 +1,63 @@
+"""Take units and blocks out of a network for good: smaller tensors, the optimiser's state with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from regimes.discovery.prunable_graph import Anatomy, Layer
+from regimes.models.residual_blocks import remove_block
+from regimes.pruners.channels import sizes_as_tensors
+
+
+def remove(
+    model: nn.Module, anatomy: Anatomy, units: Tensor, blocks: Iterable[int], momentum: dict[str, Tensor]
+) -> tuple[Anatomy, dict[str, Tensor]]:
+    """Remove units and blocks from the model itself; returns the anatomy of what is left, and its momentum.
+
+    Args:
+        model: plain layers; parameters keep their identity, gradients are dropped.
+        anatomy: of the model as it stands.
+        units: (units,) bool, True leaves; those that left before may be marked again.
+        blocks: numbers of the blocks that leave, none of which has left before.
+        momentum: the optimiser's buffers by parameter name.
+    """
+    gone, units = set(blocks), units.cpu()
+    left = anatomy.without(units, gone)
+    for number in gone:
+        remove_block(model, anatomy.blocks[number])
+    lost = torch.cat([units, torch.zeros(1, dtype=torch.bool)])
+    for name in left.layers:
+        _shrink(model.get_submodule(name), anatomy.layers[name], lost, momentum)
+    named = dict(model.named_parameters())
+    for each in named.values():
+        each.grad = None
+    return left, {name: buffer for name, buffer in momentum.items() if name in named}
+
+
+def _shrink(module: nn.Module, layer: Layer, lost: Tensor, momentum: dict[str, Tensor]) -> None:
+    rows, cols = ~lost[layer.rows], None if layer.cols is None else ~lost[layer.cols]
+    if bool(rows.all()) and (cols is None or bool(cols.all())):
+        return
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if tensor.dim() == 0:
+            continue
+        full = f"{layer.name}.{name}"
+        tensor.data = _kept(tensor.data, rows, cols)
+        if full in momentum:
+            momentum[full] = _kept(momentum[full], rows, cols)
+    sizes_as_tensors(module)
+
+
+def _kept(tensor: Tensor, rows: Tensor, cols: Tensor | None) -> Tensor:
+    out = tensor[rows.nonzero().flatten().to(tensor.device)]
+    if tensor.dim() > 1 and cols is not None:
+        out = out[:, cols.nonzero().flatten().to(tensor.device)]
+    layout = (
+        torch.channels_last
+        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        else (torch.contiguous_format)
+    )
+    return out.contiguous(memory_format=layout)

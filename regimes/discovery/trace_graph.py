@@ -1,0 +1,123 @@
+"""Find what a network can lose: trace it, and try it out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from regimes.discovery.complexity import size_of
+from regimes.discovery.prunable_graph import NOBODY, Anatomy, Group, Layer
+from regimes.discovery.save_network import is_plain
+from regimes.discovery.verify_removal import sound_blocks, sound_units
+from regimes.errors import UserError
+from regimes.landscape.error import evaluating
+from regimes.models.residual_blocks import Block, branches
+from regimes.pruners.channels import dependencies
+
+
+def anatomy_of(model: nn.Module, inputs: Tensor) -> Anatomy:
+    """Find the units and blocks of a model, by tracing it on a few inputs; then try them out.
+
+    Units are the output channels of a convolution or linear layer that nothing but convolutions, linear layers and
+    BatchNorm (element by element operations, pooling, reshaping, concatenation between them) reads, and that no
+    addition ties to another layer's; so the head's outputs, a residual stream and a stem that begins one are none. A
+    gate on a unit scales it where it is read, behind BatchNorm and ReLU: a unit that is read nowhere can leave, and
+    nothing changes. That is tried: what computes something else without its units than with their gates shut has none.
+
+    Raises:
+        UserError: torch-pruning is missing or cannot follow the model, or nothing in it can leave.
+    """
+    blocks = sound_blocks(model, inputs)
+    names = {module: name for name, module in model.named_modules()}
+    places = _places(model, inputs)
+    layers = {name: _layer(name, model.get_submodule(name), blocks, count) for name, count in places.items()}
+    counted = round(float(size_of(Anatomy(layers, (), blocks, 0)).params))
+    order = {name: number for number, name in enumerate(names.values())}
+    groups: list[Group] = []
+    taken = 0
+    parts = [(_producer(entries, names, layers), entries) for entries in dependencies(model, inputs)]
+    for producer, entries in sorted(((each, of) for each, of in parts if each), key=lambda pair: order[pair[0]]):
+        layer = layers[producer]
+        for target, handler, positions, roots in entries:
+            if target in names:
+                member = layers[names[target]]
+                side = member.cols if handler == "prune_in_channels" else member.rows
+                assert side is not None
+                side[torch.tensor(positions)] = taken + torch.tensor(roots)
+        groups.append(Group(producer, taken, len(layer.rows), layer.block))
+        taken += len(layer.rows)
+    rest = sum(each.numel() for each in model.parameters()) - counted
+    found = sound_units(model, Anatomy(layers, tuple(groups), blocks, rest), inputs)
+    if not found.units and not blocks:
+        raise UserError(
+            f"nothing in {type(model).__name__} can leave: it has no residual block, and no layer whose channels only "
+            "convolutions, linear layers and BatchNorm read"
+        )
+    return found
+
+
+def _places(model: nn.Module, inputs: Tensor) -> dict[str, int]:
+    """Positions at which each layer is applied to one input, in the order of the modules; layers that run, only."""
+    seen: dict[str, int] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, _BatchNorm)):
+
+            def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
+                at = given[0] if isinstance(module, _ConvTransposeNd) else out  # there each input pixel is spread
+                channels = at.shape[-1] if isinstance(module, nn.Linear) else at.shape[1]
+                seen[name] = seen.get(name, 0) + at.numel() // channels
+
+            hooks.append(module.register_forward_hook(note))
+    try:
+        with evaluating(model):
+            model(inputs[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: seen[name] for name, _ in model.named_modules() if name in seen}
+
+
+def _layer(name: str, module: nn.Module, blocks: tuple[Block, ...], places: int) -> Layer:
+    within = next(branches(blocks, name), None)
+    if isinstance(module, _BatchNorm):
+        vectors = 2 if module.affine else 0
+        return Layer(name, torch.full((module.num_features,), NOBODY), None, 0, places, vectors, within)
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    kernel = math.prod(weight.shape[2:])
+    rows, cols = torch.full((len(weight),), NOBODY), torch.full((weight.shape[1],), NOBODY)
+    depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and weight.shape[1] == 1
+    return Layer(name, rows, None if depthwise else cols, kernel, places, int(bias is not None), within)
+
+
+def _producer(
+    entries: list[tuple[nn.Module, str, list[int], list[int]]], names: dict[nn.Module, str], layers: dict[str, Layer]
+) -> str | None:
+    """The one layer that makes a group's channels; None where they are no units."""
+    makers, readers = set(), set()
+    for target, handler, positions, _ in entries:
+        name = names.get(target)
+        if name is None:
+            if not type(target).__name__.startswith("_"):  # a bare parameter; torch-pruning's own are operations
+                return None
+            continue
+        module = target
+        if name not in layers or not is_plain(module):  # LayerNorm, GroupNorm, attention: channels know of each other
+            return None
+        grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+        if grouped and layers[name].cols is not None:
+            return None
+        if handler == "prune_in_channels" and layers[name].cols is not None:
+            readers.add(name)
+        elif layers[name].kernel and layers[name].cols is not None:
+            if len(positions) != len(layers[name].rows):
+                return None
+            makers.add(name)
+    if len(makers) != 1 or not readers or len(layers[next(iter(makers))].rows) < 2:
+        return None
+    return makers.pop()

@@ -1,0 +1,29 @@
+"""Remove weights that no pending stage needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regimes.experiment.schedule import Progress
+from regimes.experiment.stages.stage import Stage
+from regimes.experiment.store import Store
+
+
+def clean(stages: Sequence[Stage], progress: Progress, store: Store) -> tuple[int, int]:
+    """Remove what is not needed; returns (files removed, bytes freed).
+
+    Kept are the weights that stages to do, failed ones and those that wait for them start from. Everything else can be
+    made again from its key, bit for bit, and is when a grown sweep asks for it.
+    """
+    unfinished = [stage for stage in stages if not store.record_file(stage.key).exists()]
+    unfinished += progress.todo
+    keep = {need.key for stage in unfinished for need in stage.needs}
+    keep |= {need.key for stage in unfinished for parent in stage.needs for need in parent.needs}
+    removed, freed = 0, 0
+    for path in sorted((store.folder / "weights").glob("*/*.safetensors")):
+        if path.stem not in keep:
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
+            removed += 1
+    store.remove_leftovers()
+    return removed, freed

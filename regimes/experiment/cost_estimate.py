@@ -1,0 +1,175 @@
+"""What a plan will cost: time from this machine's own speed, disk from the sizes of what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from regimes.config.recipe import Recipe
+from regimes.config.sweep import Sweep
+from regimes.experiment.atomic_files import Damaged
+from regimes.experiment.context import Lab, one_thread
+from regimes.experiment.engine_selection import Choice, seconds_per_image
+from regimes.experiment.memory import PROCESS, bytes_in_measuring, bytes_per_network
+from regimes.experiment.prepare import Prepared
+from regimes.experiment.stages.stage import Stage, size_of
+from regimes.experiment.stages.train import Train
+from regimes.experiment.store import Store
+from regimes.landscape import METRICS
+from regimes.landscape.error import evaluating, images_at_once
+from regimes.landscape.metric import Metric
+from regimes.registry import load
+
+RECORD_BYTES = 3_000  # a typical record on disk
+RateKey = tuple[Any, ...]  # (kind of stage,), and the width where it varies: what seconds per work depend on
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expected cost of some stages.
+
+    Attributes:
+        core_seconds: on one core of this machine.
+        disk_bytes: records and weights that will be added.
+        memory_bytes: of one worker at its peak.
+        source: "measured in this run" or "calibrated on this machine".
+    """
+
+    core_seconds: float
+    disk_bytes: int
+    memory_bytes: int
+    source: str
+
+    def wall_seconds(self, workers: int) -> float:
+        """Expected wall time with so many workers, three seconds of start-up included."""
+        return self.core_seconds / max(1, workers) + 3.0
+
+
+def estimate(prepared: Prepared, workers: int) -> Cost:
+    """Estimate what the stages to do will take.
+
+    Seconds per unit of work come from this run's own records where a kind of stage has some, otherwise from timing a
+    few steps and forward passes of the very model.
+    """
+    todo, lab = prepared.progress.todo, prepared.lab
+    measured = _rates(prepared.stages, prepared.store)
+    rates = dict(measured)
+    for size in prepared.sweep.sizes():
+        if any(_rate_key(stage) not in measured for stage in todo if size_of(stage.at) == size):
+            found = _calibrated(lab.sized(size), prepared.lanes, prepared.sweep.retrain)
+            rates = {(kind, *size.values()): rate for kind, rate in found.items()} | rates
+    seconds = sum(work * rates[key] for key, work in _work(todo))
+    source = "measured in this run" if rates == measured else "calibrated on this machine"
+    return Cost(seconds, disk(todo, lab), memory(prepared), source)
+
+
+def memory(prepared: Prepared) -> int:
+    """Bytes that one worker will hold: itself, the data, a fleet in training or a network in measurement."""
+    lab, sweep = prepared.lab, prepared.sweep
+    splits = (lab.data.train, lab.data.val, lab.data.test)
+    data = 2 * sum(split.inputs.nbytes + split.targets.nbytes for split in splits)  # as loaded, and as trained on
+    recipes = {"train": [sweep.dense_recipe(each) for each in sweep.temperatures()], "retrain": [sweep.retrain]}
+    fleets = [
+        bytes_per_network(lab.sized(size), max(each, key=lambda recipe: recipe.batch_size)) * prepared.lanes[kind]
+        for kind, each in recipes.items()
+        for size in sweep.sizes()
+    ]
+    return PROCESS + data + max([*fleets, *(_measuring(sweep, lab.sized(size)) for size in sweep.sizes())])
+
+
+def _measuring(sweep: Sweep, lab: Lab) -> int:
+    """Bytes of the largest graph that a metric holds."""
+    images, few = len(lab.data.train.targets), 16
+    graphs = []
+    for name in sweep.measure.metrics:
+        metric: Metric = load(METRICS, name, "metric")
+        if metric.graph is not None:
+            graphs.append(metric.graph(metric.options(**sweep.measure.options(metric.table)), images))
+    if not graphs:
+        return 0
+    inputs, targets = lab.data.train.inputs[:few], lab.data.train.targets[:few]
+    with one_thread():
+        model, loss_fn = lab.new_model(seed=0), sweep.retrain.loss_fn
+        return max(bytes_in_measuring(model, inputs, targets, *each, loss_fn) for each in graphs)
+
+
+def disk(todo: Iterable[Stage], lab: Lab) -> int:
+    """Bytes that the stages will add."""
+    total = 0
+    for key, count in Counter(map(_rate_key, todo)).items():
+        kind, *width = key
+        model = lab.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
+        state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        weights = sum(each.numel() * each.element_size() for each in model.parameters())
+        sizes = {"train": state + weights, "prune": weights // 32, "measure": 0}  # all else keeps a network
+        total += count * (sizes.get(kind, state) + RECORD_BYTES)
+    return total
+
+
+def _rate_key(stage: Stage) -> RateKey:
+    return (stage.kind, *size_of(stage.at).values())
+
+
+def _work(stages: Iterable[Stage]) -> list[tuple[RateKey, float]]:
+    """Work by stage; snapshots of one training count its way only once."""
+    longest: dict[str, Train] = {}
+    rest = []
+    for stage in stages:
+        if isinstance(stage, Train):
+            known = longest.get(stage.training)
+            longest[stage.training] = stage if known is None or stage.epoch > known.epoch else known
+        else:
+            rest.append((_rate_key(stage), stage.work))
+    return [(_rate_key(stage), stage.work) for stage in longest.values()] + rest
+
+
+def _rates(stages: Iterable[Stage], store: Store) -> dict[RateKey, float]:
+    """Seconds per unit of work, by kind and width, from finished stages."""
+    seconds: dict[RateKey, float] = {}
+    done: list[Stage] = []
+    for stage in stages:
+        try:
+            record = store.read(stage.key)
+        except Damaged:
+            continue
+        if record is not None and record["status"] == "ok":
+            seconds[_rate_key(stage)] = seconds.get(_rate_key(stage), 0.0) + record["seconds"]
+            done.append(stage)
+    work: dict[RateKey, float] = {}
+    for key, amount in _work(done):
+        work[key] = work.get(key, 0.0) + amount
+    return {key: seconds[key] / work[key] for key in seconds if work[key]}
+
+
+def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:
+    """Seconds per forward pass of one image, in training and in measuring, of a fresh model on one thread."""
+    plain = recipe.model_copy(update={"sam_rho": 0.0})
+    numerics = lab.spec.numerics
+    # A step is about three forward passes.
+    dense, other = Choice(numerics.dense, lanes["train"]), Choice(numerics.engine, lanes["retrain"])
+    rates = {choice: seconds_per_image(lab, choice, plain) / 3 for choice in {dense, other}}
+    with one_thread():
+        model = lab.new_model(seed=0)
+        inputs = lab.data.train.inputs[: images_at_once(lab.data.train.inputs)]
+        with evaluating(model):
+            forward = _seconds(lambda: model(inputs), 3) / len(inputs)
+    trained = {"train": rates[dense], "discover": rates[dense], "retrain": rates[other]}
+    return {**trained, "given": forward, "prune": forward, "measure": forward}
+
+
+def _seconds(work: object, times: int) -> float:
+    """The shortest of a few timings, after one that does not count."""
+    assert callable(work)
+    found = []
+    for _ in range(times + 1):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return min(found[1:])

@@ -1,0 +1,195 @@
+"""Discover structures as a file asks: one training for each pressure and seed, each resumed where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regimes.config.discovery import Pressure
+from regimes.config.discovery_file import Wanted
+from regimes.config.keys import SCHEMA, digest, seed_of
+from regimes.discovery.api import Discovery, Saved, epochs, found
+from regimes.discovery.gate_estimators import ESTIMATORS
+from regimes.discovery.gated_training import Row, Search
+from regimes.discovery.save_network import PLAN, WEIGHTS, save
+from regimes.errors import RunFailed, UserError
+from regimes.experiment.atomic_files import Damaged, Record, read_checked, replace, write_checked
+from regimes.experiment.context import Lab, LabSpec, numerics_of, one_thread
+from regimes.landscape.error import mean_error
+from regimes.registry import source_id
+
+RECORD, PROGRESS = "discovery.json", "progress"
+EVERY = 10.0  # seconds of training between two notes of progress
+IMAGES, PASSES = 256, 20  # by which the time of inference is taken
+
+Watch = Callable[["Task", Row], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a `Wanted`.
+
+    Attributes:
+        wanted: what is asked.
+        pressure: of this training.
+        seed: of this training.
+        folder: of its files.
+    """
+
+    wanted: Wanted
+    pressure: Pressure
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """For people: the pressure and the seed."""
+        return f"nu {self.pressure.nu:g}, seed {self.seed}"
+
+
+def tasks(wanted: Wanted, out: Path) -> list[Task]:
+    """All trainings, seed by seed."""
+    return [
+        Task(wanted, pressure, seed, out / f"nu-{pressure.nu:.12g}-seed-{seed}")
+        for seed in range(wanted.seeds)
+        for pressure in wanted.pressures
+    ]
+
+
+def lab_of(wanted: Wanted, device: str, folder: Path) -> Lab:
+    """Data, model and device; checks that the model fits the data."""
+    numerics = numerics_of(device, "eager", "eager")
+    lab = Lab(LabSpec(wanted.data, wanted.model, device, numerics, str(folder)))
+    lab.check_model()
+    return lab
+
+
+def run_task(task: Task, lab: Lab, watch: Watch | None = None) -> Record:
+    """Do one training, or what is left of it; returns its record, which stands in its folder beside the network.
+
+    Raises:
+        UserError: the folder holds another discovery; see `regimes.discover` for the rest.
+        RunFailed: its loss was not finite.
+    """
+    key = digest(_describe(task, lab))
+    done = _read(task.folder / RECORD)
+    if done is not None:
+        if done["key"] != key:
+            raise UserError(f"{task.folder}: holds another discovery; take another --out, or remove it")
+        if all((task.folder / name).exists() for name in (WEIGHTS, PLAN)):
+            return done
+    model = lab.new_model(seed_of("init", task.seed))
+    with one_thread():
+        search = Search(model, lab.data, task.wanted.recipe, task.pressure, ("dense", task.seed))
+        last = time.monotonic()
+        for saved in epochs(search, _load_progress(task.folder, key)):
+            if watch is not None:
+                watch(task, search.history[-1])
+            if time.monotonic() - last > EVERY:
+                _keep_progress(task.folder, key, saved)
+                last = time.monotonic()
+        return _finish(task, lab, search, key)
+
+
+def _finish(task: Task, lab: Lab, search: Search, key: str) -> Record:
+    if search.diverged:
+        raise RunFailed(f"{task.name}: {search.message}")
+    discovery = found(search)
+    save(discovery.model, search.anatomy, lab.data.train.inputs, task.folder)
+    record = record_of(discovery, lab, task.wanted.recipe.loss_fn)
+    record |= {"key": key, "nu": task.pressure.nu, "seed": task.seed, "pressure": task.pressure.model_dump()}
+    record["layers"] = [group.name for group in search.full_anatomy.groups]  # from input to output, for pictures
+    write_checked(task.folder / RECORD, record)
+    for leftover in task.folder.glob(f"{PROGRESS}.*"):
+        leftover.unlink()
+    return record
+
+
+def record_of(discovery: Discovery, lab: Lab, loss_fn: Callable[..., Any]) -> Record:
+    """What there is to know of a discovery, as plain data; errors are those of the network as it is saved."""
+    model = discovery.model
+    return {
+        "val_error": mean_error(model, lab.data.val, loss_fn),
+        "test_error": mean_error(model, lab.data.test, loss_fn),
+        "macs": discovery.macs,
+        "params": discovery.params,
+        "full_macs": discovery.full_macs,
+        "full_params": discovery.full_params,
+        "widths": {name: list(pair) for name, pair in discovery.widths.items()},
+        "blocks": discovery.blocks,
+        "message": discovery.message,
+        "train_seconds": discovery.seconds,
+        "inference_seconds": inference_seconds(model, lab.data.test.inputs),
+        "numerics": str(lab.spec.numerics),
+        "history": discovery.history,
+    }
+
+
+def inference_seconds(model: nn.Module, inputs: Tensor) -> float:
+    """Seconds a thousand inputs take in eval mode, in batches of 256: the median of some passes, one to warm up."""
+    batch = inputs[:IMAGES]
+    training = model.training
+    model.eval()
+    found = []
+    with one_thread(), torch.no_grad():
+        for _ in range(PASSES + 1):
+            started = time.perf_counter()
+            model(batch)
+            if batch.is_cuda:
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - started)
+    model.train(training)
+    return 1000 * sorted(found[1:])[PASSES // 2] / len(batch)
+
+
+def _describe(task: Task, lab: Lab) -> dict[str, Any]:
+    return {
+        **lab.identity,
+        "schema": SCHEMA,
+        "stage": "discover",
+        "recipe": task.wanted.recipe.science(),
+        "pressure": task.pressure.model_dump(),
+        "estimator": source_id(ESTIMATORS, task.pressure.estimator, "estimator"),
+        "seed": task.seed,
+        "numerics": lab.spec.numerics.id,
+    }
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        return read_checked(path)
+    except Damaged:
+        return None  # it is made again
+
+
+def _keep_progress(folder: Path, key: str, saved: Saved) -> None:
+    """The tensors first, under a name of their own: a note that is there has its tensors."""
+    from safetensors.torch import save as packed
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = folder / f"{PROGRESS}.{saved.epoch}.safetensors"
+    replace(tensors, packed({name: each.contiguous() for name, each in saved.tensors.items()}))
+    write_checked(folder / f"{PROGRESS}.json", {"key": key, "epoch": saved.epoch, "facts": saved.facts})
+    for old in folder.glob(f"{PROGRESS}.*.safetensors"):
+        if old != tensors:
+            old.unlink()
+
+
+def _load_progress(folder: Path, key: str) -> Saved | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    note = _read(folder / f"{PROGRESS}.json")
+    if note is None or note["key"] != key:
+        return None
+    try:
+        tensors = load((folder / f"{PROGRESS}.{note['epoch']}.safetensors").read_bytes())
+    except (OSError, ValueError, SafetensorError):
+        return None  # truncated, or gone: from the start
+    return Saved(note["epoch"], tensors, note["facts"])

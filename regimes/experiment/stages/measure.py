@@ -1,0 +1,122 @@
+"""Stage 4: measure the loss landscape of one retrained network, or between two copies of one pruned network."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from regimes.config.keys import SCHEMA, digest
+from regimes.experiment.context import Lab, masked
+from regimes.experiment.stages.retrain import Retrain
+from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, is_diverged, record_of, value
+from regimes.experiment.store import Store
+from regimes.landscape import METRICS
+from regimes.landscape.estimate import Estimate, Unsure
+from regimes.landscape.metric import Metric, Probe, Trained
+from regimes.registry import load, source_id
+from regimes.training.batches import generator_of
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric of one retrained network or one pair.
+
+    Attributes:
+        name: of the metric, or its import path.
+        options: given in the sweep file, for the metric's table.
+        subjects: one retrained copy, or two of one pruned network.
+        pair: the pair's number within its dense seed; None for a single network.
+    """
+
+    name: str
+    options: dict[str, Any]
+    subjects: tuple[Retrain, ...]
+    pair: int | None
+
+    kind = "measure"
+    aside = False
+
+    @property
+    def metric(self) -> Metric:
+        """The metric itself."""
+        metric: Metric = load(METRICS, self.name, "metric")
+        return metric
+
+    @property
+    def resolved(self) -> Any:
+        """The options with all defaults filled in."""
+        return self.metric.options(**self.options)
+
+    @cached_property
+    def key(self) -> str:
+        """The metric with all its options, and the keys of the networks."""
+        return digest(self.describe())
+
+    @property
+    def needs(self) -> tuple[Any, ...]:
+        """The networks and the mask they share."""
+        return (*self.subjects, self.subjects[0].pruned)
+
+    @property
+    def at(self) -> Coordinates:
+        """The pruned network's place and the retrain seed, or the pair."""
+        if self.pair is None:
+            return self.subjects[0].at
+        return {**self.subjects[0].pruned.at, "pair": self.pair}
+
+    @property
+    def work(self) -> float:
+        """What the metric says of itself."""
+        return self.metric.work(self.resolved, self.subjects[0].pruned.dense.images[0])
+
+    def describe(self) -> dict[str, Any]:
+        """All that the key rests on."""
+        return {
+            "schema": SCHEMA,
+            "stage": "measure",
+            "metric": [self.name, source_id(METRICS, self.name, "metric")],
+            "options": dataclasses.asdict(self.resolved),
+            "subjects": [subject.key for subject in self.subjects],
+        }
+
+
+def measure(fleet: Sequence[Measure], lab: Lab, store: Store, report: Report) -> None:
+    """Measure one after another; networks that several metrics share are loaded once."""
+    networks: dict[str, Trained] = {}
+    for stage in fleet:
+        started = time.perf_counter()
+        with attempt([stage], store, report) as done:
+            loss = stage.subjects[0].recipe.loss
+            variables = {name: lab.unit(each, loss) for name, each in stage.metric.variables.items()}
+            if any(is_diverged(subject, store) for subject in stage.subjects):
+                nothing = Estimate(float("nan"), float("nan"), 0)
+                values = {name: value(nothing, variable) for name, variable in variables.items()}
+                store.write(stage.key, {**record_of(stage, lab, started, values), "status": "diverged"})
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", Unsure)  # the standard error stands in the record
+                    measured = stage.metric.measure(
+                        [_network(subject, lab, store, networks) for subject in stage.subjects],
+                        _probe(stage, lab),
+                        stage.resolved,
+                    )
+                values = {name: value(each, variables[name]) for name, each in measured.items()}
+                store.write(stage.key, record_of(stage, lab, started, values))
+            done(Outcome(stage.key))
+
+
+def _probe(stage: Measure, lab: Lab) -> Probe:
+    seeds = [stage.subjects[0].pruned.dense.seed, *(subject.seed for subject in stage.subjects)]
+    return Probe(lab.data, stage.subjects[0].recipe.loss_fn, generator_of("probe", *seeds))
+
+
+def _network(subject: Retrain, lab: Lab, store: Store, networks: dict[str, Trained]) -> Trained:
+    if subject.key not in networks:
+        model = lab.model_with(store.weights(subject.key)).eval()
+        networks[subject.key] = Trained(model, masked(lab, store, subject.pruned.key, model))
+    return networks[subject.key]

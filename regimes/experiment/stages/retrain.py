@@ -1,0 +1,136 @@
+"""Stage 3: retrain a pruned network from its surviving weights; copies differ in data order and augmentation only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from regimes.config.keys import SCHEMA, digest, seed_of
+from regimes.config.recipe import Recipe
+from regimes.experiment.context import Lab, masked
+from regimes.experiment.stages.discover import Discover
+from regimes.experiment.stages.pretrained import Given
+from regimes.experiment.stages.prune import Prune, Retrained
+from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, in_halves, is_diverged, record_of
+from regimes.experiment.stages.train import Train, last_epochs, training_work
+from regimes.experiment.store import Store
+from regimes.training import train as training
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """One retrained copy of a pruned network.
+
+    Attributes:
+        pruned: the mask (or the smaller network), and through it the dense network.
+        recipe: the same in every cell, whatever the temperature.
+        seed: the retrain seed; in a round on the way, which all copies share, the round's number.
+    """
+
+    pruned: Prune | Discover
+    recipe: Recipe
+    seed: int
+
+    kind = "retrain"
+
+    @property
+    def aside(self) -> bool:
+        """Whether this is a round on the way, of which the map shows nothing."""
+        return self.pruned.aside
+
+    @cached_property
+    def key(self) -> str:
+        """The pruned network's key, the recipe and the seed."""
+        return digest(self.describe())
+
+    @property
+    def needs(self) -> tuple[Any, ...]:
+        """The network that was pruned, or what it is rewound to, and its mask."""
+        return (*((start,) if (start := self.start) is not None else ()), self.pruned)
+
+    @property
+    def start(self) -> Train | Given | Retrained | None:
+        """The network whose weights are retrained; None: those of a smaller network, or initial ones."""
+        load = self.pruned.load
+        if load.structured or load.rewind == 0:
+            return None
+        return self.pruned.rewound or self.pruned.after or self.pruned.dense
+
+    @property
+    def at(self) -> Coordinates:
+        """The pruned network's place, and the retrain seed."""
+        return self.pruned.at if self.aside else {**self.pruned.at, "retrain_seed": self.seed}
+
+    @property
+    def work(self) -> float:
+        """The whole recipe; only the last epochs are evaluated."""
+        return training_work(self.recipe, self.pruned.dense.images, evaluated=self.recipe.last)
+
+    def describe(self) -> dict[str, Any]:
+        """All that the key rests on."""
+        recipe = self.recipe.science()
+        described = {
+            "schema": SCHEMA,
+            "stage": "retrain",
+            "pruned": self.pruned.key,
+            "recipe": recipe,
+            "seed": self.seed,
+        }
+        described |= {"round": True} if self.aside else {}  # its random numbers are its own
+        rewind = self.pruned.load.rewind
+        return described if rewind is None else {**described, "rewind": rewind}
+
+
+def retrain(fleet: Sequence[Retrain], lab: Lab, store: Store, report: Report) -> None:
+    """Retrain the copies of a fleet together; one whose dense network diverged is not trained at all."""
+    sound = []
+    for stage in fleet:
+        started = time.perf_counter()
+        with attempt([stage], store, report) as done:
+            if is_diverged(stage.pruned, store):
+                _keep(stage, training.Snapshot(0, {}, {}, diverged=True), lab, store, started)
+                done(Outcome(stage.key))
+            else:
+                sound.append(stage)
+    in_halves(
+        sound, lambda stage: [stage], lambda stages, done: _retrain_together(stages, lab, store, done), store, report
+    )
+
+
+def _retrain_together(stages: Sequence[Retrain], lab: Lab, store: Store, done: Report) -> None:
+    if not stages:
+        return
+    started = time.perf_counter()
+    lanes = [_lane(stage, lab, store) for stage in stages]
+    epochs = [stages[0].recipe.epochs]
+    numerics = lab.spec.numerics
+    trained = training.train_fleet(
+        lanes, lab.data, epochs, numerics.engine, evaluate_all=False, precision=numerics.precision
+    )
+    for number, snapshot in trained:
+        _keep(stages[number], snapshot, lab, store, started, share=len(stages))
+        done(Outcome(stages[number].key))
+
+
+def _lane(stage: Retrain, lab: Lab, store: Store) -> training.Lane:
+    if stage.start is not None:
+        model = lab.model_with(store.weights(stage.start.key))
+    elif stage.pruned.load.structured:
+        model = lab.model_with(store.weights(stage.pruned.key))
+    else:
+        model = lab.new_model(seed_of("init", stage.pruned.dense.seed))
+    mask = masked(lab, store, stage.pruned.key, model)
+    role = ("round" if stage.aside else "retrain", stage.pruned.dense.seed, stage.seed)
+    return training.Lane(model, stage.recipe, role, mask)
+
+
+def _keep(stage: Retrain, snapshot: training.Snapshot, lab: Lab, store: Store, started: float, share: int = 1) -> None:
+    values = last_epochs(snapshot.history, stage.recipe, lab, snapshot.diverged)
+    record = record_of(stage, lab, started, values, share=share, history=snapshot.history)
+    if snapshot.diverged:
+        store.write(stage.key, {**record, "status": "diverged"})
+    else:
+        store.write(stage.key, record, snapshot.weights)

@@ -1,0 +1,171 @@
+"""Stage 1: train dense networks; one training per (temperature, seed) serves every snapshot, density and metric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from regimes.config.keys import SCHEMA, digest, seed_of
+from regimes.config.recipe import Recipe
+from regimes.experiment.atomic_files import Damaged
+from regimes.experiment.context import Lab
+from regimes.experiment.stages.stage import Coordinates, Outcome, Report, in_halves, record_of, value
+from regimes.experiment.store import Store
+from regimes.landscape.estimate import Estimate
+from regimes.landscape.metric import Variable
+from regimes.training import train as training
+from regimes.training.schedule import Timeline
+
+VARIABLES = {
+    "test_error": Variable("1", "test error, mean of the last epochs", error=True),
+    "val_error": Variable("1", "validation error, mean of the last epochs", error=True),
+}
+
+
+@dataclass(frozen=True)
+class Train:
+    """A dense network at one temperature, stopped at one epoch.
+
+    Stages that differ only in ``epoch`` are snapshots of one training, whose key is `training`.
+
+    Attributes:
+        identity: data and model; see `Lab.identity`.
+        recipe: of the dense network.
+        seed: the dense seed.
+        at: {knob: value, "dense_seed": seed}.
+        images: (train, val, test) counts, for the estimate of time.
+        aside: whether only its weights are wanted, and the map shows nothing of it.
+    """
+
+    identity: dict[str, Any]
+    recipe: Recipe
+    seed: int
+    at: Coordinates
+    images: tuple[int, int, int]
+    aside: bool = False
+
+    kind = "train"
+    needs = ()
+
+    @cached_property
+    def training(self) -> str:
+        """The key of the whole training, whichever epoch it is stopped at."""
+        return digest(
+            {**self.identity, "schema": SCHEMA, "stage": "train", "recipe": self.recipe.science(), "seed": self.seed}
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch at which the network is taken."""
+        return self.recipe.stop or self.recipe.epochs
+
+    @property
+    def key(self) -> str:
+        """The training and the epoch."""
+        return f"{self.training}-e{self.epoch}"
+
+    @property
+    def work(self) -> float:
+        """Of the whole way from the first step; less where an earlier snapshot is at hand."""
+        return training_work(self.recipe, self.images, evaluated=self.epoch)
+
+    def describe(self) -> dict[str, Any]:
+        """All that the key rests on."""
+        return {**self.identity, "schema": SCHEMA, "recipe": self.recipe.model_dump(), "seed": self.seed}
+
+
+def training_work(recipe: Recipe, images: tuple[int, int, int], evaluated: int) -> float:
+    """Forward passes of one image that a training takes: three per image and step, six with SAM, and evaluation."""
+    timeline = Timeline(recipe, images[0])
+    steps = timeline.last_epoch * timeline.steps_per_epoch
+    return steps * recipe.batch_size * (6 if recipe.sam_rho else 3) + evaluated * (images[1] + images[2])
+
+
+def train(fleet: Sequence[Train], lab: Lab, store: Store, report: Report) -> None:
+    """Train the networks whose snapshots the fleet asks for, each from the nearest snapshot that is already there.
+
+    Those that start at the same epoch and ask for the same ones go together.
+    """
+    trainings: dict[str, dict[int, Train]] = {}
+    for stage in sorted(fleet, key=lambda stage: stage.epoch):
+        trainings.setdefault(stage.training, {})[stage.epoch] = stage
+    starts: dict[tuple[int, ...], list[tuple[dict[int, Train], training.Snapshot | None]]] = {}
+    for stages in trainings.values():
+        nearest = _nearest(next(iter(stages.values())), store)
+        starts.setdefault((nearest.epoch if nearest else 0, *stages), []).append((stages, nearest))
+    for group in starts.values():
+        in_halves(
+            group,
+            lambda member: list(member[0].values()),
+            lambda members, done: _train_together(members, lab, store, done),
+            store,
+            report,
+        )
+
+
+def _train_together(
+    group: Sequence[tuple[dict[int, Train], training.Snapshot | None]], lab: Lab, store: Store, done: Report
+) -> None:
+    if not group:
+        return
+    started = time.perf_counter()
+    lanes = []
+    for stages, nearest in group:
+        first = next(iter(stages.values()))
+        model = lab.new_model(seed_of("init", first.seed))
+        lanes.append(training.Lane(model, first.recipe, ("dense", first.seed), resume=nearest))
+    epochs = list(group[0][0])
+    passed: dict[int, float] = {}
+    numerics = lab.spec.numerics
+    trained = training.train_fleet(lanes, lab.data, epochs, numerics.dense, precision=numerics.precision)
+    for lane, snapshot in trained:
+        stage = group[lane][0][snapshot.epoch]
+        values = last_epochs(snapshot.history, stage.recipe, lab, snapshot.diverged)
+        since = max((at for epoch, at in passed.items() if epoch < snapshot.epoch), default=started)
+        record = record_of(stage, lab, since, values, share=len(lanes), history=snapshot.history)
+        if snapshot.diverged:
+            store.write(stage.key, {**record, "status": "diverged"})
+        else:
+            momentum = {f"momentum/{name}": buffer for name, buffer in snapshot.momentum.items()}
+            store.write(stage.key, record, {**snapshot.weights, **momentum})
+        passed[snapshot.epoch] = time.perf_counter()
+        done(Outcome(stage.key))
+
+
+def last_epochs(history: Sequence[training.Row], recipe: Recipe, lab: Lab, diverged: bool) -> dict[str, Any]:
+    """Mean test and validation error of the last epochs, with the standard error that the images give a fraction."""
+    last, loss = recipe.last, recipe.loss
+    values = {}
+    for name, variable in VARIABLES.items():
+        split = getattr(lab.loaded, name.removesuffix("_error"))
+        errors = [row[name] for row in history[-last:] if name in row]
+        if diverged or not errors:
+            estimate = Estimate(float("nan"), float("nan"), 0)
+        else:
+            mean = sum(errors) / len(errors)
+            images = len(split.targets)
+            stderr = float("nan") if lab.loaded.regression else (mean * (1 - mean) / images) ** 0.5
+            estimate = Estimate(mean, stderr, images)
+        values[name] = value(estimate, lab.unit(variable, loss))
+    return values
+
+
+def _nearest(first: Train, store: Store) -> training.Snapshot | None:
+    """The latest sound snapshot of this training before the first epoch asked for."""
+    found = (store.folder / "records" / first.key[:2]).glob(f"{first.training}-e*.json")
+    numbers = (path.stem.rpartition("-e")[2] for path in found)
+    epochs = sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+    for epoch in (each for each in epochs if each < first.epoch):
+        key = f"{first.training}-e{epoch}"
+        try:
+            record, tensors = store.read(key), store.weights(key)
+        except Damaged:
+            continue
+        if record is not None:
+            momentum = {n.removeprefix("momentum/"): t for n, t in tensors.items() if n.startswith("momentum/")}
+            weights = {n: t for n, t in tensors.items() if not n.startswith("momentum/")}
+            return training.Snapshot(epoch, weights, momentum, record["history"])
+    return None

@@ -1,0 +1,62 @@
+"""Picture of a search: the best full network so far against the seconds spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from regimes.plots.draw_map import STEADY, save
+
+
+def draw_search(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw a search's best value against seconds into its folder."""
+    with mpl.rc_context(STEADY):
+        return save(best_so_far(result), folder / "search", ("png", "svg"))
+
+
+def judged_by(value: str) -> str:
+    """Label of an axis of what trials are judged by."""
+    unit = "share wrong" if value == "error" else "nat"
+    return f"validation {'error' if value == 'error' else 'loss'} of the full network ({unit})"
+
+
+def plainly_logarithmic(axis: Axis) -> None:
+    """A logarithmic axis with its numbers written out."""
+    across = axis is axis.axes.xaxis
+    (axis.axes.set_xscale if across else axis.axes.set_yscale)("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_tick_params(which="both", labelsize=8)
+
+
+def best_so_far(result: Mapping[str, Any]) -> Figure:
+    """Steps down; what was spent before the first trial (the map, the proxies) is shaded."""
+    facts = result["savings"]
+    curve = facts["curve"]
+    before = facts["map_seconds"] + facts["proxy_seconds"]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    seconds, values = [each["seconds"] for each in curve], [each["value"] for each in curve]
+    axes.step(seconds, values, where="post", color="#0072B2")
+    axes.plot(seconds[:-1], values[:-1], "o", color="#0072B2", markersize=4)
+    if before:
+        what = "map and proxies" if facts["map_seconds"] else "finding proxies"
+        axes.axvspan(0, before, color="0.9", label=f"{what}: {before:.0f} s")
+        figure.legend(loc="outside lower right", fontsize=8, frameon=False)
+    axes.set_xlim(left=0)
+    if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
+        plainly_logarithmic(axes.yaxis)
+    axes.set_xlabel("seconds of training, all workers")
+    axes.set_ylabel(judged_by(result["value"]))
+    title = f"{result['name']}: best so far"
+    if facts["baseline_seconds"]:
+        share = facts["seconds"] / facts["baseline_seconds"]
+        title += f", {facts['n']} trials in {share:.0%} of the time of as many full trainings"
+    axes.set_title(title, fontsize=10)
+    return figure

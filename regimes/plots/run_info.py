@@ -1,0 +1,50 @@
+"""Facts about a run for its report: what was asked, on what it ran, how long it took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from regimes.experiment.atomic_files import Damaged
+from regimes.experiment.store import open_store
+from regimes.regime_map import ROUNDS
+
+
+def run_facts(run: str | Path) -> dict[str, Any]:
+    """Return what a run's own files tell.
+
+    Keys: ``name``, ``sweep`` (resolved), ``numerics``, ``processor``, ``cores``, ``versions``, ``python``, ``system``;
+    ``stages`` {kind: [count, hours of one core]}, ``wall_hours`` over all invocations.
+    """
+    store = open_store(run)
+    head, layout = store.head or {}, store.layout
+    stages: dict[str, list[float]] = {}
+    for stage in layout["stages"]:
+        try:
+            record = store.read(stage["key"])
+        except Damaged:
+            continue
+        if record is not None:
+            entry = stages.setdefault(stage["kind"], [0, 0.0])
+            entry[0] += 1
+            entry[1] += record["seconds"] / 3600
+    log = store.folder / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    wall = sum(_seconds(line) for line in lines) / 3600
+    about = {
+        "name": layout["name"],
+        "sweep": layout["sweep"],
+        "file": layout["origin"]["file"] + (" --adaptive" if (store.folder / ROUNDS).exists() else ""),
+        "folder": str(run),
+        "stages": stages,
+        "wall_hours": wall,
+    }
+    return {**head, **about}
+
+
+def _seconds(line: str) -> float:
+    try:
+        return float(json.loads(line)["seconds"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0  # a line cut short by a kill

@@ -1,0 +1,8 @@
+"""Tabular benchmark of hyperparameter searches: do searches on proxies pay?
+
+Settings are trained once and recorded as a table; every search method is then replayed on the table and scored.
+
+``fidelities`` (what is trained) -> ``record`` -> ``table`` -> ``replay_trainer``, ``pool_sampler``, ``methods`` ->
+``scores``, ``ranking_quality``, ``fidelity_by_regime`` -> ``tables``, ``figures``; ``live_check`` trains some of the
+searches for comparison.
+"""

@@ -1,0 +1,96 @@
+"""What a replay shows: what is held against seconds, and how well each cheap training ranks for what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from regimes.plots.hpo_plots import plainly_logarithmic
+from regimes.research.hpo_benchmark.methods import BASE, OURS
+from regimes.research.hpo_benchmark.ranking_quality import Fidelity
+from regimes.research.hpo_benchmark.run_method import Found
+from regimes.research.hpo_benchmark.scores import Numbers, incumbents
+
+SHOWN = {  # arm: colour, line
+    BASE: ("#000000", "-"),
+    "TPE + halving": ("#0072B2", "--"),
+    "TPE + median": ("#56B4E9", ":"),
+    "the paper's recipe": ("#CC79A7", ":"),
+    "ours, no proxy": ("#009E73", "-."),
+    "ours, with the map": ("#E69F00", "--"),
+    OURS.name: ("#D55E00", "-"),
+}
+POINTS = 200  # of a curve
+
+
+def curves(found: Mapping[str, Sequence[Found]], tested: Sequence[Numbers], target: float) -> Figure:
+    """Expected test error of what is held, the mean over searches, from when all of them hold something."""
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    latest = max(each.seconds for name in SHOWN for each in found.get(name, ()))
+    for name, (colour, style) in SHOWN.items():
+        if name not in found:
+            continue
+        seconds = np.geomspace(10, latest, POINTS)
+        held = np.array([_held(each, errors, seconds) for each, errors in zip(found[name], tested, strict=True)])
+        held = held.mean(axis=0)
+        mean = np.where(np.isfinite(held), held, np.nan)
+        axes.plot(seconds, 100 * mean, style, color=colour, label=name, linewidth=1.6)
+    axes.axhline(100 * target, color="#999999", linewidth=0.8)
+    above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
+    axes.annotate("target", (latest, 100 * target), color="#666666", fontsize=8, **above)
+    plainly_logarithmic(axes.yaxis)
+    _logarithmic(axes)
+    axes.set_xlabel("seconds of the search, one core, everything counted")
+    axes.set_ylabel("expected test error of what is held (%)")
+    axes.set_title("Best so far, mean of the replayed searches", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _held(found: Found, tested: Numbers, seconds: Numbers) -> Numbers:
+    """Expected test error of what is held at each of some times; infinite before there is anything."""
+    held = np.full(len(seconds), math.inf)
+    for time, setting in incumbents(found):
+        held[seconds >= time] = tested[setting]
+    return held
+
+
+def fidelities(ranks: Sequence[Fidelity]) -> Figure:
+    """Kendall's tau with intervals, a row a course, the dearest on top; the band is another seed of the full one."""
+    full, *rest = ranks
+    rest = sorted(rest, key=lambda one: one.cost)
+    figure = Figure(figsize=(6.8, 1.2 + 0.24 * len(rest)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(full.tau.low, full.tau.high, color="#DDDDDD", zorder=0)
+    again: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "#555555", "rotation": 90}
+    axes.text(full.tau.value, 0, "another seed of the full network", **again)
+    for place, each in enumerate(rest):
+        off = [[each.tau.value - each.tau.low], [each.tau.high - each.tau.value]]
+        axes.errorbar(each.tau.value, place, xerr=off, fmt="o", color=_colour(each.name), markersize=5, capsize=2)
+    axes.set_yticks(range(len(rest)), [f"{each.name}: {each.cost:.2f}" for each in rest], fontsize=8)
+    for label, each in zip(axes.get_yticklabels(), rest, strict=True):
+        label.set_color(_colour(each.name))
+    axes.set_xlabel("Kendall's tau with the full network")
+    axes.set_ylabel("what is trained: seconds, as a share of a full training")
+    axes.set_title("How settings are ranked by something cheaper", fontsize=10)
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Across, with numbers at powers of ten alone."""
+    plainly_logarithmic(axes.xaxis)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _colour(name: str) -> str:
+    """Narrowed networks, other proxies, what trains the full network less."""
+    if name.startswith("narrowed"):
+        return "#D55E00"
+    return "#000000" if name.startswith("full") or "images" in name else "#0072B2"

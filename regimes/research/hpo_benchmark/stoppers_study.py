@@ -1,0 +1,138 @@
+"""How trials climb: every stock stopper on the same trials, and a search with a map beside one without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial, TrialState
+
+from regimes.config.hpo import Hpo
+from regimes.config.hpo_file import read_hpo
+from regimes.hpo import STOPPERS
+from regimes.hpo.optimize_loop import Limits, climb_of, work
+from regimes.hpo.plan import lab_of, plan
+from regimes.hpo.savings import in_words, rows_of, stopped_at
+from regimes.hpo.search import Asked, search
+from regimes.hpo.stoppers import FACTOR
+from regimes.plots.hpo_plots import judged_by, plainly_logarithmic
+from regimes.plots.text_table import Sheet
+from regimes.registry import load
+from regimes.research.page import Page, Say
+
+FILE = "sweeps/digits-hpo.toml"
+DENSITY = 0.06  # of the rung, where no map is asked
+TITLE = "Proxy HPO: stoppers on the ladder, a search with a map and one without"
+WORDS = [
+    f"`{FILE}`: hyperparameters of PreResNet-14 (width 16) on handwritten digits - learning rate, weight decay, batch "
+    "size, SAM rho, label smoothing -, tried on a narrow proxy and on the full network, each reported at a tenth of "
+    "its epochs and at its end. A step is the cost so far in measured seconds, the first report's is 1.",
+    "Stoppers: every trial climbs, the same random ones for each stopper, asked for in one batch; a training that "
+    "several stoppers let through is done once and counted for each. `none` is every trial on the proxy and in full.",
+    "Searches: `regimes hpo`, TPE, proxies halved and the best five in full. Without a map the rung is given by hand; "
+    "with one it is what the map trusts, and making the map counts; where it trusts none, the full network is halved. "
+    "One study of each kind: what they differ by is not told from chance.",
+]
+
+C = (
+    "c: mean seconds of a whole training there, as a share of what a full one takes on the mean of all trials asked "
+    "for; fleets of survivors are small, and promoted trials may have smaller batches than the others"
+)
+
+
+def study(out: Path, runs: Path, say: Say) -> Page:
+    """Train the trials once, put them before every stopper; then search with a map and without."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    asked = read_hpo(FILE)
+    by_hand = read_hpo(FILE, [f"ladder.densities=[{DENSITY}]"])
+    sheet = _stoppers(by_hand, runs / "stoppers", say)
+    found = {}
+    for name, spec in (("without a map", by_hand), ("with a map", asked)):
+        folder = runs / name.replace(" ", "-")
+        found[name] = search(spec, Asked(folder), say)
+        say(f"{name}: done")
+    return Page("stoppers", TITLE, WORDS, [sheet, _searches(found)], {"best-so-far": curves(found)}, found)
+
+
+def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
+    lab = lab_of(spec, "cpu", folder)
+    whole = plan(spec, lab, None)
+    steps = [each.step for each in whole.ladder.stretches]
+    rows, facts = [["stopper", *(f"stopped at step {step}" for step in steps[:-1]), "in full", "seconds", "best"]], []
+    ranks: dict[int, int] = {}
+    for name in ("none", *(each for each in STOPPERS if each != "none")):
+        made = optuna.create_study(
+            sampler=optuna.samplers.RandomSampler(seed=0), pruner=load(STOPPERS, name, "stopper")(steps)
+        )
+        work(made, climb_of(whole, lab, folder), spec.batch, Limits(spec.trials))
+        ranks = ranks or _ranks(made)
+        facts.append({"stopper": name, **_outcome(made), "rank": ranks[made.best_trial.number]})
+        rows.append(_row(facts[-1], steps, facts[0]["seconds"]))
+        say(f"stopper {name}: done")
+    densities = ", ".join(f"{rung.density:g}" for rung in whole.ladder.rungs)
+    costs = ", ".join(f"{cost:.2f}" for cost in whole.ladder.costs)
+    notes = [
+        f"{spec.trials} trials in a batch of {spec.batch}; densities {densities}, measured costs {costs}; one process, "
+        "one core",
+        "best: validation value of the best trial in full, and its rank among all trials in full; halving and "
+        f"hyperband keep one of {FACTOR}, median and percentile act from four finished trials on",
+    ]
+    return Sheet("Every stock stopper, the same trials", rows, notes, facts)
+
+
+def _outcome(study: optuna.Study) -> dict[str, Any]:
+    return {
+        "stopped": stopped_at(study),
+        "finished": len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))),
+        "seconds": sum(row["seconds"] for each in study.trials for row in rows_of(each)),
+        "best": study.best_value,
+    }
+
+
+def _ranks(study: optuna.Study) -> dict[int, int]:
+    """{trial: its rank among all in full}, 1 the best."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {each.number: rank for rank, each in enumerate(sorted(done, key=_value), 1)}
+
+
+def _row(found: Mapping[str, Any], steps: list[int], whole: float) -> list[str]:
+    stops = [str(found["stopped"].get(step, 0)) for step in steps[:-1]]
+    share = f"{found['seconds']:.0f} ({found['seconds'] / whole:.2f} of none's)"
+    return [found["stopper"], *stops, str(found["finished"]), share, f"{found['best']:.4f} (rank {found['rank']})"]
+
+
+def _value(trial: FrozenTrial) -> float:
+    return math.inf if trial.value is None else trial.value
+
+
+def _searches(found: Mapping[str, dict[str, Any]]) -> Sheet:
+    rows = [["search", "what was spent and saved", "test error of the winner, fresh seeds", "to deploy"]]
+    for name, result in found.items():
+        winner, deployed = result["winner"], result["winner"]["deployment"]
+        tested = f"{winner['test_error']:.2%} ± {winner['test_error_sd']:.2%}"
+        density = f"density {deployed['density']:g}" if deployed and deployed["density"] is not None else "-"
+        rows.append([name, "; ".join(in_words(result["savings"])), tested, density])
+    notes = [C, *(note for result in found.values() for note in result["notes"])]
+    return Sheet("A search without a map, and with one", rows, notes, dict(found))
+
+
+def curves(found: Mapping[str, dict[str, Any]]) -> Figure:
+    """Best value of the full network against seconds, a line a search."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, result), colour, style in zip(found.items(), ("#0072B2", "#D55E00"), ("-", "--"), strict=True):
+        curve = result["savings"]["curve"]
+        seconds, values = [each["seconds"] for each in curve], [each["value"] for each in curve]
+        axes.step(seconds, values, style, where="post", color=colour, label=name)
+        axes.plot(seconds[:-1], values[:-1], "o", color=colour, markersize=4)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_xlim(left=0)
+    plainly_logarithmic(axes.yaxis)
+    axes.set_xlabel("seconds, the map and finding proxies included")
+    axes.set_ylabel(judged_by(next(iter(found.values()))["value"]))
+    axes.set_title("Digits: best so far", fontsize=10)
+    return figure

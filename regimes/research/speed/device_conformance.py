@@ -1,0 +1,106 @@
+"""``regimes bench check``: does a device compute what a CPU does? Engines and measures, in float64, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regimes.config.recipe import Recipe
+from regimes.data.dataset import Dataset
+from regimes.data.synthetic import synthetic
+from regimes.experiment.context import in_layout
+from regimes.landscape.cka import cka
+from regimes.landscape.hessian import hessian_top, hessian_trace
+from regimes.landscape.linear_path import linear_connectivity
+from regimes.models.build import build
+from regimes.plots.text_table import Sheet
+from regimes.pruners.prune import prune
+from regimes.research.speed.harness import Arm, Case, Say, run_arms
+from regimes.research.speed.rate_table import Bench
+from regimes.training import ENGINES
+from regimes.training.fleet import Lane
+from regimes.training.train import train_fleet
+
+HERE = "regimes.research.speed.device_conformance"
+CLOSE = 1e-6  # relative difference in float64 that rounding may make over a few steps
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"widths": [16, 16], "batch_norm": True},
+    "preresnet": {"depth": 8, "width": 8},
+}
+
+
+def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+    """Compare and return the sheet; ``rounds`` and ``images`` are not used."""
+    (found,) = run_arms([Arm(f"{device} against a CPU", f"{HERE}:differences")], {"device": device}, 1, say)
+    rows = [["", "relative difference", ""]]
+    for name, difference in found.checks[0].items():
+        rows.append([name, f"{difference:.1e}", "equal" if difference <= CLOSE else "NOT EQUAL"])
+    title = f"{device} against eager training and measures on a CPU, float64"
+    return Bench("check", [Sheet(title, rows, [f"equal: at most {CLOSE:g}"], found.checks[0])])
+
+
+def differences(case: Case) -> dict[str, Any]:
+    """Train and measure the same networks on a CPU, one by one, and on the device by every engine."""
+    if case["device"] != "cpu":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    found: dict[str, float] = {}
+    for name, options in NETWORKS.items():
+        expected = _trained(name, options, "eager", "cpu")
+        for engine in ENGINES:
+            ends = _trained(name, options, engine, case["device"])
+            found[f"{name}, engine {engine}"] = max(
+                _apart(one, other) for one, other in zip(expected, ends, strict=True)
+            )
+        for measure, values in _measures(name, options, "cpu", expected).items():
+            other = _measures(name, options, case["device"], expected)[measure]
+            found[f"{name}, {measure}"] = _apart(values, other)
+    return {"seconds": 1.0, "units": 1, **found}
+
+
+def _data(device: str) -> Dataset:
+    data = synthetic(shape=[1, 8, 8], classes=4, train=160, test=40, spread=2.0)
+    return data.to(torch.device(device), torch.float64, torch.channels_last)
+
+
+def _network(name: str, options: dict[str, Any], seed: int, device: str) -> torch.nn.Module:
+    return in_layout(build(name, options, (1, 8, 8), 4, seed).double().to(device), torch.channels_last)
+
+
+def _trained(name: str, options: dict[str, Any], engine: str, device: str) -> list[Tensor]:
+    """Weights of three pruned networks after two epochs of SAM, each with its own learning rate."""
+    lanes = []
+    for seed in range(3):
+        network = _network(name, options, seed, device)
+        recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.02 * (1 + seed), sam_rho=0.05)
+        lanes.append(Lane(network, recipe, ("check", seed), prune(network, 0.5).to(torch.device(device))))
+    ends = dict(train_fleet(lanes, _data(device), [2], engine))
+    return [torch.cat([each.flatten().double() for each in ends[seed].weights.values()]) for seed in range(3)]
+
+
+def _measures(name: str, options: dict[str, Any], device: str, weights: list[Tensor]) -> dict[str, Tensor]:
+    a, b = (_filled(_network(name, options, seed, device), weights[seed]) for seed in (0, 1))
+    split = _data(device).train
+    line = linear_connectivity(a, b, split)
+    measured: dict[str, Callable[[], float]] = {
+        "CKA": lambda: cka(a, b, split.inputs).value,
+        "Hessian trace": lambda: hessian_trace(a, F.cross_entropy, split, probes=8).value,
+        "Hessian trace, XTrace": lambda: hessian_trace(a, F.cross_entropy, split, rel_stderr=0.1).value,
+        "top eigenvalue": lambda: hessian_top(a, F.cross_entropy, split, tolerance=1e-6).value,
+    }
+    found = {measure: torch.tensor([work()], dtype=torch.float64) for measure, work in measured.items()}
+    return {"error and loss along the line": torch.tensor([*line.error, *line.loss], dtype=torch.float64), **found}
+
+
+def _filled(model: torch.nn.Module, flat: Tensor) -> torch.nn.Module:
+    state = model.state_dict()
+    parts = flat.split([each.numel() for each in state.values()])
+    model.load_state_dict({name: part.view(state[name].shape) for name, part in zip(state, parts, strict=True)})
+    return model
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other.cpu()).norm() / (one.norm() + 1e-300))

@@ -1,0 +1,79 @@
+"""``regimes bench engine``: whole sweeps of small networks, and training of PreResNet-20, against other ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regimes.research.speed.harness import Arm, Say, run_arms
+from regimes.research.speed.rate_table import EVERY_CORE, Bench, Table
+from regimes.research.speed.regimes_arm import workers_of
+
+HERE = "regimes.research.speed"
+NOTES = [
+    EVERY_CORE,
+    "the engine's workers keep freed memory (a setting of glibc's); the reference starts four loader processes a pass",
+]
+SWEEP = {
+    "model": "preresnet14-w8",
+    "epochs": 20,
+    "batch": 64,
+    "augment": False,
+    "densities": [0.05, 0.4],
+    "copies": 3,
+    "pairs": [[0, 1], [0, 2], [1, 2]],
+    "dense_seeds": 12,
+    "hessian_images": 128,
+    "probes": 16,
+    "power_steps": 100,
+}
+
+
+def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+    """Compare and return the tables."""
+    workers = workers_of(device)
+    tables = []
+    if device == "cpu":
+        say("digits sweep: train, prune, retrain three copies, measure (error, LMC, CKA, Hessian trace and top)")
+        arms = [
+            Arm("regimes run", f"{HERE}.regimes_arm:sweep", lean=True),
+            Arm("plain PyTorch, one thread", f"{HERE}.pytorch_arm:sweep"),
+            Arm("reference pipeline, one thread", f"{HERE}.reference_pipeline:sweep"),
+            Arm("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:sweep", threads=0),
+        ]
+        timings = run_arms(arms, SWEEP, rounds, say)
+        tables.append(Table("Digits sweep, cells", "cells/hour", 3600.0, timings, ["test_error", "lmc"], NOTES).sheet())
+    tables.append(_training(device, rounds, images, workers, say).sheet())
+    return Bench("engine", tables)
+
+
+def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> Table:
+    small = device == "cpu"
+    case: dict[str, Any] = {
+        "model": "preresnet20",
+        "epochs": 3 if small else 2,
+        "batch": 128,
+        "augment": True,
+        "count": 5120 if small else 50_000,
+        "images": images,
+        "device": device,
+        "workers": workers,
+    }
+    say(f"PreResNet-20: {case['epochs']} epochs on {case['count']} images of 32x32, batch {case['batch']}")
+    ours = f"{HERE}.regimes_arm:training"
+    graphed = [
+        (f"regimes, {lanes} graphed, {precision}", {"engine": "graphed", "lanes": lanes, "precision": precision})
+        for lanes, precision in ((8, "float32"), (8, "bfloat16"), (16, "bfloat16"))
+    ]
+    arms = [
+        *([] if small else [Arm(name, ours, lean=True, options=options) for name, options in graphed]),
+        Arm("regimes, float32", ours, lean=True),
+        Arm("regimes, bfloat16", ours, lean=True, options={"precision": "bfloat16"}),
+        Arm("plain PyTorch, one thread", f"{HERE}.pytorch_arm:training"),
+        Arm("reference pipeline, one thread", f"{HERE}.reference_pipeline:training"),
+        Arm("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:training", threads=0),
+    ]
+    timings = run_arms(arms, case, rounds, say)
+    (limit,) = run_arms([Arm("limit", f"{HERE}.roofline:measure")], case, 1, say)
+    title, plain = "PreResNet-20 on 32x32, training", 2 if small else 5
+    table = Table(title, "model-epochs/hour", 3600.0, timings, ["test_error"], NOTES, ours=plain)
+    return table.with_limit(limit.checks[0], cores=workers if small else 1)

@@ -1,0 +1,236 @@
+"""``regimes bench hessian``: trace and top eigenvalue to a given accuracy, against PyHessian and curvlinops."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regimes.landscape.hessian import hessian_top, hessian_trace
+from regimes.landscape.hessian_operator import HessianOperator
+from regimes.landscape.pyhessian import reference_top, reference_trace
+from regimes.landscape.trace_estimators import Method, hutchinson
+from regimes.plots.text_table import Sheet
+from regimes.research.speed.harness import Arm, Case, Say, run_arms
+from regimes.research.speed.rate_table import EVERY_CORE, Bench, Table
+from regimes.research.speed.regimes_arm import Ready, in_workers, workers_of
+from regimes.research.speed.workloads import data_of, mean, standing, trained
+
+Once = Callable[[torch.Generator], dict[str, float]]
+HERE = "regimes.research.speed.hessian"
+RELATIVE = 0.03  # standard error of the trace that every arm has to reach
+EXACT = 1e-3  # relative error of the top eigenvalue likewise
+CASES: dict[str, dict[str, Any]] = {
+    "MLP 64-128-128-10 on digits, 1151 images": {
+        "model": "mlp",
+        "epochs": 20,
+        "batch": 64,
+        "hessian_images": 1151,
+        "repeats": 10,
+    },
+    "PreResNet-20 on 32x32, 64 images": {
+        "model": "preresnet20",
+        "epochs": 10,
+        "batch": 128,
+        "hessian_images": 64,
+        "repeats": 1,
+    },
+}
+
+
+def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+    """Compare and return the tables."""
+    sheets: list[Sheet] = []
+    for title, base in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            case = {**base, "folder": folder, "images": images, "device": device, "augment": False, "seeds": [0]}
+            case["workers"] = workers_of(device)
+            case["count"] = 2560 if base["model"] == "preresnet20" else 0
+            say(f"{title}: training a network")
+            run_arms([Arm("network", "regimes.research.speed.workloads:keep_trained", threads=0)], case, 1, say)
+            (scout,) = run_arms([Arm("what accuracy takes", f"{HERE}:scout")], case, 1, say)
+            case |= scout.checks[0]
+            traces = [
+                Arm("regimes, one per core", f"{HERE}:traces"),
+                Arm("regimes, one core", f"{HERE}:trace"),
+                Arm("regimes, one core, XTrace", f"{HERE}:trace", options={"method": "xtrace"}),
+                Arm("PyHessian, probes to equal error", f"{HERE}:trace_pyhessian"),
+                Arm("PyHessian, torch's threads", f"{HERE}:trace_pyhessian", threads=0),
+                Arm("curvlinops, XTrace, as many products as ours", f"{HERE}:trace_curvlinops"),
+            ]
+            timings = run_arms(traces, case, rounds, say)
+            noted = [
+                f"to a standard error of {RELATIVE:.0%}: PyHessian needs {case['probes']} probes for that; "
+                f"products: Hessian-vector products, or gradients where the Hessian is taken apart (regimes)",
+                EVERY_CORE,
+            ]
+            sheets.append(
+                Table(f"Hessian trace: {title}", "traces/hour", 3600.0, timings, ["trace", "products"], noted).sheet()
+            )
+            values = [
+                Arm("regimes (Lanczos), one per core", f"{HERE}:tops"),
+                Arm("regimes, one core", f"{HERE}:top"),
+                Arm("PyHessian, power iteration", f"{HERE}:top_pyhessian"),
+                Arm("PyHessian, torch's threads", f"{HERE}:top_pyhessian", threads=0),
+                Arm("curvlinops, Lanczos of SciPy", f"{HERE}:top_curvlinops"),
+            ]
+            timings = run_arms(values, case, rounds, say)
+            noted = [
+                f"to {EXACT:g} of {case['top']:.6g}; PyHessian's own tolerance has to be {case['tolerance']:g}",
+                EVERY_CORE,
+            ]
+            sheets.append(
+                Table(f"Top eigenvalue: {title}", "values/hour", 3600.0, timings, ["top_error"], noted).sheet()
+            )
+    return Bench("hessian", sheets)
+
+
+def _subject(case: Case) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    split = standing(data_of(case).train, case["hessian_images"])
+    device = case.get("device", "cpu")
+    model = trained(case).eval()
+    few = (split.inputs[:8].to(device), split.targets[:8].to(device))
+    for method in get_args(Method):  # libraries set themselves up on first use
+        hessian_trace(model, F.cross_entropy, few, None, 0.5, max_probes=8, method=method)
+    return model, (split.inputs.to(device), split.targets.to(device))
+
+
+def scout(case: Case) -> dict[str, Any]:
+    """How many Hutchinson probes and which PyHessian tolerance the accuracy takes, and the exact top eigenvalue."""
+    model, data = _subject(case)
+    hessian = HessianOperator(model, F.cross_entropy, data)
+    some = hutchinson(hessian, torch.Generator().manual_seed(99), 30, None, 30)
+    probes = max(2, round(30 * (some.stderr / (RELATIVE * abs(some.value))) ** 2))
+    top = hessian_top(model, F.cross_entropy, data, tolerance=1e-5, max_steps=200).value
+    tolerance = EXACT
+    while abs(_power(model, data, tolerance, torch.Generator().manual_seed(99)) - top) > EXACT * top:
+        tolerance /= 4
+        if tolerance < 1e-7:
+            break
+    return {"seconds": 1.0, "units": 1, "probes": probes, "top": top, "tolerance": tolerance}
+
+
+def _power(model: nn.Module, data: tuple[Tensor, Tensor], tolerance: float, generator: torch.Generator) -> float:
+    """PyHessian's eigenvalue at a tolerance of its own."""
+    return reference_top(model, F.cross_entropy, data, None, tolerance, 1000, generator).value
+
+
+def _repeated(case: Case, ready: Ready, once: Once) -> dict[str, Any]:
+    """Do it some times over, each with a generator of its own; the seconds of all, the means of what was found."""
+    generators = [torch.Generator().manual_seed(100 * case["round"] + each) for each in range(case["repeats"])]
+    ready()
+    started = time.perf_counter()
+    found = [once(generator) for generator in generators]
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "units": len(found),
+        **{name: mean([each[name] for each in found]) for name in found[0]},
+    }
+
+
+def trace(case: Case, ready: Ready = lambda: None) -> dict[str, Any]:
+    """Ours."""
+    model, data = _subject(case)
+    method = case.get("method", "auto")
+
+    def once(generator: torch.Generator) -> dict[str, float]:
+        found = hessian_trace(model, F.cross_entropy, data, None, RELATIVE, generator, method=method, max_probes=4000)
+        return {"trace": found.value, "products": found.samples}
+
+    return _repeated(case, ready, once)
+
+
+def trace_pyhessian(case: Case) -> dict[str, Any]:
+    """PyHessian with the number of probes that the accuracy takes."""
+    model, data = _subject(case)
+
+    def once(generator: torch.Generator) -> dict[str, float]:
+        found = reference_trace(model, F.cross_entropy, data, None, case["probes"], generator)
+        return {"trace": found.value, "products": found.samples}
+
+    return _repeated(case, lambda: None, once)
+
+
+def trace_curvlinops(case: Case) -> dict[str, Any]:
+    """curvlinops' XTrace; it takes a number of products, not an accuracy, so it is told how many ours takes."""
+    from curvlinops import xtrace
+
+    model, data = _subject(case)
+    products = round(trace({**case, "method": "xtrace", "repeats": 1})["products"])
+
+    def once(generator: torch.Generator) -> dict[str, float]:
+        torch.manual_seed(generator.initial_seed())
+        return {"trace": float(xtrace(_theirs(model, data), products)), "products": products}
+
+    return _repeated(case, lambda: None, once)
+
+
+def top(case: Case, ready: Ready = lambda: None) -> dict[str, Any]:
+    """Ours."""
+    model, data = _subject(case)
+
+    def once(generator: torch.Generator) -> dict[str, float]:
+        found = hessian_top(model, F.cross_entropy, data, None, generator, tolerance=EXACT, max_steps=200)
+        return {"top_error": abs(found.value / case["top"] - 1), "products": found.samples}
+
+    return _repeated(case, ready, once)
+
+
+def top_pyhessian(case: Case) -> dict[str, Any]:
+    """PyHessian's power iteration with the tolerance that the accuracy takes."""
+    model, data = _subject(case)
+
+    def once(generator: torch.Generator) -> dict[str, float]:
+        return {"top_error": abs(_power(model, data, case["tolerance"], generator) / case["top"] - 1)}
+
+    return _repeated(case, lambda: None, once)
+
+
+def top_curvlinops(case: Case) -> dict[str, Any]:
+    """curvlinops' operator under SciPy's Lanczos."""
+    from scipy.sparse.linalg import eigsh
+
+    model, data = _subject(case)
+
+    def once(generator: torch.Generator) -> dict[str, float]:
+        start = torch.randn(sum(each.numel() for each in model.parameters()), generator=generator).numpy()
+        operator = _theirs(model, data).to_scipy()
+        (value,) = eigsh(operator, k=1, which="LA", tol=EXACT, v0=start, return_eigenvectors=False)
+        return {"top_error": abs(float(value) / case["top"] - 1)}
+
+    return _repeated(case, lambda: None, once)
+
+
+def traces(case: Case) -> dict[str, Any]:
+    """Ours, on every core."""
+    return in_workers(_trace_of, case, [case["workers"] * case["round"] + each for each in range(case["workers"])])
+
+
+def tops(case: Case) -> dict[str, Any]:
+    """Ours, on every core."""
+    return in_workers(_top_of, case, [case["workers"] * case["round"] + each for each in range(case["workers"])])
+
+
+def _trace_of(case: Case, number: int, ready: Ready) -> dict[str, Any]:
+    return trace({**case, "round": number}, ready)
+
+
+def _top_of(case: Case, number: int, ready: Ready) -> dict[str, Any]:
+    return top({**case, "round": number}, ready)
+
+
+def _theirs(model: nn.Module, data: tuple[Tensor, Tensor]) -> Any:
+    """curvlinops' Hessian."""
+    from curvlinops import HessianLinearOperator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weights = [each for each in model.parameters() if each.requires_grad]
+        return HessianLinearOperator(model, nn.CrossEntropyLoss(), weights, [data], check_deterministic=False)

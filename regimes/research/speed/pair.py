@@ -1,0 +1,50 @@
+"""``regimes bench pair``: linear mode connectivity and CKA of a pair of networks, against other ways."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from regimes.research.speed.engine import NOTES
+from regimes.research.speed.harness import Arm, Say, run_arms
+from regimes.research.speed.rate_table import Bench, Table
+from regimes.research.speed.regimes_arm import workers_of
+
+HERE = "regimes.research.speed"
+CASES: dict[str, dict[str, Any]] = {
+    "digits, PreResNet-14 width 8, 1151 images": {"model": "preresnet14-w8", "epochs": 10, "batch": 64},
+    "32x32, PreResNet-20, {count} images": {"model": "preresnet20", "epochs": 2, "batch": 128},
+}
+
+
+def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+    """Compare and return the tables."""
+    tables = []
+    for title, base in CASES.items():
+        count = (2560 if device == "cpu" else 0) if base["model"] == "preresnet20" else 0
+        title = title.format(count=count or "all")
+        with tempfile.TemporaryDirectory() as folder:
+            case = {**base, "folder": folder, "images": images, "device": device, "workers": workers_of(device)}
+            case |= {"augment": False, "count": count, "seeds": [0, 1]}
+            say(f"{title}: training two copies")
+            run_arms([Arm("networks", f"{HERE}.workloads:keep_trained", threads=0)], case, 1, say)
+            ours = f"{HERE}.regimes_arm:pair"
+            arms = [
+                Arm("regimes", ours, lean=True),
+                Arm(
+                    "regimes, statistics by batch",
+                    f"{HERE}.regimes_arm:pair",
+                    lean=True,
+                    options={"statistics": "batch"},
+                ),
+                Arm("plain PyTorch, one thread", f"{HERE}.pytorch_arm:pair"),
+                Arm("reference pipeline, one thread", f"{HERE}.reference_pipeline:pair"),
+                Arm("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:pair", threads=0),
+            ]
+            timings = run_arms(arms, case, rounds, say)
+        tables.append(
+            Table(
+                f"LMC and CKA of a pair: {title}", "pairs/hour", 3600.0, timings, ["lmc", "cka"], NOTES, ours=2
+            ).sheet()
+        )
+    return Bench("pair", tables)

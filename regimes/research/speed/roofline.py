@@ -1,0 +1,76 @@
+"""What the machine can do at most: its matrix rate and bandwidth as measured here, and what a step asks of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from regimes.research.speed.harness import Case
+from regimes.research.speed.workloads import data_of, fresh
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """FLOP/s of matrix products in float32 and bfloat16, bytes/s of a copy, and one training step's FLOPs and bytes."""
+    device = torch.device(case.get("device", "cpu"))
+    size = 1024 if device.type == "cpu" else 8192
+    rates = {}
+    for name in ("float32", "bfloat16"):
+        a = torch.randn(size, size, device=device).to(getattr(torch, name))
+        rates[name] = 2 * size**3 / _fastest(partial(torch.matmul, a, a), device)
+    block = torch.empty(2**26 if device.type == "cpu" else 2**30, device=device)
+    other = torch.empty_like(block)
+    bandwidth = 2 * block.nbytes / _fastest(lambda: other.copy_(block), device)
+    inputs = data_of(case).train.inputs
+    flops, moved = step(fresh(case, 0), inputs[: case["batch"]].to(device))
+    return {
+        "seconds": 1.0,
+        "units": 1,
+        **{f"flops_per_second_{name}": rate for name, rate in rates.items()},
+        "bytes_per_second": bandwidth,
+        "images_per_epoch": len(inputs) // case["batch"] * case["batch"],
+        "flops_per_image": flops / case["batch"],
+        "bytes_per_image": moved / case["batch"],
+    }
+
+
+def step(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """FLOPs of a training step, and the bytes that its operations read and write when each is done on its own."""
+    targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+        F.cross_entropy(model.train()(inputs), targets).backward()
+    return flops.get_total_flops(), traffic.total
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of the tensors that go into and come out of every operation that makes new memory."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inside = [each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        outside = [each for each in torch.utils._pytree.tree_leaves(out) if isinstance(each, Tensor)]
+        known = {each.untyped_storage().data_ptr() for each in inside}
+        if any(each.untyped_storage().data_ptr() not in known for each in outside):  # not a view
+            self.total += sum(each.nbytes for each in (*inside, *outside))
+        return out
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds, the best of some."""
+    found = []
+    for _ in range(8):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - started)
+    return min(found[1:])

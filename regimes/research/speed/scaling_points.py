@@ -1,0 +1,197 @@
+"""What ``regimes bench growth`` measures, one point at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from regimes.experiment.context import in_layout
+from regimes.experiment.memory import PROCESS, bytes_per_network, peak_bytes
+from regimes.research.speed.harness import Case
+from regimes.research.speed.roofline import step
+from regimes.research.speed.workloads import fresh
+
+if TYPE_CHECKING:
+    from regimes.experiment.prepare import Prepared
+    from regimes.pruners.mask import Mask
+
+
+def cells(case: Case) -> dict[str, Any]:
+    """Lay a sweep out, write a record for every stage, survey them and assemble the dataset."""
+    import regimes
+    from regimes.config.sweep_file import resolve
+    from regimes.experiment.prepare import prepare
+    from regimes.experiment.run_metadata import begin
+    from regimes.experiment.schedule import survey
+
+    count = case["cells"]
+    base = peak_bytes()
+    asked = resolve(
+        {
+            "name": "growth",
+            "dense_seeds": max(1, count // 100),
+            "retrain_seeds": 3,
+            "data": {"name": "synthetic"},
+            "model": {"name": "mlp", "widths": [8]},
+            "recipe": {"augment": "none"},
+            "temperature": {"learning_rate": [0.01 * (1 + each) for each in range(10)]},
+            "load": {"density": [0.05 * (1 + each) for each in range(10)]},
+            "measure": {"metrics": ["error", "lmc", "cka", "hessian_trace", "hessian_top"]},
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        prepared = begin(prepare(asked, folder, engine="eager"), adopt=False, mixed=False)
+        laid_out = time.perf_counter()
+        _write_all(prepared)
+        written = time.perf_counter()
+        survey(prepared.stages, prepared.store)
+        surveyed = time.perf_counter()
+        regimes.open(folder)
+        assembled = time.perf_counter()
+        size = sum(file.stat().st_size for file in Path(folder, "records").rglob("*.json"))
+    return {
+        "seconds": assembled - written + laid_out - started,
+        "units": 1,
+        "stages": len(prepared.stages),
+        "lay_out_s": laid_out - started,
+        "write_s": written - laid_out,
+        "survey_s": surveyed - written,
+        "assemble_s": assembled - surveyed,
+        "record_MB": size / 1e6,
+        "memory_MB": (peak_bytes() - base) / 1e6,
+    }
+
+
+def _write_all(prepared: Prepared) -> None:
+    """A record for every stage, as small as they come, and the weights of a small network where one belongs."""
+    weights = prepared.lab.new_model(seed=0).state_dict()
+    for stage in prepared.stages:
+        record = {"kind": stage.kind, "status": "ok", "at": dict(stage.at), "values": {}, "seconds": 0.0}
+        record |= {"numerics": "x", "description": stage.describe()}
+        prepared.store.write(stage.key, record, weights if stage.kind in ("train", "retrain") else None)
+
+
+def model(case: Case) -> dict[str, Any]:
+    """A training step by width, and memory: as the plan says it, and as it was."""
+    from regimes.experiment.engine_selection import Choice, seconds_per_image
+
+    lab, recipe = _lab(case["width"], case["device"])
+    planned = PROCESS + bytes_per_network(lab, recipe)
+    seconds = seconds_per_image(lab, Choice("eager", 1), recipe) * recipe.batch_size
+    peak = peak_bytes() / 1e6
+    parameters = sum(each.numel() for each in lab.new_model(0).parameters())
+    flops, _ = step(lab.new_model(0), lab.data.train.inputs[:64])
+    return {
+        "seconds": seconds,
+        "units": 1,
+        "parameters": parameters,
+        "GFLOP_per_s": flops / seconds / 1e9,
+        "planned_MB": planned / 1e6,
+        "peak_MB": peak,
+    }
+
+
+def data(case: Case) -> dict[str, Any]:
+    """An epoch by the number of images."""
+    network = fresh({"model": "preresnet14-w8", "device": case["device"]}, 0)
+    return _epoch(case["count"], network, None, case["device"])
+
+
+def density(case: Case) -> dict[str, Any]:
+    """A step under a mask: masks alone make nothing faster, nor slower."""
+    from regimes.pruners.prune import prune
+
+    network = fresh({"model": "preresnet14-w8", "device": case["device"]}, 0)
+    found = _epoch(1_024, network, prune(network, case["density"]), case["device"])
+    return {**found, "units": 16}
+
+
+def channels(case: Case) -> dict[str, Any]:
+    """A step of a network that has lost whole channels, so that it is smaller."""
+    from regimes.pruners.channels import shrink
+    from regimes.pruners.prune import prunable
+
+    lab, _ = _lab(32, case["device"])
+    network = lab.new_model(0)
+    inputs = lab.data.train.inputs[:2]
+    kept = 1.0
+    if case["density"] < 1:
+        network, kept = shrink(network, case["density"], inputs, "channels-magnitude", "uniform", 0)
+    weights = sum(each.numel() for each in prunable(network).values())
+    return {**_epoch(1_024, network, None, case["device"]), "units": 16, "kept": kept, "weights": weights}
+
+
+def _epoch(count: int, network: nn.Module, mask: Mask | None, device: str) -> dict[str, Any]:
+    from regimes.config.recipe import Recipe
+    from regimes.data.synthetic import synthetic
+    from regimes.training.eager_engine import Eager
+    from regimes.training.fleet import Lane
+
+    split = synthetic(shape=[1, 8, 8], classes=10, train=count * 10 // 9 + 10, test=40)
+    split = split.to(torch.device(device), torch.float32, torch.channels_last)
+    network = in_layout(network, torch.channels_last)
+    engine = Eager([Lane(network, Recipe(epochs=2, batch_size=64, augment="none"), ("growth",), mask)], split)
+    engine.epoch(0)
+    started = time.perf_counter()
+    engine.epoch(1)
+    return {"seconds": time.perf_counter() - started, "units": 1}
+
+
+def workers(case: Case) -> dict[str, Any]:
+    """A whole run by the number of workers."""
+    import regimes
+    from regimes.config.sweep_file import resolve
+
+    asked = resolve(
+        {
+            "name": "growth",
+            "dense_seeds": 2,
+            "retrain_seeds": 3,
+            "data": {"name": "digits"},
+            "model": {"name": "preresnet", "depth": 14, "width": 8},
+            "recipe": {"epochs": 20},
+            "temperature": {"batch_size": [64]},
+            "load": {"density": [0.05, 0.1, 0.2, 0.4]},
+            "measure": {"metrics": ["error", "lmc", "cka"]},
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        regimes.run(asked, folder, workers=case["workers"], device=case["device"])
+        return {"seconds": time.perf_counter() - started, "units": 1}
+
+
+def imagenet(case: Case) -> dict[str, Any]:
+    """A training step of torchvision's ResNet-50 on 224x224, and its memory at batch 256."""
+    import torch.nn.functional as F
+
+    from regimes.data.torchvision_import import torchvision
+    from regimes.experiment.memory import bytes_in_training
+
+    network = torchvision().models.resnet50(weights=None).to(memory_format=torch.channels_last).train()
+    inputs = torch.randn(8, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    targets = torch.zeros(len(inputs), dtype=torch.int64)
+    found = []
+    for _ in range(3):
+        started = time.perf_counter()
+        F.cross_entropy(network(inputs), targets).backward()
+        found.append(time.perf_counter() - started)
+    memory = bytes_in_training(network, inputs, targets, 256)
+    seconds = min(found)
+    return {"seconds": seconds, "units": 1, "step_seconds": seconds, "batch": len(inputs), "bytes_per_network": memory}
+
+
+def _lab(width: int, device: str) -> Any:
+    from regimes.config.recipe import Recipe
+    from regimes.config.sweep import Named
+    from regimes.experiment.context import Lab, LabSpec, numerics_of
+
+    numerics = numerics_of(device, "eager", "eager")
+    model = Named(name="preresnet", depth=14, width=width)  # type: ignore[call-arg]
+    return Lab(LabSpec(Named(name="digits"), model, device, numerics, "")), Recipe(batch_size=64, augment="none")

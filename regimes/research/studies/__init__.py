@@ -1,0 +1,13 @@
+"""Studies of the method itself: each is one command, ``regimes study NAME --out DIR``, and one page."""
+
+STUDIES = {
+    "calibration": "regimes.research.studies.calibration:study",
+    "stability": "regimes.research.studies.stability:study",
+    "knobs": "regimes.research.studies.knobs:study",
+    "measures": "regimes.research.studies.metric_correlations:study",
+    "synthetic": "regimes.research.studies.synthetic:study",
+    "advice": "regimes.research.studies.advice:study",
+    "discovery": "regimes.research.studies.discovery:study",
+    "stoppers": "regimes.research.hpo_benchmark.stoppers_study:study",
+    "recording": "regimes.research.hpo_benchmark.record_study:study",
+}

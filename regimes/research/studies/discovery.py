@@ -1,0 +1,203 @@
+"""Structure discovery, shown: estimators, a toy with a known answer, three numbers at work, rivals on two data sets."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode
+
+from regimes.config.discovery import Pressure
+from regimes.config.keys import seed_of
+from regimes.config.recipe import Recipe
+from regimes.data.digits import digits
+from regimes.discovery.complexity import size_of
+from regimes.discovery.gated_training import Search
+from regimes.discovery.trace_graph import anatomy_of
+from regimes.experiment.context import one_thread
+from regimes.models.build import build
+from regimes.plots.discovery_plots import front, structure_over_time
+from regimes.plots.text_table import Sheet
+from regimes.research.page import Page, Say
+from regimes.research.studies.discovery_baselines import ARMS
+from regimes.research.studies.discovery_contests import CIFAR, DIGITS, recorded
+from regimes.research.studies.gate_estimator_bias import estimators
+from regimes.research.studies.teacher_student import learn, left
+
+TITLE = "Structure discovery: units and layers that leave while a network trains"
+WORDS = [
+    "Every unit and residual block has a Bernoulli gate, trained with the weights under the pressure of its cost; what "
+    "is not worth it leaves for good during the training. The formulas are our own derivation of complexity-aware "
+    "training (arXiv 2406.04549); they and the estimators are documented in `regimes/structure/`.",
+    "Rivals, each from the same seed, initial weights and order of images as the discovered network: "
+    + "; ".join(f"*{name}*: {what}" for name, what in ARMS.items() if name != "discovered")
+    + ". Training time is that of everything an arm takes: for *magnitude* the dense training too, for *discovered* "
+    "tracing, gates, removal and the validation of every epoch. *scratch* and *narrowed* are told a structure; finding "
+    "it is not in their time. The width of *narrowed* is found by timing it and the network discovered in turn, "
+    "the least of three of each. One process on one core at a time trained and timed the "
+    "arms, in turn, seed by seed.",
+]
+SEEDS = 5
+TOYS: dict[str, dict[str, Any]] = {
+    "nu 0": {"nu": 0.0},
+    "nu 0.1, alpha 0.65": {"nu": 0.1, "alpha": 0.65},
+    "nu 0.3, alpha 0.65": {"nu": 0.3, "alpha": 0.65},
+    "nu 0.3, alpha 0.5": {"nu": 0.3, "alpha": 0.5},
+    "nu 0.3, alpha 0.8": {"nu": 0.3, "alpha": 0.8},
+    "nu 0.2, alpha 1": {"nu": 0.2, "alpha": 1.0},
+    "nu 0.2, alpha 0": {"nu": 0.2, "alpha": 0.0},
+    "nu 10, alpha 0.65": {"nu": 10.0, "alpha": 0.65},
+}
+KAPPAS = (0.0, 0.5, 1.0)
+
+
+def study(out: Path, runs: Path, say: Say) -> Page:
+    """All sheets; contests are taken from their recordings where these stand in ``out``."""
+    contests = {each.name: recorded(each, out, say) for each in (DIGITS, CIFAR)}
+    with one_thread():
+        sheets = [*(_rivals(name, each) for name, each in contests.items())]
+        for sheet in (_toys, estimators, _balance, _sizes):
+            sheets.append(sheet())
+            say(sheets[-1].title)
+    figures: dict[str, Figure] = {}
+    for name, each in contests.items():
+        figures[f"front-{name}"] = front(_series(each["records"]))
+        first = next(row for row in each["records"] if row["arm"] == "discovered")
+        figures[f"structure-{name}"] = structure_over_time(first)
+    return Page("discovery", TITLE, WORDS, sheets, figures)
+
+
+def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    return {arm: [each for each in records if each["arm"] == arm] for arm in ARMS}
+
+
+def _rivals(name: str, contest: Mapping[str, Any]) -> Sheet:
+    """Means and spreads over seeds; times as ratios to the dense network of the same seed."""
+    records = contest["records"]
+    dense = {each["seed"]: each for each in records if each["arm"] == "dense"}
+    rows = [["nu", "arm", "test error", "above dense", "MACs", "parameters", "training time", "step", "1000 inputs"]]
+    groups: dict[tuple[Any, str], list[Mapping[str, Any]]] = {}
+    for each in records:
+        groups.setdefault((each["nu"], each["arm"]), []).append(each)
+    for (nu, arm), found in sorted(groups.items(), key=lambda item: (item[0][0] or 0, list(ARMS).index(item[0][1]))):
+        more = [100 * (each["test_error"] - dense[each["seed"]]["test_error"]) for each in found]
+        ratios = [
+            _ratio([each[key] / dense[each["seed"]][key] for each in found])
+            for key in ("train_seconds", "step_seconds", "inference_seconds")
+        ]
+        rows.append(
+            [
+                "-" if nu is None else f"{nu:g}",
+                arm,
+                _spread([100 * each["test_error"] for each in found], "%"),
+                "-" if arm == "dense" else _spread(more, "points", "+"),
+                f"{_mean([each['macs'] / each['full_macs'] for each in found]):.1%}",
+                f"{_mean([each['params'] / each['full_params'] for each in found]):.1%}",
+                *ratios,
+            ]
+        )
+    own = next(iter(dense.values()))
+    notes = [
+        f"{len(dense)} seeds: mean and standard deviation; times: median (least to most) of the ratio to the dense "
+        f"network of the same seed, which took {_mean([each['train_seconds'] for each in dense.values()]):.0f} s",
+        f"the whole network: {own['macs'] / 1e6:.2f} M MACs, {own['params']:,.0f} parameters; {contest['where']}",
+        *_faster(records),
+        *{each["message"] for each in records if each.get("message")},
+    ]
+    about = {"digits": "digits, PreResNet-14 of width 8, 40 epochs", "cifar10": _cifar()}
+    facts = [{key: value for key, value in each.items() if key not in ("history", "layers")} for each in records]
+    return Sheet(f"Rivals: {about[name]}", rows, notes, facts)
+
+
+def _faster(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What removal does to the seconds of an epoch, one line a pressure."""
+    found: dict[float, list[float]] = {}
+    for each in records:
+        if each["arm"] == "discovered":
+            rows = each["history"]
+            found.setdefault(each["nu"], []).append(rows[-1]["seconds"] / rows[0]["seconds"])
+    return [
+        f"nu {nu:g}: the last epoch of a discovery takes {_ratio(each)} of its first one" for nu, each in found.items()
+    ]
+
+
+def _cifar() -> str:
+    images, epochs = CIFAR.data.options["images"], CIFAR.recipe.epochs
+    return f"CIFAR-10 (JPEG), {images} images of 50,000, ResNet-20, {epochs} epochs"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _spread(values: Sequence[float], unit: str, sign: str = "") -> str:
+    return f"{_mean(values):{sign}.2f} ± {statistics.stdev(values):.2f} {unit}"
+
+
+def _ratio(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _toys() -> Sheet:
+    rows = [["pressure", "units left in the three blocks, seed by seed", "1 x 4", "test error"]]
+    facts = []
+    for name, pressure in TOYS.items():
+        found = [learn(seed, **pressure) for seed in range(SEEDS)]
+        errors = [each.error(each.data.test) for each in found]
+        exactly = sum(sorted(left(each)) == [0, 0, 4] for each in found)
+        shown = ", ".join(" ".join(map(str, left(each))) for each in found)
+        rows.append([name, shown, f"{exactly} of {SEEDS}", f"{statistics.median(errors):.4f}"])
+        facts.append({**pressure, "left": [left(each) for each in found], "errors": errors})
+    notes = [
+        "teacher: one residual block of 4 units; student: three of 16; 1 x 4: one block of four units is left",
+        "test error: mean square, median of seeds; answers have variance 1. nu 10 removes everything: it gives in, and "
+        "keeps the last good network",
+    ]
+    return Sheet("A toy with a known answer", rows, notes, facts)
+
+
+def _balance() -> Sheet:
+    """Kappa on digits, and the network before and after its gates are rounded."""
+    data = digits()
+    rows = [["kappa", "MACs", "parameters", "gated, last epoch before", "settled, one epoch later", "at the end"]]
+    facts = []
+    for kappa in KAPPAS:
+        found = []
+        for seed in range(3):
+            model = build("preresnet", {"depth": 14, "width": 8}, data.input_shape, data.classes, seed_of("init", seed))
+            recipe = Recipe(epochs=40, batch_size=64, augment="none")
+            search = Search(model, data, recipe, Pressure(nu=0.3, kappa=kappa), ("dense", seed))
+            errors = []
+            for number in range(recipe.epochs):
+                search.epoch(number)
+                if number + 2 in (search.course.settles, search.course.settles + 1) or number + 1 == recipe.epochs:
+                    errors.append(search.error(data.test))
+            size = size_of(search.anatomy)
+            found.append([float(size.macs / search.full.macs), float(size.params / search.full.params), *errors])
+        columns = list(zip(*found, strict=True))
+        facts.append({"kappa": kappa, "seeds": found})
+        shares = [f"{_mean(column):.1%}" for column in columns[:2]]
+        rows.append([f"{kappa:g}", *shares, *(_spread([100 * e for e in each], "%") for each in columns[2:])])
+    notes = ["digits, PreResNet-14 of width 8, nu 0.3, three seeds; test errors, mean and standard deviation"]
+    return Sheet("Kappa: compute against parameters; gates before and after the final rule", rows, notes, facts)
+
+
+def _sizes() -> Sheet:
+    rows = [["network", "parameters", "torch's", "MACs", "torch's counter"]]
+    facts = []
+    for name, depth in (("resnet", 20), ("resnet", 56), ("resnet", 110), ("preresnet", 20), ("vgg", 16)):
+        model = build(name, {"depth": depth}, (3, 32, 32), 10, 0)
+        inputs = torch.zeros(2, 3, 32, 32)
+        size = size_of(anatomy_of(model, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(inputs[:1])
+        counted = [sum(each.numel() for each in model.parameters()), counter.get_total_flops() // 2]
+        rows.append(
+            [f"{name} {depth}", f"{int(size.params):,}", f"{counted[0]:,}", f"{int(size.macs):,}", f"{counted[1]:,}"]
+        )
+        facts.append({"name": name, "depth": depth, "size": [int(size.params), int(size.macs)], "counted": counted})
+    return Sheet("Sizes by formula, and counted", rows, ["32x32 colour images, ten classes"], facts)

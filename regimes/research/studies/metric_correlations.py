@@ -1,0 +1,162 @@
+"""Which landscape measure goes with the pruned network's test error, at which density, in which regime?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from regimes.plots.grid_matrix import percent
+from regimes.plots.text_table import Sheet
+from regimes.record.grid import knobs_of
+from regimes.regime_map.cell_stats import cell_mean
+from regimes.regime_map.classify import REGIMES
+from regimes.research.page import Page, Say
+from regimes.research.studies.digits_knob_sweeps import family
+from regimes.research.studies.rank_ci import Correlation, spearman
+
+MEASURES = {
+    "dense_test_error": "test error before pruning",
+    "train_error": "training error",
+    "train_loss": "training loss",
+    "lmc": "LMC (training error)",
+    "lmc_test": "LMC (test error)",
+    "curve": "trained curve",
+    "cka": "CKA, softmax",
+    "disagreement": "disagreement",
+    "js_divergence": "Jensen-Shannon divergence",
+    "weight_distance": "L2 distance of weights",
+    "hessian_trace": "Hessian trace",
+    "hessian_top": "top Hessian eigenvalue",
+    "fisher_trace": "empirical Fisher trace",
+    "sharpness": "sharpness (SAM's)",
+}
+TITLE = "Which landscape measure goes with the pruned test error?"
+
+
+def study(out: Path, runs: Path, say: Say) -> Page:
+    """Correlate every measure with the test error over the cells of the five sweeps."""
+    grids, took = family(runs, say)
+    cells = cells_of(grids)
+    densities = sorted(cells["density"].unique())
+    found: dict[str, list[Correlation]] = {}
+    regimes: dict[str, list[Correlation]] = {}
+    for name in MEASURES:
+        at = [_correlate(cells[cells["density"] == density], name, ["knob"]) for density in densities]
+        found[name] = [*at, _correlate(cells, name, ["knob", "density"])]
+        regimes[name] = [
+            _correlate(cells[cells["regime"] == number], name, ["knob", "density"]) for number in REGIMES if number >= 0
+        ]
+        say(f"{MEASURES[name]}: {found[name][-1]}")
+    columns = [*(f"{percent(each)} %" for each in densities), "all"]
+    by_density = _sheet("Rank correlation with the pruned network's test error, by density", found, columns)
+    names = [name for number, name in REGIMES.items() if number >= 0]
+    by_regime = _sheet("The same by regime, all densities", regimes, names)
+    figure = _figure(found, columns)
+    return Page("measures", TITLE, [WORDS, took, *_seen(found)], [by_density, by_regime], {"correlations": figure})
+
+
+WORDS = (
+    "Cells of the five sweeps of digits (batch size, learning rate, epochs, weight decay, SAM's rho; one dense seed, "
+    "means over three retrained copies or pairs). Spearman's rank correlation of each measure with the test error of "
+    "the pruned and retrained networks; ranks are taken within each knob (and each density, where several are "
+    "pooled), so what differs between knobs or densities does not count. In brackets a 95 % interval by bootstrap over "
+    "cells. Cells share seeds, so they are not independent and the intervals are too narrow rather than too wide. "
+    "Positive: where the measure is high, so is the test error."
+)
+
+
+def cells_of(grids: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """One row a cell: knob, density, regime, test error, and every measure's mean."""
+    rows: list[dict[str, Any]] = []
+    for grid in grids.values():
+        (knob,) = knobs_of(grid)
+        means = {name: cell_mean(grid[name], [knob]) for name in ("test_error", *MEASURES) if _has(grid, name)}
+        means |= {
+            name: grid[name].mean([each for each in grid[name].dims if each != knob])
+            for name in MEASURES
+            if name in grid and "density" not in grid[name].dims
+        }
+        for temperature in grid[knob].values:
+            for density in grid["density"].values:
+                place = {knob: temperature, "density": density}
+                row = {"knob": knob, "density": float(density), "regime": int(grid["regime"].sel(place))}
+                for name, values in means.items():
+                    row[name] = float(values.sel({dim: place[dim] for dim in map(str, values.dims)}))
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _has(grid: xr.Dataset, name: str) -> bool:
+    return name in grid and "density" in grid[name].dims
+
+
+def _correlate(cells: pd.DataFrame, name: str, strata: list[str]) -> Correlation:
+    if name not in cells or len(cells) < 4:
+        return Correlation(np.nan, np.nan, np.nan, len(cells))
+    numbers = cells.groupby(strata).ngroup().to_numpy().astype(np.int64)
+    return spearman(cells[name].to_numpy(float), cells["test_error"].to_numpy(float), numbers)
+
+
+def _sheet(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) -> Sheet:
+    rows = [["measure", *columns]]
+    rows += [[MEASURES[name], *map(str, each)] for name, each in found.items()]
+    cells = next(iter(found.values()))
+    facts = [
+        {"measure": name, "column": column, **dataclasses.asdict(each)}
+        for name, line in found.items()
+        for column, each in zip(columns, line, strict=True)
+    ]
+    counts = ", ".join(f"{column}: {each.cells}" for column, each in zip(columns, cells, strict=True))
+    return Sheet(title, rows, [f"cells - {counts}"], facts)
+
+
+def _seen(found: Mapping[str, Sequence[Correlation]]) -> list[str]:
+    """What the numbers say, in words made from them."""
+    sure = sorted(((each[-1], name) for name, each in found.items() if each[-1].sure), key=lambda x: -abs(x[0].value))
+    if not sure:
+        return ["Over all densities no measure's interval leaves zero out."]
+    named = [f"{MEASURES[name]} {each}" for each, name in sure]
+    rest = [MEASURES[name] for name, each in found.items() if not each[-1].sure]
+    lines = [f"Over all densities, intervals leave zero out for: {'; '.join(named)}."]
+    return [*lines, f"For these they do not: {', '.join(rest)}."] if rest else lines
+
+
+def _figure(found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) -> Figure:
+    values = pd.DataFrame([[each.value for each in line] for line in found.values()])
+    values.index, values.columns = [MEASURES[name] for name in found], list(columns)
+    figure = Figure(figsize=(0.85 * len(columns) + 3.2, 0.36 * len(found) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    said = values.map(lambda value: "" if np.isnan(value) else f"{value:+.2f}")
+    sns.heatmap(
+        values,
+        ax=axes,
+        cmap="PuOr_r",
+        vmin=-1,
+        vmax=1,
+        annot=said,
+        fmt="",
+        annot_kws={"fontsize": 8.5},
+        linewidths=0.6,
+        linecolor="#ffffff",
+        cbar_kws={"label": "Spearman's rank correlation"},
+    )
+    for row, line in enumerate(found.values()):
+        for column, each in enumerate(line):
+            if each.sure:  # a frame where the interval leaves zero out
+                axes.add_patch(
+                    Rectangle((column + 0.04, row + 0.06), 0.92, 0.88, fill=False, edgecolor="#111111", lw=1.4)
+                )
+    axes.set(xlabel="density", ylabel="")
+    axes.set_title("with the pruned test error; framed: 95 % interval leaves zero out", fontsize=9.5)
+    axes.tick_params(axis="both", length=0)
+    axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
+    return figure

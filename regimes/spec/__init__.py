@@ -1,6 +1,0 @@
-"""What is asked: a sweep file, read and checked as a whole before any work, and the keys of its cells."""
-
-from regimes.spec.recipe import RECIPES, Recipe
-from regimes.spec.sweep import Sweep
-
-__all__ = ["RECIPES", "Recipe", "Sweep"]

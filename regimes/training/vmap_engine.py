@@ -1,0 +1,201 @@
+"""The engine "stacked": several networks of one shape as one, by ``torch.func.vmap``, in lock-step.
+
+Small networks leave most of a core idle: a step is bound by the number of calls, not by arithmetic. Stacked, one call
+serves all of them; convolutions become grouped ones over images whose channels lie next to each other.
+
+The number of lanes is a power of two: a fleet that is not full is padded with copies of its last lane. There is a
+minimum number, at which the channels of every BatchNorm fill whole vectors: from there on a lane's bits depend neither
+on the number of lanes nor on its slot or its neighbours. `engine_selection` in `experiment` checks that on the actual
+model before this engine is used.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regimes.data.dataset import Dataset, Split
+from regimes.landscape.error import images_at_once, mistakes
+from regimes.models.build import load_weights, seeded
+from regimes.training.fleet import Lane, Row, Tensors
+from regimes.training.precision import arithmetic
+
+LEAST, MOST = 4, 64  # lanes
+VECTOR = 32  # channels at a time that BatchNorm's sums are taken in; a ragged end is summed in another order
+
+
+def padded(lanes: int, model: nn.Module) -> int:
+    """The number of lanes that so many networks are trained in."""
+    channels = [each.num_features for each in model.modules() if isinstance(each, _BatchNorm)]
+    return max(LEAST, VECTOR // math.gcd(VECTOR, *channels), 1 << (lanes - 1).bit_length())
+
+
+class Stacked:
+    """Trains up to `MOST` lanes at once."""
+
+    capacity = MOST
+
+    def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
+        self.count = padded(len(lanes), lanes[0].model)
+        self.lanes = [*lanes, *[lanes[-1]] * (self.count - len(lanes))]
+        self.precision = precision
+        self.data = data
+        self.recipe = lanes[0].recipe
+        self.streams = [lane.stream(data) for lane in self.lanes]
+        self.base = copy.deepcopy(lanes[0].model)
+        self._load()
+        self.rho = self._per_lane([lane.recipe.sam_rho for lane in self.lanes])
+        self.decay = self._per_lane([lane.recipe.weight_decay for lane in self.lanes])
+        self.smooth = self._per_lane([lane.recipe.label_smoothing for lane in self.lanes])
+        self.run = vmap(self._one, in_dims=(0, 0, 1), out_dims=0)
+        self.judge = vmap(self._one, in_dims=(0, 0, None), out_dims=0)
+
+    def _load(self) -> None:
+        for lane in self.lanes:
+            if lane.resume is not None:
+                load_weights(lane.model, lane.resume.weights)
+            if lane.mask is not None:
+                lane.mask.apply(lane.model)
+        parameters, self.buffers = stack_module_state([lane.model for lane in self.lanes])
+        if set(self.base.state_dict()) != {*parameters, *self.buffers}:
+            raise ValueError("tied weights or extra state: such a model is not stacked")
+        trained = {name for name, each in self.base.named_parameters() if each.requires_grad}
+        parameters = {name: each.detach().contiguous() for name, each in parameters.items()}
+        self.parameters = {name: each.requires_grad_() for name, each in parameters.items() if name in trained}
+        # Frozen parameters are carried along like buffers: no step touches them.
+        frozen = {name: each for name, each in parameters.items() if name not in trained}
+        self.buffers = {name: each.detach().clone() for name, each in {**frozen, **self.buffers}.items()}
+        self.leaves = list(self.parameters.values())
+        self.momentum = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
+        for slot, lane in enumerate(self.lanes):
+            for name, buffer in (lane.resume.momentum if lane.resume else {}).items():
+                self.momentum[name][slot] = buffer
+        self.factors = {
+            name: torch.stack([_factor(lane, name, each[0]) for lane in self.lanes])
+            for name, each in self.parameters.items()
+            if any(lane.mask is not None and name in lane.mask.layers for lane in self.lanes)
+        }
+
+    def _one(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(self.base, (parameters, buffers), (inputs,))
+        return outputs
+
+    slots = staticmethod(padded)
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def epoch(self, number: int) -> list[float]:
+        """Train one scheduled epoch of every lane."""
+        timeline = self.streams[0].timeline
+        steps = timeline.steps_per_epoch
+        total = torch.zeros(self.count, dtype=torch.float64, device=self.data.train.targets.device)
+        self.base.train()
+        with seeded(0):
+            return self._walk(number, steps, total)
+
+    def _walk(self, number: int, steps: int, total: Tensor) -> list[float]:
+        walks = [stream.batches(number * steps, (number + 1) * steps) for stream in self.streams]
+        for batches in zip(*walks, strict=True):
+            step = batches[0][0]
+            inputs = _side_by_side([inputs for _, inputs, _ in batches])
+            targets = torch.stack([targets for _, _, targets in batches])  # (lanes, batch)
+            total += self._step(inputs, targets, step)
+        return [float(each) / steps for each in total]
+
+    def _step(self, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        losses, gradients = self._gradients(inputs, targets, self.buffers)
+        if self.recipe.sam_rho:
+            gradients = self._sharpness_aware(inputs, targets, gradients)
+        rates = self._per_lane([stream.timeline.learning_rate(step) for stream in self.streams])
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                gradient, buffer = gradients[name], self.momentum[name]
+                gradient = gradient + _view(self.decay, parameter) * parameter
+                buffer.mul_(self.recipe.momentum).add_(gradient)
+                direction = gradient + self.recipe.momentum * buffer if self.recipe.nesterov else buffer
+                parameter.sub_(_view(rates, parameter) * direction)
+        return losses
+
+    def _gradients(self, inputs: Tensor, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
+        with arithmetic(self.precision, inputs.device):
+            outputs = self.run(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
+        losses = vmap(self.recipe.loss_fn)(outputs, targets)  # (lanes,)
+        if any(lane.recipe.label_smoothing for lane in self.lanes):  # a lane's 0 changes no bit of it
+            even = -outputs.log_softmax(2).mean((1, 2))
+            losses = (1 - self.smooth) * losses + self.smooth * even
+        found = torch.autograd.grad(losses.sum(), self.leaves, allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(self.parameters, found, strict=True))
+        return losses.detach(), {
+            name: each * self.factors[name] if name in self.factors else each for name, each in gradients.items()
+        }
+
+    def _sharpness_aware(self, inputs: Tensor, targets: Tensor, gradients: Tensors) -> Tensors:
+        """The gradients at ``w + rho g/|g|`` of each lane, on a copy of the buffers that is thrown away."""
+        squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in gradients.values()]).sum(dim=0)
+        scale = self.rho / (squares.sqrt() + 1e-12)
+        here = {name: each.detach().clone() for name, each in self.parameters.items()}
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.add_(_view(scale, parameter) * gradients[name])
+        thrown_away = {name: each.clone() for name, each in self.buffers.items()}
+        _, worst = self._gradients(inputs, targets, thrown_away)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(here[name])
+        return worst
+
+    def _per_lane(self, values: list[float]) -> Tensor:
+        inputs = self.data.train.inputs
+        return torch.tensor(values, dtype=inputs.dtype, device=inputs.device)
+
+    # -- what is handed out ---------------------------------------------------------------------------------------
+
+    def errors(self) -> list[Row]:
+        """Validation and test error of every lane."""
+        val, test = self._wrong(self.data.val), self._wrong(self.data.test)
+        return [{"val_error": v, "test_error": t} for v, t in zip(val, test, strict=True)]
+
+    @torch.no_grad()
+    def _wrong(self, split: Split) -> list[float]:
+        self.base.eval()
+        wrong = torch.zeros(self.count, dtype=torch.float64, device=split.targets.device)
+        size = images_at_once(split.inputs, lanes=8)  # of every lane; the same for any number of lanes
+        for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
+            answers = self.judge(self.parameters, self.buffers, inputs)
+            wrong += torch.stack([mistakes(each, targets, self.recipe.loss_fn).sum() for each in answers])
+        return [float(each) / len(split.targets) for each in wrong]
+
+    def state(self, lane: int) -> tuple[Tensors, Tensors]:
+        """A lane's state dict, in the model's own order, and its momentum."""
+        stacked = {**self.parameters, **self.buffers}
+        weights = {name: stacked[name][lane].detach().cpu().clone() for name in self.base.state_dict()}
+        return weights, {name: each[lane].cpu().clone() for name, each in self.momentum.items()}
+
+
+def _factor(lane: Lane, name: str, like: Tensor) -> Tensor:
+    live = lane.mask.layers.get(name) if lane.mask is not None else None
+    return torch.ones_like(like) if live is None else live.to(like)
+
+
+def _side_by_side(batches: list[Tensor]) -> Tensor:
+    """Stack lanes along dimension 1; images so that the channels of all lanes lie next to each other in memory."""
+    stacked = torch.stack(batches, dim=1)  # (batch, lanes, ...)
+    if stacked.dim() != 5:
+        return stacked
+    whole = stacked.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    return whole.view(stacked.shape)
+
+
+def _view(per_lane: Tensor, like: Tensor) -> Tensor:
+    return per_lane.view(-1, *[1] * (like.dim() - 1))
+
+
+def has_private_randomness(model: nn.Module) -> bool:
+    """Whether a model draws random numbers while it trains, which stacked lanes would share."""
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
