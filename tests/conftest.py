@@ -15,12 +15,12 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from archives import write_archives
+from dataset_archives import write_archives
 from threadpoolctl import threadpool_limits
 
 from regimes.config.sweep_file import resolve
 from regimes.data.torchvision_import import torchvision
-from regimes.experiment import dispatch as work
+from regimes.experiment import dispatch
 from regimes.experiment.prepare import prepare
 from regimes.experiment.run import Result, run
 from regimes.experiment.store import Store
@@ -99,6 +99,17 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return go
 
 
+@pytest.fixture
+def research(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Type ``python -m regimes.research`` in an empty folder."""
+
+    def go(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "regimes.research", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+
+    return go
+
+
 def prepared(tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any], **how: Any) -> Any:
     return prepare(resolve({**tiny, "model": model}), tmp_path / "none", **how)
 
@@ -130,7 +141,8 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return go
 
-    monkeypatch.setattr(work, "WORK", {kind: counted(kind, do) for kind, do in work.WORK.items()})
+    functions = {kind: counted(kind, do) for kind, do in dispatch.STAGE_FUNCTIONS.items()}
+    monkeypatch.setattr(dispatch, "STAGE_FUNCTIONS", functions)
     return counts
 
 

@@ -17,25 +17,25 @@ from typing import Any
 import pytest
 
 import regimes
-from regimes.config.discovery_file import resolve_wanted
-from regimes.config.hpo_file import hpo_from
+from regimes.config.discovery_file import resolve_discovery
+from regimes.config.hpo_file import resolve_hpo
 from regimes.config.keys import digest
 from regimes.config.recipe import RECIPES, Recipe
 from regimes.config.sweep_file import resolve
-from regimes.experiment.context import Lab, LabSpec, Numerics
-from regimes.experiment.engine_selection import Choice
-from regimes.experiment.expand import lay_out
+from regimes.experiment.context import ContextSpec, Numerics, RunContext
+from regimes.experiment.engine_selection import EngineChoice
+from regimes.experiment.expand import expand
 from regimes.experiment.run_discovery import _describe, tasks
-from regimes.experiment.run_discovery import lab_of as discovery_lab
+from regimes.experiment.run_discovery import context_of as discovery_lab
 from regimes.hpo import PROXIES
-from regimes.hpo.build_fidelities import ProxyLab
-from regimes.hpo.fidelities import Ladder, Rung, Stretch
-from regimes.hpo.fidelity_trainer import Entry, Trainer
+from regimes.hpo.build_fidelities import ProxyContext
+from regimes.hpo.fidelities import Fidelity, Ladder, Segment
+from regimes.hpo.fidelity_trainer import FidelityTrainer, TrialJob
 from regimes.hpo.plan import _key as search_key
 from regimes.hpo.proxies import Proxy
 from regimes.registry import allow_imports_from
-from regimes.research.hpo_benchmark.fidelities import Course, as_facts
-from regimes.research.hpo_benchmark.record import Task
+from regimes.research.hpo_benchmark.fidelities import RecordedFidelity, as_facts
+from regimes.research.hpo_benchmark.record import RecordTask
 
 FOLDER = Path(__file__).parent / "fixtures" / "golden"
 NUMERICS = Numerics("eager", "stacked", "float32", "cpu", "x86_64 AVX2", "2.13.0", layout="channels_last")
@@ -126,31 +126,31 @@ SEARCH: dict[str, Any] = {
 SHAPES = {"layer.weight": (4, 6), "layer.bias": (4,)}
 
 
-def lab(raw: dict[str, Any], folder: str = "unused") -> Lab:
+def context(raw: dict[str, Any], folder: str = "unused") -> RunContext:
     asked = resolve({"name": "golden", "temperature": {"epochs": [1]}, "load": {"density": [0.5]}, **raw})
-    return Lab(LabSpec(asked.data, asked.model, "cpu", NUMERICS, folder))
+    return RunContext(ContextSpec(asked.data, asked.model, "cpu", NUMERICS, folder))
 
 
 def stages(raw: dict[str, Any]) -> dict[str, Any]:
     """{key: [kind, hash of the description, where its values stand]} of every stage of a sweep."""
     asked = resolve({"name": "golden", **raw}, folder=FOLDER)
-    made = lay_out(asked, Lab(LabSpec(asked.data, asked.model, "cpu", NUMERICS, "unused")))
+    made = expand(asked, RunContext(ContextSpec(asked.data, asked.model, "cpu", NUMERICS, "unused")))
     return {stage.key: [stage.kind, digest(stage.describe()), dict(stage.at)] for stage in made}
 
 
 def proxies() -> dict[str, str]:
     """{name: key of the identity of its networks}, and of a trial's training on it."""
-    whole, recipe = lab(OWN), Recipe(epochs=4, batch_size=32, augment="none")
+    whole, recipe = context(OWN), Recipe(epochs=4, batch_size=32, augment="none")
     found = {}
     for name in PROXIES:
-        small = ProxyLab(whole, Proxy(name, 0.1, 0.12, SHAPES))
-        rung = Rung(0.1, 0.12, small, 4, Choice("stacked", 8), 0.1, 0.2)
-        full = Rung(1.0, 1.0, whole, 4, Choice("eager", 1), 0.2, 0.2)
-        ladder = Ladder((rung, full), (Stretch(0, 0, 2, 1, 0.1), Stretch(1, 0, 4, 2, 1.1)), 1.0)
-        trainer = Trainer(whole, ladder, 7)
-        found[name] = [digest(small.identity), *(trainer.key(Entry(recipe, 3), each) for each in ladder.stretches)]
-        course = Course(f"{name} 0.1", name, 0.1)
-        task = Task(as_facts(course, rung), (5,), (recipe,), 1, False)
+        small = ProxyContext(whole, Proxy(name, 0.1, 0.12, SHAPES))
+        rung = Fidelity(0.1, 0.12, small, 4, EngineChoice("stacked", 8), 0.1, 0.2)
+        full = Fidelity(1.0, 1.0, whole, 4, EngineChoice("eager", 1), 0.2, 0.2)
+        ladder = Ladder((rung, full), (Segment(0, 0, 2, 1, 0.1), Segment(1, 0, 4, 2, 1.1)), 1.0)
+        trainer = FidelityTrainer(whole, ladder, 7)
+        found[name] = [digest(small.identity), *(trainer.key(TrialJob(recipe, 3), each) for each in ladder.stretches)]
+        course = RecordedFidelity(f"{name} 0.1", name, 0.1)
+        task = RecordTask(as_facts(course, rung), (5,), (recipe,), 1, False)
         found[f"{name}, recorded"] = [task.key(0, whole)]
     return found
 
@@ -158,18 +158,18 @@ def proxies() -> dict[str, str]:
 def snapshot() -> dict[str, Any]:
     """Everything that is held fixed."""
     allow_imports_from(str(FOLDER))
-    discovery = resolve_wanted(
+    discovery = resolve_discovery(
         {"name": "golden", **OWN, "recipe": {"augment": "none", "epochs": 4}, "discover": {"nu": [0.1, 0.3]}}
     )
     where = discovery_lab(discovery, "cpu", Path("unused"))
-    where.spec = LabSpec(where.spec.data, where.spec.model, "cpu", NUMERICS, "unused")
+    where.spec = ContextSpec(where.spec.data, where.spec.model, "cpu", NUMERICS, "unused")
     return {
-        "data": lab(OWN).loaded.fingerprint,
+        "data": context(OWN).loaded.fingerprint,
         "numerics": NUMERICS.id,
         "recipes": {name: digest(recipe.science()) for name, recipe in RECIPES.items()},
         "sweeps": {name: stages(raw) for name, raw in SWEEPS.items()},
         "discoveries": {task.name: digest(_describe(task, where)) for task in tasks(discovery, Path("unused"))},
-        "search": search_key(hpo_from(SEARCH)),
+        "search": search_key(resolve_hpo(SEARCH)),
         "proxies": proxies(),
     }
 
@@ -227,7 +227,7 @@ def checkpoint() -> None:
     """Write the dense network that the sweep "given" takes in."""
     from safetensors.torch import save_file
 
-    state = lab(OWN).new_model(0).state_dict()
+    state = context(OWN).new_model(0).state_dict()
     save_file({name: each * 0 + 1 for name, each in state.items()}, FOLDER / "checkpoint.safetensors")
 
 

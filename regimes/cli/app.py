@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regimes.cli.errors import speaking
+from regimes.cli.errors import report_user_errors
 from regimes.cli.options import (
     CkaCut,
     Device,
@@ -30,7 +30,7 @@ from regimes.cli.options import (
 
 
 @app.command()
-@speaking
+@report_user_errors
 def plan(
     sweep: SweepFile,
     out: Out = None,
@@ -48,7 +48,7 @@ def plan(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def run(
     sweep: SweepFile,
     out: Out = None,
@@ -79,7 +79,7 @@ def run(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def status(run: Run, as_json: Json = False) -> None:
     """Say how far a run is: stages done, pending, failed and why, damaged files."""
     from regimes.cli.show import show_status
@@ -88,7 +88,7 @@ def status(run: Run, as_json: Json = False) -> None:
 
 
 @app.command()
-@speaking
+@report_user_errors
 def retry(
     run: Run, workers: Workers = None, device: Device = "cpu", fail_fast: FailFast = False, allow_mixed: Mixed = False
 ) -> None:
@@ -99,7 +99,7 @@ def retry(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def clean(run: Run) -> None:
     """Remove weights that no pending stage needs; a grown sweep makes them again where it must."""
     from regimes.cli.show import show_clean
@@ -108,7 +108,7 @@ def clean(run: Run) -> None:
 
 
 @app.command()
-@speaking
+@report_user_errors
 def export(
     grid: Grid,
     to: Annotated[str, typer.Option("--to", help="nc (netCDF-4) or csv (a row for every value).")] = "nc",
@@ -121,7 +121,7 @@ def export(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def classify(
     grid: Grid,
     out: Annotated[Path, typer.Option("--out", help="The netCDF file to write.")],
@@ -136,7 +136,7 @@ def classify(
 
 
 @app.command(name="map")
-@speaking
+@report_user_errors
 def map_(
     grid: Grid,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for figures and report (default: RUN/map).")] = None,
@@ -152,7 +152,7 @@ def map_(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def page(
     grid: Grid,
     out: Annotated[Path | None, typer.Option("--out", help="The HTML file (default: RUN/page.html).")] = None,
@@ -167,7 +167,7 @@ def page(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def discover(
     file: Annotated[Path, typer.Argument(metavar="DISCOVER.toml", help="What to train; see sweeps/.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results (default: runs/NAME).")] = None,
@@ -183,7 +183,7 @@ def discover(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def measure(
     files: Annotated[list[Path], typer.Argument(metavar="A.pt [B.pt ...]", help="State dicts of one architecture.")],
     model: Annotated[str, typer.Option(help="The model's name, or module:function.")],
@@ -198,42 +198,3 @@ def measure(
     from regimes.cli.measure import show_measure
 
     show_measure(files, model, data, metrics, changes, dense, device, as_json)
-
-
-@app.command()
-@speaking
-def study(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="calibration, stability, knobs, measures, synthetic, advice, discovery, stoppers, recording.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the page, its figures and numbers.")],
-    runs: Annotated[Path, typer.Option(help="Folder of the runs that the study makes, or finishes.")] = Path("runs"),
-) -> None:
-    """Study the method itself: one command, one page."""
-    from regimes.cli.study import show_study
-
-    show_study(what, out, runs)
-
-
-@app.command()
-@speaking
-def bench(
-    what: Annotated[str, typer.Argument(metavar="engine|hessian|pair|growth|check|hpo", help="What to compare.")],
-    device: Device = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each arm is run, in turn.")] = 3,
-    images: Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg of 32x32 (default: enlarged digits).")] = "",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write the tables to, as Markdown and JSON.")
-    ] = None,
-    as_json: Json = False,
-    recording: Annotated[Path | None, typer.Option(help="Of hpo: another recording to replay.")] = None,
-    live: Annotated[bool, typer.Option("--live", help="Of hpo: train three ways to search, too.")] = False,
-) -> None:
-    """Compare this engine with other ways of doing the same work, side by side on this machine."""
-    from regimes.cli.bench import show_bench
-
-    show_bench(what, device, rounds, images, out, as_json, recording=recording, live=live)

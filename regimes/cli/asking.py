@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from regimes.cli.errors import speaking
+from regimes.cli.errors import report_user_errors
 from regimes.cli.options import Adviser, At, CkaCut, Density, Grid, Json, LmcCut, app
 
 
 @app.command()
-@speaking
+@report_user_errors
 def advise(
     grid: Grid,
     density: Density,
@@ -28,7 +28,7 @@ def advise(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def select(
     grid: Grid,
     density: Density,
@@ -45,7 +45,7 @@ def select(
 
 
 @app.command(name="sam-rho")
-@speaking
+@report_user_errors
 def sam_rho(
     grid: Grid,
     density: Density,
@@ -62,7 +62,7 @@ def sam_rho(
 
 
 @app.command()
-@speaking
+@report_user_errors
 def rungs(
     grid: Grid,
     density: Annotated[list[float], typer.Option("--density", help="To judge; repeatable (default: measured).")] = [],  # noqa: B006

@@ -19,8 +19,8 @@ from regimes.cli.show import duration
 from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
-    from regimes.config.discovery_file import Wanted
-    from regimes.experiment.run_discovery import Task
+    from regimes.config.discovery_file import DiscoveryConfig
+    from regimes.experiment.run_discovery import DiscoveryTask
 
 Found = dict[str, Any] | RunFailed
 HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "training", "1000 inputs")
@@ -28,17 +28,17 @@ HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "tra
 
 def show_discover(file: Path, out: Path | None, device: str, workers: int, changes: list[str], as_json: bool) -> None:
     """Do, or finish, all trainings that a file asks for; print and draw what came of it."""
-    from regimes.config.discovery_file import read_wanted
-    from regimes.experiment.run_discovery import lab_of, tasks
+    from regimes.config.discovery_file import read_discovery_file
+    from regimes.experiment.run_discovery import context_of, tasks
 
-    wanted = read_wanted(file, changes)
+    wanted = read_discovery_file(file, changes)
     folder = out or Path("runs") / wanted.name
     todo = tasks(wanted, folder)
-    lab = lab_of(wanted, device, folder)
+    context = context_of(wanted, device, folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         together = workers > 1 and len(todo) > 1
-        found = _in_pool(wanted, todo, device, workers) if together else [_one(task, lab) for task in todo]
+        found = _in_pool(wanted, todo, device, workers) if together else [_one(task, context) for task in todo]
     except KeyboardInterrupt:
         again = shlex.join(["regimes", *sys.argv[1:]])
         print(f"regimes: stopped; go on with the same command: {again}", file=sys.stderr)
@@ -50,7 +50,7 @@ def show_discover(file: Path, out: Path | None, device: str, workers: int, chang
         raise RunFailed(*failed)
 
 
-def _show(done: list[tuple[Task, dict[str, Any]]], folder: Path, name: str, as_json: bool) -> None:
+def _show(done: list[tuple[DiscoveryTask, dict[str, Any]]], folder: Path, name: str, as_json: bool) -> None:
     from regimes.plots.discovery_plots import draw_discovery, draw_front
 
     for task, record in done:
@@ -65,11 +65,11 @@ def _show(done: list[tuple[Task, dict[str, Any]]], folder: Path, name: str, as_j
         typer.echo(f"wrote {folder}{'/front.png' if len(done) > 1 else ''}")
 
 
-def _one(task: Task, lab: Any) -> Found:
+def _one(task: DiscoveryTask, context: Any) -> Found:
     from regimes.experiment.run_discovery import run_task
 
     try:
-        return run_task(task, lab, _Progress())
+        return run_task(task, context, _Progress())
     except RunFailed as error:  # the others are done all the same
         return error
 
@@ -81,7 +81,7 @@ class _Progress:
         self.replace = alone and sys.stderr.isatty()
         self.spoken = time.monotonic() if not alone else 0.0
 
-    def __call__(self, task: Task, row: dict[str, Any]) -> None:
+    def __call__(self, task: DiscoveryTask, row: dict[str, Any]) -> None:
         epochs = task.wanted.recipe.epochs
         line = (
             f"{task.name}: epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
@@ -95,7 +95,7 @@ class _Progress:
             print(line, file=sys.stderr, flush=True)
 
 
-def _in_pool(wanted: Wanted, todo: list[Task], device: str, workers: int) -> list[Found]:
+def _in_pool(wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, workers: int) -> list[Found]:
     """The trainings in processes of their own, each on one thread."""
     import multiprocessing
 
@@ -126,28 +126,28 @@ def _in_short(found: Found) -> str:
     return f"test error {found['test_error']:.2%}, MACs {found['macs'] / found['full_macs']:.1%}"
 
 
-_LABS: list[Any] = []  # one for each worker process
+_CONTEXTS: list[Any] = []  # one for each worker process
 
 
-def _set_up(wanted: Wanted, device: str, command: int) -> None:
+def _set_up(wanted: DiscoveryConfig, device: str, command: int) -> None:
     from regimes.experiment.parent_watchdog import end_with
-    from regimes.experiment.run_discovery import lab_of
+    from regimes.experiment.run_discovery import context_of
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
     end_with(command)
-    _LABS.append(lab_of(wanted, device, Path()))
+    _CONTEXTS.append(context_of(wanted, device, Path()))
 
 
-def _work(task: Task) -> Found:
+def _work(task: DiscoveryTask) -> Found:
     from regimes.experiment.run_discovery import run_task
 
     try:
-        return run_task(task, _LABS[0], _Progress(alone=False))
+        return run_task(task, _CONTEXTS[0], _Progress(alone=False))
     except RunFailed as error:
         return error
 
 
-def _print(done: list[tuple[Task, dict[str, Any]]]) -> None:
+def _print(done: list[tuple[DiscoveryTask, dict[str, Any]]]) -> None:
     rows = [HEAD]
     for task, record in done:
         rows.append(

@@ -14,7 +14,7 @@ R = TypeVar("R")
 INTERRUPTED = 130
 
 
-def speaking(command: Callable[P, R]) -> Callable[P, R]:
+def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn a UserError into its lines and exit code, Ctrl-C into 130; anything else is a bug and shows itself."""
 
     @functools.wraps(command)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import Trial
 
-    from regimes.hpo.fidelities import Stretch
-    from regimes.hpo.fidelity_trainer import Value
+    from regimes.hpo.fidelities import Segment
+    from regimes.hpo.fidelity_trainer import FidelityResult
     from regimes.hpo.plan import Plan
 
 EVERY = 5.0  # seconds between two lines of progress, where they are not written over each other
@@ -43,7 +43,7 @@ def show_hpo(
     import optuna
 
     from regimes.config.hpo_file import read_hpo
-    from regimes.hpo.search import Asked, search
+    from regimes.hpo.search import SearchOptions, search
     from regimes.plots.hpo_plots import draw_search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -51,7 +51,7 @@ def show_hpo(
     if trials is not None:
         spec = spec.model_copy(update={"trials": trials})
     folder = out or Path("runs") / spec.name
-    asked = Asked(folder, chart, storage, math.inf if timeout is None else timeout, workers, device, take_over)
+    asked = SearchOptions(folder, chart, storage, math.inf if timeout is None else timeout, workers, device, take_over)
     progress = _Progress(spec.trials)
     try:
         result = search(spec, asked, progress.say, progress.stretch, progress.look)
@@ -79,7 +79,7 @@ class _Progress:
         self.end()
         print(text, file=sys.stderr, flush=True)
 
-    def stretch(self, trial: Trial, stretch: Stretch, value: Value) -> None:
+    def stretch(self, trial: Trial, stretch: Segment, value: FidelityResult) -> None:
         """After a stretch of a trial, in this process."""
         self._line(trial.study)
 

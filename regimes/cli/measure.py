@@ -16,7 +16,7 @@ from regimes.errors import UserError
 
 if TYPE_CHECKING:
     from regimes.config.sweep import Sweep
-    from regimes.experiment.context import Lab
+    from regimes.experiment.context import RunContext
     from regimes.landscape.measure_networks import Measurement
 
 
@@ -33,17 +33,19 @@ def show_measure(
     from regimes.plots.text_table import finite
 
     names = [each.strip() for each in metrics.split(",") if each.strip()] or usual(len(files))
-    sweep, lab = _prepared(model, data, names, changes, device)
+    sweep, context = _prepared(model, data, names, changes, device)
     networks = []
     for file in files:
-        network = lab.new_model(seed=0)
+        network = context.new_model(seed=0)
         load_weights(network, read_checkpoint(str(file), network))
         networks.append(network.eval())
     masks = [None if dense else mask_of_zeros(each) for each in networks]
     tables = {name: sweep.measure.options(name) for name in (sweep.measure.model_extra or {})}
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", Unsure)  # said in the table
-        found = measure(networks, lab.data, sweep.measure.metrics, tables, masks=masks, loss_fn=sweep.recipe.loss_fn)
+        found = measure(
+            networks, context.data, sweep.measure.metrics, tables, masks=masks, loss_fn=sweep.recipe.loss_fn
+        )
     shown = [file.name for file in files]
     if as_json:
         typer.echo(json.dumps(finite([_facts(each, shown) for each in found]), indent=1))
@@ -60,11 +62,13 @@ NEAR_ZERO = ("lmc", "lmc_test", "lmc_matched", "curve", "train_error", "final_te
 HEAD = ("networks", "variable", "value", "std. error", "unit", "seconds", "")
 
 
-def _prepared(model: str, data: str, metrics: Sequence[str], changes: list[str], device: str) -> tuple[Sweep, Lab]:
+def _prepared(
+    model: str, data: str, metrics: Sequence[str], changes: list[str], device: str
+) -> tuple[Sweep, RunContext]:
     """The tables of a sweep that measuring needs, checked as those of a file are."""
     from regimes.config.overrides import changed
     from regimes.config.sweep_file import resolve
-    from regimes.experiment.context import Lab, LabSpec, numerics_of
+    from regimes.experiment.context import ContextSpec, RunContext, numerics_of
     from regimes.registry import allow_imports_from
 
     allow_imports_from(os.getcwd())
@@ -77,11 +81,11 @@ def _prepared(model: str, data: str, metrics: Sequence[str], changes: list[str],
         "load": {"density": [1.0]},
     }
     sweep = resolve(changed(raw, changes), "regimes measure", "measure")
-    lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics_of(device, "eager", "eager"), ""))
-    lab.check_model()
-    if lab.loaded.regression and sweep.recipe.loss == "cross-entropy":
+    context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics_of(device, "eager", "eager"), ""))
+    context.check_model()
+    if context.loaded.regression and sweep.recipe.loss == "cross-entropy":
         raise UserError("the data have numbers as targets; add --set recipe.loss=mse")
-    return sweep, lab
+    return sweep, context
 
 
 def _row(each: Measurement, names: list[str]) -> tuple[str, ...]:

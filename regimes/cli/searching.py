@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from regimes.cli.errors import speaking
+from regimes.cli.errors import report_user_errors
 from regimes.cli.options import Device, Json, Set, app
 
 
 @app.command()
-@speaking
+@report_user_errors
 def hpo(
     file: Annotated[Path, typer.Argument(metavar="HPO.toml", help="What to search; see sweeps/digits-hpo.toml.")],
     chart: Annotated[Path | None, typer.Option("--map", metavar="RUN|GRID.nc", help="The map to ask.")] = None,

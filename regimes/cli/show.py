@@ -53,7 +53,7 @@ def show_plan(
     facts: dict[str, Any] = {
         "name": prepared.sweep.name,
         "folder": str(prepared.store.folder),
-        "data": prepared.lab.loaded.title,
+        "data": prepared.context.loaded.title,
         "cells": sum(stage.kind in ("prune", "discover") and not stage.aside for stage in stages),
         "dense_trainings": len(trainings),
         "stages": {kind: {"all": count[kind], "done": done[kind], "todo": todo[kind]} for kind in KINDS},
@@ -87,8 +87,8 @@ def show_plan(
         f"({duration(cost.core_seconds)} of one core, {cost.source}), {size(cost.disk_bytes)} on disk, "
         f"{size(cost.memory_bytes)} of memory a worker"
     )
-    free = free_bytes(prepared.lab.device)
-    if prepared.lab.device.type == "cpu" and cost.memory_bytes * workers > free:
+    free = free_bytes(prepared.context.device)
+    if prepared.context.device.type == "cpu" and cost.memory_bytes * workers > free:
         fits = max(1, free // cost.memory_bytes)
         typer.echo(
             f"  that is more memory than is free here ({size(free)}): take --workers {fits} or a smaller batch size"
@@ -99,7 +99,7 @@ def show_plan(
 
 def show_status(run: Path, as_json: bool) -> None:
     """Print how far a run is, from its files alone."""
-    from regimes.experiment.atomic_files import Damaged
+    from regimes.experiment.atomic_files import DamagedFile
     from regimes.experiment.store import open_store
 
     store = open_store(run)
@@ -114,7 +114,7 @@ def show_status(run: Path, as_json: bool) -> None:
             if record is not None:
                 state = record["status"]
                 store.check_weights(stage["key"], record)
-        except Damaged as error:
+        except DamagedFile as error:
             damaged.append(str(error))
             state = "damaged"
         failure = store.failure(stage["key"]) if state == "pending" else None

@@ -17,7 +17,7 @@ from regimes.errors import RunFailed, UserError
 if TYPE_CHECKING:
     from regimes.experiment.prepare import Prepared
     from regimes.experiment.stages.stage import Outcome, Stage
-    from regimes.regime_map.acquisition import Known
+    from regimes.regime_map.acquisition import MapKnowledge
 
 EVERY = 15.0  # seconds between plain lines
 
@@ -186,9 +186,9 @@ def run_rounds(sweep: Path, out: Path | None, budget: int | None, adaptive: bool
     typer.echo(f"next: regimes map {result.folder}")
 
 
-def _say_round(done: int, of: int, known: Known | None) -> None:
+def _say_round(done: int, of: int, known: MapKnowledge | None) -> None:
     print(f"up to {done} of {of} cells" + ("" if known is None else f"; {_how_known(known)}"), file=sys.stderr)
 
 
-def _how_known(known: Known) -> str:
+def _how_known(known: MapKnowledge) -> str:
     return f"the rest may mend {known.wrong:.1%} of the regimes and save {known.regret:.1%} of the error"

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regimes.config.sweep import Checkpoint, Dense
+from regimes.config.sweep import Checkpoint, DenseConfig
 from regimes.config.validation import Checker
 from regimes.knobs import KNOBS
 
 KEY = "dense.checkpoints"
 
 
-def family(checker: Checker, raw: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], Dense | None]:
+def family(checker: Checker, raw: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], DenseConfig | None]:
     """The checkpoints, and the file with the temperatures and seeds that they make filled in.
 
     Args:
@@ -28,7 +28,7 @@ def family(checker: Checker, raw: Mapping[str, Any], folder: Path) -> tuple[Mapp
     for key in ("temperature", "dense_seeds"):
         if key in raw:
             checker.say(key, "is told by [dense] checkpoints; leave it out")
-    dense: Dense | None = checker.table(Dense, "dense", raw["dense"])
+    dense: DenseConfig | None = checker.table(DenseConfig, "dense", raw["dense"])
     mistake = None if dense is None else _mistake(dense.checkpoints)
     if dense is None or mistake is not None:
         if mistake is not None:
@@ -43,7 +43,7 @@ def family(checker: Checker, raw: Mapping[str, Any], folder: Path) -> tuple[Mapp
             where = ", ".join(f"{name} = {value}" for name, value in zip(("dense_seed", *axes), place, strict=True))
             checker.say(KEY, f"{places[place]} networks for {where}; each place needs one")
     placed = tuple(each.model_copy(update={"path": str(folder / each.path)}) for each in dense.checkpoints)
-    return {**raw, "temperature": axes, "dense_seeds": seeds}, Dense(checkpoints=placed)
+    return {**raw, "temperature": axes, "dense_seeds": seeds}, DenseConfig(checkpoints=placed)
 
 
 def _mistake(checkpoints: tuple[Checkpoint, ...]) -> str | None:

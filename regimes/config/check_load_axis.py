@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regimes.config.recipe import Recipe
-from regimes.config.sweep import Load
+from regimes.config.sweep import LoadConfig
 from regimes.config.validation import Checker
 from regimes.errors import UserError
 from regimes.knobs import KNOBS, Knob
@@ -20,7 +20,7 @@ def check_load(
     recipe: Recipe | None,
     temperature: Mapping[str, Any],
     given: bool,
-) -> Load | None:
+) -> LoadConfig | None:
     """The ``[load]`` table of a sweep file; mistakes are noted by the checker, None where it cannot be read.
 
     Args:
@@ -41,7 +41,7 @@ def check_load(
         checker.say(f"load.{key}", "missing")
     if other in table:
         checker.say(f"load.{other}", f"the load axis of pruner '{table.get('pruner', 'magnitude')}' is {key}")
-    axis: Load | None = checker.table(Load, "load", table)
+    axis: LoadConfig | None = checker.table(LoadConfig, "load", table)
     if axis is None:
         return None
     checker.known("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
@@ -65,7 +65,7 @@ def check_load(
     return axis
 
 
-def _discovered(checker: Checker, axis: Load, table: Mapping[str, Any], given: bool) -> None:
+def _discovered(checker: Checker, axis: LoadConfig, table: Mapping[str, Any], given: bool) -> None:
     """What cannot be said of networks that are discovered."""
     for name in ("allocation", "schedule", "rounds", "rewind"):
         if name in table:

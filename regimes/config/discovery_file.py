@@ -14,7 +14,7 @@ from regimes.config.recipe import Count, Recipe, Section
 from regimes.config.sweep import Named
 from regimes.config.sweep_file import SweepChecker, read_toml
 from regimes.data import DATASETS
-from regimes.discovery.gate_estimators import ESTIMATORS
+from regimes.discovery import ESTIMATORS
 from regimes.errors import UserError
 from regimes.models import GIVEN, MODELS
 
@@ -22,7 +22,7 @@ TABLES = ("data", "model", "recipe", "discover")
 PLAIN = ("name", "seeds")
 
 
-class Wanted(Section):
+class DiscoveryConfig(Section):
     """Discoveries: one for every pressure and seed.
 
     Attributes:
@@ -41,7 +41,7 @@ class Wanted(Section):
     seeds: Count = 1
 
 
-def read_wanted(path: str | Path, changes: Iterable[str] = ()) -> Wanted:
+def read_discovery_file(path: str | Path, changes: Iterable[str] = ()) -> DiscoveryConfig:
     """Return what a TOML file asks for, defaults filled in; some keys may be set anew, see `changed`.
 
     Raises:
@@ -49,11 +49,13 @@ def read_wanted(path: str | Path, changes: Iterable[str] = ()) -> Wanted:
     """
     path = Path(path)
     raw = changed(read_toml(path, "discovery file", "sweeps/digits-discover.toml"), changes)
-    return resolve_wanted(raw, str(path), path.stem)
+    return resolve_discovery(raw, str(path), path.stem)
 
 
-def resolve_wanted(raw: Mapping[str, Any], source: str = "discovery", default_name: str = "discovery") -> Wanted:
-    """Return what a parsed TOML file (a plain dict) asks for; see `read_wanted`."""
+def resolve_discovery(
+    raw: Mapping[str, Any], source: str = "discovery", default_name: str = "discovery"
+) -> DiscoveryConfig:
+    """Return what a parsed TOML file (a plain dict) asks for; see `read_discovery_file`."""
     checker = SweepChecker(source)
     checker.names(raw, (*PLAIN, *TABLES))
     raw = checker.tables(raw, TABLES, ("data", "model"), "a discovery")
@@ -67,7 +69,7 @@ def resolve_wanted(raw: Mapping[str, Any], source: str = "discovery", default_na
     assert recipe is not None
     rest = {"name": raw.get("name", default_name), "seeds": raw.get("seeds", 1)}
     try:
-        return Wanted(data=data, model=model, recipe=recipe, pressures=pressures, **rest)
+        return DiscoveryConfig(data=data, model=model, recipe=recipe, pressures=pressures, **rest)
     except ValidationError as error:
         raise UserError(
             *(f"{source}: {each['loc'][0]}: {each['msg']}, got {each['input']!r}" for each in error.errors())

@@ -31,10 +31,10 @@ def read_hpo(path: str | Path, changes: Iterable[str] = ()) -> Hpo:
     """
     path = Path(path)
     raw = changed(read_toml(path, "search file", "sweeps/digits-hpo.toml"), changes)
-    return hpo_from(raw, str(path), path.stem)
+    return resolve_hpo(raw, str(path), path.stem)
 
 
-def hpo_from(raw: Mapping[str, Any], source: str = "search", default_name: str = "search") -> Hpo:
+def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: str = "search") -> Hpo:
     """Return the search that a parsed TOML file (a plain dict) describes; see `read_hpo`."""
     checker = SweepChecker(source)
     checker.names(raw, (*PLAIN, *TABLES))

@@ -35,7 +35,7 @@ class Named(Section):
         return dict(self.model_extra or {})
 
 
-class Load(Section):
+class LoadConfig(Section):
     """The load axes: which densities, and how networks are pruned to them; which widths, where those vary.
 
     Attributes:
@@ -112,13 +112,13 @@ class Checkpoint(Section):
         return dict(self.model_extra or {})
 
 
-class Dense(Section):
+class DenseConfig(Section):
     """Where dense networks come from, when they are not to be trained."""
 
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)]
 
 
-class Measure(Section):
+class MeasureConfig(Section):
     """Which metrics, and tables of their options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -152,9 +152,9 @@ class Sweep(Section):
     recipe: Recipe
     retrain: Recipe
     temperature: dict[str, tuple[Value, ...]]
-    load: Load
-    measure: Measure
-    dense: Dense | None = None
+    load: LoadConfig
+    measure: MeasureConfig
+    dense: DenseConfig | None = None
     dense_seeds: Count = 1
     retrain_seeds: Count = 2
 

@@ -12,7 +12,7 @@ from regimes.config.check_checkpoints import family
 from regimes.config.check_load_axis import check_load
 from regimes.config.overrides import changed
 from regimes.config.recipe import RECIPES, Recipe
-from regimes.config.sweep import Measure, Named, Sweep
+from regimes.config.sweep import MeasureConfig, Named, Sweep
 from regimes.config.validation import Checker
 from regimes.data import AUGMENTATIONS, DATASETS
 from regimes.data.augment import Augmentation
@@ -180,8 +180,8 @@ class SweepChecker(Checker):
                 self.say(key, f"{value} lies beyond the schedule's horizon recipe.epochs = {recipe.epochs}")
         return knob, tuple(knob.kind(value) for value in values if knob.accepts(value))
 
-    def measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> Measure | None:
-        measure: Measure | None = self.table(Measure, "measure", raw.get("measure", {}))
+    def measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> MeasureConfig | None:
+        measure: MeasureConfig | None = self.table(MeasureConfig, "measure", raw.get("measure", {}))
         if measure is None:
             return None
         self.axis("measure.metrics", list(measure.metrics))
@@ -201,7 +201,7 @@ class SweepChecker(Checker):
         for metric in chosen:
             if metric.subject == "pair" and retrain_seeds is not None and retrain_seeds < 2:
                 self.say("retrain_seeds", f"metric '{metric.name}' compares two retrained copies; allowed: 2 or more")
-        return Measure(metrics=measure.metrics, **resolved)
+        return MeasureConfig(metrics=measure.metrics, **resolved)
 
     def metric_options(self, key: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
         fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regimes.data.uint8_images import Pixels
+from regimes.data.uint8_images import Uint8Images
 from regimes.errors import UserError
 
 
 class Split(NamedTuple):
     """Inputs (n, ...) and targets (n,) of one split.
 
-    Inputs may be `Pixels`: bytes that become a tensor where they are indexed or split, and have its shape and device.
+    Inputs may be `Uint8Images`: bytes that become a float tensor when indexed or split.
     """
 
     inputs: Tensor
@@ -31,7 +31,7 @@ class Split(NamedTuple):
         """The split on a device, its inputs in a floating dtype; images in a memory format."""
         targets = self.targets.to(device, dtype if self.targets.is_floating_point() else self.targets.dtype)
         held: Any = self.inputs
-        if isinstance(held, Pixels):
+        if isinstance(held, Uint8Images):
             return Split(held.to(device, dtype, layout), targets)  # type: ignore[arg-type]
         inputs = self.inputs.to(device, dtype)
         return Split(inputs.to(memory_format=layout) if inputs.dim() == 4 else inputs, targets)
@@ -130,7 +130,7 @@ def subset(split: Split, images: int) -> Split:
 
 def _pieces(numbers: Any) -> Iterator[np.ndarray]:
     """The numbers of a tensor, or the bytes of images and what they are standardised with."""
-    if isinstance(numbers, Pixels):
+    if isinstance(numbers, Uint8Images):
         yield from (each.cpu().numpy() for each in (numbers.mean, numbers.deviation))
         yield from numbers.pieces()
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from regimes.data.dataset import Dataset, Split, held_out
-from regimes.data.uint8_images import Pixels, statistics
+from regimes.data.uint8_images import Uint8Images, statistics
 from regimes.errors import UserError
 
 Pair = tuple[np.ndarray, Any]  # bytes (m, c, h, w) and a label for each
@@ -46,7 +46,7 @@ def from_bytes(
     mean, deviation = statistics(train[0], rows["train"])
     named = {"train": train, "val": val, "test": test}
     splits = {
-        name: _split(Pixels(*_tensors(images, rows[name]), mean, deviation), np.asarray(labels)[rows[name]])
+        name: _split(Uint8Images(*_tensors(images, rows[name]), mean, deviation), np.asarray(labels)[rows[name]])
         for name, (images, labels) in named.items()
     }
     return Dataset(splits["train"], splits["val"], splits["test"], classes, title)
@@ -113,7 +113,7 @@ def _tensors(images: np.ndarray, rows: np.ndarray) -> tuple[Any, Any]:
     return torch.from_numpy(np.asarray(images)), torch.from_numpy(rows)
 
 
-def _split(inputs: Pixels, labels: np.ndarray) -> Split:
+def _split(inputs: Uint8Images, labels: np.ndarray) -> Split:
     import torch
 
     return Split(inputs, torch.from_numpy(labels.astype(np.int64)))  # type: ignore[arg-type]

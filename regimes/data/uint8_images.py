@@ -15,7 +15,7 @@ GROUP = 2**26  # bytes standardised at once where sums are taken
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Uint8Images:
     """Images (n, c, h, w) of bytes that behave, where they are indexed or split, like the standardised float tensor.
 
     ``pixels[which]`` is ``(bytes / 255 - mean) / deviation`` of those images, on ``device``, in ``dtype``, ``layout``.
@@ -67,7 +67,7 @@ class Pixels:
 
     def to(
         self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
-    ) -> Pixels:
+    ) -> Uint8Images:
         """The same images for a device; their bytes go along if they fit."""
         layout = torch.contiguous_format if layout == torch.preserve_format else layout
         held, rows = self.bytes, self.rows

@@ -1,7 +1,13 @@
-"""Structure discovery: units and residual blocks leave a network while it trains (complexity-aware training).
+"""Structure discovery: units and residual blocks are removed from a network while it trains (complexity-aware training).
 
-The way of one training: `tracing` finds units and blocks (`anatomy`, `blocks`), `proving` tries them, `gates` switches
-them at random, `estimators` say what each is worth, `complexity` and `course` how hard each is pressed, `search` moves
-gates and weights, `conditions` and `living` decide who may leave, `removal` takes them out of a network and `shrinking`
-of its training, `network` writes what is left.
+One training: `trace_graph` finds units and blocks (`prunable_graph`), `verify_removal` checks that each can be removed,
+`gates` samples their gates, `gate_estimators` estimate the benefit of each, `complexity` and `pressure_schedule` set its
+penalty, `gated_training` updates gates and weights, `removal_criterion` and `gate_state` decide what is removed,
+`removal` removes it from the network and `shrinking_network` from the training, `save_network` writes the result.
 """
+
+ESTIMATORS = {
+    "straight-through": "regimes.discovery.gate_estimators:straight_through",
+    "trapezoid": "regimes.discovery.gate_estimators:trapezoid",
+    "curved": "regimes.discovery.gate_estimators:curved",
+}

@@ -13,7 +13,7 @@ from regimes.config.discovery import Pressure
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.discovery.complexity import size_of
-from regimes.discovery.gated_training import Row, Search
+from regimes.discovery.gated_training import GatedTraining, Row
 from regimes.discovery.prunable_graph import widths
 from regimes.errors import UserError
 
@@ -122,14 +122,14 @@ def discover(
         raise UserError(*lines) from error
     if pressure.too_short:
         raise UserError(f"settle: {pressure.too_short}")
-    search = Search(model, here, recipe or Recipe(), pressure, ("dense", seed))
+    search = GatedTraining(model, here, recipe or Recipe(), pressure, ("dense", seed))
     for _ in epochs(search):
         if watch is not None:
             watch(search.history[-1])
     return found(search)
 
 
-def epochs(search: Search, saved: Saved | None = None) -> Iterator[Saved]:
+def epochs(search: GatedTraining, saved: Saved | None = None) -> Iterator[Saved]:
     """Train to the end and yield what is needed to go on, after every epoch; from ``saved`` as if never stopped."""
     start = 0
     if saved is not None:
@@ -143,7 +143,7 @@ def epochs(search: Search, saved: Saved | None = None) -> Iterator[Saved]:
         yield _saved(search)
 
 
-def _saved(search: Search) -> Saved:
+def _saved(search: GatedTraining) -> Saved:
     epoch, good = search.good
     facts = {
         "history": list(search.history),
@@ -157,7 +157,7 @@ def _saved(search: Search) -> Saved:
     return Saved(len(search.history), tensors, facts)
 
 
-def _load(search: Search, saved: Saved) -> None:
+def _load(search: GatedTraining, saved: Saved) -> None:
     now = {name: each for name, each in saved.tensors.items() if not name.startswith("good/")}
     good = {name.removeprefix("good/"): each for name, each in saved.tensors.items() if name.startswith("good/")}
     search.restore(now, saved.facts["settled"])
@@ -165,7 +165,7 @@ def _load(search: Search, saved: Saved) -> None:
     search.history, search.message = list(saved.facts["history"]), saved.facts["message"]
 
 
-def found(search: Search) -> Discovery:
+def found(search: GatedTraining) -> Discovery:
     """What a finished search has found."""
     anatomy, size = search.anatomy, size_of(search.anatomy)
     return Discovery(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regimes.discovery.prunable_graph import NOBODY, Anatomy
+from regimes.discovery.prunable_graph import NOBODY, PrunableGraph
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Complexity:
         device: where gates live.
     """
 
-    def __init__(self, anatomy: Anatomy, device: torch.device | str = "cpu") -> None:
+    def __init__(self, anatomy: PrunableGraph, device: torch.device | str = "cpu") -> None:
         layers = list(anatomy.layers.values())
         self.rest = float(anatomy.rest)
         self.count = len(layers)
@@ -80,7 +80,7 @@ class Complexity:
         return units.to(theta.dtype), blocks.to(rho.dtype)
 
 
-def size_of(anatomy: Anatomy) -> Size:
+def size_of(anatomy: PrunableGraph) -> Size:
     """The size of a network as it stands, everything on."""
     theta, rho = torch.ones(anatomy.units, dtype=torch.float64), torch.ones(len(anatomy.blocks), dtype=torch.float64)
     return Complexity(anatomy)(theta, rho)

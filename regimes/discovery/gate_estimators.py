@@ -44,10 +44,3 @@ def curved(slopes: Tensor, gates: Tensor) -> Tensor:
     the second derivative.
     """
     return slopes.mean(0) + (0.5 - gates.mean(0)) * slopes.square().mean(0)
-
-
-ESTIMATORS = {
-    "straight-through": "regimes.discovery.gate_estimators:straight_through",
-    "trapezoid": "regimes.discovery.gate_estimators:trapezoid",
-    "curved": "regimes.discovery.gate_estimators:curved",
-}

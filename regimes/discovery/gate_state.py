@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from regimes.discovery.prunable_graph import Anatomy
+from regimes.discovery.prunable_graph import PrunableGraph
 from regimes.discovery.removal_criterion import CHECKS
 
 
 @dataclass
-class Side:
+class GateState:
     """The gates of all units, or of all blocks, each tensor (gates,).
 
     Attributes:
@@ -29,7 +29,7 @@ class Side:
     gone: Tensor
 
     @classmethod
-    def of(cls, count: int, start: float, device: torch.device) -> Side:
+    def of(cls, count: int, start: float, device: torch.device) -> GateState:
         """Gates at the start of a training."""
         return cls(
             torch.full((count,), start, device=device),
@@ -66,13 +66,13 @@ class Side:
         return {f"{name}/{each.name}": getattr(self, each.name).cpu().clone() for each in fields(self)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> Side:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> GateState:
         """The inverse of `tensors`."""
         return cls(**{each.name: tensors[f"{name}/{each.name}"].to(device) for each in fields(cls)})
 
 
 @dataclass(frozen=True)
-class Leaving:
+class Removal:
     """Who is to leave now.
 
     Attributes:
@@ -87,7 +87,9 @@ class Leaving:
     nothing: bool
 
 
-def with_guards(anatomy: Anatomy, units: Side, blocks: Side, ask_units: Tensor, ask_blocks: Tensor) -> Leaving:
+def guard_removal(
+    anatomy: PrunableGraph, units: GateState, blocks: GateState, ask_units: Tensor, ask_blocks: Tensor
+) -> Removal:
     """What may leave of what was asked: a layer keeps its last unit, and a block without any goes as a whole.
 
     The unit that stays is the likeliest, of several the one of most worth.
@@ -112,4 +114,4 @@ def with_guards(anatomy: Anatomy, units: Side, blocks: Side, ask_units: Tensor, 
             out_units[group.units] = ~units.gone[group.units]
     beside = any(group.block is None for group in anatomy.groups)  # each of these keeps a unit
     nothing = starved or (not beside and bool((blocks.gone | out_blocks).all()))
-    return Leaving(out_units, out_blocks, tuple(spared), nothing)
+    return Removal(out_units, out_blocks, tuple(spared), nothing)

@@ -14,28 +14,28 @@ from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, Split
+from regimes.discovery import ESTIMATORS
 from regimes.discovery.complexity import Complexity
-from regimes.discovery.gate_estimators import ESTIMATORS
-from regimes.discovery.gate_state import Leaving, Side, with_guards
-from regimes.discovery.gates import Draw, draw, fixed, partly
-from regimes.discovery.pressure_schedule import Course
+from regimes.discovery.gate_state import GateState, Removal, guard_removal
+from regimes.discovery.gates import GateDraw, draw, fixed, partly
+from regimes.discovery.pressure_schedule import PressureSchedule
 from regimes.discovery.prunable_graph import widths
 from regimes.discovery.removal_criterion import block_norms, may_leave, unit_norms
-from regimes.discovery.shrinking_network import Shrinking
+from regimes.discovery.shrinking_network import ShrinkingNetwork
 from regimes.discovery.trace_graph import anatomy_of
 from regimes.landscape.error import evaluating, images_at_once, mistakes
 from regimes.models.build import seeded
 from regimes.registry import load
-from regimes.training.batches import Stream
+from regimes.training.batches import BatchStream
 from regimes.training.precision import arithmetic
-from regimes.training.schedule import Timeline
+from regimes.training.schedule import TrainingSchedule
 
 Row = dict[str, Any]
 BLOCK_SHARE = 0.3  # of a new exact difference in the running one
 JUDGED = 8  # batches by which the last decision on a block is taken
 
 
-class Search(Shrinking):
+class GatedTraining(ShrinkingNetwork):
     """A training in progress.
 
     Args:
@@ -58,16 +58,16 @@ class Search(Shrinking):
     ) -> None:
         super().__init__(model, anatomy_of(model, data.train.inputs[:2]), recipe)
         self.data, self.role, self.precision = data, role, precision
-        timeline = Timeline(recipe, len(data.train.targets))
-        self.stream = Stream(role, timeline, data.train, load(AUGMENTATIONS, recipe.augment, "augmentation"))
-        self.course = Course(pressure, timeline)
+        timeline = TrainingSchedule(recipe, len(data.train.targets))
+        self.stream = BatchStream(role, timeline, data.train, load(AUGMENTATIONS, recipe.augment, "augmentation"))
+        self.course = PressureSchedule(pressure, timeline)
         self.estimate: Callable[[Tensor, Tensor], Tensor] = load(ESTIMATORS, pressure.estimator, "estimator")
         self.rates = self.course.steps(self.full_anatomy, Complexity(self.full_anatomy), self.full)
         self.message = ""
         self.diverged = False
         self.history: list[Row] = []
-        units = Side.of(self.full_anatomy.units, self.course.start(1 - pressure.alpha), self.device)
-        blocks = Side.of(len(self.full_anatomy.blocks), self.course.start(pressure.alpha), self.device)
+        units = GateState.of(self.full_anatomy.units, self.course.start(1 - pressure.alpha), self.device)
+        blocks = GateState.of(len(self.full_anatomy.blocks), self.course.start(pressure.alpha), self.device)
         self.build(units, blocks, settled=not any(self.rates))
         self.guess = data.guess or self.error(data.val)  # of numbers: the untrained network's
         self.good = (0, self.tensors())
@@ -104,7 +104,7 @@ class Search(Shrinking):
                 self._check(step)
         return value
 
-    def _loss(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw | None) -> Tensor:
+    def _loss(self, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw | None) -> Tensor:
         torch.manual_seed(self.stream.noise(step))  # dropout draws the same in every pass of a step
         with arithmetic(self.precision, self.device):
             if drawn is None or self.gates is None:
@@ -116,17 +116,17 @@ class Search(Shrinking):
         value: Tensor = self.recipe.training_loss(answers.to(inputs.dtype), targets)
         return value
 
-    def _in_part(self, drawn: Draw) -> Draw:
+    def _in_part(self, drawn: GateDraw) -> GateDraw:
         """Gates for the share of a batch that tells what they are worth; the rest is trained as the network will be."""
         return partly(drawn, self.course.told_by(len(drawn.units)), self.units.chance > 0.5, self.blocks.chance > 0.5)
 
-    def _drawn(self, step: int, inputs: int, what: str = "gates") -> Draw:
+    def _drawn(self, step: int, inputs: int, what: str = "gates") -> GateDraw:
         generator = torch.Generator(self.device).manual_seed((seed_of(*self.role, what) + step) % 2**63)
         return draw(self.units.chance, self.blocks.chance, inputs, generator)
 
     # -- gates ------------------------------------------------------------------------------------------------------
 
-    def _learn(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw) -> None:
+    def _learn(self, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw) -> None:
         """Estimate what gates are worth and, under pressure, move them."""
         pressure, strength = self.course.pressure, self.course.strength(step)
         share = 2 / (self.course.timeline.steps_per_epoch + 1)
@@ -144,7 +144,7 @@ class Search(Shrinking):
                 if rate:
                     side.move(rate, pressed)
 
-    def _learn_blocks(self, step: int, inputs: Tensor, targets: Tensor, drawn: Draw, share: float) -> None:
+    def _learn_blocks(self, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw, share: float) -> None:
         pressure = self.course.pressure
         if pressure.blocks != "exact":
             if drawn.blocks.grad is not None:
@@ -162,14 +162,14 @@ class Search(Shrinking):
         self.blocks.worth[number] = worth + BLOCK_SHARE * (difference - worth)
 
     @torch.no_grad()
-    def _difference(self, number: int, step: int, inputs: Tensor, targets: Tensor, drawn: Draw) -> Tensor:
+    def _difference(self, number: int, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw) -> Tensor:
         """The loss of a batch with a block on for all inputs, less the loss with it off for all."""
         losses = []
         for gate in (1.0, 0.0):
             blocks = drawn.blocks.detach().clone()
             blocks[:, number] = gate
             with self.stepper.statistics_frozen():
-                losses.append(self._loss(step, inputs, targets, Draw(drawn.units.detach(), blocks)))
+                losses.append(self._loss(step, inputs, targets, GateDraw(drawn.units.detach(), blocks)))
         return losses[0] - losses[1]
 
     # -- removal ----------------------------------------------------------------------------------------------------
@@ -180,9 +180,9 @@ class Search(Shrinking):
         norms = unit_norms(self.model, self.anatomy), block_norms(self.model, self.anatomy)
         ask_units = units.check(may_leave(units.chance, units.worth, norms[0], self.pressures[0], decay))
         ask_blocks = blocks.check(may_leave(blocks.chance, blocks.worth, norms[1], self.pressures[1], decay))
-        self._go(with_guards(self.anatomy, units, blocks, ask_units, ask_blocks))
+        self._go(guard_removal(self.anatomy, units, blocks, ask_units, ask_blocks))
 
-    def _go(self, leaving: Leaving) -> None:
+    def _go(self, leaving: Removal) -> None:
         """Let leave; where nothing would be left, give in."""
         if leaving.nothing:
             self._give_in(leaving)
@@ -196,7 +196,7 @@ class Search(Shrinking):
         """
         ask_units = self.units.chance <= 0.5
         ask_blocks = self._not_worth_it(ask_units, epoch) if self.rates[1] else torch.zeros_like(self.blocks.gone)
-        self._go(with_guards(self.anatomy, self.units, self.blocks, ask_units, ask_blocks))
+        self._go(guard_removal(self.anatomy, self.units, self.blocks, ask_units, ask_blocks))
         self.settle()
 
     @torch.no_grad()
@@ -205,7 +205,7 @@ class Search(Shrinking):
         steps = self.course.timeline.steps_per_epoch
         batches = list(self.stream.batches(epoch * steps, epoch * steps + min(JUDGED, steps)))
         none = torch.zeros_like(self.blocks.gone)
-        leaving = with_guards(self.anatomy, self.units, self.blocks, ask_units, none)
+        leaving = guard_removal(self.anatomy, self.units, self.blocks, ask_units, none)
         units, blocks = (~(self.units.gone | leaving.units)).float(), (~(self.blocks.gone | leaving.blocks)).float()
 
         def loss() -> Tensor:
@@ -224,7 +224,7 @@ class Search(Shrinking):
                     now = without
         return blocks == 0
 
-    def _give_in(self, leaving: Leaving) -> None:
+    def _give_in(self, leaving: Removal) -> None:
         """Go back to the network of the last good epoch and leave it as large as it was."""
         epoch, tensors = self.good
         self.restore(tensors, settled=True)

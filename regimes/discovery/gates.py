@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regimes.discovery.prunable_graph import Anatomy
+from regimes.discovery.prunable_graph import PrunableGraph
 
 
 @dataclass(frozen=True)
-class Draw:
+class GateDraw:
     """Gates of one forward pass: (n, units) and (n, blocks), each 0 or 1; n is the batch or 1.
 
     Kept where a gradient is wanted: as leaves, so that the loss can be differentiated by each gate of each input.
@@ -36,8 +36,8 @@ class Gates:
         anatomy: of the model; `now` follows it when something leaves.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
-        self._draw: Draw | None = None
+    def __init__(self, model: nn.Module, anatomy: PrunableGraph) -> None:
+        self._draw: GateDraw | None = None
         self._padded: Tensor | None = None
         self._hooks: list[Any] = []
         self._owners: dict[str, Tensor] = {}
@@ -51,7 +51,7 @@ class Gates:
         self._device = device
         self.now(anatomy)
 
-    def now(self, anatomy: Anatomy) -> None:
+    def now(self, anatomy: PrunableGraph) -> None:
         """Follow a model that has lost something."""
         self._owners = {
             name: layer.cols.to(self._device)
@@ -65,7 +65,7 @@ class Gates:
             hook.remove()
 
     @contextmanager
-    def at(self, draw: Draw) -> Iterator[None]:
+    def at(self, draw: GateDraw) -> Iterator[None]:
         """Run the model under these gates."""
         self._draw = draw
         ones = draw.units.new_ones(len(draw.units), 1)  # what NOBODY owns is always there
@@ -99,26 +99,26 @@ class Gates:
         return hook
 
 
-def draw(theta: Tensor, rho: Tensor, inputs: int, generator: torch.Generator) -> Draw:
+def draw(theta: Tensor, rho: Tensor, inputs: int, generator: torch.Generator) -> GateDraw:
     """Draw gates for so many inputs: unit i is on with probability ``theta[i]``, block b with ``rho[b]``."""
     drawn = []
     for probability in (theta, rho):
         chance = torch.rand(inputs, len(probability), generator=generator, device=generator.device)
         gates = (chance.to(probability.device) < probability).to(probability.dtype)
         drawn.append(gates.requires_grad_())
-    return Draw(*drawn)
+    return GateDraw(*drawn)
 
 
-def partly(drawn: Draw, inputs: int, units: Tensor, blocks: Tensor) -> Draw:
+def partly(drawn: GateDraw, inputs: int, units: Tensor, blocks: Tensor) -> GateDraw:
     """The draw for so many of the inputs; for all others the same gates: ``units`` (units,), ``blocks`` (blocks,)."""
     found = []
     for gates, settled in ((drawn.units, units), (drawn.blocks, blocks)):
         values = gates.detach().clone()
         values[inputs:] = settled.to(values.dtype)
         found.append(values.requires_grad_())
-    return Draw(*found)
+    return GateDraw(*found)
 
 
-def fixed(units: Tensor, blocks: Tensor) -> Draw:
+def fixed(units: Tensor, blocks: Tensor) -> GateDraw:
     """The same gates for every input."""
-    return Draw(units[None].float(), blocks[None].float())
+    return GateDraw(units[None].float(), blocks[None].float())

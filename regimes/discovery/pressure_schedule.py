@@ -9,16 +9,16 @@ from torch import Tensor
 
 from regimes.config.discovery import Pressure
 from regimes.discovery.complexity import Complexity, Size
-from regimes.discovery.prunable_graph import Anatomy
+from regimes.discovery.prunable_graph import PrunableGraph
 from regimes.errors import UserError
-from regimes.training.schedule import Timeline
+from regimes.training.schedule import TrainingSchedule
 
 CHECKS_PER_EPOCH = 2
 FEWEST = 8  # inputs by which a gate is judged
 
 
 @dataclass(frozen=True)
-class Course:
+class PressureSchedule:
     """Pressure and gate steps along a training.
 
     Attributes:
@@ -27,7 +27,7 @@ class Course:
     """
 
     pressure: Pressure
-    timeline: Timeline
+    timeline: TrainingSchedule
 
     def epochs(self, share: float) -> int:
         """A share of the training, in whole epochs."""
@@ -66,7 +66,7 @@ class Course:
         """``r = nu 2 alpha dC/drho``."""
         return self.pressure.nu * 2 * self.pressure.alpha * slope
 
-    def steps(self, anatomy: Anatomy, complexity: Complexity, full: Size) -> tuple[float, float]:
+    def steps(self, anatomy: PrunableGraph, complexity: Complexity, full: Size) -> tuple[float, float]:
         """Step of the units' and of the blocks' probabilities: an average gate that is worth nothing falls from
         ``start`` to 0 in the share ``fall`` of the training.
 

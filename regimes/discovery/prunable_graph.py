@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regimes.models.residual_blocks import Block
+from regimes.models.residual_blocks import ResidualBlock
 
 NOBODY = -1  # owner of a channel that always stays
 
 
 @dataclass(frozen=True)
-class Layer:
+class PrunableLayer:
     """One layer and the units that its channels belong to.
 
     Attributes:
@@ -44,7 +44,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Group:
+class UnitGroup:
     """The units of one layer: they are told apart by where they are read.
 
     Attributes:
@@ -67,7 +67,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class PrunableGraph:
     """Units, blocks and layers of one network; what has been removed is missing from the layers.
 
     Attributes:
@@ -77,9 +77,9 @@ class Anatomy:
         rest: parameters that belong to no layer of ``layers``: they always stay.
     """
 
-    layers: dict[str, Layer]
-    groups: tuple[Group, ...]
-    blocks: tuple[Block, ...]
+    layers: dict[str, PrunableLayer]
+    groups: tuple[UnitGroup, ...]
+    blocks: tuple[ResidualBlock, ...]
     rest: int
 
     @property
@@ -88,12 +88,12 @@ class Anatomy:
         return sum(group.size for group in self.groups)
 
     @property
-    def standing(self) -> dict[int, Block]:
+    def standing(self) -> dict[int, ResidualBlock]:
         """{number: block} of the blocks that have not been removed."""
         left = {layer.block for layer in self.layers.values()}
         return {number: block for number, block in enumerate(self.blocks) if number in left}
 
-    def without(self, units: Tensor, blocks: Iterable[int]) -> Anatomy:
+    def without(self, units: Tensor, blocks: Iterable[int]) -> PrunableGraph:
         """What is left when units (bool, (units,): True is removed) and whole blocks have left."""
         gone = set(blocks)
         lost = torch.cat([units, units.new_zeros(1)])  # the last is NOBODY
@@ -105,6 +105,6 @@ class Anatomy:
         return dataclasses.replace(self, layers=layers)
 
 
-def widths(anatomy: Anatomy, gone: Tensor) -> dict[str, tuple[int, int]]:
+def widths(anatomy: PrunableGraph, gone: Tensor) -> dict[str, tuple[int, int]]:
     """{layer that makes units: (units left, units at the start)}."""
     return {group.name: (int((~gone[group.units]).sum()), group.size) for group in anatomy.groups}

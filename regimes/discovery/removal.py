@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from regimes.discovery.prunable_graph import Anatomy, Layer
+from regimes.discovery.prunable_graph import PrunableGraph, PrunableLayer
 from regimes.models.residual_blocks import remove_block
 from regimes.pruners.channels import sizes_as_tensors
 
 
 def remove(
-    model: nn.Module, anatomy: Anatomy, units: Tensor, blocks: Iterable[int], momentum: dict[str, Tensor]
-) -> tuple[Anatomy, dict[str, Tensor]]:
+    model: nn.Module, anatomy: PrunableGraph, units: Tensor, blocks: Iterable[int], momentum: dict[str, Tensor]
+) -> tuple[PrunableGraph, dict[str, Tensor]]:
     """Remove units and blocks from the model itself; returns the anatomy of what is left, and its momentum.
 
     Args:
@@ -37,7 +37,7 @@ def remove(
     return left, {name: buffer for name, buffer in momentum.items() if name in named}
 
 
-def _shrink(module: nn.Module, layer: Layer, lost: Tensor, momentum: dict[str, Tensor]) -> None:
+def _shrink(module: nn.Module, layer: PrunableLayer, lost: Tensor, momentum: dict[str, Tensor]) -> None:
     rows, cols = ~lost[layer.rows], None if layer.cols is None else ~lost[layer.cols]
     if bool(rows.all()) and (cols is None or bool(cols.all())):
         return

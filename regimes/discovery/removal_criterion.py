@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from regimes.discovery.prunable_graph import Anatomy
+from regimes.discovery.prunable_graph import PrunableGraph
 
 SHUT = 1e-2  # probability below which a gate counts as shut
 CHECKS = 3  # consecutive checks that have to agree
@@ -34,7 +34,7 @@ def may_leave(theta: Tensor, worth: Tensor, norm: Tensor, pressure: Tensor, deca
 
 
 @torch.no_grad()
-def unit_norms(model: nn.Module, anatomy: Anatomy) -> Tensor:
+def unit_norms(model: nn.Module, anatomy: PrunableGraph) -> Tensor:
     """(units,) the norm of all weights that read a unit; 0 for one that has left."""
     device = next(model.parameters()).device
     total = torch.zeros(anatomy.units + 1, device=device)
@@ -48,7 +48,7 @@ def unit_norms(model: nn.Module, anatomy: Anatomy) -> Tensor:
 
 
 @torch.no_grad()
-def block_norms(model: nn.Module, anatomy: Anatomy) -> Tensor:
+def block_norms(model: nn.Module, anatomy: PrunableGraph) -> Tensor:
     """(blocks,) the norm of the weights of the last layer on each branch; 0 for a block that has left."""
     out = torch.zeros(len(anatomy.blocks), device=next(model.parameters()).device)
     for number in anatomy.standing:

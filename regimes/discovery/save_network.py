@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from regimes.discovery.prunable_graph import Anatomy
+from regimes.discovery.prunable_graph import PrunableGraph
 from regimes.errors import UserError
 from regimes.models.residual_blocks import keep_skip
 
@@ -24,7 +24,7 @@ _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _LINEAR = ("in_features", "out_features")
 
 
-def plan_of(model: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
+def plan_of(model: nn.Module, anatomy: PrunableGraph) -> dict[str, Any]:
     """What makes a network of the original class into the one that was found, as plain data.
 
     ``{"blocks": {name: {"keep": [children on the skip path], "relu": whether one follows}}, "layers": {name: [class in
@@ -59,7 +59,7 @@ def rebuild(model: nn.Module, plan: Mapping[str, Any], state: Mapping[str, Tenso
     return model
 
 
-def save(model: nn.Module, anatomy: Anatomy, inputs: Tensor, folder: Path) -> list[Path]:
+def save(model: nn.Module, anatomy: PrunableGraph, inputs: Tensor, folder: Path) -> list[Path]:
     """Write a network: weights (safetensors), plan (JSON) and an exported program (``torch.export``, any batch size).
 
     Where a model cannot be exported, the program is left out.

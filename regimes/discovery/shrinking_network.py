@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from regimes.config.recipe import Recipe
 from regimes.discovery.complexity import Complexity, size_of
-from regimes.discovery.gate_state import Leaving, Side
+from regimes.discovery.gate_state import GateState, Removal
 from regimes.discovery.gates import Gates
-from regimes.discovery.prunable_graph import Anatomy
+from regimes.discovery.prunable_graph import PrunableGraph
 from regimes.discovery.removal import remove
 from regimes.models.build import load_weights
-from regimes.training.optimizer_step import Stepper
+from regimes.training.optimizer_step import OptimizerStep
 
 Tensors = dict[str, Tensor]
 
 
-class Shrinking:
+class ShrinkingNetwork:
     """What is left of a network, and the optimiser of that.
 
     Args:
@@ -34,21 +34,26 @@ class Shrinking:
     """
 
     model: nn.Module
-    anatomy: Anatomy
-    units: Side
-    blocks: Side
+    anatomy: PrunableGraph
+    units: GateState
+    blocks: GateState
     complexity: Complexity
-    stepper: Stepper
+    stepper: OptimizerStep
     gates: Gates | None
     settled: bool
 
-    def __init__(self, whole: nn.Module, anatomy: Anatomy, recipe: Recipe) -> None:
+    def __init__(self, whole: nn.Module, anatomy: PrunableGraph, recipe: Recipe) -> None:
         self.whole, self.full_anatomy, self.recipe = whole, anatomy, recipe
         self.device = next(whole.parameters()).device
         self.full = size_of(anatomy)
 
     def build(
-        self, units: Side, blocks: Side, settled: bool, weights: Tensors | None = None, momentum: Tensors | None = None
+        self,
+        units: GateState,
+        blocks: GateState,
+        settled: bool,
+        weights: Tensors | None = None,
+        momentum: Tensors | None = None,
     ) -> None:
         """The network with what is left of it, and all that trains it."""
         self.units, self.blocks, self.settled = units, blocks, settled
@@ -59,7 +64,7 @@ class Shrinking:
             load_weights(self.model, weights)
         self.complexity = Complexity(self.anatomy, self.device)
         self.gates = None if settled else Gates(self.model, self.anatomy)
-        self.stepper = Stepper(self.model, self.recipe, None)
+        self.stepper = OptimizerStep(self.model, self.recipe, None)
         self.stepper.set_momentum(momentum or {})
 
     def tensors(self) -> Tensors:
@@ -71,10 +76,10 @@ class Shrinking:
 
     def restore(self, tensors: Tensors, settled: bool) -> None:
         """Go back to what `tensors` said."""
-        units, blocks = (Side.from_tensors(tensors, side, self.device) for side in ("units", "blocks"))
+        units, blocks = (GateState.from_tensors(tensors, side, self.device) for side in ("units", "blocks"))
         self.build(units, blocks, settled, _part(tensors, "weights"), _part(tensors, "momentum"))
 
-    def remove(self, leaving: Leaving) -> None:
+    def remove(self, leaving: Removal) -> None:
         """Take units and blocks out for good, the optimiser's state included."""
         if not bool(leaving.units.any() or leaving.blocks.any()):
             return
@@ -83,7 +88,7 @@ class Shrinking:
         self.units.leave(leaving.units)
         self.blocks.leave(leaving.blocks)
         self.complexity = Complexity(self.anatomy, self.device)
-        self.stepper = Stepper(self.model, self.recipe, None)
+        self.stepper = OptimizerStep(self.model, self.recipe, None)
         self.stepper.set_momentum(momentum)
         if self.gates is not None:
             self.gates.now(self.anatomy)

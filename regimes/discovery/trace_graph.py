@@ -10,16 +10,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from regimes.discovery.complexity import size_of
-from regimes.discovery.prunable_graph import NOBODY, Anatomy, Group, Layer
+from regimes.discovery.prunable_graph import NOBODY, PrunableGraph, PrunableLayer, UnitGroup
 from regimes.discovery.save_network import is_plain
 from regimes.discovery.verify_removal import sound_blocks, sound_units
 from regimes.errors import UserError
 from regimes.landscape.error import evaluating
-from regimes.models.residual_blocks import Block, branches
+from regimes.models.residual_blocks import ResidualBlock, branches
 from regimes.pruners.channels import dependencies
 
 
-def anatomy_of(model: nn.Module, inputs: Tensor) -> Anatomy:
+def anatomy_of(model: nn.Module, inputs: Tensor) -> PrunableGraph:
     """Find the units and blocks of a model, by tracing it on a few inputs; then try them out.
 
     Units are the output channels of a convolution or linear layer that nothing but convolutions, linear layers and
@@ -35,9 +35,9 @@ def anatomy_of(model: nn.Module, inputs: Tensor) -> Anatomy:
     names = {module: name for name, module in model.named_modules()}
     places = _places(model, inputs)
     layers = {name: _layer(name, model.get_submodule(name), blocks, count) for name, count in places.items()}
-    counted = round(float(size_of(Anatomy(layers, (), blocks, 0)).params))
+    counted = round(float(size_of(PrunableGraph(layers, (), blocks, 0)).params))
     order = {name: number for number, name in enumerate(names.values())}
-    groups: list[Group] = []
+    groups: list[UnitGroup] = []
     taken = 0
     parts = [(_producer(entries, names, layers), entries) for entries in dependencies(model, inputs)]
     for producer, entries in sorted(((each, of) for each, of in parts if each), key=lambda pair: order[pair[0]]):
@@ -48,10 +48,10 @@ def anatomy_of(model: nn.Module, inputs: Tensor) -> Anatomy:
                 side = member.cols if handler == "prune_in_channels" else member.rows
                 assert side is not None
                 side[torch.tensor(positions)] = taken + torch.tensor(roots)
-        groups.append(Group(producer, taken, len(layer.rows), layer.block))
+        groups.append(UnitGroup(producer, taken, len(layer.rows), layer.block))
         taken += len(layer.rows)
     rest = sum(each.numel() for each in model.parameters()) - counted
-    found = sound_units(model, Anatomy(layers, tuple(groups), blocks, rest), inputs)
+    found = sound_units(model, PrunableGraph(layers, tuple(groups), blocks, rest), inputs)
     if not found.units and not blocks:
         raise UserError(
             f"nothing in {type(model).__name__} can leave: it has no residual block, and no layer whose channels only "
@@ -82,21 +82,23 @@ def _places(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     return {name: seen[name] for name, _ in model.named_modules() if name in seen}
 
 
-def _layer(name: str, module: nn.Module, blocks: tuple[Block, ...], places: int) -> Layer:
+def _layer(name: str, module: nn.Module, blocks: tuple[ResidualBlock, ...], places: int) -> PrunableLayer:
     within = next(branches(blocks, name), None)
     if isinstance(module, _BatchNorm):
         vectors = 2 if module.affine else 0
-        return Layer(name, torch.full((module.num_features,), NOBODY), None, 0, places, vectors, within)
+        return PrunableLayer(name, torch.full((module.num_features,), NOBODY), None, 0, places, vectors, within)
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
     kernel = math.prod(weight.shape[2:])
     rows, cols = torch.full((len(weight),), NOBODY), torch.full((weight.shape[1],), NOBODY)
     depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and weight.shape[1] == 1
-    return Layer(name, rows, None if depthwise else cols, kernel, places, int(bias is not None), within)
+    return PrunableLayer(name, rows, None if depthwise else cols, kernel, places, int(bias is not None), within)
 
 
 def _producer(
-    entries: list[tuple[nn.Module, str, list[int], list[int]]], names: dict[nn.Module, str], layers: dict[str, Layer]
+    entries: list[tuple[nn.Module, str, list[int], list[int]]],
+    names: dict[nn.Module, str],
+    layers: dict[str, PrunableLayer],
 ) -> str | None:
     """The one layer that makes a group's channels; None where they are no units."""
     makers, readers = set(), set()

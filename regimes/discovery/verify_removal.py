@@ -8,17 +8,17 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from regimes.discovery.gates import Draw, Gates, fixed
-from regimes.discovery.prunable_graph import NOBODY, Anatomy, Group
+from regimes.discovery.gates import GateDraw, Gates, fixed
+from regimes.discovery.prunable_graph import NOBODY, PrunableGraph, UnitGroup
 from regimes.discovery.removal import remove
 from regimes.errors import UserError
 from regimes.landscape.error import evaluating
-from regimes.models.residual_blocks import Block, find_blocks, remove_block
+from regimes.models.residual_blocks import ResidualBlock, find_blocks, remove_block
 
 CLOSE = 1e-4  # relative difference of outputs that rounding explains
 
 
-def sound_blocks(model: nn.Module, inputs: Tensor) -> tuple[Block, ...]:
+def sound_blocks(model: nn.Module, inputs: Tensor) -> tuple[ResidualBlock, ...]:
     """The residual blocks of a model without which it computes what it computes with their gates shut.
 
     Not the model itself, and none whose branch is used elsewhere too.
@@ -42,7 +42,7 @@ def _holds(module: nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False))
 
 
-def _go(model: nn.Module, blocks: list[Block], inputs: Tensor) -> bool:
+def _go(model: nn.Module, blocks: list[ResidualBlock], inputs: Tensor) -> bool:
     """Whether a network without blocks computes what it computes with their gates shut."""
     gated, small = copy.deepcopy(model), copy.deepcopy(model)
     for block in blocks:
@@ -56,7 +56,7 @@ def _go(model: nn.Module, blocks: list[Block], inputs: Tensor) -> bool:
         return False
 
 
-def sound_units(model: nn.Module, anatomy: Anatomy, inputs: Tensor) -> Anatomy:
+def sound_units(model: nn.Module, anatomy: PrunableGraph, inputs: Tensor) -> PrunableGraph:
     """The anatomy with those groups whose units can leave as their gates say, told what happens without all of them.
 
     Raises:
@@ -86,14 +86,16 @@ def sound_units(model: nn.Module, anatomy: Anatomy, inputs: Tensor) -> Anatomy:
     return found
 
 
-def _half(group: Group, units: int) -> Tensor:
+def _half(group: UnitGroup, units: int) -> Tensor:
     """Every second unit of a group."""
     out = torch.zeros(units, dtype=torch.bool)
     out[group.first : group.first + group.size : 2] = True
     return out
 
 
-def _leaves(model: nn.Module, trial: nn.Module, gates: Gates, anatomy: Anatomy, units: Tensor, inputs: Tensor) -> bool:
+def _leaves(
+    model: nn.Module, trial: nn.Module, gates: Gates, anatomy: PrunableGraph, units: Tensor, inputs: Tensor
+) -> bool:
     """Whether the network without the units computes what it computes with their gates shut."""
     small = copy.deepcopy(model)
     try:
@@ -109,7 +111,7 @@ def _alike(there: Tensor, gone: Tensor) -> bool:
     return bool((there - gone).abs().max() <= CLOSE * there.abs().max().clamp(min=1e-12))
 
 
-def _check_inputs(trial: nn.Module, gates: Gates, anatomy: Anatomy, inputs: Tensor) -> None:
+def _check_inputs(trial: nn.Module, gates: Gates, anatomy: PrunableGraph, inputs: Tensor) -> None:
     """Refuse a model in which a gate that is drawn for one input acts on another."""
     random = torch.Generator().manual_seed(0)
     units, blocks = (
@@ -117,12 +119,12 @@ def _check_inputs(trial: nn.Module, gates: Gates, anatomy: Anatomy, inputs: Tens
         for count in (anatomy.units, len(anatomy.blocks))
     )
     try:
-        with gates.at(Draw(units, blocks)):
+        with gates.at(GateDraw(units, blocks)):
             together = trial(inputs)
         alone = []
         for number in range(len(inputs)):
             one = slice(number, number + 1)
-            with gates.at(Draw(units[one], blocks[one])):
+            with gates.at(GateDraw(units[one], blocks[one])):
                 alone.append(trial(inputs[one]))
         sound = _alike(torch.cat(alone), together)
     except (IndexError, RuntimeError):
@@ -143,7 +145,7 @@ def _stirred(model: nn.Module) -> nn.Module:
     return stirred
 
 
-def _is_vital(trial: nn.Module, gates: Gates, anatomy: Anatomy, group: Group, inputs: Tensor) -> bool:
+def _is_vital(trial: nn.Module, gates: Gates, anatomy: PrunableGraph, group: UnitGroup, inputs: Tensor) -> bool:
     """Whether a block's branch, or the whole network, tells inputs apart no more without a group."""
     where = trial if group.block is None else trial.get_submodule(anatomy.blocks[group.block].gate)
     apart = []
@@ -161,11 +163,11 @@ def _is_vital(trial: nn.Module, gates: Gates, anatomy: Anatomy, group: Group, in
     return apart[1] <= CLOSE * apart[0]
 
 
-def _all_on(anatomy: Anatomy, inputs: Tensor) -> Tensor:
+def _all_on(anatomy: PrunableGraph, inputs: Tensor) -> Tensor:
     return torch.ones(len(anatomy.blocks), device=inputs.device)
 
 
-def _only(anatomy: Anatomy, groups: list[Group]) -> Anatomy:
+def _only(anatomy: PrunableGraph, groups: list[UnitGroup]) -> PrunableGraph:
     """The anatomy with some of its groups, numbered anew; the channels of the others always stay."""
     number = torch.full((anatomy.units + 1,), NOBODY)  # the last is NOBODY's
     kept, taken = [], 0

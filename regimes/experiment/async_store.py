@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEPTH = 32  # stages that may wait to be written, which bounds memory: a slow disk then holds the training up
 
 
-class Writer(Store):
+class AsyncStore(Store):
     """A store whose `write` returns at once; a thread does the writing, in order.
 
     What is reported of a stage waits behind its write, so that nobody hears of a stage that is not on disk. A write

@@ -17,7 +17,7 @@ Record = dict[str, Any]
 _HOST = "".join(each for each in platform.node() if each.isalnum())[:20] or "host"  # a folder may be shared
 
 
-class Damaged(Exception):
+class DamagedFile(Exception):
     """A stored file that is truncated, altered or not readable; the text names it."""
 
 
@@ -39,15 +39,15 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Damaged(f"{path}: {error.strerror}") from error
+        raise DamagedFile(f"{path}: {error.strerror}") from error
     try:
         whole = json.loads(text)
         content: Record = whole["content"]
         good = hashlib.sha256(canonical(content)).hexdigest() == whole["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{path}: truncated or not a record") from error
+        raise DamagedFile(f"{path}: truncated or not a record") from error
     if not good or (expect_key is not None and content.get("key") != expect_key):
-        raise Damaged(f"{path}: altered, its checksum does not fit")
+        raise DamagedFile(f"{path}: altered, its checksum does not fit")
     return content
 
 

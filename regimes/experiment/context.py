@@ -1,4 +1,4 @@
-"""The lab: what every stage of a sweep works with - data, model, device - made once per process."""
+"""The context: what every stage of a sweep works with - data, model, device - made once per process."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def numerics_of(device: str, dense: str, engine: str, precision: str = "float32"
 
 
 @dataclass(frozen=True)
-class LabSpec:
-    """What it takes to set up a lab in any process.
+class ContextSpec:
+    """What it takes to set up a context in any process.
 
     Attributes:
         data, model: names and options.
@@ -116,25 +116,25 @@ class LabSpec:
     fingerprint: str | None = None
 
 
-class Lab:
+class RunContext:
     """Data, model and device of one sweep; loads nothing before it is asked for.
 
     On a CUDA device torch is held to deterministic kernels and full float32, since a key promises bits.
     """
 
-    def __init__(self, spec: LabSpec) -> None:
+    def __init__(self, spec: ContextSpec) -> None:
         self.spec = spec
-        hold_to_bits(spec.numerics.device)
+        use_deterministic_kernels(spec.numerics.device)
         self.device = device_of(spec.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
         self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
 
-    def sized(self, size: Size) -> Lab:
-        """The lab of a model of another size: the same data, device and numerics."""
+    def sized(self, size: Size) -> RunContext:
+        """The context of a model of another size: the same data, device and numerics."""
         if not size:
             return self
         model = Named(name=self.spec.model.name, **{**self.spec.model.options, **size})
-        other = Lab(dataclasses.replace(self.spec, model=model))
+        other = RunContext(dataclasses.replace(self.spec, model=model))
         other.loaded, other.data = self.loaded, self.data
         return other
 
@@ -209,12 +209,12 @@ class Lab:
         return in_layout(model, self.layout)
 
 
-def masked(lab: Lab, store: Store, key: str, model: nn.Module) -> Mask | None:
+def stored_mask(context: RunContext, store: Store, key: str, model: nn.Module) -> Mask | None:
     """The mask that a stage has kept for a model; None where it kept a smaller network instead."""
     tensors = store.weights(key)
     if not any(name.startswith("mask/") for name in tensors):
         return None
-    return Mask.from_tensors(tensors, model).to(lab.device)
+    return Mask.from_tensors(tensors, model).to(context.device)
 
 
 def device_of(name: str) -> torch.device:
@@ -223,7 +223,7 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
 
 
-def hold_to_bits(device: str) -> None:
+def use_deterministic_kernels(device: str) -> None:
     """On a CUDA device: deterministic kernels and full float32 from now on, in this process."""
     if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

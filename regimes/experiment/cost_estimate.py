@@ -12,13 +12,13 @@ import torch
 
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
-from regimes.experiment.atomic_files import Damaged
-from regimes.experiment.context import Lab, one_thread
-from regimes.experiment.engine_selection import Choice, seconds_per_image
+from regimes.experiment.atomic_files import DamagedFile
+from regimes.experiment.context import RunContext, one_thread
+from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
 from regimes.experiment.memory import PROCESS, bytes_in_measuring, bytes_per_network
 from regimes.experiment.prepare import Prepared
 from regimes.experiment.stages.stage import Stage, size_of
-from regimes.experiment.stages.train import Train
+from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
 from regimes.landscape.error import evaluating, images_at_once
@@ -56,35 +56,35 @@ def estimate(prepared: Prepared, workers: int) -> Cost:
     Seconds per unit of work come from this run's own records where a kind of stage has some, otherwise from timing a
     few steps and forward passes of the very model.
     """
-    todo, lab = prepared.progress.todo, prepared.lab
+    todo, context = prepared.progress.todo, prepared.context
     measured = _rates(prepared.stages, prepared.store)
     rates = dict(measured)
     for size in prepared.sweep.sizes():
         if any(_rate_key(stage) not in measured for stage in todo if size_of(stage.at) == size):
-            found = _calibrated(lab.sized(size), prepared.lanes, prepared.sweep.retrain)
+            found = _calibrated(context.sized(size), prepared.lanes, prepared.sweep.retrain)
             rates = {(kind, *size.values()): rate for kind, rate in found.items()} | rates
     seconds = sum(work * rates[key] for key, work in _work(todo))
     source = "measured in this run" if rates == measured else "calibrated on this machine"
-    return Cost(seconds, disk(todo, lab), memory(prepared), source)
+    return Cost(seconds, disk(todo, context), memory(prepared), source)
 
 
 def memory(prepared: Prepared) -> int:
     """Bytes that one worker will hold: itself, the data, a fleet in training or a network in measurement."""
-    lab, sweep = prepared.lab, prepared.sweep
-    splits = (lab.data.train, lab.data.val, lab.data.test)
+    context, sweep = prepared.context, prepared.sweep
+    splits = (context.data.train, context.data.val, context.data.test)
     data = 2 * sum(split.inputs.nbytes + split.targets.nbytes for split in splits)  # as loaded, and as trained on
     recipes = {"train": [sweep.dense_recipe(each) for each in sweep.temperatures()], "retrain": [sweep.retrain]}
     fleets = [
-        bytes_per_network(lab.sized(size), max(each, key=lambda recipe: recipe.batch_size)) * prepared.lanes[kind]
+        bytes_per_network(context.sized(size), max(each, key=lambda recipe: recipe.batch_size)) * prepared.lanes[kind]
         for kind, each in recipes.items()
         for size in sweep.sizes()
     ]
-    return PROCESS + data + max([*fleets, *(_measuring(sweep, lab.sized(size)) for size in sweep.sizes())])
+    return PROCESS + data + max([*fleets, *(_measuring(sweep, context.sized(size)) for size in sweep.sizes())])
 
 
-def _measuring(sweep: Sweep, lab: Lab) -> int:
+def _measuring(sweep: Sweep, context: RunContext) -> int:
     """Bytes of the largest graph that a metric holds."""
-    images, few = len(lab.data.train.targets), 16
+    images, few = len(context.data.train.targets), 16
     graphs = []
     for name in sweep.measure.metrics:
         metric: Metric = load(METRICS, name, "metric")
@@ -92,18 +92,18 @@ def _measuring(sweep: Sweep, lab: Lab) -> int:
             graphs.append(metric.graph(metric.options(**sweep.measure.options(metric.table)), images))
     if not graphs:
         return 0
-    inputs, targets = lab.data.train.inputs[:few], lab.data.train.targets[:few]
+    inputs, targets = context.data.train.inputs[:few], context.data.train.targets[:few]
     with one_thread():
-        model, loss_fn = lab.new_model(seed=0), sweep.retrain.loss_fn
+        model, loss_fn = context.new_model(seed=0), sweep.retrain.loss_fn
         return max(bytes_in_measuring(model, inputs, targets, *each, loss_fn) for each in graphs)
 
 
-def disk(todo: Iterable[Stage], lab: Lab) -> int:
+def disk(todo: Iterable[Stage], context: RunContext) -> int:
     """Bytes that the stages will add."""
     total = 0
     for key, count in Counter(map(_rate_key, todo)).items():
         kind, *width = key
-        model = lab.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
+        model = context.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
         state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         weights = sum(each.numel() * each.element_size() for each in model.parameters())
         sizes = {"train": state + weights, "prune": weights // 32, "measure": 0}  # all else keeps a network
@@ -117,10 +117,10 @@ def _rate_key(stage: Stage) -> RateKey:
 
 def _work(stages: Iterable[Stage]) -> list[tuple[RateKey, float]]:
     """Work by stage; snapshots of one training count its way only once."""
-    longest: dict[str, Train] = {}
+    longest: dict[str, TrainStage] = {}
     rest = []
     for stage in stages:
-        if isinstance(stage, Train):
+        if isinstance(stage, TrainStage):
             known = longest.get(stage.training)
             longest[stage.training] = stage if known is None or stage.epoch > known.epoch else known
         else:
@@ -135,7 +135,7 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[RateKey, float]:
     for stage in stages:
         try:
             record = store.read(stage.key)
-        except Damaged:
+        except DamagedFile:
             continue
         if record is not None and record["status"] == "ok":
             seconds[_rate_key(stage)] = seconds.get(_rate_key(stage), 0.0) + record["seconds"]
@@ -146,16 +146,16 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[RateKey, float]:
     return {key: seconds[key] / work[key] for key in seconds if work[key]}
 
 
-def _calibrated(lab: Lab, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:
+def _calibrated(context: RunContext, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:
     """Seconds per forward pass of one image, in training and in measuring, of a fresh model on one thread."""
     plain = recipe.model_copy(update={"sam_rho": 0.0})
-    numerics = lab.spec.numerics
+    numerics = context.spec.numerics
     # A step is about three forward passes.
-    dense, other = Choice(numerics.dense, lanes["train"]), Choice(numerics.engine, lanes["retrain"])
-    rates = {choice: seconds_per_image(lab, choice, plain) / 3 for choice in {dense, other}}
+    dense, other = EngineChoice(numerics.dense, lanes["train"]), EngineChoice(numerics.engine, lanes["retrain"])
+    rates = {choice: seconds_per_image(context, choice, plain) / 3 for choice in {dense, other}}
     with one_thread():
-        model = lab.new_model(seed=0)
-        inputs = lab.data.train.inputs[: images_at_once(lab.data.train.inputs)]
+        model = context.new_model(seed=0)
+        inputs = context.data.train.inputs[: images_at_once(context.data.train.inputs)]
         with evaluating(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
     trained = {"train": rates[dense], "discover": rates[dense], "retrain": rates[other]}

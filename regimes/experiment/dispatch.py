@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from regimes.experiment.atomic_files import Damaged
-from regimes.experiment.context import Lab
+from regimes.experiment.atomic_files import DamagedFile
+from regimes.experiment.context import RunContext
 from regimes.experiment.schedule import Fleet
 from regimes.experiment.stages.discover import discover
 from regimes.experiment.stages.measure import measure
-from regimes.experiment.stages.pretrained import take
+from regimes.experiment.stages.pretrained import import_checkpoints
 from regimes.experiment.stages.prune import prune
 from regimes.experiment.stages.retrain import retrain
 from regimes.experiment.stages.stage import Outcome, Report, size_of
 from regimes.experiment.stages.train import train
 from regimes.experiment.store import Store
 
-WORK: dict[str, Callable[..., Any]] = {
+STAGE_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "train": train,
-    "given": take,
+    "given": import_checkpoints,
     "prune": prune,
     "discover": discover,
     "retrain": retrain,
@@ -27,7 +27,7 @@ WORK: dict[str, Callable[..., Any]] = {
 }
 
 
-def do(fleet: Fleet, lab: Lab, store: Store, report: Report) -> None:
+def run_fleet(fleet: Fleet, context: RunContext, store: Store, report: Report) -> None:
     """Do every stage of a fleet that nobody else has done meanwhile; report each as it is finished."""
     left = []
     for stage in fleet.stages:
@@ -36,7 +36,7 @@ def do(fleet: Fleet, lab: Lab, store: Store, report: Report) -> None:
         else:
             left.append(stage)
     if left:
-        WORK[fleet.kind](left, lab.sized(size_of(left[0].at)), store, report)
+        STAGE_FUNCTIONS[fleet.kind](left, context.sized(size_of(left[0].at)), store, report)
 
 
 def _sound(key: str, store: Store) -> bool:
@@ -47,6 +47,6 @@ def _sound(key: str, store: Store) -> bool:
         if record.get("weights"):
             store.check_weights(key, record)
             return store.weights_file(key).exists()
-    except Damaged:
+    except DamagedFile:
         return False
     return True

@@ -15,7 +15,7 @@ from torch import nn
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
 from regimes.data.dataset import Dataset, Split
-from regimes.experiment.context import Lab, one_thread
+from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.memory import networks_that_fit
 from regimes.experiment.schedule import fleet_count
 from regimes.experiment.stages.stage import Stage
@@ -36,36 +36,36 @@ USUAL = 8  # lanes where nothing was tried
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """An engine, and how many networks it is given at once."""
 
     engine: str
     lanes: int
 
 
-def fastest(lab: Lab, sweep: Sweep, stages: Sequence[Stage], workers: int) -> dict[str, Choice]:
+def select_engines(context: RunContext, sweep: Sweep, stages: Sequence[Stage], workers: int) -> dict[str, EngineChoice]:
     """What is fastest for the networks of a sweep, chosen for dense ("train") and retrained ones ("retrain") apart.
 
     Where width varies, the engine has to be the choice for every width, with as many lanes as suit them all.
     """
-    labs = [lab.sized(size) for size in sweep.sizes()]
+    labs = [context.sized(size) for size in sweep.sizes()]
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     # Snapshots of one training are one network; trainings that differ in batch size cannot go together.
     alike = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
     retrained = sum(stage.kind == "retrain" for stage in stages)
     trained = 0 if sweep.dense else min(alike.values()) * sweep.dense_seeds
     return {
-        "train": _agreed([choose_engine(each, dense, trained, workers) for each in labs]),
-        "retrain": _agreed([choose_engine(each, [sweep.retrain], retrained // len(labs), workers) for each in labs]),
+        "train": _agreed([select_engine(each, dense, trained, workers) for each in labs]),
+        "retrain": _agreed([select_engine(each, [sweep.retrain], retrained // len(labs), workers) for each in labs]),
     }
 
 
-def _agreed(choices: Sequence[Choice]) -> Choice:
+def _agreed(choices: Sequence[EngineChoice]) -> EngineChoice:
     least = min(choices, key=lambda choice: choice.lanes)
-    return least if all(choice.engine == least.engine for choice in choices) else Choice("eager", 1)
+    return least if all(choice.engine == least.engine for choice in choices) else EngineChoice("eager", 1)
 
 
-def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: int = 1) -> Choice:
+def select_engine(context: RunContext, recipes: Iterable[Recipe], networks: int, workers: int = 1) -> EngineChoice:
     """Return the fastest engine for these networks that keeps its promise of bits.
 
     It must do what "eager" does, in float64 up to rounding, and a lane's bits must depend neither on its slot nor on
@@ -73,36 +73,36 @@ def choose_engine(lab: Lab, recipes: Iterable[Recipe], networks: int, workers: i
     tried, not assumed. Where an engine fails, raises, or gains nothing, "eager" it is.
 
     Args:
-        lab: data, model, device.
+        context: data, model, device.
         recipes: of everything that will be trained; the last one counts for time.
         networks: how many there will be; a handful is not worth stacking.
         workers: processes that share the memory.
     """
-    alone = Choice("eager", 1)
+    alone = EngineChoice("eager", 1)
     recipes = list({(recipe.batch_size, recipe.sam_rho > 0): recipe for recipe in recipes}.values())
-    model = lab.new_model(seed=0)
-    name = "graphed" if lab.device.type == "cuda" else "stacked"
+    model = context.new_model(seed=0)
+    name = "graphed" if context.device.type == "cuda" else "stacked"
     if networks < FEWEST[name] or has_private_randomness(model):
         return alone
     try:
         slots = engine_of(name).slots
-        fit = networks_that_fit(lab, max(recipes, key=lambda each: each.batch_size), workers)
+        fit = networks_that_fit(context, max(recipes, key=lambda each: each.batch_size), workers)
         sizes = [each for each in SIZES[name] if slots(1, model) <= each <= min(slots(networks, model), fit)]
-        seconds, faster = seconds_per_image(lab, alone, recipes[-1]), list[Choice]()
-        if lab.device.type == "cpu" and seconds * recipes[-1].batch_size > SLOW:
+        seconds, faster = seconds_per_image(context, alone, recipes[-1]), list[EngineChoice]()
+        if context.device.type == "cpu" and seconds * recipes[-1].batch_size > SLOW:
             return alone
         for lanes in sizes:
-            choice, idle = Choice(name, lanes), _padding(name, networks, lanes, workers, model)
-            trial = seconds_per_image(lab, choice, recipes[-1]) * idle
+            choice, idle = EngineChoice(name, lanes), _padding(name, networks, lanes, workers, model)
+            trial = seconds_per_image(context, choice, recipes[-1]) * idle
             if trial > WORTH * seconds:  # once more: a busy machine takes its time from whom it likes
-                trial = min(trial, seconds_per_image(lab, choice, recipes[-1]) * idle)
+                trial = min(trial, seconds_per_image(context, choice, recipes[-1]) * idle)
             if trial > WORTH * seconds:
                 break
             faster, seconds = [choice, *faster], trial
-        if not faster or not all(equals_eager(lab, name, recipe) for recipe in recipes):
+        if not faster or not all(equals_eager(context, name, recipe) for recipe in recipes):
             return alone
         for choice in faster:  # bits may rest on the number of lanes among many, and not among few
-            if all(keeps_bits(lab, choice, recipe) for recipe in recipes):
+            if all(keeps_bits(context, choice, recipe) for recipe in recipes):
                 return choice
         return alone
     except Exception:  # an operation that vmap does not know raises anything, as a memory too small does
@@ -115,10 +115,10 @@ def engine_of(name: str) -> type[Engine]:
     return kind
 
 
-def lanes_that_fit(lab: Lab, engine: str, recipe: Recipe, wanted: int, workers: int) -> int:
+def lanes_that_fit(context: RunContext, engine: str, recipe: Recipe, wanted: int, workers: int) -> int:
     """A number of lanes: as many as wanted (0: as are usual), or as fit into memory, or else the least there is."""
-    least = engine_of(engine).slots(1, lab.new_model(seed=0))
-    most = min(wanted or max(USUAL, least), networks_that_fit(lab, recipe, workers))
+    least = engine_of(engine).slots(1, context.new_model(seed=0))
+    most = min(wanted or max(USUAL, least), networks_that_fit(context, recipe, workers))
     return max(least, 1 << (most.bit_length() - 1))
 
 
@@ -128,10 +128,10 @@ def _padding(engine: str, networks: int, lanes: int, workers: int, model: nn.Mod
     return count * engine_of(engine).slots(math.ceil(networks / count), model) / networks
 
 
-def seconds_per_image(lab: Lab, choice: Choice, recipe: Recipe) -> float:
+def seconds_per_image(context: RunContext, choice: EngineChoice, recipe: Recipe) -> float:
     """Seconds of one training step per image and network, on one thread; the best of a few short trials."""
     with one_thread():
-        trial = _trial(lab, choice.engine, recipe, range(choice.lanes))
+        trial = _trial(context, choice.engine, recipe, range(choice.lanes))
         found = []
         for epoch in range(1 + TRIALS):
             started = time.perf_counter()
@@ -139,20 +139,20 @@ def seconds_per_image(lab: Lab, choice: Choice, recipe: Recipe) -> float:
             found.append(time.perf_counter() - started)
             if epoch and sum(found) > PATIENCE:
                 break
-    return min(found[1:]) / (choice.lanes * _steps(lab.data, recipe) * recipe.batch_size)
+    return min(found[1:]) / (choice.lanes * _steps(context.data, recipe) * recipe.batch_size)
 
 
-def keeps_bits(lab: Lab, choice: Choice, recipe: Recipe) -> bool:
+def keeps_bits(context: RunContext, choice: EngineChoice, recipe: Recipe) -> bool:
     """Whether a network gets the same bits in the first slot, in the last beside others, and in smaller fleets."""
     fleets = [[*range(choice.lanes)], [20, 0]]
-    lanes = engine_of(choice.engine).slots(3, lab.new_model(seed=0))
+    lanes = engine_of(choice.engine).slots(3, context.new_model(seed=0))
     while lanes <= choice.lanes:  # every number of lanes that a fleet may come to
         fleets.append([*range(20, 20 + lanes - 1), 0])
         lanes *= 2
     ends = []
     with one_thread():
         for members in fleets:
-            trial = _trial(lab, choice.engine, recipe, members)
+            trial = _trial(context, choice.engine, recipe, members)
             trial.epoch(0)
             slot = members.index(0)
             weights, momentum = trial.state(slot)
@@ -165,17 +165,17 @@ def keeps_bits(lab: Lab, choice: Choice, recipe: Recipe) -> bool:
     )
 
 
-def equals_eager(lab: Lab, engine: str, recipe: Recipe) -> bool:
+def equals_eager(context: RunContext, engine: str, recipe: Recipe) -> bool:
     """Whether two networks trained for a few steps in float64 end where "eager" takes them: weights, buffers, errors.
 
     A model may do what an engine does not see: freeze a parameter, leave one unused, set a buffer anew.
     """
-    data = _few(lab.data, recipe).to(lab.device, torch.float64)
+    data = _few(context.data, recipe).to(context.device, torch.float64)
     ends = []
     with one_thread():
         for name in ("eager", engine):
             kind = engine_of(name)
-            lanes = [dataclasses.replace(each, model=each.model.double()) for each in _lanes(lab, recipe, [0, 1])]
+            lanes = [dataclasses.replace(each, model=each.model.double()) for each in _lanes(context, recipe, [0, 1])]
             groups = [lanes[first : first + kind.capacity] for first in range(0, len(lanes), kind.capacity)]
             trials = [(kind(group, data), len(group)) for group in groups]
             for trial, _ in trials:
@@ -189,13 +189,15 @@ def equals_eager(lab: Lab, engine: str, recipe: Recipe) -> bool:
     )
 
 
-def _trial(lab: Lab, engine: str, recipe: Recipe, seeds: Sequence[int]) -> Engine:
-    return engine_of(engine)(_lanes(lab, recipe, seeds), _few(lab.data, recipe), lab.spec.numerics.precision)
+def _trial(context: RunContext, engine: str, recipe: Recipe, seeds: Sequence[int]) -> Engine:
+    return engine_of(engine)(
+        _lanes(context, recipe, seeds), _few(context.data, recipe), context.spec.numerics.precision
+    )
 
 
-def _lanes(lab: Lab, recipe: Recipe, seeds: Sequence[int]) -> list[Lane]:
+def _lanes(context: RunContext, recipe: Recipe, seeds: Sequence[int]) -> list[Lane]:
     recipe = recipe.model_copy(update={"epochs": 1 + TRIALS, "stop": None, "epoch_batch": None})
-    return [Lane(lab.new_model(seed), recipe, ("trial", seed)) for seed in seeds]
+    return [Lane(context.new_model(seed), recipe, ("trial", seed)) for seed in seeds]
 
 
 def _few(data: Dataset, recipe: Recipe) -> Dataset:

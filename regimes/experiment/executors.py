@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from regimes.experiment.context import Lab, LabSpec, one_thread
-from regimes.experiment.dispatch import do
-from regimes.experiment.ready_queue import Waiting
+from regimes.experiment.context import ContextSpec, RunContext, one_thread
+from regimes.experiment.dispatch import run_fleet
+from regimes.experiment.ready_queue import ReadyQueue
 from regimes.experiment.schedule import Fleet
 from regimes.experiment.stages.stage import Outcome, Report, Stage
 from regimes.experiment.store import Store
@@ -27,22 +27,22 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": s
 TRIES = 3  # a fleet whose worker died is handed out this often before it counts as failed
 
 
-class Stop(BaseException):
+class StopRun(BaseException):
     """Raised by a report to end a run early (``--fail-fast``); no stage may take it for its own failure."""
 
 
-def in_process(fleets: Iterable[Fleet], spec: LabSpec, report: Report) -> None:
+def in_process(fleets: Iterable[Fleet], spec: ContextSpec, report: Report) -> None:
     """Do the fleets one after another in this process, on one thread: for small grids, notebooks and debugging."""
-    store, waiting = Store(spec.folder), Waiting(fleets)
+    store, waiting = Store(spec.folder), ReadyQueue(fleets)
 
     def note(outcome: Outcome) -> None:
         waiting.close(outcome)
         report(outcome)
 
     with one_thread():
-        lab = Lab(spec)
+        context = RunContext(spec)
         while (fleet := waiting.take()) is not None:
-            do(fleet, lab, store, note)
+            run_fleet(fleet, context, store, note)
 
 
 @dataclass
@@ -87,8 +87,8 @@ class _Worker:
 class Supervisor:
     """Hands fleets to workers as their needs are met, puts a dead worker's fleet back, and never waits in vain."""
 
-    def __init__(self, fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int) -> None:
-        self.waiting = Waiting(fleets)
+    def __init__(self, fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int) -> None:
+        self.waiting = ReadyQueue(fleets)
         self.spec = spec
         self.report = report
         self.count = workers
@@ -215,6 +215,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
 
 
-def by_processes(fleets: Iterable[Fleet], spec: LabSpec, report: Report, workers: int) -> None:
+def by_processes(fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int) -> None:
     """Do the fleets in ``workers`` spawned processes of one thread each."""
     Supervisor(fleets, spec, report, workers).run()

@@ -14,95 +14,95 @@ from regimes.config.sweep import Sweep
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
-from regimes.experiment.context import Lab
+from regimes.experiment.context import RunContext
 from regimes.experiment.preflight import try_channels, try_discovery, try_losses, try_pruner
-from regimes.experiment.stages.discover import Discover
-from regimes.experiment.stages.measure import Measure
-from regimes.experiment.stages.pretrained import Given, content_of, read_checkpoint
-from regimes.experiment.stages.prune import Prune
-from regimes.experiment.stages.retrain import Retrain
+from regimes.experiment.stages.discover import DiscoverStage
+from regimes.experiment.stages.measure import MeasureStage
+from regimes.experiment.stages.pretrained import PretrainedStage, content_hash, read_checkpoint
+from regimes.experiment.stages.prune import PruneStage
+from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Stage
-from regimes.experiment.stages.train import Train
+from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.pruners import DISCOVERED
 from regimes.registry import load
-from regimes.training.schedule import Timeline
+from regimes.training.schedule import TrainingSchedule
 
 
-def lay_out(sweep: Sweep, lab: Lab) -> list[Stage]:
+def expand(sweep: Sweep, context: RunContext) -> list[Stage]:
     """Return every stage of a sweep, each after those it needs."""
-    split = lab.loaded
+    split = context.loaded
     images = (len(split.train.targets), len(split.val.targets), len(split.test.targets))
     _check_fits(sweep.retrain, split)
     _check_measures(sweep, split)
-    try_losses(sweep, lab)
+    try_losses(sweep, context)
     for size in sweep.sizes():
         tried = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
-        (tried if sweep.load.structured else try_pruner)(sweep, lab.sized(size))
-    taken_in = Store(lab.spec.folder).checkpoints if sweep.dense else {}
+        (tried if sweep.load.structured else try_pruner)(sweep, context.sized(size))
+    taken_in = Store(context.spec.folder).checkpoints if sweep.dense else {}
     stages: list[Stage] = []
     for size, temperature in itertools.product(sweep.sizes(), sweep.temperatures()):
-        identity = lab.sized(size).identity
+        identity = context.sized(size).identity
         recipe = sweep.dense_recipe(temperature)
         if sweep.dense is None:
             _check_fits(recipe, split)
         for dense_seed in range(sweep.dense_seeds):
             turned = {sweep.knobs[name].name: value for name, value in temperature.items()}
             at = {**turned, **size, "dense_seed": dense_seed}
-            dense: Train | Given = Train(identity, recipe, dense_seed, at, images)
+            dense: TrainStage | PretrainedStage = TrainStage(identity, recipe, dense_seed, at, images)
             if sweep.dense is not None:
                 path = sweep.checkpoint(temperature, dense_seed)
-                content = _content(path, lab, taken_in)
-                dense = Given(identity, path, content, recipe, dense_seed, at, images)
+                content = _content(path, context, taken_in)
+                dense = PretrainedStage(identity, path, content, recipe, dense_seed, at, images)
             stages.append(dense)
             for way in _ways(sweep, dense):
                 pruned = way[-1]
-                assert isinstance(pruned, (Prune, Discover))
-                copies = [Retrain(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
+                assert isinstance(pruned, (PruneStage, DiscoverStage))
+                copies = [RetrainStage(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
                 stages += [*way, *copies, *_measurements(sweep, copies)]
     shown = {stage.key: stage for stage in stages if not stage.aside}  # a step may be what the map asks for elsewhere
     return [shown.get(key, stage) for key, stage in {stage.key: stage for stage in stages}.items()]
 
 
-def _content(path: str, lab: Lab, taken_in: Mapping[str, str]) -> str:
+def _content(path: str, context: RunContext, taken_in: Mapping[str, str]) -> str:
     """Hash of a checkpoint, read once so that one that does not fit says so before any work.
 
     One that a run has taken in already is not needed any more: what its file held stands in the run's layout.
     """
     if path in taken_in and not Path(path).exists():
         return taken_in[path]
-    content = content_of(path)
-    read_checkpoint(path, lab.new_model(seed=0))
+    content = content_hash(path)
+    read_checkpoint(path, context.new_model(seed=0))
     return content
 
 
-def _ways(sweep: Sweep, dense: Train | Given) -> Iterator[list[Stage]]:
+def _ways(sweep: Sweep, dense: TrainStage | PretrainedStage) -> Iterator[list[Stage]]:
     """The stages to each point of the load axis."""
-    if isinstance(dense, Train) and sweep.load.pruner == DISCOVERED:
+    if isinstance(dense, TrainStage) and sweep.load.pruner == DISCOVERED:
         for pressure in sweep.load.pressures():
-            yield [Discover(dense, pressure, sweep.load)]
+            yield [DiscoverStage(dense, pressure, sweep.load)]
     else:
         for density in sweep.load.density:
             yield _way(sweep, dense, density)
 
 
-def _way(sweep: Sweep, dense: Train | Given, density: float) -> list[Stage]:
+def _way(sweep: Sweep, dense: TrainStage | PretrainedStage, density: float) -> list[Stage]:
     """The rounds of pruning to one density, the last one last; one in one-shot pruning."""
     load = sweep.load
     rewound = None
-    if load.rewind and isinstance(dense, Train):
+    if load.rewind and isinstance(dense, TrainStage):
         rewound = dataclasses.replace(dense, recipe=dense.recipe.model_copy(update={"stop": load.rewind}), aside=True)
     stages: list[Stage] = [] if rewound is None else [rewound]
-    after: Retrain | None = None
+    after: RetrainStage | None = None
     path = load.path(density)
     for number, each in enumerate(path, start=1):
         last = number == len(path)
-        pruned = Prune(dense, each, load, after, rewound, None if last else density)
+        pruned = PruneStage(dense, each, load, after, rewound, None if last else density)
         stages.append(pruned)
         if not last:
-            after = Retrain(pruned, load.between(sweep.retrain), number)
+            after = RetrainStage(pruned, load.between(sweep.retrain), number)
             stages.append(after)
     return stages
 
@@ -123,7 +123,7 @@ def _check_measures(sweep: Sweep, data: Dataset) -> None:
 
 def _check_fits(recipe: Recipe, data: Dataset) -> None:
     """Say so before any work when a batch is larger than the data, or loss or augmentation are not for such data."""
-    Timeline(recipe, len(data.train.targets))
+    TrainingSchedule(recipe, len(data.train.targets))
     if data.regression and recipe.loss == "cross-entropy":
         raise UserError(
             f"recipe.loss = 'cross-entropy' is for classes, '{data.title}' has numbers as targets; try 'mse'"
@@ -133,15 +133,15 @@ def _check_fits(recipe: Recipe, data: Dataset) -> None:
     load(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
 
 
-def _measurements(sweep: Sweep, copies: Sequence[Retrain]) -> Iterator[Measure]:
+def _measurements(sweep: Sweep, copies: Sequence[RetrainStage]) -> Iterator[MeasureStage]:
     for name in sweep.measure.metrics:
         metric: Metric = load(METRICS, name, "metric")
         options = sweep.measure.options(metric.table)
         if metric.subject == "model":
-            yield from (Measure(name, options, (copy,), None) for copy in copies)
+            yield from (MeasureStage(name, options, (copy,), None) for copy in copies)
         else:
             for number, (i, j) in enumerate(sweep.pairs()):
-                yield Measure(name, options, (copies[i], copies[j]), number)
+                yield MeasureStage(name, options, (copies[i], copies[j]), number)
 
 
 def layout_of(sweep: Sweep, stages: Iterable[Stage], data: Dataset) -> dict[str, Any]:
@@ -175,6 +175,6 @@ def _first_decay(sweep: Sweep) -> float | None:
 
 def _placed(stage: Stage) -> dict[str, Any]:
     place: dict[str, Any] = {"key": stage.key, "kind": stage.kind, "at": dict(stage.at)}
-    if isinstance(stage, Given):
+    if isinstance(stage, PretrainedStage):
         place["file"] = [stage.path, stage.content]
     return {**place, "aside": True} if stage.aside else place

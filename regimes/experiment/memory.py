@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.config.recipe import Recipe
-from regimes.experiment.context import Lab, one_thread
+from regimes.experiment.context import RunContext, one_thread
 from regimes.models.build import seeded
 
 SHARE = 0.6  # of the free memory that all workers' fleets together may take
@@ -27,13 +27,13 @@ SINGLE = (
 )  # bytes that gradients of single images take, a group at a time, and what the allocator keeps of them
 
 
-def bytes_per_network(lab: Lab, recipe: Recipe) -> int:
+def bytes_per_network(context: RunContext, recipe: Recipe) -> int:
     """Memory of one network in training, counted on the very model; see `bytes_in_training`."""
-    train = lab.data.train
+    train = context.data.train
     images = min(recipe.batch_size, 64, len(train.targets))
     few = train.inputs[:images].clone(), train.targets[:images].clone()
     with one_thread(), seeded(0):
-        return bytes_in_training(lab.new_model(seed=0), *few, recipe.batch_size, recipe.training_loss)
+        return bytes_in_training(context.new_model(seed=0), *few, recipe.batch_size, recipe.training_loss)
 
 
 def bytes_in_training(
@@ -104,12 +104,12 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min(free))
 
 
-def networks_that_fit(lab: Lab, recipe: Recipe, workers: int) -> int:
+def networks_that_fit(context: RunContext, recipe: Recipe, workers: int) -> int:
     """How many networks may be trained at once in each of so many workers; at least 1."""
-    budget = SHARE * free_bytes(lab.device) / max(1, workers)
-    if lab.device.type == "cpu":
+    budget = SHARE * free_bytes(context.device) / max(1, workers)
+    if context.device.type == "cpu":
         budget -= PROCESS
-    return max(1, int(budget // bytes_per_network(lab, recipe)))
+    return max(1, int(budget // bytes_per_network(context, recipe)))
 
 
 def peak_bytes() -> int:

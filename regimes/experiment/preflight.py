@@ -11,13 +11,13 @@ from regimes.config.sweep import Sweep
 from regimes.discovery.gate_estimators import ESTIMATORS
 from regimes.discovery.trace_graph import anatomy_of
 from regimes.errors import UserError
-from regimes.experiment.context import Lab, one_thread
+from regimes.experiment.context import RunContext, one_thread
 from regimes.pruners.channels import shrink
 from regimes.pruners.prune import prune
 from regimes.registry import load
 
 
-def try_losses(sweep: Sweep, lab: Lab) -> None:
+def try_losses(sweep: Sweep, context: RunContext) -> None:
     """Call the losses of both recipes on two inputs.
 
     Raises:
@@ -25,8 +25,8 @@ def try_losses(sweep: Sweep, lab: Lab) -> None:
     """
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes that do not fit warn first, then raise
-        model = lab.new_model(seed=0)
-        train = lab.data.train
+        model = context.new_model(seed=0)
+        train = context.data.train
         for key, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
             said = f"{key}.loss = '{recipe.loss}'"
             try:
@@ -40,7 +40,7 @@ def try_losses(sweep: Sweep, lab: Lab) -> None:
                 raise UserError(f"{said} returned {got}; the mean loss of the batch is expected, one number of torch's")
 
 
-def try_pruner(sweep: Sweep, lab: Lab) -> None:
+def try_pruner(sweep: Sweep, context: RunContext) -> None:
     """Prune a fresh model to the lowest density, where the pruner or the allocation is a user's own.
 
     Raises:
@@ -53,7 +53,15 @@ def try_pruner(sweep: Sweep, lab: Lab) -> None:
     with one_thread():
         generator, loss_fn = torch.Generator().manual_seed(0), sweep.recipe.loss_fn
         try:
-            prune(lab.new_model(seed=0), min(load.density), load.pruner, load.allocation, lab.data, generator, loss_fn)
+            prune(
+                context.new_model(seed=0),
+                min(load.density),
+                load.pruner,
+                load.allocation,
+                context.data,
+                generator,
+                loss_fn,
+            )
         except UserError as error:
             raise UserError(f"{said}: {error}") from error
         except (Exception, SystemExit) as error:  # a user's function may raise anything
@@ -61,19 +69,19 @@ def try_pruner(sweep: Sweep, lab: Lab) -> None:
             raise UserError(f"{said} raised {type(error).__name__}: {reason}") from error
 
 
-def try_channels(sweep: Sweep, lab: Lab) -> None:
+def try_channels(sweep: Sweep, context: RunContext) -> None:
     """Take channels from a fresh model down to each density.
 
     Raises:
         UserError: torch-pruning is missing or cannot follow the model, or a density is out of reach.
     """
     with one_thread(), torch.no_grad():
-        model = lab.new_model(seed=0)
+        model = context.new_model(seed=0)
         for density in sweep.load.density:
-            shrink(model, density, lab.data.train.inputs[:2], sweep.load.pruner, sweep.load.allocation, seed=0)
+            shrink(model, density, context.data.train.inputs[:2], sweep.load.pruner, sweep.load.allocation, seed=0)
 
 
-def try_discovery(sweep: Sweep, lab: Lab) -> None:
+def try_discovery(sweep: Sweep, context: RunContext) -> None:
     """Look for units and blocks in a fresh model.
 
     Raises:
@@ -82,4 +90,4 @@ def try_discovery(sweep: Sweep, lab: Lab) -> None:
     """
     load(ESTIMATORS, sweep.load.discover.estimator, "estimator")
     with one_thread():
-        anatomy_of(lab.new_model(seed=0), lab.data.train.inputs[:2])
+        anatomy_of(context.new_model(seed=0), context.data.train.inputs[:2])

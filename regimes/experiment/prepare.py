@@ -12,11 +12,11 @@ from pathlib import Path
 
 from regimes.config.sweep import Sweep
 from regimes.config.sweep_file import read_sweep
-from regimes.experiment.context import Lab, LabSpec, Numerics, numerics_of
-from regimes.experiment.engine_selection import Choice, fastest, lanes_that_fit
-from regimes.experiment.expand import lay_out
+from regimes.experiment.context import ContextSpec, Numerics, RunContext, numerics_of
+from regimes.experiment.engine_selection import EngineChoice, lanes_that_fit, select_engines
+from regimes.experiment.expand import expand
 from regimes.experiment.run_metadata import same_numerics
-from regimes.experiment.schedule import Progress, survey
+from regimes.experiment.schedule import Progress, scan_store
 from regimes.experiment.stages.stage import Stage
 from regimes.experiment.store import Store, open_store
 from regimes.registry import allow_imports_from, load
@@ -33,8 +33,8 @@ class Prepared:
     """
 
     sweep: Sweep
-    spec: LabSpec
-    lab: Lab
+    spec: ContextSpec
+    context: RunContext
     store: Store
     stages: list[Stage]
     progress: Progress
@@ -69,20 +69,20 @@ def prepare(
     usual = began or Numerics("eager", "eager", "", "", "", "")
     dense, other = (engine or usual.dense, engine or usual.engine)
     numerics = numerics_of(device, dense, other, precision or usual.precision)
-    lab = Lab(LabSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
+    context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
     for size in sweep.sizes():
-        lab.sized(size).check_model()
-    stages = lay_out(sweep, lab)
+        context.sized(size).check_model()
+    stages = expand(sweep, context)
     lanes: dict[str, int] = {}
     if engine is None and began is None:
         known = remembered(numerics, store, precision)
-        numerics, lanes = (known, {}) if known else _choose(numerics, fastest(lab, sweep, stages, workers))
-    lanes = lanes or lanes_of(numerics, (head or {}).get("lanes", {}), sweep, lab, workers)
+        numerics, lanes = (known, {}) if known else _choose(numerics, select_engines(context, sweep, stages, workers))
+    lanes = lanes or lanes_of(numerics, (head or {}).get("lanes", {}), sweep, context, workers)
     if not mixed and (began is not None or store.head is None):
         same_numerics(store, numerics)  # else another command has just begun this run: `begin` adopts its engines
-    spec = dataclasses.replace(lab.spec, numerics=numerics, fingerprint=lab.loaded.fingerprint)
-    lab.spec = spec
-    return Prepared(sweep, spec, lab, store, stages, survey(stages, store), origin, lanes)
+    spec = dataclasses.replace(context.spec, numerics=numerics, fingerprint=context.loaded.fingerprint)
+    context.spec = spec
+    return Prepared(sweep, spec, context, store, stages, scan_store(stages, store), origin, lanes)
 
 
 def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
@@ -97,12 +97,14 @@ def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
     return Sweep.model_validate(layout["sweep"]), origin
 
 
-def _choose(numerics: Numerics, choices: dict[str, Choice]) -> tuple[Numerics, dict[str, int]]:
+def _choose(numerics: Numerics, choices: dict[str, EngineChoice]) -> tuple[Numerics, dict[str, int]]:
     engines = {"dense": choices["train"].engine, "engine": choices["retrain"].engine}
     return dataclasses.replace(numerics, **engines), {kind: choice.lanes for kind, choice in choices.items()}
 
 
-def lanes_of(numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, lab: Lab, workers: int) -> dict[str, int]:
+def lanes_of(
+    numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, context: RunContext, workers: int
+) -> dict[str, int]:
     """How many networks each engine is given at once: as the run had it, or the usual number; less if memory is short.
 
     The number is no part of the numerics: bits do not depend on it.
@@ -110,7 +112,7 @@ def lanes_of(numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, lab: La
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     largest = {"train": max(dense, key=lambda recipe: recipe.batch_size), "retrain": sweep.retrain}
     engines = {"train": numerics.dense, "retrain": numerics.engine}
-    labs = [lab.sized(size) for size in sweep.sizes()]
+    labs = [context.sized(size) for size in sweep.sizes()]
     wanted = {kind: count for kind, count in usual.items() if count > 1}
     return {
         kind: 1

@@ -8,7 +8,7 @@ from regimes.experiment.schedule import Fleet
 from regimes.experiment.stages.stage import Outcome
 
 
-class Waiting:
+class ReadyQueue:
     """Fleets still to be done.
 
     Attributes:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regimes.config.sweep import Sweep
-from regimes.experiment.executors import Stop, by_processes, in_process
+from regimes.experiment.executors import StopRun, by_processes, in_process
 from regimes.experiment.prepare import Prepared, prepare
-from regimes.experiment.run_metadata import begin, default_workers, log
-from regimes.experiment.schedule import Progress, fleets, only_those, survey
+from regimes.experiment.run_metadata import default_workers, log, start_run
+from regimes.experiment.schedule import Progress, fleets, scan_store, with_dependencies
 from regimes.experiment.stages.stage import Outcome, Stage
 
 Watch = Callable[[Stage, Outcome], None]
@@ -75,13 +75,13 @@ def run(
     processes = default_workers(device) if workers is None else workers
     prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1, changes)
     store, stages = prepared.store, prepared.stages
-    prepared = begin(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
+    prepared = start_run(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
     if retry_failed:
         for key in prepared.progress.failed:
             store.failure_file(key).unlink(missing_ok=True)
-        prepared = dataclasses.replace(prepared, progress=survey(stages, store))
+        prepared = dataclasses.replace(prepared, progress=scan_store(stages, store))
     if only is not None:
-        todo = only_those(prepared.progress.todo, only)
+        todo = with_dependencies(prepared.progress.todo, only)
         prepared = dataclasses.replace(prepared, progress=dataclasses.replace(prepared.progress, todo=todo))
     on_start(prepared)
     forget_damaged(prepared)
@@ -90,7 +90,7 @@ def run(
     def report(outcome: Outcome) -> None:
         watch(by_key[outcome.key], outcome)
         if fail_fast and outcome.error is not None:
-            raise Stop
+            raise StopRun
 
     work = fleets(prepared.progress.todo, prepared.lanes, processes or 1)
     try:
@@ -98,17 +98,17 @@ def run(
             by_processes(work, prepared.spec, report, processes)
         else:
             in_process(work, prepared.spec, report)
-    except Stop:
+    except StopRun:
         pass
     finally:
         seconds = time.perf_counter() - started
         log(store, seconds)
-    return Result(store.folder, stages, survey(stages, store), seconds)
+    return Result(store.folder, stages, scan_store(stages, store), seconds)
 
 
 def forget_damaged(prepared: Prepared) -> None:
     """Drop stages whose files are not what was written, so that they are done again."""
     if prepared.progress.damaged:
-        still = survey(prepared.stages, prepared.store).damaged  # another command may have mended them meanwhile
+        still = scan_store(prepared.stages, prepared.store).damaged  # another command may have mended them meanwhile
         for key in still.keys() & prepared.progress.damaged.keys():
             prepared.store.drop(key)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from regimes.config.discovery import Pressure
-from regimes.config.discovery_file import Wanted
+from regimes.config.discovery_file import DiscoveryConfig
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.discovery.api import Discovery, Saved, epochs, found
 from regimes.discovery.gate_estimators import ESTIMATORS
-from regimes.discovery.gated_training import Row, Search
+from regimes.discovery.gated_training import GatedTraining, Row
 from regimes.discovery.save_network import PLAN, WEIGHTS, save
 from regimes.errors import RunFailed, UserError
-from regimes.experiment.atomic_files import Damaged, Record, read_checked, replace, write_checked
-from regimes.experiment.context import Lab, LabSpec, numerics_of, one_thread
+from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, replace, write_checked
+from regimes.experiment.context import ContextSpec, RunContext, numerics_of, one_thread
 from regimes.landscape.error import mean_error
 from regimes.registry import source_id
 
@@ -28,12 +28,12 @@ RECORD, PROGRESS = "discovery.json", "progress"
 EVERY = 10.0  # seconds of training between two notes of progress
 IMAGES, PASSES = 256, 20  # by which the time of inference is taken
 
-Watch = Callable[["Task", Row], None]
+Watch = Callable[["DiscoveryTask", Row], None]
 
 
 @dataclass(frozen=True)
-class Task:
-    """One training of a `Wanted`.
+class DiscoveryTask:
+    """One training of a `DiscoveryConfig`.
 
     Attributes:
         wanted: what is asked.
@@ -42,7 +42,7 @@ class Task:
         folder: of its files.
     """
 
-    wanted: Wanted
+    wanted: DiscoveryConfig
     pressure: Pressure
     seed: int
     folder: Path
@@ -53,40 +53,40 @@ class Task:
         return f"nu {self.pressure.nu:g}, seed {self.seed}"
 
 
-def tasks(wanted: Wanted, out: Path) -> list[Task]:
+def tasks(wanted: DiscoveryConfig, out: Path) -> list[DiscoveryTask]:
     """All trainings, seed by seed."""
     return [
-        Task(wanted, pressure, seed, out / f"nu-{pressure.nu:.12g}-seed-{seed}")
+        DiscoveryTask(wanted, pressure, seed, out / f"nu-{pressure.nu:.12g}-seed-{seed}")
         for seed in range(wanted.seeds)
         for pressure in wanted.pressures
     ]
 
 
-def lab_of(wanted: Wanted, device: str, folder: Path) -> Lab:
+def context_of(wanted: DiscoveryConfig, device: str, folder: Path) -> RunContext:
     """Data, model and device; checks that the model fits the data."""
     numerics = numerics_of(device, "eager", "eager")
-    lab = Lab(LabSpec(wanted.data, wanted.model, device, numerics, str(folder)))
-    lab.check_model()
-    return lab
+    context = RunContext(ContextSpec(wanted.data, wanted.model, device, numerics, str(folder)))
+    context.check_model()
+    return context
 
 
-def run_task(task: Task, lab: Lab, watch: Watch | None = None) -> Record:
+def run_task(task: DiscoveryTask, context: RunContext, watch: Watch | None = None) -> Record:
     """Do one training, or what is left of it; returns its record, which stands in its folder beside the network.
 
     Raises:
         UserError: the folder holds another discovery; see `regimes.discover` for the rest.
         RunFailed: its loss was not finite.
     """
-    key = digest(_describe(task, lab))
+    key = digest(_describe(task, context))
     done = _read(task.folder / RECORD)
     if done is not None:
         if done["key"] != key:
             raise UserError(f"{task.folder}: holds another discovery; take another --out, or remove it")
         if all((task.folder / name).exists() for name in (WEIGHTS, PLAN)):
             return done
-    model = lab.new_model(seed_of("init", task.seed))
+    model = context.new_model(seed_of("init", task.seed))
     with one_thread():
-        search = Search(model, lab.data, task.wanted.recipe, task.pressure, ("dense", task.seed))
+        search = GatedTraining(model, context.data, task.wanted.recipe, task.pressure, ("dense", task.seed))
         last = time.monotonic()
         for saved in epochs(search, _load_progress(task.folder, key)):
             if watch is not None:
@@ -94,15 +94,15 @@ def run_task(task: Task, lab: Lab, watch: Watch | None = None) -> Record:
             if time.monotonic() - last > EVERY:
                 _keep_progress(task.folder, key, saved)
                 last = time.monotonic()
-        return _finish(task, lab, search, key)
+        return _finish(task, context, search, key)
 
 
-def _finish(task: Task, lab: Lab, search: Search, key: str) -> Record:
+def _finish(task: DiscoveryTask, context: RunContext, search: GatedTraining, key: str) -> Record:
     if search.diverged:
         raise RunFailed(f"{task.name}: {search.message}")
     discovery = found(search)
-    save(discovery.model, search.anatomy, lab.data.train.inputs, task.folder)
-    record = record_of(discovery, lab, task.wanted.recipe.loss_fn)
+    save(discovery.model, search.anatomy, context.data.train.inputs, task.folder)
+    record = record_of(discovery, context, task.wanted.recipe.loss_fn)
     record |= {"key": key, "nu": task.pressure.nu, "seed": task.seed, "pressure": task.pressure.model_dump()}
     record["layers"] = [group.name for group in search.full_anatomy.groups]  # from input to output, for pictures
     write_checked(task.folder / RECORD, record)
@@ -111,12 +111,12 @@ def _finish(task: Task, lab: Lab, search: Search, key: str) -> Record:
     return record
 
 
-def record_of(discovery: Discovery, lab: Lab, loss_fn: Callable[..., Any]) -> Record:
+def record_of(discovery: Discovery, context: RunContext, loss_fn: Callable[..., Any]) -> Record:
     """What there is to know of a discovery, as plain data; errors are those of the network as it is saved."""
     model = discovery.model
     return {
-        "val_error": mean_error(model, lab.data.val, loss_fn),
-        "test_error": mean_error(model, lab.data.test, loss_fn),
+        "val_error": mean_error(model, context.data.val, loss_fn),
+        "test_error": mean_error(model, context.data.test, loss_fn),
         "macs": discovery.macs,
         "params": discovery.params,
         "full_macs": discovery.full_macs,
@@ -125,8 +125,8 @@ def record_of(discovery: Discovery, lab: Lab, loss_fn: Callable[..., Any]) -> Re
         "blocks": discovery.blocks,
         "message": discovery.message,
         "train_seconds": discovery.seconds,
-        "inference_seconds": inference_seconds(model, lab.data.test.inputs),
-        "numerics": str(lab.spec.numerics),
+        "inference_seconds": inference_seconds(model, context.data.test.inputs),
+        "numerics": str(context.spec.numerics),
         "history": discovery.history,
     }
 
@@ -148,23 +148,23 @@ def inference_seconds(model: nn.Module, inputs: Tensor) -> float:
     return 1000 * sorted(found[1:])[PASSES // 2] / len(batch)
 
 
-def _describe(task: Task, lab: Lab) -> dict[str, Any]:
+def _describe(task: DiscoveryTask, context: RunContext) -> dict[str, Any]:
     return {
-        **lab.identity,
+        **context.identity,
         "schema": SCHEMA,
         "stage": "discover",
         "recipe": task.wanted.recipe.science(),
         "pressure": task.pressure.model_dump(),
         "estimator": source_id(ESTIMATORS, task.pressure.estimator, "estimator"),
         "seed": task.seed,
-        "numerics": lab.spec.numerics.id,
+        "numerics": context.spec.numerics.id,
     }
 
 
 def _read(path: Path) -> Record | None:
     try:
         return read_checked(path)
-    except Damaged:
+    except DamagedFile:
         return None  # it is made again
 
 

@@ -38,7 +38,7 @@ def same_numerics(store: Store, numerics: Numerics) -> None:
         )
 
 
-def begin(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
+def start_run(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
     """Keep what the run is; another command on this folder may have been quicker, then its engines are adopted."""
     store, spec = prepared.store, prepared.spec
     store.remove_leftovers()
@@ -46,7 +46,8 @@ def begin(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
         head = {"numerics": dataclasses.asdict(spec.numerics), "lanes": prepared.lanes, **environment()}
         store.write_json("run.json", head, first=True)
     store.write_json(
-        "layout.json", {**layout_of(prepared.sweep, prepared.stages, prepared.lab.loaded), "origin": prepared.origin}
+        "layout.json",
+        {**layout_of(prepared.sweep, prepared.stages, prepared.context.loaded), "origin": prepared.origin},
     )
     head = store.head or {}
     began, lanes = Numerics(**head["numerics"]), prepared.lanes

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from regimes.config.keys import canonical
 from regimes.config.recipe import Recipe
-from regimes.experiment.atomic_files import Damaged
-from regimes.experiment.stages.discover import Discover
-from regimes.experiment.stages.measure import Measure
-from regimes.experiment.stages.pretrained import Given
-from regimes.experiment.stages.retrain import Retrain
+from regimes.experiment.atomic_files import DamagedFile
+from regimes.experiment.stages.discover import DiscoverStage
+from regimes.experiment.stages.measure import MeasureStage
+from regimes.experiment.stages.pretrained import PretrainedStage
+from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Stage, size_of
-from regimes.experiment.stages.train import Train
+from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
-from regimes.training.fleet import FREE
+from regimes.training.fleet import PER_NETWORK_FIELDS
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Fleet:
         """The fleet cut in two by networks, or itself when it holds one; a training's snapshots stay together."""
         networks: dict[str, list[Stage]] = {}
         for stage in self.stages:
-            networks.setdefault(stage.training if isinstance(stage, Train) else stage.key, []).append(stage)
+            networks.setdefault(stage.training if isinstance(stage, TrainStage) else stage.key, []).append(stage)
         if self.kind not in ("train", "retrain") or len(networks) < 2:
             return [self]
         each = list(networks.values())
@@ -76,7 +76,7 @@ class Progress:
     diverged: int = 0
 
 
-def survey(stages: Sequence[Stage], store: Store) -> Progress:
+def scan_store(stages: Sequence[Stage], store: Store) -> Progress:
     """Read every record of the plan, check every weight file, and say what is left to do.
 
     Weights that were removed (``regimes clean``) are made again only where a stage to do needs them. Changes nothing.
@@ -96,7 +96,7 @@ def survey(stages: Sequence[Stage], store: Store) -> Progress:
                 store.check_weights(stage.key, record)
                 if not store.weights_file(stage.key).exists():
                     without_weights.add(stage.key)
-        except Damaged as error:
+        except DamagedFile as error:
             damaged[stage.key] = str(error)
             missing.add(stage.key)
     for key in missing | without_weights:
@@ -125,7 +125,7 @@ def _closure(
     return todo, frozenset((stuck & missing).difference(failed))
 
 
-def only_those(todo: Sequence[Stage], wanted: Callable[[Stage], bool]) -> tuple[Stage, ...]:
+def with_dependencies(todo: Sequence[Stage], wanted: Callable[[Stage], bool]) -> tuple[Stage, ...]:
     """The stages to do that are wanted, and those that they need."""
     keys: set[str] = set()
     for stage in reversed(todo):
@@ -148,13 +148,13 @@ def fleets(stages: Iterable[Stage], capacity: Mapping[str, int], workers: int = 
     groups: dict[tuple[str, ...], list[Stage]] = {}
     asked: dict[str, tuple[int, ...]] = {}
     for stage in stages:
-        if isinstance(stage, Train):
+        if isinstance(stage, TrainStage):
             asked[stage.training] = (*asked.get(stage.training, ()), stage.epoch)
     for stage in stages:
         groups.setdefault(_alike(stage, asked), []).append(stage)
     found = []
     for members in groups.values():
-        if isinstance(members[0], (Train, Retrain)):
+        if isinstance(members[0], (TrainStage, RetrainStage)):
             found += [Fleet(members[0].kind, part) for part in _parts(members, capacity[members[0].kind], workers)]
         else:
             found.append(Fleet(members[0].kind, tuple(members)))
@@ -172,31 +172,31 @@ def fleet_count(networks: int, capacity: int, workers: int) -> int:
 
 def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """What stages of one fleet have in common."""
-    if isinstance(stage, Train):
+    if isinstance(stage, TrainStage):
         return ("train", _shape(stage.recipe), str(asked[stage.training]), str(size_of(stage.at)))
-    if isinstance(stage, Retrain):
+    if isinstance(stage, RetrainStage):
         # One round after the other; networks that have lost channels go with those that have lost as many.
         small = str(stage.pruned.at[stage.pruned.load.axis[0]]) if stage.pruned.load.structured else ""
         return ("retrain", _shape(stage.recipe), str(stage.pruned.round), small, str(size_of(stage.at)))
-    if isinstance(stage, Given):
+    if isinstance(stage, PretrainedStage):
         return ("given",)
-    if isinstance(stage, Measure):
+    if isinstance(stage, MeasureStage):
         return ("measure", stage.subjects[0].pruned.key)
-    if isinstance(stage, Discover):
+    if isinstance(stage, DiscoverStage):
         return ("discover", stage.key)
     return ("prune", stage.needs[0].key)
 
 
 def _shape(recipe: Recipe) -> str:
-    """What recipes of one fleet agree in; see `lane.FREE`. SAM's second pass is taken by all or by none."""
-    return str(canonical([recipe.model_dump(exclude=set(FREE)), recipe.sam_rho > 0]))
+    """Fields that recipes of one fleet share: all but `PER_NETWORK_FIELDS`. SAM and plain SGD do not mix."""
+    return str(canonical([recipe.model_dump(exclude=set(PER_NETWORK_FIELDS)), recipe.sam_rho > 0]))
 
 
 def _parts(members: Sequence[Stage], capacity: int, workers: int) -> Iterator[tuple[Stage, ...]]:
     """Cut stages into parts of at most ``capacity`` networks, of even size; a training's snapshots stay together."""
     networks: dict[str, list[Stage]] = {}
     for stage in members:
-        networks.setdefault(stage.training if isinstance(stage, Train) else stage.key, []).append(stage)
+        networks.setdefault(stage.training if isinstance(stage, TrainStage) else stage.key, []).append(stage)
     count = fleet_count(len(networks), capacity, workers)
     each = list(networks.values())
     for part in range(count):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regimes.errors import UserError
-from regimes.experiment.atomic_files import Damaged, Record, read_checked, remove_leftovers, replace, write_checked
+from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, remove_leftovers, replace, write_checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ class Store:
     def numerics(self) -> Iterator[str]:
         """The ids of the numerics that sound records were made with."""
         for path in (self.folder / "records").glob("*/*.json"):
-            with contextlib.suppress(Damaged):
+            with contextlib.suppress(DamagedFile):
                 record = read_checked(path)
                 if record is not None:
                     yield record["numerics"]
@@ -94,7 +94,7 @@ class Store:
         record = self.read(key)
         content = self._vouched(key, record or {})
         if content is None:
-            raise Damaged(f"{self.weights_file(key)}: missing")
+            raise DamagedFile(f"{self.weights_file(key)}: missing")
         return load(content)
 
     def check_weights(self, key: str, record: Record) -> None:
@@ -108,10 +108,12 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Damaged(f"{path}: {error.strerror}") from error
+            raise DamagedFile(f"{path}: {error.strerror}") from error
         promised = record.get("weights") or {}
         if hashlib.sha256(content).hexdigest() != promised.get("sha256"):
-            raise Damaged(f"{path}: {len(content)} bytes, {promised.get('bytes')} were written; truncated or altered")
+            raise DamagedFile(
+                f"{path}: {len(content)} bytes, {promised.get('bytes')} were written; truncated or altered"
+            )
         return content
 
     # -- failures -------------------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ class Store:
         """The error of a failed stage, None when it has not failed; an unreadable one counts as none."""
         try:
             return read_checked(self.failure_file(key), expect_key=key)
-        except Damaged:
+        except DamagedFile:
             return None
 
     # -- the run's own files --------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ class Store:
         """
         try:
             return self.read_json("run.json")
-        except Damaged as error:
+        except DamagedFile as error:
             raise UserError(
                 f"{error}; remove it, and `regimes run` takes this machine's numerics as the run's"
             ) from error
@@ -152,7 +154,7 @@ class Store:
         """{file: hash of what it held} of the checkpoints that this run was last laid out with."""
         try:
             layout = self.read_json("layout.json") or {}
-        except Damaged:
+        except DamagedFile:
             return {}
         return dict(stage["file"] for stage in layout.get("stages", ()) if "file" in stage)
 
@@ -165,7 +167,7 @@ class Store:
         """
         try:
             layout = self.read_json("layout.json")
-        except Damaged as error:
+        except DamagedFile as error:
             layout, problem = None, str(error)
         else:
             problem = f"{self.folder / 'layout.json'}: missing"

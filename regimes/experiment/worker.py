@@ -22,9 +22,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from regimes.experiment.async_store import Writer
-    from regimes.experiment.context import Lab
-    from regimes.experiment.dispatch import do
+    from regimes.experiment.async_store import AsyncStore
+    from regimes.experiment.context import RunContext
+    from regimes.experiment.dispatch import run_fleet
 
     sys.path[:] = pickle.load(orders)
     spec = pickle.load(orders)
@@ -41,9 +41,9 @@ def main() -> None:
         except BrokenPipeError:
             os._exit(0)  # the supervisor has gone; no stage is to blame
 
-    lab, store = Lab(spec), Writer(spec.folder, answer)
+    context, store = RunContext(spec), AsyncStore(spec.folder, answer)
     while True:
-        do(inbox.get(), lab, store, store.report)
+        run_fleet(inbox.get(), context, store, store.report)
         answer("computed")  # and ready for the next fleet; this one's outcomes follow as they are written
 
 

@@ -13,7 +13,7 @@ from regimes.errors import UserError
 from regimes.hpo.process_identity import this_worker
 from regimes.hpo.search_space import Space, suggest
 from regimes.hpo.trial_attrs import note
-from regimes.training.fleet import FREE
+from regimes.training.fleet import PER_NETWORK_FIELDS
 
 SHARED = 8  # trials of a batch that share a batch size, at least: as many as a fleet of even channels needs
 RANGE = (0, 1, 2, 3)  # of a range as many values are counted
@@ -35,7 +35,7 @@ def ask(study: optuna.Study, count: int, space: Space, together: int) -> list[Tr
         UserError: the sampler or a value cannot be used.
     """
     check(study)
-    names, size = sorted(set(space) - set(FREE)), shared(study, count, space, together)
+    names, size = sorted(set(space) - set(PER_NETWORK_FIELDS)), shared(study, count, space, together)
     sampler, trials = study.sampler, list[Trial]()
     try:
         for number in range(count):
@@ -55,7 +55,7 @@ def ask(study: optuna.Study, count: int, space: Space, together: int) -> list[Tr
 
 def shared(study: optuna.Study, count: int, space: Space, together: int) -> int:
     """How many of a batch share a batch size: as many as stack, but each value may come up in every batch."""
-    names = set(space) - set(FREE)
+    names = set(space) - set(PER_NETWORK_FIELDS)
     if not names or together == 1 or isinstance(study.sampler, optuna.samplers.CmaEsSampler):
         return 1  # CMA-ES learns from whole points only
     values = max(len(space[name].choices or RANGE) for name in names)

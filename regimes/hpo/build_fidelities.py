@@ -13,23 +13,23 @@ from torch import nn
 from regimes.config.keys import digest, seed_of
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.experiment.context import Lab, in_layout, one_thread
-from regimes.experiment.engine_selection import Choice, choose_engine, seconds_per_image
+from regimes.experiment.context import RunContext, in_layout, one_thread
+from regimes.experiment.engine_selection import EngineChoice, seconds_per_image, select_engine
 from regimes.hpo import PROXIES
-from regimes.hpo.fidelities import Rung
+from regimes.hpo.fidelities import Fidelity
 from regimes.hpo.proxies import Proxy, chooser_of
 from regimes.registry import load
 
 SEARCHED = 6  # densities that are tried for a step time
 
 
-class ProxyLab(Lab):
-    """The lab of a proxy: the same data and device, and networks cut down to the proxy's sizes.
+class ProxyContext(RunContext):
+    """The context of a proxy: the same data and device, and networks cut down to the proxy's sizes.
 
     Its keys rest on the proxy's sizes too.
     """
 
-    def __init__(self, whole: Lab, proxy: Proxy) -> None:
+    def __init__(self, whole: RunContext, proxy: Proxy) -> None:
         self.__dict__.update(whole.__dict__)
         self.whole, self.proxy = whole, proxy
 
@@ -45,11 +45,11 @@ class ProxyLab(Lab):
 
 
 @dataclass(frozen=True)
-class Making:
+class ProxyBuilder:
     """How the proxies of a search are made.
 
     Attributes:
-        lab: of the full network.
+        context: of the full network.
         recipe: of its training.
         kind: a name in `PROXIES`.
         share: of the recipe's epochs that a proxy is trained for.
@@ -60,7 +60,7 @@ class Making:
         shift: see `LadderSpec`.
     """
 
-    lab: Lab
+    context: RunContext
     recipe: Recipe
     kind: str
     share: float = 1.0
@@ -71,36 +71,36 @@ class Making:
     shift: Mapping[str, float] = field(default_factory=dict)
 
 
-def full_rung(how: Making) -> Rung:
+def full_fidelity(how: ProxyBuilder) -> Fidelity:
     """The full network, timed."""
-    return _rung(how, how.lab, 1.0, 1.0, how.recipe.epochs)
+    return _rung(how, how.context, 1.0, 1.0, how.recipe.epochs)
 
 
-def proxy_rung(how: Making, density: float) -> Rung:
+def proxy_fidelity(how: ProxyBuilder, density: float) -> Fidelity:
     """A proxy of a density, timed.
 
     Raises:
         UserError: the density is out of reach for this model.
     """
-    lab, recipe = how.lab, how.recipe
+    context, recipe = how.context, how.recipe
     make = load(PROXIES, how.kind, "proxy")
     with one_thread():
-        whole = lab.new_model(seed_of("proxy", how.seed))
-        proxy: Proxy = make(copy.deepcopy(whole), lab.data, density, recipe, how.seed)
-        proxy.fresh(whole)(lab.data.train.inputs[:2])  # it fits
+        whole = context.new_model(seed_of("proxy", how.seed))
+        proxy: Proxy = make(copy.deepcopy(whole), context.data, density, recipe, how.seed)
+        proxy.fresh(whole)(context.data.train.inputs[:2])  # it fits
     epochs = max(1, round(how.share * recipe.epochs))
-    return _rung(how, ProxyLab(lab, proxy), density, proxy.kept, epochs)
+    return _rung(how, ProxyContext(context, proxy), density, proxy.kept, epochs)
 
 
-def _rung(how: Making, lab: Lab, density: float, kept: float, epochs: int) -> Rung:
-    choice = choose_engine(lab, [*how.extremes, how.recipe], how.batch, how.workers)
-    alone = seconds_per_image(lab, Choice("eager", 1), how.recipe)
-    seconds = alone if choice.lanes == 1 else seconds_per_image(lab, choice, how.recipe)
+def _rung(how: ProxyBuilder, context: RunContext, density: float, kept: float, epochs: int) -> Fidelity:
+    choice = select_engine(context, [*how.extremes, how.recipe], how.batch, how.workers)
+    alone = seconds_per_image(context, EngineChoice("eager", 1), how.recipe)
+    seconds = alone if choice.lanes == 1 else seconds_per_image(context, choice, how.recipe)
     factors = {name: kept**-power for name, power in how.shift.items()} if kept < 1 else {}
-    return Rung(density, kept, lab, epochs, choice, seconds, alone, factors)
+    return Fidelity(density, kept, context, epochs, choice, seconds, alone, factors)
 
 
-def rung_as_fast(how: Making, most: float, full: Rung) -> Rung:
+def proxy_with_step_time(how: ProxyBuilder, most: float, full: Fidelity) -> Fidelity:
     """The densest proxy whose measured training step takes at most a share of the full network's.
 
     Raises:
@@ -110,7 +110,7 @@ def rung_as_fast(how: Making, most: float, full: Rung) -> Rung:
     for _ in range(SEARCHED):
         density = math.sqrt(low * high)
         try:
-            rung = proxy_rung(how, density)
+            rung = proxy_fidelity(how, density)
         except UserError:
             low = density  # too sparse for whole channels
             continue
@@ -129,22 +129,22 @@ def rung_as_fast(how: Making, most: float, full: Rung) -> Rung:
 # -- as plain data ----------------------------------------------------------------------------------------------------
 
 
-def facts_of(rung: Rung) -> dict[str, Any]:
-    """A rung as plain data; `rung_from` makes the same one of it."""
+def facts_of(rung: Fidelity) -> dict[str, Any]:
+    """A rung as plain data; `fidelity_from_facts` makes the same one of it."""
     facts: dict[str, Any] = {"density": rung.density, "kept": rung.kept, "epochs": rung.epochs, "seconds": rung.seconds}
     facts |= {"alone": rung.alone, "shift": dict(rung.shift)}
-    proxy = rung.lab.proxy if isinstance(rung.lab, ProxyLab) else None
+    proxy = rung.context.proxy if isinstance(rung.context, ProxyContext) else None
     shapes = {name: list(shape) for name, shape in proxy.shapes.items()} if proxy else None
     return {**facts, "choice": asdict(rung.choice), "proxy": {"name": proxy.name, "shapes": shapes} if proxy else None}
 
 
-def rung_from(facts: Mapping[str, Any], lab: Lab, recipe: Recipe) -> Rung:
-    """The rung that plain data describe, of networks of a lab."""
+def fidelity_from_facts(facts: Mapping[str, Any], context: RunContext, recipe: Recipe) -> Fidelity:
+    """The rung that plain data describe, of networks of a context."""
     if facts["proxy"] is not None:
         shapes = {name: tuple(shape) for name, shape in facts["proxy"]["shapes"].items()}
         kind = facts["proxy"]["name"]
-        chooser = chooser_of(kind, lab.new_model(0), lab.data, recipe)
-        lab = ProxyLab(lab, Proxy(kind, facts["density"], facts["kept"], shapes, chooser))
-    choice = Choice(**facts["choice"])
+        chooser = chooser_of(kind, context.new_model(0), context.data, recipe)
+        context = ProxyContext(context, Proxy(kind, facts["density"], facts["kept"], shapes, chooser))
+    choice = EngineChoice(**facts["choice"])
     seconds, alone, shift = facts["seconds"], facts["alone"], facts.get("shift", {})
-    return Rung(facts["density"], facts["kept"], lab, facts["epochs"], choice, seconds, alone, shift)
+    return Fidelity(facts["density"], facts["kept"], context, facts["epochs"], choice, seconds, alone, shift)

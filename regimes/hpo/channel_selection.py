@@ -32,14 +32,14 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Chooser:
+class ChannelSelector:
     """Cuts a fresh network down to given shapes, group by group keeping the channels with the largest scores."""
 
     groups: tuple[tuple[Member, ...], ...]
     scores: Scores
 
     @classmethod
-    def of(cls, model: nn.Module, data: Dataset, scores: Scores) -> Chooser:
+    def of(cls, model: nn.Module, data: Dataset, scores: Scores) -> ChannelSelector:
         """Find the groups by tracing a network."""
         names = {module: name for name, module in model.named_modules()}
         groups = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regimes.config.hpo import Hpo
-from regimes.hpo.fidelities import Rung
+from regimes.hpo.fidelities import Fidelity
 from regimes.hpo.stoppers import FACTOR
 
 SLOW = 0.8  # of the next rung's time, from which a rung saves too little
 
 
-def worth(rungs: list[Rung], notes: list[str], most: float = SLOW) -> list[Rung]:
+def drop_slow(rungs: list[Fidelity], notes: list[str], most: float = SLOW) -> list[Fidelity]:
     """Leave out proxies that are too slow by the clock to save any time.
 
     Args:
@@ -31,7 +31,7 @@ def worth(rungs: list[Rung], notes: list[str], most: float = SLOW) -> list[Rung]
     return kept
 
 
-def most_of(reports: Sequence[float], proxy_reports: Sequence[float], goes_on: float) -> float:
+def max_cost_share(reports: Sequence[float], proxy_reports: Sequence[float], goes_on: float) -> float:
     """Share of the full network's time from which a proxy saves too little, beside halving alone.
 
     A trial that is reported first at ``r`` takes ``s = r + (1 - r) / 3`` of a training on the mean, since a third goes
@@ -51,9 +51,9 @@ def _part(reports: Sequence[float]) -> float:
     return first + (1 - first) / FACTOR
 
 
-def most_taken(spec: Hpo) -> float:
-    """Share of the full network's time that a proxy may take which the map chose; see `most_of`."""
+def max_cost_share_for(spec: Hpo) -> float:
+    """Share of the full network's time that a proxy may take which the map chose; see `max_cost_share`."""
     if spec.study.stopper == "none":
         return SLOW
     promoted = spec.study.promoted / spec.trials if spec.study.pattern == "promote" else FACTOR**-2
-    return most_of(spec.ladder.reports, spec.ladder.proxy_reports, promoted)
+    return max_cost_share(spec.ladder.reports, spec.ladder.proxy_reports, promoted)

@@ -55,7 +55,7 @@ class Step:
             raise optuna.TrialPruned
 
 
-class OwnLadder:
+class CustomLadder:
     """Rungs for one's own training loop, ``regimes.ladder(...)``; see `climb`.
 
     Args:
@@ -122,7 +122,7 @@ class OwnLadder:
         return whole if proxy is None else proxy.fresh(whole)
 
 
-ladder = OwnLadder  # as it is called: regimes.ladder(...)
+ladder = CustomLadder  # as it is called: regimes.ladder(...)
 
 
 def _inputs_only(inputs: Tensor) -> Dataset:

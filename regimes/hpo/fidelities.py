@@ -10,20 +10,20 @@ from typing import Any
 from torch import nn
 
 from regimes.config.recipe import Recipe
-from regimes.experiment.context import Lab
-from regimes.experiment.engine_selection import Choice, engine_of
+from regimes.experiment.context import RunContext
+from regimes.experiment.engine_selection import EngineChoice, engine_of
 
 PAYS = 0.67  # of the time one by one: stacked proxies are worth more than what one result could stop
 
 
 @dataclass(frozen=True)
-class Rung:
+class Fidelity:
     """One kind of network that a trial is trained on.
 
     Attributes:
         density: that was asked for; 1: the full network.
         kept: fraction of the prunable weights that it has.
-        lab: makes its networks.
+        context: makes its networks.
         epochs: of its training.
         choice: engine that trains it, and networks at once.
         seconds: of a training step per image and network, with that engine.
@@ -33,9 +33,9 @@ class Rung:
 
     density: float
     kept: float
-    lab: Lab = field(repr=False)
+    context: RunContext = field(repr=False)
     epochs: int
-    choice: Choice
+    choice: EngineChoice
     seconds: float
     alone: float
     shift: Mapping[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Rung:
     @cached_property
     def _any(self) -> nn.Module:
         """One of its networks, for what weights do not matter to: often asked about, and pruning takes long."""
-        return self.lab.new_model(seed=0)
+        return self.context.new_model(seed=0)
 
     def engine(self, networks: int) -> str:
         """What trains so many networks fastest: together, idle lanes included, or one by one."""
@@ -68,7 +68,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """A part of a training that ends with a report.
 
     Attributes:
@@ -95,8 +95,8 @@ class Ladder:
         seconds: that finding proxies and timing them took.
     """
 
-    rungs: tuple[Rung, ...]
-    stretches: tuple[Stretch, ...]
+    rungs: tuple[Fidelity, ...]
+    stretches: tuple[Segment, ...]
     seconds: float = 0.0
 
     @property
@@ -121,10 +121,10 @@ class Ladder:
 
 
 def ladder_of(
-    rungs: Sequence[Rung], reports: Sequence[float], seconds: float = 0.0, proxy_reports: Sequence[float] = ()
+    rungs: Sequence[Fidelity], reports: Sequence[float], seconds: float = 0.0, proxy_reports: Sequence[float] = ()
 ) -> Ladder:
     """A ladder of rungs; the full network is reported on its way too, at shares of its epochs."""
-    stretches: list[Stretch] = []
+    stretches: list[Segment] = []
     spent, unit, step = 0.0, 0.0, 0
     for number, rung in enumerate(rungs):
         shares = (*(reports if number == len(rungs) - 1 else proxy_reports), 1.0)
@@ -134,10 +134,10 @@ def ladder_of(
             so_far = spent + cost * stop / rung.epochs
             unit = unit or so_far
             step = max(step + 1, round(so_far / unit))
-            stretches.append(Stretch(number, start, stop, step, so_far))
+            stretches.append(Segment(number, start, stop, step, so_far))
         spent += cost
     return Ladder(tuple(rungs), tuple(stretches), seconds)
 
 
-def _cost(rung: Rung, full: Rung) -> float:
+def _cost(rung: Fidelity, full: Fidelity) -> float:
     return rung.seconds * rung.epochs / (full.seconds * full.epochs)

@@ -17,13 +17,13 @@ from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
 from regimes.errors import UserError
-from regimes.experiment.atomic_files import Damaged
-from regimes.experiment.context import Lab, one_thread
-from regimes.experiment.engine_selection import Choice
+from regimes.experiment.atomic_files import DamagedFile
+from regimes.experiment.context import RunContext, one_thread
+from regimes.experiment.engine_selection import EngineChoice
 from regimes.experiment.store import Store
-from regimes.hpo.fidelities import Ladder, Rung, Stretch
-from regimes.hpo.validation import judge
-from regimes.training.fleet import FREE, Lane, Snapshot
+from regimes.hpo.fidelities import Fidelity, Ladder, Segment
+from regimes.hpo.validation import validate
+from regimes.training.fleet import PER_NETWORK_FIELDS, Lane, Snapshot
 from regimes.training.train import train_fleet
 
 VALUES = ("loss", "error", "calibrated")
@@ -31,7 +31,7 @@ MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TrialJob:
     """One trial on its way.
 
     Attributes:
@@ -44,7 +44,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Value:
+class FidelityResult:
     """What a stretch came to.
 
     Attributes:
@@ -62,26 +62,26 @@ class Value:
     calibrated: float = math.inf
 
 
-class Trainer:
+class FidelityTrainer:
     """Trains entries stretch by stretch.
 
     Args:
-        lab: of the full network.
+        context: of the full network.
         ladder: to climb.
         seed: of the study; with an entry's own it names every random number.
         folder: where results are kept, by content; None: nowhere.
     """
 
-    def __init__(self, lab: Lab, ladder: Ladder, seed: int = 0, folder: Path | None = None) -> None:
-        self.lab, self.ladder, self.seed = lab, ladder, seed
-        self.data = blind(lab.data)
+    def __init__(self, context: RunContext, ladder: Ladder, seed: int = 0, folder: Path | None = None) -> None:
+        self.context, self.ladder, self.seed = context, ladder, seed
+        self.data = blind(context.data)
         self.store = Store(folder) if folder else None
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
         self._begun: dict[int, list[str]] = {}  # keys of stretches whose weights are in the store, by trial
 
-    def run(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
+    def run(self, entries: Sequence[TrialJob], stretch: Segment) -> list[FidelityResult]:
         """Do a stretch for some trials; those that can be stacked are trained as one."""
-        found: dict[int, Value] = {}
+        found: dict[int, FidelityResult] = {}
         for number, entry in enumerate(entries):
             known = self._known(entry, stretch)
             if known is not None:
@@ -95,11 +95,11 @@ class Trainer:
                     self._keep(entries[number], stretch, value)
         return [found[number] for number in range(len(entries))]
 
-    def _goes_on(self, entry: Entry, stretch: Stretch) -> bool:
+    def _goes_on(self, entry: TrialJob, stretch: Segment) -> bool:
         """Whether a stretch goes on from weights that are at hand."""
         return stretch.start > 0 and (entry.seed, stretch.rung) in self._snapshots
 
-    def forget(self, entry: Entry, over: bool = True) -> None:
+    def forget(self, entry: TrialJob, over: bool = True) -> None:
         """Let go of what a trial would have needed to train on; for good, once it is over."""
         for key in [key for key in self._snapshots if key[0] == entry.seed]:
             del self._snapshots[key]
@@ -109,7 +109,7 @@ class Trainer:
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def _fleet(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
+    def _fleet(self, entries: Sequence[TrialJob], stretch: Segment) -> list[FidelityResult]:
         """Train together; one that raises, or is too large together with others, is trained alone."""
         choice = self.ladder.rungs[stretch.rung].choice
         try:
@@ -119,11 +119,11 @@ class Trainer:
         except Exception as error:
             why = _why(error)
         if len(entries) == 1:
-            return [Value(math.inf, math.inf, 0.0, why=why)]
+            return [FidelityResult(math.inf, math.inf, 0.0, why=why)]
         middle = len(entries) // 2
         return [*self._fleet(entries[:middle], stretch), *self._fleet(entries[middle:], stretch)]
 
-    def _trained(self, entries: Sequence[Entry], stretch: Stretch, choice: Choice) -> list[Value]:
+    def _trained(self, entries: Sequence[TrialJob], stretch: Segment, choice: EngineChoice) -> list[FidelityResult]:
         started = time.perf_counter()
         rung = self.ladder.rungs[stretch.rung]
         with one_thread():
@@ -131,7 +131,7 @@ class Trainer:
             snapshots: dict[int, Snapshot] = {}
             for first in range(0, len(lanes), choice.lanes):
                 part = lanes[first : first + choice.lanes]
-                engine, precision = rung.engine(len(part)), rung.lab.spec.numerics.precision
+                engine, precision = rung.engine(len(part)), rung.context.spec.numerics.precision
                 for number, snapshot in train_fleet(part, self.data, [stretch.stop], engine, False, precision):
                     snapshots[first + number] = snapshot
             values = [self._judged(rung, entries[n], stretch, snapshots[n]) for n in range(len(entries))]
@@ -141,26 +141,26 @@ class Trainer:
         share = (time.perf_counter() - started) / len(entries)
         return [dataclasses.replace(value, seconds=share) for value in values]
 
-    def _lane(self, entry: Entry, stretch: Stretch, rung: Rung) -> Lane:
+    def _lane(self, entry: TrialJob, stretch: Segment, rung: Fidelity) -> Lane:
         """A training from fresh weights, or the one that this trial has begun on this rung."""
         role = ("hpo", self.seed, entry.seed, f"{rung.density:g}")
         recipe = rung.recipe(entry.recipe).model_copy(update={"stop": stretch.stop, "last": 1})
         resume = self._snapshots[entry.seed, stretch.rung] if self._goes_on(entry, stretch) else None
-        model = rung.lab.new_model(seed_of("init", *role))
+        model = rung.context.new_model(seed_of("init", *role))
         return Lane(model, recipe, role, None, resume)
 
-    def _judged(self, rung: Rung, entry: Entry, stretch: Stretch, snapshot: Snapshot) -> Value:
+    def _judged(self, rung: Fidelity, entry: TrialJob, stretch: Segment, snapshot: Snapshot) -> FidelityResult:
         if snapshot.diverged:
-            return Value(math.inf, math.inf, 0.0, why="diverged")
-        model = rung.lab.model_with(snapshot.weights)
-        found = judge(model, self.data.val, entry.recipe)
+            return FidelityResult(math.inf, math.inf, 0.0, why="diverged")
+        model = rung.context.model_with(snapshot.weights)
+        found = validate(model, self.data.val, entry.recipe)
         if not math.isfinite(found.loss):
-            return Value(math.inf, math.inf, 0.0, why="diverged")
-        return Value(found.loss, found.error, 0.0, calibrated=found.calibrated)
+            return FidelityResult(math.inf, math.inf, 0.0, why="diverged")
+        return FidelityResult(found.loss, found.error, 0.0, calibrated=found.calibrated)
 
     # -- results that are kept --------------------------------------------------------------------------------------
 
-    def key(self, entry: Entry, stretch: Stretch) -> str:
+    def key(self, entry: TrialJob, stretch: Segment) -> str:
         """Content key of a stretch: all that its value rests on."""
         rung = self.ladder.rungs[stretch.rung]
         science = {**rung.recipe(entry.recipe).science(), "last": 1, "stop": stretch.stop}
@@ -171,29 +171,29 @@ class Trainer:
             "values": list(VALUES),
             "recipe": science,
             "role": role,
-            "by": self.lab.spec.numerics.id,
+            "by": self.context.spec.numerics.id,
         }
-        return digest({**rung.lab.identity, **about, "recipe": science, "role": role})
+        return digest({**rung.context.identity, **about, "recipe": science, "role": role})
 
-    def _known(self, entry: Entry, stretch: Stretch) -> Value | None:
+    def _known(self, entry: TrialJob, stretch: Segment) -> FidelityResult | None:
         """A result of an earlier command, with the weights to train on from where they are still kept."""
         if self.store is None:
             return None
         key = self.key(entry, stretch)
         try:
             record = self.store.read(key)
-        except Damaged:
+        except DamagedFile:
             return None
         if record is None:
             return None
         if stretch.stop < self.ladder.rungs[stretch.rung].epochs and not record["why"]:
-            with contextlib.suppress(Damaged):  # of a trial that was over
+            with contextlib.suppress(DamagedFile):  # of a trial that was over
                 self._snapshots[entry.seed, stretch.rung] = _unpacked(stretch.stop, self.store.weights(key))
                 self._begun.setdefault(entry.seed, []).append(key)
         loss, error, calibrated = (math.inf if record.get(name) is None else record[name] for name in VALUES)
-        return Value(loss, error, record["seconds"], False, record["why"], calibrated)
+        return FidelityResult(loss, error, record["seconds"], False, record["why"], calibrated)
 
-    def _keep(self, entry: Entry, stretch: Stretch, value: Value) -> None:
+    def _keep(self, entry: TrialJob, stretch: Segment, value: FidelityResult) -> None:
         if self.store is None or value.why not in ("", "diverged"):
             return  # memory may suffice another time
         finite = math.isfinite(value.loss)
@@ -205,7 +205,7 @@ class Trainer:
             **{name: getattr(value, name) if finite else None for name in VALUES},
             "seconds": value.seconds,
             "why": value.why,
-            "numerics": self.lab.spec.numerics.id,
+            "numerics": self.context.spec.numerics.id,
             "at": {"density": self.ladder.rungs[stretch.rung].density, "epoch": stretch.stop, "trial": entry.seed},
         }
         key = self.key(entry, stretch)
@@ -223,7 +223,7 @@ def alike(recipes: Sequence[Recipe]) -> Iterator[list[int]]:
     """Places of recipes that can be trained in lock-step: equal but for what lanes may differ in."""
     groups: dict[Recipe, list[int]] = {}
     for place, recipe in enumerate(recipes):
-        same = {name: Recipe.model_fields[name].default for name in FREE}
+        same = {name: Recipe.model_fields[name].default for name in PER_NETWORK_FIELDS}
         groups.setdefault(recipe.model_copy(update=same), []).append(place)
     # With SAM and without are two kinds of steps.
     for places in groups.values():

@@ -19,7 +19,7 @@ from regimes.hpo.fidelities import Ladder
 from regimes.models import GIVEN, MODELS
 from regimes.record.grid import read_grid
 from regimes.regime_map.regime_map import RegimeMap
-from regimes.regime_map.results import Rung as Judged
+from regimes.regime_map.results import DensityTrust as Judged
 from regimes.registry import load, with_defaults
 
 CHOSEN = 0.05  # share of what other seeds might have shown in which a rho is chosen, for it to be searched
@@ -27,7 +27,7 @@ DISCONNECTED = "I"  # the regime in which pruned networks of one training end in
 
 
 @dataclass(frozen=True)
-class Guide:
+class MapGuidance:
     """A map, asked on behalf of a search.
 
     Attributes:
@@ -143,7 +143,7 @@ class Guide:
         return retrain
 
 
-def open_guide(path: str | Path, data: Named, model: Named, seconds: float = 0.0) -> Guide:
+def open_guide(path: str | Path, data: Named, model: Named, seconds: float = 0.0) -> MapGuidance:
     """The map of a run's folder or a netCDF grid, for networks of a model on some data; its errors are `validated`.
 
     Raises:
@@ -153,7 +153,7 @@ def open_guide(path: str | Path, data: Named, model: Named, seconds: float = 0.0
     chart = RegimeMap(validated(read_grid(path)))
     if path.is_dir():
         _check_same(path, Store(path).layout["sweep"], data, model)
-    guide = Guide(chart, str(path.resolve()), seconds)
+    guide = MapGuidance(chart, str(path.resolve()), seconds)
     guide.here(Recipe())  # or a line now, not after the search
     return guide
 

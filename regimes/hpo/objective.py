@@ -19,16 +19,16 @@ from optuna.trial import Trial
 from torch import nn
 
 from regimes.config.hpo import Hpo
-from regimes.config.hpo_file import hpo_from
+from regimes.config.hpo_file import resolve_hpo
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
-from regimes.experiment.context import Lab, LabSpec, in_layout, numerics_of
-from regimes.hpo.map_guidance import Guide, open_guide
-from regimes.hpo.optimize_loop import Limits, climb_of, work
+from regimes.experiment.context import ContextSpec, RunContext, in_layout, numerics_of
+from regimes.hpo.map_guidance import MapGuidance, open_guide
+from regimes.hpo.optimize_loop import Limits, trial_runner_of, work
 from regimes.hpo.plan import Plan, check_batches, plan
-from regimes.hpo.trial_runner import Climb
+from regimes.hpo.trial_runner import TrialRunner
 from regimes.models.build import seeded
 from regimes.regime_map.regime_map import RegimeMap
 from regimes.registry import load
@@ -36,12 +36,12 @@ from regimes.registry import load
 OWN = "own"  # name of a model or data set that is given as an object
 
 
-class OwnLab(Lab):
-    """The lab of a model and data that are given as objects."""
+class ObjectContext(RunContext):
+    """The context of a model and data that are given as objects."""
 
     def __init__(self, make: Callable[[], nn.Module], data: Dataset, device: str) -> None:
         own = Named(name=OWN)
-        super().__init__(LabSpec(own, own, device, numerics_of(device, "eager", "eager"), ""))
+        super().__init__(ContextSpec(own, own, device, numerics_of(device, "eager", "eager"), ""))
         self.make, self.loaded = make, data
 
     @cached_property
@@ -70,8 +70,8 @@ class Objective:
     Made by `objective`.
     """
 
-    def __init__(self, spec: Hpo, lab: Lab, guide: Guide | None, folder: Path | None) -> None:
-        self.spec, self.lab, self.guide, self.folder = spec, lab, guide, folder
+    def __init__(self, spec: Hpo, context: RunContext, guide: MapGuidance | None, folder: Path | None) -> None:
+        self.spec, self.context, self.guide, self.folder = spec, context, guide, folder
         self._plans: dict[int, Plan] = {}
         self._turn = threading.Lock()
 
@@ -90,12 +90,12 @@ class Objective:
     def plan(self, batch: int) -> Plan:
         """The ladder for batches of a size; made once, since its proxies are built and timed."""
         if batch not in self._plans:
-            self._plans[batch] = plan(self.spec.model_copy(update={"batch": batch}), self.lab, self.guide)
+            self._plans[batch] = plan(self.spec.model_copy(update={"batch": batch}), self.context, self.guide)
         return self._plans[batch]
 
-    def climb(self, batch: int, deadline: float = math.inf) -> Climb:
+    def climb(self, batch: int, deadline: float = math.inf) -> TrialRunner:
         """What trials do, ``batch`` of them together."""
-        return climb_of(self.plan(batch), self.lab, self.folder, None, deadline)
+        return trial_runner_of(self.plan(batch), self.context, self.folder, None, deadline)
 
 
 def objective(
@@ -159,12 +159,12 @@ def objective(
         raise UserError("say densities=[...], e.g. [0.05], or map=RUN: what may be tried on proxies?")
     if densities is not None:
         raw["ladder"]["densities"] = [float(each) for each in densities]
-    spec = hpo_from(raw, "objective")
-    lab = _own(model, data, spec, device) if own else _lab(spec, device)
+    spec = resolve_hpo(raw, "objective")
+    context = _own(model, data, spec, device) if own else _lab(spec, device)
     guide = None
     if map is not None:
-        guide = Guide(map, "map") if isinstance(map, RegimeMap) else _guide(map, spec, own)
-    return Objective(spec, lab, guide, Path(out) if out else None)
+        guide = MapGuidance(map, "map") if isinstance(map, RegimeMap) else _guide(map, spec, own)
+    return Objective(spec, context, guide, Path(out) if out else None)
 
 
 def _table(given: Any, instead: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _table(given: Any, instead: str) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {"name": instead}
 
 
-def _own(model: Any, data: Any, spec: Hpo, device: str) -> Lab:
+def _own(model: Any, data: Any, spec: Hpo, device: str) -> RunContext:
     from regimes.data import DATASETS
     from regimes.models.build import build
 
@@ -183,20 +183,20 @@ def _own(model: Any, data: Any, spec: Hpo, device: str) -> Lab:
         make = lambda: build(  # noqa: E731
             spec.model.name, spec.model.options, loaded.input_shape, loaded.classes, int(torch.randint(2**31, ()))
         )
-    lab = OwnLab(make, loaded, device)
-    lab.check_model()
-    check_batches(spec, lab)
-    return lab
+    context = ObjectContext(make, loaded, device)
+    context.check_model()
+    check_batches(spec, context)
+    return context
 
 
-def _lab(spec: Hpo, device: str) -> Lab:
-    from regimes.hpo.plan import lab_of
+def _lab(spec: Hpo, device: str) -> RunContext:
+    from regimes.hpo.plan import context_of
 
-    return lab_of(spec, device, Path())
+    return context_of(spec, device, Path())
 
 
-def _guide(path: str | Path, spec: Hpo, own: bool) -> Guide:
-    return Guide(RegimeMap.open(path), str(path)) if own else open_guide(path, spec.data, spec.model)
+def _guide(path: str | Path, spec: Hpo, own: bool) -> MapGuidance:
+    return MapGuidance(RegimeMap.open(path), str(path)) if own else open_guide(path, spec.data, spec.model)
 
 
 def optimize(
@@ -212,7 +212,7 @@ def optimize(
         n_trials: in all.
         batch: trials that are asked for together.
         timeout: seconds from which nothing new is begun; what is under way then is marked failed, and its values are
-            asked for again by the next call with ``regimes.hpo.optuna_study.adopt``.
+            asked for again by the next call with ``regimes.hpo.optuna_study.requeue_dead_trials``.
     """
     deadline = time.monotonic() + (timeout if timeout is not None else math.inf)
     work(study, objective.climb(batch, deadline), batch, Limits(n_trials, deadline))

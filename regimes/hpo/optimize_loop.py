@@ -17,13 +17,13 @@ from optuna.trial import TrialState
 from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.experiment.context import Lab, one_thread
-from regimes.hpo.fidelity_trainer import Trainer
-from regimes.hpo.optuna_study import counted, holders, is_double, open_study
+from regimes.experiment.context import RunContext, one_thread
+from regimes.hpo.fidelity_trainer import FidelityTrainer
+from regimes.hpo.optuna_study import count_finished, holders, is_duplicate, open_study
 from regimes.hpo.plan import Plan
 from regimes.hpo.search_space import recipe_with
 from regimes.hpo.trial_attrs import PREFIX, note
-from regimes.hpo.trial_runner import Climb, Climber, Watch
+from regimes.hpo.trial_runner import RunningTrial, TrialRunner, Watch
 from regimes.landscape.error import error_and_loss
 from regimes.training.train import train
 
@@ -45,24 +45,24 @@ class Limits:
     draws: bool = True
 
 
-def climb_of(
-    plan: Plan, lab: Lab, folder: Path | None, watch: Watch | None = None, deadline: float = math.inf
-) -> Climb:
+def trial_runner_of(
+    plan: Plan, context: RunContext, folder: Path | None, watch: Watch | None = None, deadline: float = math.inf
+) -> TrialRunner:
     """What a trial of a plan does."""
-    trainer = Trainer(lab, plan.ladder, plan.spec.seed, folder / RECORDS if folder else None)
+    trainer = FidelityTrainer(context, plan.ladder, plan.spec.seed, folder / RECORDS if folder else None)
     guide = plan.guide
     start: Callable[[Recipe], tuple[int, str]] | None = None
     if guide is not None and len(plan.ladder.rungs) > 1:
         start = lambda recipe: guide.start(plan.ladder, recipe)  # noqa: E731 - closes over the map
-    return Climb(trainer, plan.space, plan.spec.recipe, plan.spec.study.value, start, watch, deadline)
+    return TrialRunner(trainer, plan.space, plan.spec.recipe, plan.spec.study.value, start, watch, deadline)
 
 
-def study_of(plan: Plan, lab: Lab, storage: optuna.storages.BaseStorage, worker: int = 0) -> optuna.Study:
+def study_of(plan: Plan, context: RunContext, storage: optuna.storages.BaseStorage, worker: int = 0) -> optuna.Study:
     """The study of a plan."""
     spec = plan.spec
     science = {
         "data": spec.data.model_dump(),
-        "fingerprint": lab.loaded.fingerprint,
+        "fingerprint": context.loaded.fingerprint,
         "model": spec.model.model_dump(),
         "recipe": spec.recipe.science(),
         "value": spec.study.value,
@@ -89,7 +89,7 @@ def begin(study: optuna.Study, plan: Plan) -> None:
         study.enqueue_trial(allowed, user_attrs={f"{PREFIX}from": "map"})
 
 
-def work(study: optuna.Study, climb: Climb, batch: int, limits: Limits) -> None:
+def work(study: optuna.Study, climb: TrialRunner, batch: int, limits: Limits) -> None:
     """Ask for trials in batches and climb with them until there are enough, or time is up.
 
     Trials that time cuts off are marked and asked for again by the next command.
@@ -97,7 +97,7 @@ def work(study: optuna.Study, climb: Climb, batch: int, limits: Limits) -> None:
     while time.monotonic() < limits.deadline:
         trials = study.get_trials(deepcopy=False)
         waiting = sum(each.state == TrialState.WAITING for each in trials)
-        count = min(batch, limits.trials - counted(trials), batch if limits.draws else waiting)
+        count = min(batch, limits.trials - count_finished(trials), batch if limits.draws else waiting)
         if count <= 0:
             return
         climbers = climb.ask(study, count)
@@ -109,18 +109,18 @@ def work(study: optuna.Study, climb: Climb, batch: int, limits: Limits) -> None:
             _leave(study, climbers)
 
 
-def _needed(study: optuna.Study, climbers: list[Climber], limits: Limits) -> list[Climber]:
+def _needed(study: optuna.Study, climbers: list[RunningTrial], limits: Limits) -> list[RunningTrial]:
     """Those to climb with, where others asked at the same time: what had waited, nothing twice, draws if need be."""
     trials = study.get_trials(deepcopy=False)
     waited = [each for each in climbers if trials[each.trial.number].system_attrs.get("fixed_params")]
     drawn = [each for each in climbers if each not in waited]
-    spare = max(0, counted(trials) - limits.trials) if limits.draws else len(drawn)
+    spare = max(0, count_finished(trials) - limits.trials) if limits.draws else len(drawn)
     drawn = drawn[: max(0, len(drawn) - spare)]
-    waited = [each for each in waited if not is_double(trials[each.trial.number], trials)]
+    waited = [each for each in waited if not is_duplicate(trials[each.trial.number], trials)]
     return [each for each in climbers if each in waited or each in drawn]
 
 
-def _leave(study: optuna.Study, climbers: list[Climber], again: bool = True) -> None:
+def _leave(study: optuna.Study, climbers: list[RunningTrial], again: bool = True) -> None:
     """Mark what was cut off, so that it is asked for again; or hand back what is not needed."""
     for climber in climbers:
         if not climber.over:
@@ -150,7 +150,7 @@ def winner_of(study: optuna.Study) -> optuna.trial.FrozenTrial:
     return study.best_trial
 
 
-def final(plan: Plan, lab: Lab, winner: optuna.trial.FrozenTrial) -> dict[str, Any]:
+def final(plan: Plan, context: RunContext, winner: optuna.trial.FrozenTrial) -> dict[str, Any]:
     """Train the winner with fresh seeds and judge it on the test split, which the search has not seen."""
     spec = plan.spec
     recipe = recipe_with(spec.recipe, {name: winner.params[name] for name in plan.space})
@@ -159,13 +159,13 @@ def final(plan: Plan, lab: Lab, winner: optuna.trial.FrozenTrial) -> dict[str, A
     with one_thread():
         for seed in range(spec.final_seeds):
             role = ("hpo-final", spec.seed, seed)
-            model = lab.new_model(seed_of("init", *role))
+            model = context.new_model(seed_of("init", *role))
             once = recipe.model_copy(update={"last": 1})
-            (snapshot,) = train(model, lab.data, once, role, [recipe.epochs], evaluate_all=False)
+            (snapshot,) = train(model, context.data, once, role, [recipe.epochs], evaluate_all=False)
             if snapshot.diverged:
                 rows.append({"seed": seed, "test_error": None, "val_error": None})
                 continue
-            judged = {name: error_and_loss(model, split, recipe.loss_fn)[0].value for name, split in _splits(lab)}
+            judged = {name: error_and_loss(model, split, recipe.loss_fn)[0].value for name, split in _splits(context)}
             rows.append({"seed": seed, **judged})
     errors = [row["test_error"] for row in rows if row["test_error"] is not None]
     return {
@@ -180,5 +180,5 @@ def final(plan: Plan, lab: Lab, winner: optuna.trial.FrozenTrial) -> dict[str, A
     }
 
 
-def _splits(lab: Lab) -> list[tuple[str, Any]]:
-    return [("val_error", lab.data.val), ("test_error", lab.data.test)]
+def _splits(context: RunContext) -> list[tuple[str, Any]]:
+    return [("val_error", context.data.val), ("test_error", context.data.test)]

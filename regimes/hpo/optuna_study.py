@@ -97,7 +97,7 @@ def open_study(
         direction="minimize",
         load_if_exists=True,
     )
-    guard(study, space, science)
+    check_unchanged(study, space, science)
     return study
 
 
@@ -111,7 +111,7 @@ def _made(make: Any, options: Mapping[str, Any], key: str, *given: Any) -> Any:
     return build
 
 
-def guard(study: optuna.Study, space: Space, science: Mapping[str, Any]) -> None:
+def check_unchanged(study: optuna.Study, space: Space, science: Mapping[str, Any]) -> None:
     """Hold a study to what it was begun with: values of different spaces, or of different networks, do not compare."""
     now = {
         "space": {name: json.loads(distribution_to_json(each)) for name, each in distributions(space).items()},
@@ -145,7 +145,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def adopt(study: optuna.Study, elsewhere: bool = False) -> list[int]:
+def requeue_dead_trials(study: optuna.Study, elsewhere: bool = False) -> list[int]:
     """Mark trials failed whose process is gone, and ask for their values once more; returns their numbers.
 
     What they had finished of their climb is in the store, and is not trained again. Of other machines nothing is known:
@@ -181,7 +181,7 @@ def is_open(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.RUNNING
 
 
-def counted(trials: Sequence[FrozenTrial]) -> int:
+def count_finished(trials: Sequence[FrozenTrial]) -> int:
     """Trials that count towards those asked for: all but the ones that were cut off and asked for once more, and those
     that a process was killed over before it had said its name."""
     told = sum(each.state in (TrialState.COMPLETE, TrialState.PRUNED) for each in trials)
@@ -189,7 +189,7 @@ def counted(trials: Sequence[FrozenTrial]) -> int:
     return told + failed + sum(is_open(each) and f"{PREFIX}worker" in each.user_attrs for each in trials)
 
 
-def is_double(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+def is_duplicate(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
     """Whether an earlier trial stands for the same one: two commands may have asked for it at the same moment."""
     for name in (f"{PREFIX}promoted", f"{PREFIX}instead_of"):
         if name in trial.user_attrs:

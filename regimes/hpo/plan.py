@@ -13,12 +13,19 @@ from regimes.config.hpo import WHOLE, Dimension, Hpo
 from regimes.config.keys import digest
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.experiment.atomic_files import Damaged, read_checked, write_checked
-from regimes.experiment.context import Lab, LabSpec, numerics_of
-from regimes.hpo.build_fidelities import Making, facts_of, full_rung, proxy_rung, rung_as_fast, rung_from
-from regimes.hpo.cost_filter import SLOW, most_taken, worth
-from regimes.hpo.fidelities import Ladder, Rung, Stretch, ladder_of
-from regimes.hpo.map_guidance import Guide, open_guide
+from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
+from regimes.experiment.context import ContextSpec, RunContext, numerics_of
+from regimes.hpo.build_fidelities import (
+    ProxyBuilder,
+    facts_of,
+    fidelity_from_facts,
+    full_fidelity,
+    proxy_fidelity,
+    proxy_with_step_time,
+)
+from regimes.hpo.cost_filter import SLOW, drop_slow, max_cost_share_for
+from regimes.hpo.fidelities import Fidelity, Ladder, Segment, ladder_of
+from regimes.hpo.map_guidance import MapGuidance, open_guide
 from regimes.hpo.search_space import recipe_with
 
 MAP, PLAN = "map", "plan.json"  # a map that is made for a search; what was planned
@@ -42,23 +49,23 @@ class Plan:
     spec: Hpo
     space: dict[str, Dimension]
     ladder: Ladder
-    guide: Guide | None
+    guide: MapGuidance | None
     priors: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
     device: str = "cpu"
 
 
-def lab_of(spec: Hpo, device: str, folder: Path) -> Lab:
+def context_of(spec: Hpo, device: str, folder: Path) -> RunContext:
     """Data, model and device; checks that the model fits the data."""
-    lab = Lab(LabSpec(spec.data, spec.model, device, numerics_of(device, "eager", "eager"), str(folder)))
-    lab.check_model()
-    check_batches(spec, lab)
-    return lab
+    context = RunContext(ContextSpec(spec.data, spec.model, device, numerics_of(device, "eager", "eager"), str(folder)))
+    context.check_model()
+    check_batches(spec, context)
+    return context
 
 
-def check_batches(spec: Hpo, lab: Lab) -> None:
+def check_batches(spec: Hpo, context: RunContext) -> None:
     """Refuse batches that the training split cannot fill."""
-    images = len(lab.loaded.train.targets)
+    images = len(context.loaded.train.targets)
     largest = spec.space["batch_size"].ends[1] if "batch_size" in spec.space else spec.recipe.batch_size
     if largest > images:
         raise UserError(
@@ -66,7 +73,7 @@ def check_batches(spec: Hpo, lab: Lab) -> None:
         )
 
 
-def guide_of(spec: Hpo, given: Path | None, folder: Path, workers: int, device: str, say: Say) -> Guide | None:
+def guide_of(spec: Hpo, given: Path | None, folder: Path, workers: int, device: str, say: Say) -> MapGuidance | None:
     """The map to ask: the one given, else one made now (or in an earlier command), else none."""
     if given is not None:
         return open_guide(given, spec.data, spec.model)
@@ -116,7 +123,9 @@ def _temperature(spec: Hpo) -> dict[str, list[float]]:
     return {"learning_rate": sorted({low, *between, high})}
 
 
-def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = lambda text: None) -> Plan:
+def plan(
+    spec: Hpo, context: RunContext, guide: MapGuidance | None, workers: int = 1, say: Say = lambda text: None
+) -> Plan:
     """Choose the rungs, build and time them, and let the map narrow the space.
 
     Raises:
@@ -126,13 +135,13 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
     middle = recipe_with(spec.recipe, {})
     batch = max(1, spec.batch // workers)
     asked = spec.ladder
-    make = Making(
-        lab, middle, asked.proxy, asked.epochs, batch, spec.seed, workers, extremes(spec), dict(asked.shift.items())
+    make = ProxyBuilder(
+        context, middle, asked.proxy, asked.epochs, batch, spec.seed, workers, extremes(spec), dict(asked.shift.items())
     )
-    full = full_rung(make)
+    full = full_fidelity(make)
     notes: list[str] = []
     rungs = [*_proxies(spec, make, guide, full, notes), full]
-    rungs = worth(rungs, notes, SLOW if guide is None or asked.by_hand else most_taken(spec))
+    rungs = drop_slow(rungs, notes, SLOW if guide is None or asked.by_hand else max_cost_share_for(spec))
     ladder = ladder_of(rungs, asked.reports, time.perf_counter() - started, asked.proxy_reports)
     space, priors = dict(spec.space), []
     if guide is not None and "sam_rho" in space:
@@ -144,7 +153,7 @@ def plan(spec: Hpo, lab: Lab, guide: Guide | None, workers: int = 1, say: Say = 
             notes.append(why)
     for each in notes:
         say(each)
-    return Plan(spec, space, ladder, guide, tuple(priors), tuple(notes), lab.spec.device)
+    return Plan(spec, space, ladder, guide, tuple(priors), tuple(notes), context.spec.device)
 
 
 def extremes(spec: Hpo) -> tuple[Recipe, ...]:
@@ -155,10 +164,12 @@ def extremes(spec: Hpo) -> tuple[Recipe, ...]:
     return (recipe_with(spec.recipe, whole),) if whole else ()
 
 
-def _proxies(spec: Hpo, make: Making, guide: Guide | None, full: Rung, notes: list[str]) -> list[Rung]:
+def _proxies(
+    spec: Hpo, make: ProxyBuilder, guide: MapGuidance | None, full: Fidelity, notes: list[str]
+) -> list[Fidelity]:
     asked = spec.ladder
     if asked.step_time is not None:
-        return [rung_as_fast(make, share, full) for share in sorted(asked.step_time)]
+        return [proxy_with_step_time(make, share, full) for share in sorted(asked.step_time)]
     densities = asked.densities
     if densities is None and guide is not None:
         judged = guide.judged()
@@ -171,13 +182,13 @@ def _proxies(spec: Hpo, make: Making, guide: Guide | None, full: Rung, notes: li
     if densities is None:
         densities = (0.1,)
         notes.append("no map and no densities: one proxy of density 0.1, untested")
-    return [proxy_rung(make, density) for density in sorted(densities) if density < 1]
+    return [proxy_fidelity(make, density) for density in sorted(densities) if density < 1]
 
 
 # -- kept in the folder: another process, or the same command later, climbs the very same ladder -----------------------
 
 
-def keep(plan: Plan, folder: Path) -> None:
+def save_plan(plan: Plan, folder: Path) -> None:
     """Write the plan down, unless another command was quicker: then that one's holds."""
     guide = {"name": plan.guide.name, "seconds": plan.guide.seconds} if plan.guide else None
     content = {
@@ -194,7 +205,7 @@ def keep(plan: Plan, folder: Path) -> None:
     write_checked(folder / PLAN, content, first=True)
 
 
-def kept(spec: Hpo, lab: Lab, folder: Path) -> Plan | None:
+def load_plan(spec: Hpo, context: RunContext, folder: Path) -> Plan | None:
     """The plan that a folder's search was begun with; None where there is none.
 
     Raises:
@@ -202,7 +213,7 @@ def kept(spec: Hpo, lab: Lab, folder: Path) -> Plan | None:
     """
     try:
         content = read_checked(folder / PLAN)
-    except Damaged as error:
+    except DamagedFile as error:
         raise UserError(f"{error}; remove it, and the search plans anew (its trials stay)") from error
     if content is None:
         return None
@@ -212,8 +223,8 @@ def kept(spec: Hpo, lab: Lab, folder: Path) -> Plan | None:
             "or name, or put the file back as it was"
         )
     guide = content["guide"]
-    rungs = tuple(rung_from(facts, lab, spec.recipe) for facts in content["rungs"])
-    stretches = tuple(Stretch(**each) for each in content["stretches"])
+    rungs = tuple(fidelity_from_facts(facts, context, spec.recipe) for facts in content["rungs"])
+    stretches = tuple(Segment(**each) for each in content["stretches"])
     return Plan(
         spec,
         {name: Dimension.model_validate(_bare(each)) for name, each in content["space"].items()},

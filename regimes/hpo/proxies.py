@@ -19,7 +19,7 @@ from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.discovery.api import discover
 from regimes.errors import UserError
-from regimes.hpo.channel_selection import Chooser, layer_weights, magnitudes, saliencies
+from regimes.hpo.channel_selection import ChannelSelector, layer_weights, magnitudes, saliencies
 from regimes.models.residual_blocks import without_blocks
 from regimes.pruners.channels import fitted, shrink
 from regimes.pruners.prune import prunable
@@ -48,7 +48,7 @@ class Proxy:
     density: float
     kept: float
     shapes: Mapping[str, tuple[int, ...]]
-    chooser: Chooser | None = field(default=None, repr=False)
+    chooser: ChannelSelector | None = field(default=None, repr=False)
 
     def fresh(self, whole: nn.Module) -> nn.Module:
         """Cut a fresh full network down to the proxy's sizes, in place; returns it.
@@ -70,18 +70,20 @@ def _first(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -
     return {name: state[name][tuple(slice(size) for size in shape)].clone() for name, shape in shapes.items()}
 
 
-def _proxy(name: str, whole: nn.Module, small: nn.Module, density: float, chooser: Chooser | None = None) -> Proxy:
+def _proxy(
+    name: str, whole: nn.Module, small: nn.Module, density: float, chooser: ChannelSelector | None = None
+) -> Proxy:
     sizes = [sum(weight.numel() for weight in prunable(each).values()) for each in (small, whole)]
     shapes = {key: tuple(each.shape) for key, each in small.state_dict().items()}
     return Proxy(name, density, sizes[0] / sizes[1], shapes, chooser)
 
 
-def chooser_of(kind: str, whole: nn.Module, data: Dataset, recipe: Recipe) -> Chooser | None:
+def chooser_of(kind: str, whole: nn.Module, data: Dataset, recipe: Recipe) -> ChannelSelector | None:
     """What chooses the channels of a kind of proxy in each trial; None where any will do."""
     if kind == "channels-magnitude":
-        return Chooser.of(whole, data, magnitudes)
+        return ChannelSelector.of(whole, data, magnitudes)
     if kind == "channels-saliency":
-        return Chooser.of(whole, data, saliencies(data, recipe.loss_fn, IMAGES))
+        return ChannelSelector.of(whole, data, saliencies(data, recipe.loss_fn, IMAGES))
     return None
 
 

@@ -15,16 +15,16 @@ from optuna.trial import FrozenTrial, TrialState
 from regimes.config.hpo import Hpo
 from regimes.config.keys import digest
 from regimes.errors import UserError
-from regimes.experiment.atomic_files import Damaged, read_checked, write_checked
-from regimes.experiment.context import Lab
-from regimes.hpo.optimize_loop import Limits, begin, climb_of, final, study_of, winner_of, work
-from regimes.hpo.optuna_study import JOURNAL, adopt, counted, holders, is_open, open_storage
-from regimes.hpo.plan import Plan, Say, guide_of, keep, kept, lab_of, plan
+from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
+from regimes.experiment.context import RunContext
+from regimes.hpo.optimize_loop import Limits, begin, final, study_of, trial_runner_of, winner_of, work
+from regimes.hpo.optuna_study import JOURNAL, count_finished, holders, is_open, open_storage, requeue_dead_trials
+from regimes.hpo.plan import Plan, Say, context_of, guide_of, load_plan, plan, save_plan
 from regimes.hpo.promotion import BASE, phase_of, phases, promote, promoted
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.trial_attrs import PREFIX
 from regimes.hpo.trial_runner import Watch
-from regimes.hpo.worker_pool import Post, crew
+from regimes.hpo.worker_pool import WorkerConfig, run_workers
 
 RESULT = "result.json"
 WAIT = 1.0  # seconds between two looks at trials that others hold
@@ -32,7 +32,7 @@ Look = Callable[[optuna.Study, Plan], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchOptions:
     """How a search is to be done.
 
     Attributes:
@@ -55,7 +55,7 @@ class Asked:
 
 
 def search(
-    spec: Hpo, asked: Asked, say: Say = lambda text: None, watch: Watch | None = None, look: Look | None = None
+    spec: Hpo, asked: SearchOptions, say: Say = lambda text: None, watch: Watch | None = None, look: Look | None = None
 ) -> dict[str, Any]:
     """Do a search, or what is left of it; returns its result as plain data, which stands in the folder too.
 
@@ -74,30 +74,30 @@ def search(
     asked.folder.mkdir(parents=True, exist_ok=True)
     url = asked.storage or str(asked.folder / JOURNAL)
     storage = open_storage(url)
-    lab = lab_of(spec, asked.device, asked.folder)
-    whole = kept(spec, lab, asked.folder)
+    context = context_of(spec, asked.device, asked.folder)
+    whole = load_plan(spec, context, asked.folder)
     if whole is None:
         guide = guide_of(spec, asked.map, asked.folder, asked.workers, asked.device, say)
-        whole = plan(spec, lab, guide, asked.workers, say)
-        keep(whole, asked.folder)
-        whole = kept(spec, lab, asked.folder) or whole
+        whole = plan(spec, context, guide, asked.workers, say)
+        save_plan(whole, asked.folder)
+        whole = load_plan(spec, context, asked.folder) or whole
     _check_same(whole, asked)
-    go = _Search(whole, lab, asked, url, deadline, say, watch, look)
-    studies = [study_of(phase_of(whole, phase), lab, storage) for phase in phases(whole)]
+    go = _SearchRunner(whole, context, asked, url, deadline, say, watch, look)
+    studies = [study_of(phase_of(whole, phase), context, storage) for phase in phases(whole)]
     begin(studies[0], phase_of(whole, phases(whole)[0]))
     go.on(phases(whole)[0], studies[0], spec.trials)
     if len(studies) > 1:
         go.promote(*studies)
-    return _finish(whole, studies, lab, asked.folder, say, time.monotonic() >= deadline)
+    return _finish(whole, studies, context, asked.folder, say, time.monotonic() >= deadline)
 
 
 @dataclass(frozen=True)
-class _Search:
+class _SearchRunner:
     """What the phases of a search share."""
 
     plan: Plan
-    lab: Lab
-    asked: Asked
+    context: RunContext
+    asked: SearchOptions
     url: str
     deadline: float
     say: Say
@@ -106,14 +106,14 @@ class _Search:
 
     def on(self, phase: str, study: optuna.Study, trials: int) -> None:
         """Work on a phase until its trials are done, whoever does them, or time is up."""
-        told, again = False, adopt(study, self.asked.take_over)
+        told, again = False, requeue_dead_trials(study, self.asked.take_over)
         while True:
             if again:
                 self.say(f"{len(again)} trials were cut off and are done again: {', '.join(map(str, again))}")
-            if counted(study.get_trials(deepcopy=False)) < trials:
+            if count_finished(study.get_trials(deepcopy=False)) < trials:
                 self._work(phase, study, trials)
             held = sum(is_open(each) for each in study.get_trials(deepcopy=False))
-            again = adopt(study, self.asked.take_over)
+            again = requeue_dead_trials(study, self.asked.take_over)
             if time.monotonic() >= self.deadline or not (held or again):
                 return
             if not again:
@@ -144,18 +144,18 @@ class _Search:
     def _work(self, phase: str, study: optuna.Study, trials: int) -> None:
         part, asked = phase_of(self.plan, phase), self.asked
         if asked.workers <= 1:
-            climb = climb_of(part, self.lab, asked.folder, self.watch, self.deadline)
+            climb = trial_runner_of(part, self.context, asked.folder, self.watch, self.deadline)
             work(study, climb, part.spec.batch, Limits(trials, self.deadline, phase != BASE))
             return
         look = self.look
         seen = (lambda: look(study, part)) if look else (lambda: None)
         ends = time.time() + self.deadline - time.monotonic()
         batch = max(1, part.spec.batch // asked.workers)
-        post = Post(asked.folder, self.url, asked.device, phase, batch, trials, ends)
-        crew(post, self.plan.spec, study, asked.workers, seen)
+        post = WorkerConfig(asked.folder, self.url, asked.device, phase, batch, trials, ends)
+        run_workers(post, self.plan.spec, study, asked.workers, seen)
 
 
-def _check_same(whole: Plan, asked: Asked) -> None:
+def _check_same(whole: Plan, asked: SearchOptions) -> None:
     """A search that is gone on with keeps its map and its device: rungs and their costs rest on them."""
     name = whole.guide.name if whole.guide else None
     if asked.map is not None and str(asked.map.resolve()) != name:
@@ -166,10 +166,12 @@ def _check_same(whole: Plan, asked: Asked) -> None:
 
 def _all_done(proxies: optuna.Study, spec: Hpo) -> bool:
     trials = proxies.get_trials(deepcopy=False)
-    return counted(trials) >= spec.trials and not any(each.state == TrialState.RUNNING for each in trials)
+    return count_finished(trials) >= spec.trials and not any(each.state == TrialState.RUNNING for each in trials)
 
 
-def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, say: Say, late: bool) -> dict[str, Any]:
+def _finish(
+    whole: Plan, studies: list[optuna.Study], context: RunContext, folder: Path, say: Say, late: bool
+) -> dict[str, Any]:
     done = [study for study in studies if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     study, notes = done[-1] if late and done else studies[-1], list(whole.notes)
     winner = winner_of(study)
@@ -183,7 +185,7 @@ def _finish(whole: Plan, studies: list[optuna.Study], lab: Lab, folder: Path, sa
     else:
         fresh = f"it is trained {whole.spec.final_seeds} times anew and tested"
         say(f"trial {winner.number} of {study.study_name} is the best; {fresh}")
-        result["winner"] = final(whole, lab, winner)
+        result["winner"] = final(whole, context, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
     result["value"] = whole.spec.study.value
     result["savings"] = savings(studies, whole)
@@ -207,5 +209,5 @@ def _key(whole: Plan, study: optuna.Study, winner: FrozenTrial) -> str:
 def _before(path: Path) -> dict[str, Any] | None:
     try:
         return read_checked(path)
-    except Damaged:
+    except DamagedFile:
         return None

@@ -8,13 +8,13 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from regimes.hpo.fidelities import Ladder, Stretch
-from regimes.hpo.fidelity_trainer import Value
+from regimes.hpo.fidelities import Ladder, Segment
+from regimes.hpo.fidelity_trainer import FidelityResult
 
 PREFIX = "regimes:"  # of every name
 
 
-def row_of(ladder: Ladder, stretch: Stretch, value: Value) -> dict[str, Any]:
+def row_of(ladder: Ladder, stretch: Segment, value: FidelityResult) -> dict[str, Any]:
     """A stretch as plain JSON; what is not finite is null."""
     rung = ladder.rungs[stretch.rung]
     numbers = {"loss": value.loss, "error": value.error, "calibrated": value.calibrated}

@@ -16,34 +16,34 @@ from optuna.trial import Trial, TrialState
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.hpo.batch_ask import ask, check
-from regimes.hpo.fidelities import Ladder, Stretch
-from regimes.hpo.fidelity_trainer import Entry, Value
+from regimes.hpo.fidelities import Ladder, Segment
+from regimes.hpo.fidelity_trainer import FidelityResult, TrialJob
 from regimes.hpo.process_identity import this_worker
 from regimes.hpo.search_space import Space, recipe_with, suggest
 from regimes.hpo.stoppers import AT_ONCE, fair_order
 from regimes.hpo.trial_attrs import PREFIX, note, row_of
 
-Watch = Callable[[Trial, Stretch, Value], None]
+Watch = Callable[[Trial, Segment, FidelityResult], None]
 Start = Callable[[Recipe], "tuple[int, str]"]  # a trial's recipe -> the rung it starts on, and why
 
 
-NOTHING = Value(math.inf, math.inf, 0.0)
+NOTHING = FidelityResult(math.inf, math.inf, 0.0)
 
 
-class Trains(Protocol):
+class SegmentTrainer(Protocol):
     """What trains trials; see `trainer.Trainer`."""
 
     ladder: Ladder
 
-    def run(self, entries: Sequence[Entry], stretch: Stretch) -> list[Value]:
+    def run(self, entries: Sequence[TrialJob], stretch: Segment) -> list[FidelityResult]:
         """Do a stretch for some trials."""
 
-    def forget(self, entry: Entry, over: bool = True) -> None:
+    def forget(self, entry: TrialJob, over: bool = True) -> None:
         """Let go of what a trial would have needed to train on; for good, once it is over."""
 
 
 @dataclass
-class Climber:
+class RunningTrial:
     """One trial.
 
     Attributes:
@@ -55,13 +55,13 @@ class Climber:
     """
 
     trial: Trial
-    entry: Entry
+    entry: TrialJob
     first: int = 0
-    value: Value = NOTHING
+    value: FidelityResult = NOTHING
     over: bool = False
 
 
-class Climb:
+class TrialRunner:
     """What one trial, or a batch of them, does from the first rung to the top.
 
     Args:
@@ -76,7 +76,7 @@ class Climb:
 
     def __init__(
         self,
-        trainer: Trains,
+        trainer: SegmentTrainer,
         space: Space,
         recipe: Recipe,
         value: str = "loss",
@@ -90,11 +90,11 @@ class Climb:
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    def ask(self, study: optuna.Study, count: int) -> list[Climber]:
+    def ask(self, study: optuna.Study, count: int) -> list[RunningTrial]:
         """New trials of a study; see `asking.ask`."""
         return [self.climber(each) for each in ask(study, count, self.space, self.trainer.ladder.rungs[0].together)]
 
-    def climber(self, trial: Trial) -> Climber:
+    def climber(self, trial: Trial) -> RunningTrial:
         """A trial, its values drawn by now or drawn here, ready to climb."""
         note(trial, "worker", this_worker())
         recipe = recipe_with(self.recipe, suggest(trial, self.space))
@@ -104,7 +104,7 @@ class Climb:
         if why:
             note(trial, "start", why)
         first = next(number for number, each in enumerate(self.stretches) if each.rung >= rung)
-        return Climber(trial, Entry(recipe, seed), first)
+        return RunningTrial(trial, TrialJob(recipe, seed), first)
 
     # -- one by one -------------------------------------------------------------------------------------------------
 
@@ -136,12 +136,12 @@ class Climb:
 
     # -- together ---------------------------------------------------------------------------------------------------
 
-    def together(self, study: optuna.Study, climbers: Sequence[Climber]) -> None:
+    def together(self, study: optuna.Study, climbers: Sequence[RunningTrial]) -> None:
         """Climb with a batch and tell the study how each ended; those that run out of time are left open."""
         for first in sorted({each.first for each in climbers}):
             self._from(study, [each for each in climbers if each.first == first], first)
 
-    def _from(self, study: optuna.Study, climbers: Sequence[Climber], number: int) -> None:
+    def _from(self, study: optuna.Study, climbers: Sequence[RunningTrial], number: int) -> None:
         """Do a stretch with all; then climb on, the most promising first, as many together as `_at_once` says.
 
         The stopper is asked once when all have reported, in `fair_order`, by which successive halving has seen them
@@ -175,7 +175,7 @@ class Climb:
             if group:
                 self._from(study, group, number + 1)
 
-    def _at_once(self, study: optuna.Study, stretch: Stretch, left: int) -> int:
+    def _at_once(self, study: optuna.Study, stretch: Segment, left: int) -> int:
         """How many climb on together: one by one where networks do not stack; all, so that fleets of one batch size are
         as large as they can be, where the stopper has decided by now; a fleet, where it waits for some to finish."""
         together = self.trainer.ladder.rungs[stretch.rung].together
@@ -184,7 +184,7 @@ class Climb:
 
     # -- telling ----------------------------------------------------------------------------------------------------
 
-    def _stops(self, climber: Climber) -> bool:
+    def _stops(self, climber: RunningTrial) -> bool:
         """Ask the study's stopper.
 
         Halving and Hyperband file a trial's first report with all first reports, whatever its step: one that started
@@ -212,7 +212,7 @@ class Climb:
             )
         return int(steps[number])
 
-    def _report(self, climber: Climber, number: int, value: Value) -> None:
+    def _report(self, climber: RunningTrial, number: int, value: FidelityResult) -> None:
         stretch = self.stretches[number]
         climber.value = value
         trial = climber.trial
@@ -224,17 +224,17 @@ class Climb:
         if self.watch is not None:
             self.watch(trial, stretch, value)
 
-    def _told(self, value: Value) -> float:
+    def _told(self, value: FidelityResult) -> float:
         return float(getattr(value, self.value))
 
-    def _tell(self, study: optuna.Study, climber: Climber, state: TrialState) -> None:
+    def _tell(self, study: optuna.Study, climber: RunningTrial, state: TrialState) -> None:
         done = state == TrialState.COMPLETE
         with _unless_taken(climber):
             study.tell(climber.trial, self._told(climber.value) if done else None, state, skip_if_finished=True)
         self.trainer.forget(climber.entry)  # after it is told: a kill between costs disk, not a training
         climber.over = True
 
-    def _end(self, study: optuna.Study, climber: Climber, why: str) -> None:
+    def _end(self, study: optuna.Study, climber: RunningTrial, why: str) -> None:
         """A diverged trial is a bad one, and the sampler learns from it; one that raised says nothing of its values."""
         with _unless_taken(climber):
             note(climber.trial, "why", why)
@@ -242,7 +242,7 @@ class Climb:
 
 
 @contextlib.contextmanager
-def _unless_taken(climber: Climber) -> Iterator[None]:
+def _unless_taken(climber: RunningTrial) -> Iterator[None]:
     """A trial that another command has told meanwhile (both took it from the same place, or it counted as given up) is
     over here too."""
     try:

@@ -18,7 +18,7 @@ HALVINGS = 40  # of the interval in which the factor lies
 
 
 @dataclass(frozen=True)
-class Judged:
+class Validation:
     """A network on a split.
 
     Attributes:
@@ -32,7 +32,7 @@ class Judged:
     calibrated: float
 
 
-def judge(model: nn.Module, split: Split, recipe: Recipe) -> Judged:
+def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
     """Judge a network, in eval mode, from one pass over the split."""
     answers, targets = outputs(model, split.inputs), split.targets
     total, wrong, size = 0.0, list[Tensor](), images_at_once(split.inputs)
@@ -42,7 +42,7 @@ def judge(model: nn.Module, split: Split, recipe: Recipe) -> Judged:
     loss = total / len(targets)
     classes = recipe.loss == "cross-entropy" and answers.dim() == 2 and not targets.is_floating_point()
     calibrated = calibrated_loss(answers, targets) if classes and math.isfinite(loss) else loss
-    return Judged(loss, float(torch.cat(wrong).mean()), calibrated)
+    return Validation(loss, float(torch.cat(wrong).mean()), calibrated)
 
 
 def calibrated_loss(answers: Tensor, targets: Tensor) -> float:

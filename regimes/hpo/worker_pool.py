@@ -24,7 +24,7 @@ LOOK = 0.5  # seconds between two looks at the workers
 
 
 @dataclass(frozen=True)
-class Post:
+class WorkerConfig:
     """What every worker of a crew is told.
 
     Attributes:
@@ -46,18 +46,20 @@ class Post:
     ends: float
 
 
-def crew(post: Post, spec: Hpo, study: optuna.Study, workers: int, look: Callable[[], None] = lambda: None) -> None:
+def run_workers(
+    post: WorkerConfig, spec: Hpo, study: optuna.Study, workers: int, look: Callable[[], None] = lambda: None
+) -> None:
     """Let processes work on a study until there are enough trials.
 
     Raises:
         RunFailed: workers die again and again.
         UserError: what a worker could not do.
     """
-    from regimes.hpo.optuna_study import adopt
+    from regimes.hpo.optuna_study import requeue_dead_trials
 
     context = multiprocessing.get_context("spawn")
     deaths, errors = 0, context.SimpleQueue()
-    crew: list[Any] = []
+    run_workers: list[Any] = []
 
     def start(number: int) -> Any:
         process = context.Process(target=_worker, args=(post, spec, number, os.getpid(), errors))
@@ -65,13 +67,13 @@ def crew(post: Post, spec: Hpo, study: optuna.Study, workers: int, look: Callabl
         return process
 
     try:
-        crew = [start(number) for number in range(workers)]
-        while any(process.exitcode != 0 for process in crew):
+        run_workers = [start(number) for number in range(workers)]
+        while any(process.exitcode != 0 for process in run_workers):
             time.sleep(LOOK)
             look()
             if not errors.empty():
                 raise UserError(errors.get())
-            for number, process in enumerate(crew):
+            for number, process in enumerate(run_workers):
                 if process.exitcode not in (None, 0):
                     deaths += 1
                     if deaths > DEATHS:
@@ -79,17 +81,17 @@ def crew(post: Post, spec: Hpo, study: optuna.Study, workers: int, look: Callabl
                             f"workers died {deaths} times, the last with exit code {process.exitcode}; out of memory? "
                             "The same command goes on; fewer --workers need less"
                         )
-                    adopt(study)
-                    crew[number] = start(workers * deaths + number)
+                    requeue_dead_trials(study)
+                    run_workers[number] = start(workers * deaths + number)
     finally:
-        for process in crew:
+        for process in run_workers:
             if process.is_alive():
                 process.terminate()
-        for process in crew:
+        for process in run_workers:
             process.join()
 
 
-def _worker(post: Post, spec: Hpo, number: int, command: int, errors: Any) -> None:
+def _worker(post: WorkerConfig, spec: Hpo, number: int, command: int, errors: Any) -> None:
     """One process: the plan is read from the folder, the study from its storage."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
     signal.signal(signal.SIGTERM, _leave)
@@ -97,21 +99,21 @@ def _worker(post: Post, spec: Hpo, number: int, command: int, errors: Any) -> No
     import optuna
     import torch
 
-    from regimes.hpo.optimize_loop import Limits, climb_of, study_of, work
+    from regimes.hpo.optimize_loop import Limits, study_of, trial_runner_of, work
     from regimes.hpo.optuna_study import open_storage
-    from regimes.hpo.plan import kept, lab_of
+    from regimes.hpo.plan import context_of, load_plan
     from regimes.hpo.promotion import BASE, phase_of
 
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        lab = lab_of(spec, post.device, post.folder)
-        plan = kept(spec, lab, post.folder)
+        context = context_of(spec, post.device, post.folder)
+        plan = load_plan(spec, context, post.folder)
         assert plan is not None
         plan = phase_of(plan, post.phase)
         deadline = time.monotonic() + post.ends - time.time()
-        study = study_of(plan, lab, open_storage(post.url), number)
-        climb = climb_of(plan, lab, post.folder, None, deadline)
+        study = study_of(plan, context, open_storage(post.url), number)
+        climb = trial_runner_of(plan, context, post.folder, None, deadline)
         work(study, climb, post.batch, Limits(post.trials, deadline, post.phase != BASE))
     except UserError as error:
         errors.put(str(error))

@@ -15,7 +15,7 @@ from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
 from regimes.landscape.linear_path import ends
-from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, subset, used
 
 
 def disagreement(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
@@ -73,7 +73,7 @@ class AgreementOptions:
     split: Literal["train", "val", "test"] = "test"
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: AgreementOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: AgreementOptions) -> MetricValues:
     a, b = (each.model for each in subjects)
     inputs, _ = subset(getattr(probe.data, options.split), options.images)
     return {

@@ -17,7 +17,7 @@ from regimes.errors import UserError
 from regimes.landscape.hessian_operator import AnyMask, layers_of
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.linear_path import Connectivity, Statistics, along, ends, measured
-from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
 from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
 
@@ -73,13 +73,13 @@ def curve_connectivity(
     data = pair(data, a)
     generator = generator or torch.Generator().manual_seed(0)
     walker = copy.deepcopy(a)
-    path = Path(kind, start, end, bends)
+    path = BezierPath(kind, start, end, bends)
     bend(path, walker, data, mask, epochs, min(batch_size, len(data[0])), learning_rate, loss_fn, generator)
     with torch.no_grad():
         return along(path.at, walker, data, points, loss_fn, batch, statistics, None)
 
 
-class Path:
+class BezierPath:
     """A path through weight space: fixed ends, trained bends, evenly spread over the straight line at first."""
 
     def __init__(self, kind: Kind, start: Weights, end: Weights, bends: int) -> None:
@@ -106,7 +106,7 @@ class Path:
 
 
 def bend(
-    path: Path,
+    path: BezierPath,
     walker: nn.Module,
     data: tuple[Tensor, Tensor],
     mask: AnyMask,
@@ -165,7 +165,7 @@ class CurveOptions:
     images: Images = 0
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: CurveOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: CurveOptions) -> MetricValues:
     a, b = subjects
     curve = curve_connectivity(
         a.model,

@@ -13,7 +13,7 @@ from regimes.errors import UserError
 from regimes.landscape.error import evaluating, images_at_once, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
-from regimes.landscape.metric import Images, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, subset, used
 from regimes.registry import nearest
 
 HELD = 2**32  # bytes of features, in float64, that are held for both networks together
@@ -169,7 +169,7 @@ class CkaOptions:
     split: Literal["train", "val", "test"] = "train"
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: CkaOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: CkaOptions) -> MetricValues:
     a, b = subjects
     split = subset(getattr(probe.data, options.split), options.images)
     if options.on == "softmax" and split.targets.is_floating_point():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regimes.data.dataset import Split
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable
+from regimes.landscape.metric import LossFn, Metric, MetricValues, Probe, Trained, Variable
 
 # Numbers in the inputs of one forward pass: bounds memory, never changes a result beyond rounding. On a CPU activations
 # should fit into the cache, a card wants large batches.
@@ -111,7 +111,7 @@ class ErrorOptions:
     """Options of the metric "error": none."""
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: ErrorOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: ErrorOptions) -> MetricValues:
     (subject,) = subjects
     train_error, train_loss = error_and_loss(subject.model, probe.data.train, probe.loss_fn)
     test_error, test_loss = error_and_loss(subject.model, probe.data.test, probe.loss_fn)

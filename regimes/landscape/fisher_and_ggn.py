@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from regimes.errors import UserError
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate, student
-from regimes.landscape.gauss_newton_split import NoSplit, Split
-from regimes.landscape.gauss_newton_trace import PROBES, Gauss
+from regimes.landscape.gauss_newton_split import GaussNewtonSplit, NotSplittable
+from regimes.landscape.gauss_newton_trace import PROBES, GaussNewtonTrace
 from regimes.landscape.hessian import RELATIVE, HessianOptions
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
-from regimes.landscape.metric import LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
 from regimes.landscape.trace_estimators import UNIT
 
 Of = Literal["hessian", "gauss-newton"]
@@ -35,7 +35,7 @@ def gauss_newton_trace(
     max_draws: int = 2000,
     chunk: int = 0,
 ) -> Estimate:
-    """Trace of the generalised Gauss-Newton matrix ``mean_n J_n' A_n J_n`` of the mean loss; see `Split`.
+    """Trace of the generalised Gauss-Newton matrix ``mean_n J_n' A_n J_n`` of the mean loss; see `GaussNewtonSplit`.
 
     For cross-entropy this is the Fisher matrix of the model's own answers (labels drawn from its softmax). Its trace is
     the Hessian's wherever the network is piecewise linear in each parameter tensor.
@@ -51,7 +51,7 @@ def gauss_newton_trace(
     if not outputs(model, data[0]).isfinite().all():
         return Estimate(math.nan, math.nan, 0, UNIT)
     split = _split(model, loss_fn, data, mask, chunk)
-    gauss = Gauss(split, generator or torch.Generator().manual_seed(0), max_draws)
+    gauss = GaussNewtonTrace(split, generator or torch.Generator().manual_seed(0), max_draws)
     gauss.reach(rel_stderr, beside=0.0)
     return gauss.estimate().warned("the Gauss-Newton trace")
 
@@ -110,8 +110,8 @@ def layer_traces(
     generator = generator or torch.Generator().manual_seed(0)
     data = pair(data, model)
     try:
-        split = Split(model, loss_fn, data, mask, chunk)
-    except NoSplit as why:
+        split = GaussNewtonSplit(model, loss_fn, data, mask, chunk)
+    except NotSplittable as why:
         if of == "gauss-newton":
             raise _refused(why) from None
         hessian = HessianOperator(model, loss_fn, data, mask, chunk)
@@ -125,7 +125,7 @@ def layer_traces(
     return _by_tensor(split.rest, gauss, _probed(split.rest, generator, rel_stderr, max_probes, sure))
 
 
-def _drawn(split: Split, generator: torch.Generator, rel_stderr: float, most: int) -> Tensor:
+def _drawn(split: GaussNewtonSplit, generator: torch.Generator, rel_stderr: float, most: int) -> Tensor:
     """Random draws of Gauss-Newton's traces (draws, n, tensors)."""
     draws: list[Tensor] = []
     while True:
@@ -172,18 +172,20 @@ def _by_tensor(operator: HessianOperator, gauss: Sequence[Tensor], probes: Seque
     return {name: Estimate(each, spread, count, UNIT) for name, each, spread in named}
 
 
-def _split(model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask, chunk: int) -> Split:
+def _split(
+    model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask, chunk: int
+) -> GaussNewtonSplit:
     try:
-        return Split(model, loss_fn, data, mask, chunk)
-    except NoSplit as why:
+        return GaussNewtonSplit(model, loss_fn, data, mask, chunk)
+    except NotSplittable as why:
         raise _refused(why) from None
 
 
-def _refused(why: NoSplit) -> UserError:
+def _refused(why: NotSplittable) -> UserError:
     return UserError(f"Gauss-Newton and Fisher are taken input by input, and here they cannot be: {why}")
 
 
-def _measure_gauss_newton(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> Measured:
+def _measure_gauss_newton(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> MetricValues:
     (subject,) = subjects
     data = subset(probe.data.train, options.images)
     trace = gauss_newton_trace(
@@ -192,7 +194,7 @@ def _measure_gauss_newton(subjects: Sequence[Trained], probe: Probe, options: He
     return {"gauss_newton_trace": trace}
 
 
-def _measure_fisher(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> Measured:
+def _measure_fisher(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> MetricValues:
     (subject,) = subjects
     data = subset(probe.data.train, options.images)
     return {"fisher_trace": fisher_trace(subject.model, probe.loss_fn, data, subject.mask, chunk=options.chunk)}

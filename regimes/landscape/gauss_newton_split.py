@@ -22,11 +22,11 @@ FEW = 4  # inputs on which the rest's diagonal is looked at
 ROUNDING = 1e-4  # what a curvature may lie below zero, beside the largest
 
 
-class NoSplit(Exception):
+class NotSplittable(Exception):
     """This loss or this network cannot be taken apart input by input; the Hessian as a whole still can be probed."""
 
 
-class Split:
+class GaussNewtonSplit:
     """``H = G + R`` for the Hessian of a mean loss over (inputs, targets), on the live coordinates, in eval mode.
 
     With ``J_n`` the Jacobian of the outputs for input n, ``A_n`` the Hessian and ``s_n`` the gradient of its loss in
@@ -59,10 +59,10 @@ class Split:
         self.model, self.inputs, self.chunk = model, data[0], chunk
         try:
             self._take_apart(loss_fn, data, mask)
-        except (NoSplit, UserError):
+        except (NotSplittable, UserError):
             raise
         except Exception as broken:  # what is not made for single inputs raises anything
-            raise NoSplit((str(broken).splitlines() or [type(broken).__name__])[0]) from None
+            raise NotSplittable((str(broken).splitlines() or [type(broken).__name__])[0]) from None
 
     def _take_apart(self, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask) -> None:
         answers = outputs(self.model, data[0])
@@ -78,7 +78,7 @@ class Split:
             alone = vmap(lambda x: self._apply(self._weights, x))(data[0][:FEW])
         together = answers[:FEW].reshape(len(alone), -1)
         if not torch.allclose(alone, together, rtol=1e-3, atol=1e-3 * float(answers.abs().max())):
-            raise NoSplit("outputs depend on the other inputs of a batch")
+            raise NotSplittable("outputs depend on the other inputs of a batch")
 
     def _apply(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         out: Tensor = functional_call(self.model, (weights, self.rest.buffers), (x[None],))
@@ -134,7 +134,7 @@ class Split:
             try:
                 return torch.cat([vmap(one)(*part) for part in parts]).double().cpu()
             except (RuntimeError, NotImplementedError) as broken:  # an operation whose derivative has no batched form
-                raise NoSplit((str(broken).splitlines() or [""])[0]) from None
+                raise NotSplittable((str(broken).splitlines() or [""])[0]) from None
 
 
 def _linear(answers: Tensor, slopes: Tensor) -> Tensor:
@@ -146,9 +146,9 @@ def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tens
     """Slopes (n, k) of the loss of each input in its k outputs, and roots (n, k, c) of its Hessian there."""
     count, width = len(answers), answers[0].numel()
     if count * width**2 * 8 * COPIES > ROOTS or count * width**3 > WORK:
-        raise NoSplit("too many outputs")
+        raise NotSplittable("too many outputs")
     if not answers.isfinite().all():
-        raise NoSplit("outputs are not finite")
+        raise NotSplittable("outputs are not finite")
     below = 0.0
     try:  # in float64, as the curvature of a loss that is nearly zero is lost in rounding
         fine = targets.double() if targets.is_floating_point() else targets
@@ -159,7 +159,7 @@ def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tens
     values, vectors = torch.linalg.eigh(curved.double())
     largest = float(values.max())
     if not float(values.min()) >= -ROUNDING * largest - below:
-        raise NoSplit("the loss is not convex in the outputs")
+        raise NotSplittable("the loss is not convex in the outputs")
     idle = int((values <= 1e-9 * largest).all(dim=0).sum())  # eigenvalues ascend: the first ones
     roots = vectors[:, :, idle:] * values[:, None, idle:].clamp(min=0).sqrt()
     return slopes.to(answers), roots.to(answers)
@@ -175,7 +175,7 @@ def _derivatives(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Ten
 
     slopes, curved = vmap(grad(single))(flat, targets), vmap(jacrev(grad(single)))(flat, targets)
     if not (slopes.isfinite().all() and curved.isfinite().all()):
-        raise NoSplit("the loss is not finite")
+        raise NotSplittable("the loss is not finite")
     _check_mean(loss_fn, answers, targets, slopes)
     # Where an answer is right its slope is zero, whatever the loss: so beside it too.
     noise = torch.randn(answers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(answers)
@@ -193,4 +193,4 @@ def _check_mean(loss_fn: LossFn, answers: Tensor, targets: Tensor, alone: Tensor
         (together,) = torch.autograd.grad(loss_fn(leaf, targets), leaf)
     atol = 1e-3 * float(alone.abs().max())
     if not torch.allclose(together.reshape(alone.shape) * len(alone), alone, rtol=1e-3, atol=atol):
-        raise NoSplit("the loss is not the mean over inputs of a function of each")
+        raise NotSplittable("the loss is not the mean over inputs of a function of each")

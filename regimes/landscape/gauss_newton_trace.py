@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regimes.landscape.estimate import Estimate, student
-from regimes.landscape.gauss_newton_split import Split
+from regimes.landscape.gauss_newton_split import GaussNewtonSplit
 from regimes.landscape.hessian_operator import HessianOperator
 from regimes.landscape.xtrace import columns_that_fit, exact_trace, xtrace
 
@@ -18,14 +18,14 @@ MANY = 48  # probes of the rest: XTrace takes fewer products then, and so many c
 PROBES = 6  # of the rest, that a standard error needs
 
 
-def split_trace(split: Split, generator: torch.Generator, rel_stderr: float, most: int) -> Estimate:
+def split_trace(split: GaussNewtonSplit, generator: torch.Generator, rel_stderr: float, most: int) -> Estimate:
     """tr G + tr R until ``stderr <= rel_stderr * abs(value)`` twice in a row, or ``most`` draws and products are made.
 
     Where R's diagonal is zero that is Gauss-Newton alone. Elsewhere R is probed too: by Hutchinson, whose standard
     error is widened by Student's factor as the probes are few; by XTrace where it would take many. Whichever part is
     less certain is worked on next.
     """
-    gauss, flat = Gauss(split, generator, most), split.flat()
+    gauss, flat = GaussNewtonTrace(split, generator, most), split.flat()
     if flat or split.rest.size <= MANY:
         rest = Estimate(0.0, 0.0, 0) if flat else exact_trace(split.rest, 0)
         gauss.reach(rel_stderr, beside=rest.value)
@@ -52,10 +52,10 @@ def split_trace(split: Split, generator: torch.Generator, rel_stderr: float, mos
             probes.append(_probe(split.rest, generator))
 
 
-class Gauss:
+class GaussNewtonTrace:
     """tr G as known so far: from random draws, until the exact trace costs less than the draws still needed."""
 
-    def __init__(self, split: Split, generator: torch.Generator, most: int) -> None:
+    def __init__(self, split: GaussNewtonSplit, generator: torch.Generator, most: int) -> None:
         self.split, self.generator, self.most = split, generator, most
         self.whole: Tensor | None = None
         self.draws: list[Tensor] = []

@@ -15,7 +15,7 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.lanczos import lanczos_top
-from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
 from regimes.landscape.trace_estimators import UNIT, Method, trace
 
 Backend = Literal["own", "pyhessian"]
@@ -105,7 +105,7 @@ def hessian_top(
     As its standard error stands a bound rather than a deviation: with the residual ``r = |H y - value y|``, an
     eigenvalue lies within r, and within ``r^2 / (gap - r)`` where the others are at least ``gap`` away (Kato, Temple);
     the next Ritz value is taken for the next eigenvalue. Steps stop when the bound is below ``tolerance * abs(value)``
-    three times in a row (``regimes study calibration`` counts how often that was too early).
+    three times in a row (``python -m regimes.research study calibration`` counts how often that was too early).
 
     Args:
         tolerance: relative error to stop at.
@@ -164,7 +164,7 @@ def _held(options: HessianOptions, images: int, vectors: int) -> tuple[int, int]
     return options.chunk or used(options.images, images), vectors
 
 
-def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> Measured:
+def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> MetricValues:
     (subject,) = subjects
     data = subset(probe.data.train, options.images)
     trace = hessian_trace(
@@ -181,7 +181,7 @@ def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOp
     return {"hessian_trace": trace}
 
 
-def _measure_top(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> Measured:
+def _measure_top(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> MetricValues:
     (subject,) = subjects
     data = subset(probe.data.train, options.images)
     top = hessian_top(

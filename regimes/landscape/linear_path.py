@@ -17,10 +17,10 @@ from regimes.landscape.batchnorm import settled_outputs
 from regimes.landscape.error import finite_mistakes, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
-from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Curve, Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
 
 Statistics = Literal["all", "batch"]
-Place = Callable[[float], dict[str, Tensor]]  # t -> the parameters at that position of a path
+PathPoint = Callable[[float], dict[str, Tensor]]  # t -> the parameters at that position of a path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def linear_connectivity(
         batch: at most so many images in one batch of BatchNorm statistics; None: what `batchnorm.BATCH` numbers
             amount to.
         statistics: "all": those of all images, as the study takes them; "batch": each batch by its own, in half the
-            time where there are several (``regimes bench pair`` shows what it does to the value).
+            time where there are several (``python -m regimes.research bench pair`` shows what it does to the value).
         judge: other inputs and targets, a test split's, to take errors and losses on; BatchNorm statistics are those
             of ``data`` all the same.
 
@@ -108,7 +108,7 @@ def ends(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 
 def along(
-    place: Place,
+    place: PathPoint,
     walker: nn.Module,
     data: tuple[Tensor, Tensor],
     points: int,
@@ -166,19 +166,19 @@ class LmcOptions:
     statistics: Statistics = "all"
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> MetricValues:
     a, b = subjects
     split: Split = subset(probe.data.train, options.images)
     line = linear_connectivity(a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics)
     return measured("lmc", line)
 
 
-def measured(name: str, path: Connectivity) -> Measured:
+def measured(name: str, path: Connectivity) -> MetricValues:
     """A path's value under a metric's name, and what was seen along it: ``NAME_error``, ``NAME_loss``."""
     return {name: path, f"{name}_error": Curve(path.error, "t", path.t), f"{name}_loss": Curve(path.loss, "t", path.t)}
 
 
-def _measure_test(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> Measured:
+def _measure_test(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> MetricValues:
     a, b = subjects
     split: Split = subset(probe.data.train, options.images)
     line = linear_connectivity(

@@ -68,7 +68,7 @@ class Curve:
     at: Sequence[float]
 
 
-Measured = Mapping[str, Estimate | Curve]
+MetricValues = Mapping[str, Estimate | Curve]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Metric:
     options: type
     table: str
     variables: Mapping[str, Variable]
-    measure: Callable[[Sequence[Trained], Probe, Any], Measured]
+    measure: Callable[[Sequence[Trained], Probe, Any], MetricValues]
     work: Callable[[Any, int], float]
     graph: Callable[[Any, int], tuple[int, int]] | None = None
     classes: bool = False

@@ -15,7 +15,7 @@ from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
-from regimes.landscape.metric import Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
 
 
 def sharpness(
@@ -84,7 +84,7 @@ class SharpnessOptions:
     adaptive: Annotated[bool, Strict()] = False
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: SharpnessOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: SharpnessOptions) -> MetricValues:
     (subject,) = subjects
     data = subset(probe.data.train, options.images)
     return {

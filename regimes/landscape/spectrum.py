@@ -18,7 +18,7 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.lanczos import lanczos, lanczos_top
-from regimes.landscape.metric import Curve, Images, LossFn, Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Curve, Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
 from regimes.landscape.trace_estimators import UNIT
 
 # Where the spectrum's distribution is kept in a record: zero, and ten values a decade to either side.
@@ -143,7 +143,7 @@ class SpectrumOptions:
     steps: Annotated[int, Strict(), Field(ge=1)] = 30
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: SpectrumOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: SpectrumOptions) -> MetricValues:
     (subject,) = subjects
     data = subset(probe.data.train, options.images)
     found = hessian_spectrum(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
-from regimes.landscape.gauss_newton_split import NoSplit, Split
+from regimes.landscape.gauss_newton_split import GaussNewtonSplit, NotSplittable
 from regimes.landscape.gauss_newton_trace import split_trace
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.metric import LossFn
@@ -46,8 +46,8 @@ def trace(
         return hutchinson(hessian, generator, probes, None, probes)
     if method in ("auto", "split"):
         try:
-            return split_trace(Split(model, loss_fn, data, mask, chunk), generator, rel_stderr, max_probes)
-        except NoSplit as why:
+            return split_trace(GaussNewtonSplit(model, loss_fn, data, mask, chunk), generator, rel_stderr, max_probes)
+        except NotSplittable as why:
             if method == "split":
                 raise UserError(f"method = 'split': {why}; take 'auto' or 'xtrace'") from None
     if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= ENOUGH):

@@ -17,14 +17,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from regimes.errors import UserError
 from regimes.landscape.linear_path import LmcOptions, ends, linear_connectivity, measured
-from regimes.landscape.metric import Measured, Metric, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Metric, MetricValues, Probe, Trained, Variable, subset, used
 from regimes.pruners.channels import INSTALL, dependencies
 
 SWEEPS = 100  # over all groups; a handful are enough where networks are small
 
 
 @dataclass(frozen=True)
-class Place:
+class ChannelGroup:
     """Where the channels of a group stand in one tensor.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place:
         tensor.index_copy_(self.axis, here, tensor.index_select(self.axis, there))
 
 
-Group = tuple[Place, ...]
+Group = tuple[ChannelGroup, ...]
 
 
 def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator | None = None) -> nn.Module:
@@ -142,7 +142,7 @@ def groups(model: nn.Module, inputs: Tensor) -> list[Group]:
 def _places(model: nn.Module, group: Sequence[tuple[nn.Module, str, list[int], list[int]]]) -> Group | None:
     """Where a group's channels stand; None where a layer of it is of a kind that is not known here."""
     names = {module: name for name, module in model.named_modules()}
-    places: dict[tuple[str, int], Place] = {}
+    places: dict[tuple[str, int], ChannelGroup] = {}
     for module, way, idxs, roots in group:
         if module not in names:  # an operation between layers
             continue
@@ -157,7 +157,7 @@ def _places(model: nn.Module, group: Sequence[tuple[nn.Module, str, list[int], l
         prefix = f"{names[module]}." if names[module] else ""
         for name, tensor in tensors:
             if name in axes and tensor.dim() > axes[name]:
-                place = Place(prefix + name, axes[name], positions)
+                place = ChannelGroup(prefix + name, axes[name], positions)
                 places[place.name, place.axis] = place
     return tuple(places.values()) or None
 
@@ -173,7 +173,7 @@ def _axes(module: nn.Module, way: str) -> dict[str, int] | None:
     return None
 
 
-def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> Measured:
+def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> MetricValues:
     a, b = subjects
     split = subset(probe.data.train, options.images)
     matched = match(a.model, b.model, split.inputs[:2], probe.generator)

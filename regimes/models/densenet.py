@@ -10,7 +10,7 @@ from regimes.errors import UserError
 from regimes.models.check_options import images_only
 
 
-class Layer(nn.Module):
+class DenseLayer(nn.Module):
     """BN, ReLU, 3x3 convolution to ``growth`` channels, put behind the channels that came in."""
 
     def __init__(self, channels: int, growth: int) -> None:
@@ -56,7 +56,7 @@ class DenseNet(nn.Module):
         parts: list[nn.Module] = []
         for block in range(3):
             for _ in range((depth - 4) // 3):
-                parts.append(Layer(channels, growth))
+                parts.append(DenseLayer(channels, growth))
                 channels += growth
             if block < 2:
                 parts.append(Transition(channels))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from regimes.models.check_options import depth_of_stages, images_only
 
 
-class Block(nn.Module):
+class PreActBlock(nn.Module):
     """BN, ReLU, 3x3 convolution, twice, added to the block's raw input (or its 1x1 projection)."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -51,7 +51,7 @@ class PreResNet(nn.Module):
         for stage in range(3):
             for index in range(count):
                 after = width * 2**stage
-                stages.append(Block(before, after, stride=2 if stage and not index else 1))
+                stages.append(PreActBlock(before, after, stride=2 if stage and not index else 1))
                 before = after
         self.blocks = nn.Sequential(*stages)
         self.bn = nn.BatchNorm2d(before)

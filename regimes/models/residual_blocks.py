@@ -19,7 +19,7 @@ _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """A module that adds a branch to a skip path: ``y = after(skip(x) + branch(x))``.
 
     Attributes:
@@ -37,14 +37,14 @@ class Block:
     relu: bool
 
 
-def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+def find_blocks(model: nn.Module) -> tuple[ResidualBlock, ...]:
     """Return the model's residual blocks, the innermost where they nest, in the order of its modules.
 
     A block is a module with one addition in its forward, of which one summand (the skip path) is its input, or its
     input sent through a chain of modules, and the other (the branch) comes out of a module and has more convolutions
     and linear layers behind it. Modules that cannot be traced symbolically are no blocks.
     """
-    found: dict[str, Block] = {}
+    found: dict[str, ResidualBlock] = {}
     for name, module in reversed(list(model.named_modules())):  # children before their parents
         inside = f"{name}." if name else ""
         if any(other.startswith(inside) for other in found) or not any(module.children()):
@@ -55,7 +55,7 @@ def find_blocks(model: nn.Module) -> tuple[Block, ...]:
     return tuple(found[name] for name, _ in model.named_modules() if name in found)
 
 
-def remove_block(model: nn.Module, block: Block) -> None:
+def remove_block(model: nn.Module, block: ResidualBlock) -> None:
     """Put a block's skip path in its place, in the model itself: no branch, no addition.
 
     Modules on the skip path keep their names, so that what is left of a state dict still fits.
@@ -90,7 +90,7 @@ class _Shallow(fx.Tracer):
         return True
 
 
-def _block(name: str, module: nn.Module) -> Block | None:
+def _block(name: str, module: nn.Module) -> ResidualBlock | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -115,7 +115,7 @@ def _block(name: str, module: nn.Module) -> Block | None:
     prefix = f"{name}." if name else ""
     alone = [node for node in _behind(branch) - _behind(skip) if node.op == "call_module"]
     order = {node: index for index, node in enumerate(graph.nodes)}
-    return Block(
+    return ResidualBlock(
         name,
         prefix + str(branch.target),
         tuple(prefix + str(node.target) for node in sorted(alone, key=order.__getitem__)),
@@ -166,7 +166,7 @@ def _is_relu(module: nn.Module, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.ReLU)
 
 
-def branches(blocks: tuple[Block, ...], layer: str) -> Iterator[int]:
+def branches(blocks: tuple[ResidualBlock, ...], layer: str) -> Iterator[int]:
     """The numbers of the blocks whose branch a layer belongs to."""
     for number, block in enumerate(blocks):
         if any(layer == name or layer.startswith(f"{name}.") for name in block.branch):

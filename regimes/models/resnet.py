@@ -20,7 +20,7 @@ class Padded(nn.Module):
         return F.pad(inputs[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.behind))
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """3x3 convolution, BN, ReLU, 3x3 convolution, BN, added to the block's input, ReLU.
 
     Where the shape changes, the input is padded (`Padded`) or, with ``projection``, sent through a 1x1 convolution and
@@ -56,7 +56,7 @@ class _Residual(nn.Module):
         for stage, count in enumerate(counts):
             for index in range(count):
                 after = width * 2**stage
-                blocks.append(Block(before, after, 2 if stage and not index else 1, projection))
+                blocks.append(BasicBlock(before, after, 2 if stage and not index else 1, projection))
                 before = after
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(before, classes)

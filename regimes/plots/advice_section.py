@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from regimes.errors import UserError
-from regimes.regime_map.evaluate_advice import Judgement, judge
+from regimes.regime_map.evaluate_advice import AdviceEvaluation, evaluate_advice
 
 HEAD = ("chosen by", "right directions", "mean excess", "worst excess", "gain over chance")
 
@@ -18,7 +18,7 @@ def advice_section(data: xr.Dataset) -> Iterator[str]:
     if "test_error" not in data:
         return
     try:
-        found = judge(data)
+        found = evaluate_advice(data)
     except UserError:
         return  # too few cells left without one of the seeds
     fraction = data["test_error"].attrs.get("units", "1") == "1"
@@ -34,7 +34,7 @@ def advice_section(data: xr.Dataset) -> Iterator[str]:
     yield _how(data)
 
 
-def row(each: Judgement, fraction: bool) -> list[str]:
+def row(each: AdviceEvaluation, fraction: bool) -> list[str]:
     """A judgement as cells of a table."""
     right = "-" if np.isnan(each.right) else f"{each.right:.0%} of {each.cases}"
     if not each.choices:

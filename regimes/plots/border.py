@@ -17,7 +17,7 @@ INK = "#111111"
 
 
 @dataclass(frozen=True)
-class Field:
+class ProbabilityField:
     """Probabilities of the regimes on a fine grid over the drawn cells: x to the denser, y downwards to the colder."""
 
     x: Numbers
@@ -25,7 +25,7 @@ class Field:
     regimes: Numbers  # (y, x, 3)
 
 
-def field(chart: RegimeMap) -> Field | None:
+def field(chart: RegimeMap) -> ProbabilityField | None:
     """The field of a map with one knob and no width; None for others, whose rows are no neighbours."""
     if len(chart.axes) != 2 or min(len(axis.values) for axis in chart.axes) < 2:
         return None
@@ -39,15 +39,15 @@ def field(chart: RegimeMap) -> Field | None:
         sides.append((at, np.interp(at, np.arange(count) + 0.5, marks)))
     (y, heat), (x, load) = sides
     places = np.stack(np.meshgrid(heat, load, indexing="ij"), -1).reshape(-1, 2)
-    return Field(x, y, chart.regimes_at(places).reshape(len(y), len(x), 3))
+    return ProbabilityField(x, y, chart.regimes_at(places).reshape(len(y), len(x), 3))
 
 
-def has_border(found: Field) -> bool:
+def has_border(found: ProbabilityField) -> bool:
     """Whether the border of I runs through the cells."""
     return bool(found.regimes[..., 0].min() < 0.5 < found.regimes[..., 0].max())
 
 
-def draw_border(axes: Axes, found: Field) -> bool:
+def draw_border(axes: Axes, found: ProbabilityField) -> bool:
     """Draw the border; whether there is any.
 
     A line where I and II are equally probable, the band in which that lies with a probability of 80 %, and, dashed, the

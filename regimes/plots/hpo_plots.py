@@ -26,7 +26,7 @@ def judged_by(value: str) -> str:
     return f"validation {'error' if value == 'error' else 'loss'} of the full network ({unit})"
 
 
-def plainly_logarithmic(axis: Axis) -> None:
+def log_axis_with_plain_labels(axis: Axis) -> None:
     """A logarithmic axis with its numbers written out."""
     across = axis is axis.axes.xaxis
     (axis.axes.set_xscale if across else axis.axes.set_yscale)("log")
@@ -51,7 +51,7 @@ def best_so_far(result: Mapping[str, Any]) -> Figure:
         figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     axes.set_xlim(left=0)
     if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
-        plainly_logarithmic(axes.yaxis)
+        log_axis_with_plain_labels(axes.yaxis)
     axes.set_xlabel("seconds of training, all workers")
     axes.set_ylabel(judged_by(result["value"]))
     title = f"{result['name']}: best so far"

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 
 from regimes.errors import UserError
 from regimes.plots.border import INK as BORDER
-from regimes.plots.border import Field, draw_border, field, has_border
+from regimes.plots.border import ProbabilityField, draw_border, field, has_border
 from regimes.plots.grid_matrix import axis_titles, best_rows, setting_at, table
 from regimes.regime_map.axes import position
 from regimes.regime_map.classify import REGIMES, meaning_of, present
@@ -61,7 +61,7 @@ def phase_diagram(data: xr.Dataset, chart: RegimeMap | None = None, mark: Mappin
     return figure
 
 
-def draw_regimes(axes: Axes, data: xr.Dataset, fine: Field | None = None, size: float = 9) -> bool:
+def draw_regimes(axes: Axes, data: xr.Dataset, fine: ProbabilityField | None = None, size: float = 9) -> bool:
     """Draw the cells of a classified grid, named in letters of a size, their border and the dots; whether there are any
     dots. In a corner stands how probable the regime is, where that is less than 95 %."""
     cells = table(data["regime"], data)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regimes.experiment.atomic_files import Damaged
+from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.store import open_store
 from regimes.regime_map import ROUNDS
 
@@ -23,7 +23,7 @@ def run_facts(run: str | Path) -> dict[str, Any]:
     for stage in layout["stages"]:
         try:
             record = store.read(stage["key"])
-        except Damaged:
+        except DamagedFile:
             continue
         if record is not None:
             entry = stages.setdefault(stage["kind"], [0, 0.0])

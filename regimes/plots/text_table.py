@@ -13,7 +13,7 @@ from regimes.experiment.run_metadata import environment
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table: its first row is the header.
 
     Attributes:

@@ -15,7 +15,7 @@ DISCOVERED = "discovered"  # a training of its own makes the smaller network; se
 
 ALLOCATIONS = {
     "uniform": "regimes.pruners.allocation:uniform",
-    "global": "regimes.pruners.allocation:everywhere",
+    "global": "regimes.pruners.allocation:global_allocation",
     "erk": "regimes.pruners.allocation:erk",
     "lamp": "regimes.pruners.allocation:lamp",
 }

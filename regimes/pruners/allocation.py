@@ -30,7 +30,7 @@ def uniform(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
     return counts
 
 
-def everywhere(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
+def global_allocation(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
     """The best ``keep`` weights of the whole network, wherever they are; ties go to the earlier layer.
 
     A layer may end empty: that is the known weakness of a global threshold at low density, and it is not hidden here.
@@ -80,7 +80,7 @@ def lamp(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
         share = torch.empty_like(flat)
         share[order] = squares / left
         shares[name] = torch.where(flat.isfinite(), share, -torch.inf)
-    return everywhere(shares, keep)
+    return global_allocation(shares, keep)
 
 
 def _rounded(exact: dict[str, float], sizes: dict[str, int], keep: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from regimes.experiment.atomic_files import Damaged, Record
+from regimes.experiment.atomic_files import DamagedFile, Record
 from regimes.experiment.store import Store, open_store
 
 LOADS = ("width", "nu", "density")
@@ -40,7 +40,7 @@ def open_record(run: str | Path) -> xr.Dataset:
     for stage in layout["stages"]:
         try:
             record = store.read(stage["key"])
-        except Damaged:
+        except DamagedFile:
             record = None  # counts as not done; `regimes run` names it and does it again
         failed = record is None and store.failure(stage["key"]) is not None
         grid.add(stage, record, failed)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from regimes.regime_map.gaussian_process import Prior
 from regimes.regime_map.landscape_rules import regimes_at
 from regimes.regime_map.landscape_rules import smooth as smooth_rule
-from regimes.regime_map.measured_grid import Measured
+from regimes.regime_map.measured_grid import MeasuredGrid
 
 Numbers = NDArray[np.float64]
 T = TypeVar("T", "_Border", "_Advice")
@@ -38,7 +38,7 @@ DRAWS = 200
 
 
 @dataclass(frozen=True)
-class Known:
+class MapKnowledge:
     """How well a map is known.
 
     Attributes:
@@ -71,7 +71,7 @@ def first_cells(places: Numbers, seeds: int, count: int | None = None) -> list[C
     return [(place, number % seeds) for number, place in enumerate(chosen)]
 
 
-def next_cells(data: xr.Dataset, count: int, seeds: int) -> tuple[list[Cell], Known]:
+def next_cells(data: xr.Dataset, count: int, seeds: int) -> tuple[list[Cell], MapKnowledge]:
     """The cells of the next round, and how well the map is known before it.
 
     Args:
@@ -80,16 +80,16 @@ def next_cells(data: xr.Dataset, count: int, seeds: int) -> tuple[list[Cell], Kn
         seeds: dense seeds that the sweep has.
 
     Returns:
-        Cells that are not measured yet, by their place in the sorted grid (`Measured`) and their seed; fewer than
+        Cells that are not measured yet, by their place in the sorted grid (`MeasuredGrid`) and their seed; fewer than
         ``count`` where fewer are left.
     """
-    m = Measured.of(data)
+    m = MeasuredGrid.of(data)
     free = _free(m, seeds)
     if not m.told.any():  # nothing is known yet: go on as one begins
         spread = [(place, each[0]) for place, _ in first_cells(m.places, seeds, len(m.places)) if (each := free[place])]
-        return spread[:count], Known(1.0, 1.0)
+        return spread[:count], MapKnowledge(1.0, 1.0)
     border, advice = _Border(m), _Advice(m) if m.knows_error else None
-    known = Known(border.to_mend(free), advice.to_save(free) if advice is not None else 0.0)
+    known = MapKnowledge(border.to_mend(free), advice.to_save(free) if advice is not None else 0.0)
     chosen: list[Cell] = []
     for turn in itertools.count():
         open_places = np.array([bool(each) for each in free])
@@ -104,14 +104,14 @@ def next_cells(data: xr.Dataset, count: int, seeds: int) -> tuple[list[Cell], Kn
     return chosen, known
 
 
-def _turn_of_advice(turn: int, known: Known) -> bool:
+def _turn_of_advice(turn: int, known: MapKnowledge) -> bool:
     """Turns go to border and advice alike, or all to the one that is not known yet."""
     if (known.wrong <= WRONG) != (known.regret <= REGRET):
         return known.wrong <= WRONG
     return turn % 2 == 1
 
 
-def _free(m: Measured, seeds: int) -> list[list[int]]:
+def _free(m: MeasuredGrid, seeds: int) -> list[list[int]]:
     """Of each place, the dense seeds not measured yet (nor diverged: those are tried once)."""
     values = m.seeds("lmc")
     tried = np.isfinite(values) if "tried" not in m.data else m.seeds("tried") > 0
@@ -124,7 +124,7 @@ def _free(m: Measured, seeds: int) -> list[list[int]]:
 class _Border:
     """Where the regimes are uncertain, on the surfaces of LMC and CKA."""
 
-    def __init__(self, m: Measured) -> None:
+    def __init__(self, m: MeasuredGrid) -> None:
         verdict = smooth_rule(m, {})
         assert verdict.unsure is not None
         self.chances = regimes_at(m, verdict.unsure, m.places, m.density)
@@ -156,7 +156,7 @@ class _Border:
 class _Advice:
     """Where the best temperature of a load is uncertain, on the surface of the log error."""
 
-    def __init__(self, m: Measured) -> None:
+    def __init__(self, m: MeasuredGrid) -> None:
         surface = m.surface("test_error")
         self.mean, self.covariance = surface.joint(m.places)
         self.noise = surface.noise**2
@@ -212,6 +212,6 @@ def _measured(covariance: Numbers, place: int, noise: float) -> Numbers:
     return after
 
 
-def known_enough(history: Sequence[Known]) -> bool:
+def converged(history: Sequence[MapKnowledge]) -> bool:
     """Whether the map was known well enough after each of the last two rounds: once may be luck."""
     return len(history) > 1 and all(each.enough for each in history[-2:])

@@ -1,6 +1,6 @@
 """Ways to choose a temperature at one load. A new one is a function here, or anywhere, and one line in `ADVISERS`.
 
-An adviser gives each candidate of a `Column` a cost in each draw, (draws, m); the lowest is where to go. Those of the
+An adviser gives each of the `Candidates` a cost in each draw, (draws, m); the lowest is chosen. Those of the
 landscape look at LMC and CKA alone, as the three-regime study does (Zhou et al. 2023, arXiv 2305.18383); "error" looks
 at the pruned networks' test error.
 """
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.errors import UserError
-from regimes.regime_map.candidates import Column
-from regimes.regime_map.measured_grid import Measured, Numbers
+from regimes.regime_map.candidates import Candidates
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
 FAR = 1e6  # the cost of what is never chosen
 MATTERS = 0.01  # of the error: what gains less is no reason to leave
@@ -20,7 +20,7 @@ RIDGE = 1.0  # of what is learnt, in cells
 LEAST = {"lmc": 0.5, "cka": 0.05}  # spread of candidates on the stretched scale that is taken for one
 
 
-def barrier(column: Column, m: Measured) -> Numbers:
+def barrier(column: Candidates, m: MeasuredGrid) -> Numbers:
     """Where a barrier stands, the next hotter temperature; elsewhere the next colder: the study's reconstruction.
 
     Asked without a place to stand, the coldest connected temperature, where that ends; the hottest where none is.
@@ -31,7 +31,7 @@ def barrier(column: Column, m: Measured) -> Numbers:
     return _votes(column, np.where(column.connected[:, column.here], colder, hotter))
 
 
-def regime(column: Column, m: Measured) -> Numbers:
+def regime(column: Candidates, m: MeasuredGrid) -> Numbers:
     """In I the next hotter connected temperature, in II-A the next colder similar one, in II-B stay.
 
     Where there is none, as far as there are temperatures. Without a place to stand: as ``similarity``.
@@ -48,17 +48,17 @@ def regime(column: Column, m: Measured) -> Numbers:
     return _votes(column, np.where(good[:, column.here], column.here, chosen))
 
 
-def similarity(column: Column, m: Measured) -> Numbers:
+def similarity(column: Candidates, m: MeasuredGrid) -> Numbers:
     """The highest CKA among connected temperatures; the smallest barrier where none is connected."""
     return _votes(column, np.where(column.connected, -column.cka, FAR - column.lmc).argmin(1))
 
 
-def combined(column: Column, m: Measured) -> Numbers:
+def combined(column: Candidates, m: MeasuredGrid) -> Numbers:
     """Small barrier and high CKA in equal parts, each in standard deviations over the candidates."""
     return -_standard(np.minimum(column.lmc, 0.0), "lmc") - _standard(column.cka, "cka")
 
 
-def fitted(column: Column, m: Measured) -> Numbers:
+def fitted(column: Candidates, m: MeasuredGrid) -> Numbers:
     """LMC and CKA weighted as they went with the test error at the other densities of the grid (ridge regression).
 
     Each measure and the log error are taken in deviations from their density's mean, so what is learnt is which
@@ -72,7 +72,7 @@ def fitted(column: Column, m: Measured) -> Numbers:
     return _learnt(column, m)[0]
 
 
-def joint(column: Column, m: Measured) -> Numbers:
+def joint(column: Candidates, m: MeasuredGrid) -> Numbers:
     """All that is known: the expected log error, and what ``fitted`` learns; weighted by how well each is known.
 
     Raises:
@@ -92,7 +92,7 @@ def joint(column: Column, m: Measured) -> Numbers:
     return cost
 
 
-def error(column: Column, m: Measured) -> Numbers:
+def error(column: Candidates, m: MeasuredGrid) -> Numbers:
     """The lowest expected test error; to leave, it has to be lower by 1 % of itself.
 
     Raises:
@@ -106,7 +106,7 @@ def error(column: Column, m: Measured) -> Numbers:
     return cost
 
 
-def _learnt(column: Column, m: Measured) -> tuple[Numbers, float]:
+def _learnt(column: Candidates, m: MeasuredGrid) -> tuple[Numbers, float]:
     """(draws, m) log error of the candidates, up to a constant, from measures; and the variance of what that misses.
 
     Learnt at the other densities of the grid, by ridge regression.
@@ -135,11 +135,11 @@ def _standard(values: Numbers, name: str) -> Numbers:
     return (values - values.mean(-1, keepdims=True)) / spread
 
 
-def _coldest_connected(column: Column) -> Numbers:
+def _coldest_connected(column: Candidates) -> Numbers:
     return _votes(column, np.where(column.connected, column.heat, FAR - column.heat).argmin(1))
 
 
-def _next(column: Column, way: int) -> int:
+def _next(column: Candidates, way: int) -> int:
     """The next candidate hotter (way = 1) or colder (-1) than here along one knob; here itself at the end."""
     assert column.here is not None
     steps = way * (column.places - column.places[column.here])
@@ -149,6 +149,6 @@ def _next(column: Column, way: int) -> int:
     return int(beyond[apart[beyond].argmin()]) if len(beyond) else column.here
 
 
-def _votes(column: Column, chosen: NDArray[np.intp]) -> Numbers:
+def _votes(column: Candidates, chosen: NDArray[np.intp]) -> Numbers:
     """A cost of 0 for the candidate that a draw chooses, 1 for all others."""
     return (np.arange(len(column.heat)) != chosen[:, None]).astype(float)

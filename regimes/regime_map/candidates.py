@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.regime_map.axes import position
-from regimes.regime_map.landscape_rules import Verdict, regimes_at
-from regimes.regime_map.measured_grid import Measured, Numbers
+from regimes.regime_map.landscape_rules import Classification, regimes_at
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
 DRAWS = 400
 TEMPERATURES = tuple[Mapping[str, float], ...]
 
 
 @dataclass(frozen=True)
-class Column:
+class Candidates:
     """Temperatures side by side at one load; the scales of ``lmc``, ``cka`` and ``error`` are the stretched ones.
 
     Attributes:
@@ -50,9 +50,13 @@ class Column:
         return dict(zip(self.settings[0], words, strict=False))
 
 
-def column(
-    m: Measured, verdict: Verdict, load: Mapping[str, float], at: Mapping[str, float] | None, fixed: Mapping[str, float]
-) -> Column:
+def candidates_at(
+    m: MeasuredGrid,
+    verdict: Classification,
+    load: Mapping[str, float],
+    at: Mapping[str, float] | None,
+    fixed: Mapping[str, float],
+) -> Candidates:
     """The candidates at a load: every measured temperature, and where one stands.
 
     Args:
@@ -86,7 +90,7 @@ def column(
     own = np.log10(np.array(m.axes[-1].values))
     lines = [np.interp(np.log10(load["density"]), own, each) for each in m.stretch("cka").there(verdict.unsure[1])]
     error = m.surface("test_error").draws(places, DRAWS, random) if m.knows_error else None
-    return Column(
+    return Candidates(
         tuple(settings),
         places,
         places[:, : len(knobs)].mean(1),

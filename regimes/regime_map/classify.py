@@ -11,8 +11,8 @@ from regimes.errors import UserError
 from regimes.record.grid import check_grid
 from regimes.regime_map import RULES
 from regimes.regime_map.cell_stats import error_scale
-from regimes.regime_map.landscape_rules import MEANING, Verdict
-from regimes.regime_map.measured_grid import Measured
+from regimes.regime_map.landscape_rules import MEANING, Classification
+from regimes.regime_map.measured_grid import MeasuredGrid
 from regimes.regime_map.thresholds import Cuts
 from regimes.registry import load
 
@@ -41,20 +41,20 @@ def classify(data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, ck
     Raises:
         UserError: a grid that cannot be used, see `check_grid`; a cut outside its range.
     """
-    return judged(data, rule, lmc, cka)[0]
+    return classify_with_model(data, rule, lmc, cka)[0]
 
 
-def judged(
+def classify_with_model(
     data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, cka: float | None = None
-) -> tuple[xr.Dataset, Measured, Verdict]:
+) -> tuple[xr.Dataset, MeasuredGrid, Classification]:
     """What `classify` returns, with the cells and the verdict behind it."""
     old = data["regime"].attrs if "regime" in data and rule != "error" else {}
     lmc, cka = (old.get(f"given_{name}") if each is None else each for name, each in (("lmc", lmc), ("cka", cka)))
     before = [name for name in MADE if name in data.variables]  # of an earlier classification
     data = check_grid(data.drop_vars(before), data.attrs.get("title", "grid"))
     given = _given(data, lmc, cka)
-    measured = Measured.of(data)
-    verdict: Verdict = load(RULES, rule, "rule")(measured, given)
+    measured = MeasuredGrid.of(data)
+    verdict: Classification = load(RULES, rule, "rule")(measured, given)
     labels = np.where(measured.told, verdict.probability.argmax(1), -1).astype(np.int8)
     if verdict.cuts is None:
         labels[np.isnan(measured.mean("test_error"))] = -1
@@ -85,7 +85,7 @@ def _as_in(data: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
     return values.sel({name: data[name].values for name in values.dims if name in data.coords})
 
 
-def _with_probability(data: xr.Dataset, measured: Measured, verdict: Verdict) -> xr.Dataset:
+def _with_probability(data: xr.Dataset, measured: MeasuredGrid, verdict: Classification) -> xr.Dataset:
     names = list(MEANING)
     shares = _as_in(data, measured.on_grid(verdict.probability, "regime_name"))
     about = {"units": "1", "long_name": "probability of the regime of the mean over dense seeds"}
@@ -108,7 +108,7 @@ def present(data: xr.Dataset) -> dict[str, int]:
     return {name: int((data["regime"] == number).sum()) for number, name in REGIMES.items() if number >= 0}
 
 
-def _attrs(regime: xr.DataArray, measured: Measured, verdict: Verdict, rule: str) -> dict[str, object]:
+def _attrs(regime: xr.DataArray, measured: MeasuredGrid, verdict: Classification, rule: str) -> dict[str, object]:
     found = [name for number, name in REGIMES.items() if number >= 0 and bool((regime == number).any())]
     absent = [name for name in MEANING if name not in found]
     notes = [*verdict.notes, *_about_noise(measured, verdict.cuts)]
@@ -133,7 +133,7 @@ def _numbers(cuts: Cuts | None) -> Mapping[str, float]:
     return {} if cuts is None else {"lmc_cut": cuts.lmc, "noise_lmc": cuts.noise_lmc}
 
 
-def _about_noise(measured: Measured, cuts: Cuts | None) -> list[str]:
+def _about_noise(measured: MeasuredGrid, cuts: Cuts | None) -> list[str]:
     notes = []
     scale = measured.scale
     if scale != 1 and cuts is not None:

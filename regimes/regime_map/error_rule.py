@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.errors import UserError
-from regimes.regime_map.landscape_rules import Verdict
-from regimes.regime_map.measured_grid import Measured, Numbers
+from regimes.regime_map.landscape_rules import Classification
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
 DRAWS = 400
 MEANING = {
@@ -20,7 +20,7 @@ MEANING = {
 MATTERS = 0.05  # of the error: what a step changes by less is no reason to turn a knob
 
 
-def by_error(m: Measured, given: Mapping[str, float]) -> Verdict:
+def by_error(m: MeasuredGrid, given: Mapping[str, float]) -> Classification:
     """Regimes by the move that lowers the expected test error: hotter (I), colder (II-A), neither (II-B).
 
     On surfaces drawn from the posterior of log error, each cell is held against its next hotter and colder one along
@@ -40,10 +40,10 @@ def by_error(m: Measured, given: Mapping[str, float]) -> Verdict:
     )
     probability = np.stack([(moves == number).mean(0) for number in range(3)], -1)
     note = f"by the sign of the expected change of test error over one step along the temperature, beyond {MATTERS:.0%}"
-    return Verdict(probability, None, [note], meaning=MEANING)
+    return Classification(probability, None, [note], meaning=MEANING)
 
 
-def _change(m: Measured, drawn: Numbers, step: int) -> Numbers:
+def _change(m: MeasuredGrid, drawn: Numbers, step: int) -> Numbers:
     """(draws, n) change of log error at the next hotter (colder) cell, the best over knobs; inf at the edge."""
     grid = drawn.reshape(len(drawn), *m.shape)
     best: NDArray[np.float64] = np.full_like(grid, np.inf)

@@ -14,7 +14,7 @@ from regimes.errors import UserError
 from regimes.regime_map import ADVISERS
 from regimes.regime_map.baselines import CONTROLS, heat_of
 from regimes.regime_map.cell_stats import seed_means
-from regimes.regime_map.measured_grid import Measured, Numbers
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.regime_map import RegimeMap
 
 SEEING = ("error", "fitted", "joint")  # advisers that look at test errors
@@ -24,7 +24,7 @@ SURE = 2.0  # nor one that is worse by less than so many standard deviations of 
 
 
 @dataclass(frozen=True)
-class Judgement:
+class AdviceEvaluation:
     """How a way to choose did, over densities, seeds and places to stand.
 
     Attributes:
@@ -58,7 +58,9 @@ class _Tally:
     chance: list[float]
 
 
-def judge(data: xr.Dataset, advisers: Iterable[str] = tuple(ADVISERS), leave_density: bool = False) -> list[Judgement]:
+def evaluate_advice(
+    data: xr.Dataset, advisers: Iterable[str] = tuple(ADVISERS), leave_density: bool = False
+) -> list[AdviceEvaluation]:
     """Hold advisers and controls against the test errors of a grid.
 
     Leave-one-dense-seed-out: the map is made of all dense seeds but one, and judged on the errors of that one. With one
@@ -93,7 +95,7 @@ def _hold(
     tallies: dict[str, _Tally],
 ) -> None:
     """Ask a map of what is known, and hold the answers against what was unseen."""
-    whole, there = RegimeMap(known), Measured.of(unseen)
+    whole, there = RegimeMap(known), MeasuredGrid.of(unseen)
     own = unseen is known
     settings = _settings(there)
     for load in _loads(there):
@@ -151,14 +153,14 @@ def _directions(
             tally.right.append(word == ("hotter" if heat[best] > heat[here] else "colder"))
 
 
-def _summary(name: str, tally: _Tally) -> Judgement:
+def _summary(name: str, tally: _Tally) -> AdviceEvaluation:
     right = float(np.mean(tally.right)) if tally.right else float("nan")
     if not tally.excess:
         nan = float("nan")
-        return Judgement(name, right, len(tally.right), nan, nan, nan, 0)
+        return AdviceEvaluation(name, right, len(tally.right), nan, nan, nan, 0)
     excess, chance = np.array(tally.excess), float(np.mean(tally.chance))
     captured = 1 - float(np.mean(tally.ratio)) / chance if chance > 0 else float("nan")
-    return Judgement(
+    return AdviceEvaluation(
         name, right, len(tally.right), float(excess.mean()), float(excess.max()), captured, len(tally.excess), chance
     )
 
@@ -173,7 +175,7 @@ def _noise(data: xr.Dataset, knobs: list[str], load: Mapping[str, float]) -> flo
     return SURE * float(np.sqrt(2 * np.median(spread))) if len(spread) else 0.0
 
 
-def pooled(parts: Iterable[Sequence[Judgement]]) -> list[Judgement]:
+def pooled(parts: Iterable[Sequence[AdviceEvaluation]]) -> list[AdviceEvaluation]:
     """Judgements on several grids as one; of those ways to choose that apply to all of them."""
     parts = list(parts)
     by_name = [{each.name: each for each in part} for part in parts]
@@ -181,7 +183,7 @@ def pooled(parts: Iterable[Sequence[Judgement]]) -> list[Judgement]:
     return [_together([part[name] for part in by_name]) for name in shared]
 
 
-def _together(parts: Sequence[Judgement]) -> Judgement:
+def _together(parts: Sequence[AdviceEvaluation]) -> AdviceEvaluation:
     parts = [each for each in parts if each.choices or each.cases] or list(parts)
     cases, choices = sum(each.cases for each in parts), sum(each.choices for each in parts)
     right = sum(each.right * each.cases for each in parts if each.cases) / cases if cases else float("nan")
@@ -193,9 +195,9 @@ def _together(parts: Sequence[Judgement]) -> Judgement:
     )
     worst = max(each.worst for each in parts)
     if not chance > 0:
-        return Judgement(parts[0].name, right, cases, mean, worst, float("nan"), choices, chance)
+        return AdviceEvaluation(parts[0].name, right, cases, mean, worst, float("nan"), choices, chance)
     lost = sum((1 - each.captured) * each.chance * each.choices for each in parts if each.chance > 0) / choices
-    return Judgement(parts[0].name, right, cases, mean, worst, 1 - lost / chance, choices, chance)
+    return AdviceEvaluation(parts[0].name, right, cases, mean, worst, 1 - lost / chance, choices, chance)
 
 
 def _without(data: xr.Dataset, density: float) -> RegimeMap | None:
@@ -205,7 +207,7 @@ def _without(data: xr.Dataset, density: float) -> RegimeMap | None:
     return RegimeMap(left) if inside else None
 
 
-def _settings(m: Measured) -> list[dict[str, float]]:
+def _settings(m: MeasuredGrid) -> list[dict[str, float]]:
     knobs = m.axes[: len(m.knobs)]
     return [
         dict(zip((axis.name for axis in knobs), each, strict=True))
@@ -213,19 +215,19 @@ def _settings(m: Measured) -> list[dict[str, float]]:
     ]
 
 
-def _loads(m: Measured) -> Iterator[dict[str, float]]:
+def _loads(m: MeasuredGrid) -> Iterator[dict[str, float]]:
     loads = m.axes[len(m.knobs) :]
     for each in itertools.product(*(axis.values for axis in loads)):
         yield dict(zip((axis.name for axis in loads), each, strict=True))
 
 
-def _errors(m: Measured, load: Mapping[str, float]) -> Numbers:
+def _errors(m: MeasuredGrid, load: Mapping[str, float]) -> Numbers:
     """(temperatures,) mean test errors at a load."""
     values = seed_means(m.data["test_error"], m.knobs).mean("dense_seed").sel(load)
     return np.asarray(values.transpose(*m.knobs).values.reshape(-1), dtype=float)
 
 
-def _dense(m: Measured, load: Mapping[str, float]) -> Numbers:
+def _dense(m: MeasuredGrid, load: Mapping[str, float]) -> Numbers:
     """(temperatures,) mean test errors before pruning; NaN where not known."""
     count = int(np.prod(m.shape[: len(m.knobs)]))
     if "dense_test_error" not in m.data:

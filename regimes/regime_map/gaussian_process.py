@@ -29,7 +29,7 @@ PRIORS = {"height": (0.8, 0.6), "length": (0.6, 0.6), "rough": (0.3, 0.6), "nois
 
 
 @dataclass(frozen=True)
-class Surface:
+class GaussianProcess:
     """A posterior over surfaces: at any place a mean and a standard deviation, in the units of the values given.
 
     Attributes:
@@ -100,7 +100,7 @@ class Prior:
 @one_blas_thread
 def fit(
     places: Numbers, values: Numbers, rows: NDArray[np.int64], known: Numbers, shape: Numbers, least: float
-) -> Surface:
+) -> GaussianProcess:
     """Fit a surface.
 
     Args:
@@ -151,7 +151,7 @@ def fit(
     factor = cho_factor(model.covariance(places, places) + around + 1e-9 * np.eye(len(y)), lower=True)
     if not told:
         noise = float(np.hypot(*np.exp(theta[-2:]))) * scale
-    return Surface(places, noise, scale**2 * around, model, cho_solve(factor, y), factor, centre, scale)
+    return GaussianProcess(places, noise, scale**2 * around, model, cho_solve(factor, y), factor, centre, scale)
 
 
 def errors_of(values: Numbers, rows: NDArray[np.int64], shape: Numbers) -> tuple[Numbers | None, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import ndtr
 
-from regimes.regime_map.measured_grid import Measured, Numbers
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.thresholds import Cuts, cuts_of, separation
 
 DRAWS = 200
@@ -24,7 +24,7 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Classification:
     """What a rule says of a grid.
 
     Attributes:
@@ -42,7 +42,7 @@ class Verdict:
     meaning: Mapping[str, str] = field(default_factory=lambda: MEANING)
 
 
-def smooth(m: Measured, given: Mapping[str, float]) -> Verdict:
+def smooth(m: MeasuredGrid, given: Mapping[str, float]) -> Classification:
     """Regimes of the smooth surfaces through LMC and CKA.
 
     P(I) is the share of the LMC surface's posterior below the cut, averaged over cuts redrawn with the noise between
@@ -50,12 +50,12 @@ def smooth(m: Measured, given: Mapping[str, float]) -> Verdict:
     """
     cuts = separation(m, given)
     if not m.told.any():
-        return Verdict(np.full((len(m.places), 3), 1 / 3), cuts, list(cuts.notes))
+        return Classification(np.full((len(m.places), 3), 1 / 3), cuts, list(cuts.notes))
     unsure = cuts_redrawn(m, given)
-    return Verdict(regimes_at(m, unsure, m.places, m.density), cuts, list(cuts.notes), unsure)
+    return Classification(regimes_at(m, unsure, m.places, m.density), cuts, list(cuts.notes), unsure)
 
 
-def regimes_at(m: Measured, unsure: tuple[Numbers, Numbers], places: Numbers, density: Numbers) -> Numbers:
+def regimes_at(m: MeasuredGrid, unsure: tuple[Numbers, Numbers], places: Numbers, density: Numbers) -> Numbers:
     """(m, 3) probabilities of the regimes at any places (m, k) with densities (m,), on the smooth surfaces."""
     lmc, cka = m.stretch("lmc"), m.stretch("cka")
     mean, spread = m.surface("lmc").at(places)
@@ -67,7 +67,7 @@ def regimes_at(m: Measured, unsure: tuple[Numbers, Numbers], places: Numbers, de
     return np.stack([poorly, (1 - poorly) * apart, (1 - poorly) * (1 - apart)], -1).mean(0)
 
 
-def cuts_redrawn(m: Measured, given: Mapping[str, float]) -> tuple[Numbers, Numbers]:
+def cuts_redrawn(m: MeasuredGrid, given: Mapping[str, float]) -> tuple[Numbers, Numbers]:
     """The cuts found again on what other seeds might have shown: the surfaces with fresh noise."""
     random = np.random.default_rng(0)
     redrawn = {name: _means_redrawn(m, name, random) for name in ("lmc", "cka")}
@@ -75,7 +75,7 @@ def cuts_redrawn(m: Measured, given: Mapping[str, float]) -> tuple[Numbers, Numb
     return np.array([each.lmc for each in found]), np.array([list(each.cka.values()) for each in found])
 
 
-def _means_redrawn(m: Measured, name: str, random: np.random.Generator) -> Numbers:
+def _means_redrawn(m: MeasuredGrid, name: str, random: np.random.Generator) -> Numbers:
     """(draws, n) cell means: the surface and the noise that the means have on it; NaN where not measured."""
     surface, stretch = m.surface(name), m.stretch(name)
     there = m.measured(name)
@@ -84,7 +84,7 @@ def _means_redrawn(m: Measured, name: str, random: np.random.Generator) -> Numbe
     return found
 
 
-def cell_by_cell(m: Measured, given: Mapping[str, float]) -> Verdict:
+def cell_by_cell(m: MeasuredGrid, given: Mapping[str, float]) -> Classification:
     """Regimes of the cell means as they stand; probabilities by a bootstrap over dense seeds, the same in all cells.
 
     With fewer than three dense seeds the standard errors of the cells stand in. Nothing is smoothed, so a cell on which
@@ -101,15 +101,15 @@ def cell_by_cell(m: Measured, given: Mapping[str, float]) -> Verdict:
     # What the means say is the label, however the draws scatter.
     cells = np.arange(len(here))
     probability[cells, here] = np.maximum(probability[cells, here], probability.max(1) + 1e-6)
-    return Verdict(probability / probability.sum(1, keepdims=True), cuts, list(cuts.notes), unsure)
+    return Classification(probability / probability.sum(1, keepdims=True), cuts, list(cuts.notes), unsure)
 
 
-def _labels(m: Measured, cuts: Cuts, lmc: Numbers, cka: Numbers) -> np.ndarray:
+def _labels(m: MeasuredGrid, cuts: Cuts, lmc: Numbers, cka: Numbers) -> np.ndarray:
     own = np.array([cuts.cka[float(each)] for each in m.density])
     return np.where(lmc < cuts.lmc, 0, np.where(cka < own, 1, 2))
 
 
-def _resampled(m: Measured, name: str, random: np.random.Generator) -> Numbers:
+def _resampled(m: MeasuredGrid, name: str, random: np.random.Generator) -> Numbers:
     """(draws, n) cell means over dense seeds drawn with replacement, their spread made unbiased."""
     seeds, mean = m.seeds(name), m.mean(name)
     count = seeds.shape[1]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from regimes.record.grid import knobs_of
 from regimes.regime_map.axes import Axis, axes_of
 from regimes.regime_map.cell_stats import at_chance, cell_stderr, error_scale, seed_means
-from regimes.regime_map.gaussian_process import Surface, fit
+from regimes.regime_map.gaussian_process import GaussianProcess, fit
 from regimes.regime_map.noise_model import between, by_size
-from regimes.regime_map.transforms import Stretch, stretch
+from regimes.regime_map.transforms import Transform, stretch
 
 Numbers = NDArray[np.float64]
 
@@ -27,11 +27,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def once(method: Callable[Concatenate[Measured, P], R]) -> Callable[Concatenate[Measured, P], R]:
+def cached(method: Callable[Concatenate[MeasuredGrid, P], R]) -> Callable[Concatenate[MeasuredGrid, P], R]:
     """Keep what a method returns with the grid it speaks of."""
 
     @functools.wraps(method)
-    def remembered(self: Measured, *names: P.args, **more: P.kwargs) -> R:
+    def remembered(self: MeasuredGrid, *names: P.args, **more: P.kwargs) -> R:
         key = (method.__name__, *map(str, names))
         if key not in self.memory:
             self.memory[key] = method(self, *names, **more)
@@ -42,7 +42,7 @@ def once(method: Callable[Concatenate[Measured, P], R]) -> Callable[Concatenate[
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredGrid:
     """All cells of a grid, sorted along its axes, so that no order of a file changes a result.
 
     Attributes:
@@ -62,7 +62,7 @@ class Measured:
     memory: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: xr.Dataset) -> Measured:
+    def of(cls, data: xr.Dataset) -> MeasuredGrid:
         """The cells of a grid that `check_grid` has passed."""
         axes = axes_of(data)
         data = data.sortby([each.name for each in axes])
@@ -86,39 +86,39 @@ class Measured:
         return tuple(len(each.values) for each in self.axes)
 
     @property
-    @once
+    @cached
     def density(self) -> Numbers:
         """(n,) density of each cell."""
         return np.broadcast_to(np.array(self.axes[-1].values), self.shape).reshape(-1)
 
     @property
-    @once
+    @cached
     def told(self) -> NDArray[np.bool_]:
         """(n,) cells with both LMC and CKA whose networks have learnt something."""
         told = np.isfinite(self.mean("lmc")) & np.isfinite(self.mean("cka"))
         return told & ~self.guessing
 
     @property
-    @once
+    @cached
     def guessing(self) -> NDArray[np.bool_]:
         """(n,) cells at chance."""
         found = at_chance(self.data, self.knobs)
         return np.zeros(len(self.places), bool) if found is None else found.values.reshape(-1)
 
-    @once
+    @cached
     def seeds(self, name: str) -> Numbers:
         """(n, seeds) of a measure, copies and pairs averaged; NaN where not measured."""
         values = seed_means(self.data[name], self.knobs)
         return values.transpose(*(each.name for each in self.axes), "dense_seed").values.reshape(len(self.places), -1)
 
-    @once
+    @cached
     def mean(self, name: str) -> Numbers:
         """(n,) cell means; NaN where not measured."""
         seeds = self.seeds(name)
         count = np.isfinite(seeds).sum(1)
         return np.divide(np.nansum(seeds, 1), count, out=np.full(len(seeds), np.nan), where=count > 0)
 
-    @once
+    @cached
     def stderr(self, name: str) -> Numbers:
         """(n,) standard errors of the cell means, see `cell_stderr`."""
         return cell_stderr(self.data, name, self.knobs).values.reshape(-1)
@@ -129,7 +129,7 @@ class Measured:
         return "test_error" in self.data and bool(self.measured("test_error").any())
 
     @property
-    @once
+    @cached
     def noise_lmc(self) -> float:
         """Standard error of a connected cell's mean LMC; at least half a percent.
 
@@ -144,7 +144,7 @@ class Measured:
         return max([FLOOR, *spreads])
 
     @property
-    @once
+    @cached
     def noise_cka(self) -> Numbers:
         """(n,) deviation of each cell's mean of -log10(1 - CKA) by noise, NaN where not measured.
 
@@ -159,13 +159,13 @@ class Measured:
         """(n,) cells that a surface goes through: measured, and not at chance."""
         return np.isfinite(self.mean(name)) & ~self.guessing
 
-    @once
-    def stretch(self, name: str) -> Stretch:
+    @cached
+    def stretch(self, name: str) -> Transform:
         """The scale on which a measure is smoothed."""
         return stretch(name, self.noise_lmc if name.startswith("lmc") else float(np.nanmedian(self.seeds(name))))
 
-    @once
-    def surface(self, name: str) -> Surface:
+    @cached
+    def surface(self, name: str) -> GaussianProcess:
         """The smooth surface through a measure, on its stretched scale."""
         seeds, scale = self.seeds(name), self.stretch(name)
         there = self.measured(name)

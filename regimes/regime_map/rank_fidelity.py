@@ -11,9 +11,9 @@ from scipy.special import ndtr
 
 from regimes.errors import UserError
 from regimes.regime_map.axes import position
-from regimes.regime_map.landscape_rules import Verdict, regimes_at
-from regimes.regime_map.measured_grid import Measured, Numbers
-from regimes.regime_map.results import Rung
+from regimes.regime_map.landscape_rules import Classification, regimes_at
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
+from regimes.regime_map.results import DensityTrust
 
 SHARE = 0.7  # of the ceiling that a trusted density reaches
 PRIOR_SPREAD = 0.3  # of tau about what the regimes let expect
@@ -22,7 +22,9 @@ DRAWS = 400
 FEW = 4  # temperatures that a ranking needs
 
 
-def rungs(m: Measured, verdict: Verdict, densities: Sequence[float] | None, load: dict[str, float]) -> list[Rung]:
+def rungs(
+    m: MeasuredGrid, verdict: Classification, densities: Sequence[float] | None, load: dict[str, float]
+) -> list[DensityTrust]:
     """Judge densities, sparsest first.
 
     ``trust(d)`` is Kendall's tau along the temperature between the test error at density d and that of dense networks,
@@ -64,7 +66,7 @@ def rungs(m: Measured, verdict: Verdict, densities: Sequence[float] | None, load
     return found
 
 
-def _check_load(m: Measured, load: Mapping[str, float]) -> None:
+def _check_load(m: MeasuredGrid, load: Mapping[str, float]) -> None:
     widths = next((axis.values for axis in m.axes if axis.name == "width"), ())
     measured = ", ".join(f"{each:g}" for each in widths)
     for name, value in load.items():
@@ -75,7 +77,7 @@ def _check_load(m: Measured, load: Mapping[str, float]) -> None:
         raise UserError(f"where on width? Say it with --at width=VALUE; measured: {measured}")
 
 
-def _errors(m: Measured, load: dict[str, float]) -> tuple[Numbers | None, Numbers | None]:
+def _errors(m: MeasuredGrid, load: dict[str, float]) -> tuple[Numbers | None, Numbers | None]:
     """Dense test errors (temperatures, seeds), and pruned ones (densities, temperatures, seeds), where known."""
     if "test_error" not in m.data or "dense_test_error" not in m.data:
         return None, None
@@ -125,7 +127,7 @@ def _ceiling(whole: Numbers | None) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def _connected(m: Measured, verdict: Verdict, load: dict[str, float]) -> float:
+def _connected(m: MeasuredGrid, verdict: Classification, load: dict[str, float]) -> float:
     """Share of the temperatures that are connected at a load."""
     knobs = [axis.name for axis in m.axes[: len(m.knobs)]]
     every = itertools.product(*(axis.values for axis in m.axes[: len(m.knobs)]))
@@ -134,12 +136,12 @@ def _connected(m: Measured, verdict: Verdict, load: dict[str, float]) -> float:
     return float(1 - regimes_at(m, verdict.unsure, places, np.full(len(places), load["density"]))[:, 0].mean())
 
 
-def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, ceiling: float | None) -> Rung:
+def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, ceiling: float | None) -> DensityTrust:
     known = tau is not None and np.isfinite(tau[0])
     if ceiling is not None and not ceiling > LEAST_SPREAD:
         reason = f"two seeds of the dense network do not rank the temperatures alike themselves (tau {ceiling:.2f})"
         value = float(tau[0]) if tau is not None and known else None
-        return Rung(density, value, None, None, ceiling, 0.0, 0.0, False, reason)
+        return DensityTrust(density, value, None, None, ceiling, 0.0, 0.0, False, reason)
     most = 1.0 if ceiling is None else ceiling
     prior = most * connected
     mean, variance = prior, PRIOR_SPREAD**2
@@ -157,4 +159,4 @@ def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, c
     said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else unknown
     reason = f"{said}; {connected:.0%} of the temperatures are connected"
     value = float(tau[0]) if tau is not None and known else None
-    return Rung(density, value, low, high, ceiling, prior, mean / most, enough >= 0.5, reason)
+    return DensityTrust(density, value, low, high, ceiling, prior, mean / most, enough >= 0.5, reason)

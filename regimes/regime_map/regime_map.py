@@ -14,12 +14,12 @@ from regimes.errors import UserError
 from regimes.record.grid import read_grid
 from regimes.regime_map import ADVISERS
 from regimes.regime_map.axes import Axis
-from regimes.regime_map.candidates import Column, column
-from regimes.regime_map.classify import DEFAULT, MEANING, judged
+from regimes.regime_map.candidates import Candidates, candidates_at
+from regimes.regime_map.classify import DEFAULT, MEANING, classify_with_model
 from regimes.regime_map.landscape_rules import regimes_at
 from regimes.regime_map.measured_grid import Numbers
 from regimes.regime_map.rank_fidelity import rungs
-from regimes.regime_map.results import Advice, Choice, Rung
+from regimes.regime_map.results import Advice, DensityTrust, Selection
 from regimes.registry import load
 
 IN_ERROR = ("error", "joint")  # advisers whose costs are log errors
@@ -46,8 +46,8 @@ class RegimeMap:
     def __init__(
         self, data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, cka: float | None = None
     ) -> None:
-        self.data, self._measured, self._verdict = judged(data, rule, lmc, cka)
-        self._columns: dict[tuple[Any, ...], Column] = {}
+        self.data, self._measured, self._verdict = classify_with_model(data, rule, lmc, cka)
+        self._columns: dict[tuple[Any, ...], Candidates] = {}
         if not self._measured.told.any():
             raise UserError("no cell tells anything: all are at chance, or not measured")
         if self._verdict.unsure is None:
@@ -126,7 +126,7 @@ class RegimeMap:
             self._notes(density, found),
         )
 
-    def select(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Choice:
+    def select(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Selection:
         """Which of the measured temperatures to prune to a density: one network of a family that is trained already.
 
         Args:
@@ -142,7 +142,7 @@ class RegimeMap:
         chosen = int(cost.mean(0).argmin())
         often = np.bincount(cost.argmin(1), minlength=len(found.heat)) / len(cost)
         rows = tuple({**self._row(found, i), "chosen": float(often[i])} for i in range(len(found.heat)))
-        return Choice(
+        return Selection(
             found.settings[chosen],
             self._regime(found, chosen),
             self._expected(found, chosen),
@@ -153,7 +153,7 @@ class RegimeMap:
             self._notes(density, found),
         )
 
-    def sam_rho(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Choice:
+    def sam_rho(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Selection:
         """Which radius of sharpness-aware minimisation to train with, for networks to be pruned to a density.
 
         Args:
@@ -178,7 +178,9 @@ class RegimeMap:
                 raise UserError(f"where on {axis.name}? Say it with --at {axis.name}=VALUE; measured: {values}")
         return self.select(density, settled, adviser)
 
-    def rungs(self, densities: Sequence[float] | None = None, at: Mapping[str, float] | None = None) -> list[Rung]:
+    def rungs(
+        self, densities: Sequence[float] | None = None, at: Mapping[str, float] | None = None
+    ) -> list[DensityTrust]:
         """The densities whose networks rank training settings as the full network does, and those that do not.
 
         Sparsest first; `rank_fidelity` defines when a density is trusted. ``at`` gives the width where it varies.
@@ -189,7 +191,7 @@ class RegimeMap:
         """
         return rungs(self._measured, self._verdict, densities, dict(at or {}))
 
-    def _column(self, density: float, here: Mapping[str, float] | None, given: Mapping[str, float]) -> Column:
+    def _column(self, density: float, here: Mapping[str, float] | None, given: Mapping[str, float]) -> Candidates:
         names = [axis.name for axis in self._measured.axes]
         if "density" in given:
             raise UserError("the density is asked for already; leave it out of --at")
@@ -202,23 +204,23 @@ class RegimeMap:
         key = (density, *sorted({**loads, **fixed}.items()))
         if key not in self._columns:
             whole = {**loads, "density": density}
-            self._columns[key] = column(self._measured, self._verdict, whole, None, fixed)
+            self._columns[key] = candidates_at(self._measured, self._verdict, whole, None, fixed)
         if stand is None:
             return self._columns[key]
         if stand in self._columns[key].settings:
             return dataclasses.replace(self._columns[key], here=self._columns[key].settings.index(stand))
-        return column(self._measured, self._verdict, {**loads, "density": density}, stand, fixed)
+        return candidates_at(self._measured, self._verdict, {**loads, "density": density}, stand, fixed)
 
-    def _cost(self, found: Column, adviser: str | None) -> tuple[str, Numbers]:
+    def _cost(self, found: Candidates, adviser: str | None) -> tuple[str, Numbers]:
         name = adviser or (BY_ERROR if found.error is not None else BY_LANDSCAPE)
         return name, load(ADVISERS, name, "adviser")(found, self._measured)
 
-    def _said(self, found: Column, which: int) -> dict[str, int | float]:
+    def _said(self, found: Candidates, which: int) -> dict[str, int | float]:
         return {
             axis.name: axis.said(found.settings[which][axis.name]) for axis in self._measured.axes[: len(self.knobs)]
         }
 
-    def _seeds(self, found: Column, which: int, adviser: str) -> Numbers:
+    def _seeds(self, found: Candidates, which: int, adviser: str) -> Numbers:
         """(draws,) how far two temperatures of one more seed differ beyond their means; 0 for costs of another unit."""
         count = len(found.lmc)
         if found.error is None or adviser not in IN_ERROR:
@@ -226,15 +228,15 @@ class RegimeMap:
         noise = self._measured.surface("test_error").noise
         return np.sqrt(2) * noise * np.random.default_rng(2 + which).standard_normal(count)
 
-    def _regime(self, found: Column, which: int) -> str:
+    def _regime(self, found: Candidates, which: int) -> str:
         return list(MEANING)[int(found.regimes[which].argmax())]
 
-    def _expected(self, found: Column, which: int) -> float | None:
+    def _expected(self, found: Candidates, which: int) -> float | None:
         if found.error is None:
             return None
         return float(np.median(self._measured.stretch("test_error").back(found.error[:, which])))
 
-    def _row(self, found: Column, which: int) -> dict[str, Any]:
+    def _row(self, found: Candidates, which: int) -> dict[str, Any]:
         """What the map holds of a candidate: middle and 95 % of each measure, probabilities of the regimes."""
         row: dict[str, Any] = {**self._said(found, which)}
         row["regimes"] = dict(zip(MEANING, np.round(found.regimes[which], 4).tolist(), strict=True))
@@ -246,7 +248,7 @@ class RegimeMap:
                 row[name] = {"value": middle, "low": low, "high": high}
         return row
 
-    def _notes(self, density: float, found: Column) -> tuple[str, ...]:
+    def _notes(self, density: float, found: Candidates) -> tuple[str, ...]:
         notes = []
         if not np.isclose(density, self._measured.axes[-1].values).any():
             notes.append(f"density {density:g} lies between measured ones; interpolated")

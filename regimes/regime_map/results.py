@@ -49,7 +49,7 @@ class Advice(Answer):
 
 
 @dataclass(frozen=True)
-class Choice(Answer):
+class Selection(Answer):
     """Which of a family of temperatures to prune at a load.
 
     Attributes:
@@ -73,7 +73,7 @@ class Choice(Answer):
 
 
 @dataclass(frozen=True)
-class Rung(Answer):
+class DensityTrust(Answer):
     """Whether networks of a density rank training settings as the dense network does.
 
     Attributes:

@@ -13,16 +13,16 @@ import xarray as xr
 from regimes.config.sweep import Sweep
 from regimes.config.sweep_file import read_sweep
 from regimes.errors import UserError
-from regimes.experiment.atomic_files import Damaged
+from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.run import Result, run
 from regimes.experiment.stages.stage import Stage
 from regimes.experiment.store import Store
 from regimes.record.assemble import open_record
 from regimes.record.grid import check_grid
 from regimes.regime_map import ROUNDS
-from regimes.regime_map.acquisition import Cell, Known, first_cells, known_enough, next_cells
+from regimes.regime_map.acquisition import Cell, MapKnowledge, converged, first_cells, next_cells
 from regimes.regime_map.axes import Axis
-from regimes.regime_map.measured_grid import Measured
+from regimes.regime_map.measured_grid import MeasuredGrid
 
 LEAST = 8  # cells of a round
 PARTS = 20  # a round is this part of the sweep, where that is more
@@ -43,7 +43,7 @@ class Adaptive:
 
     result: Result
     cells: tuple[int, int]
-    history: list[Known]
+    history: list[MapKnowledge]
     enough: bool
 
 
@@ -53,7 +53,7 @@ def run_adaptive(
     *,
     budget: int | None = None,
     changes: Sequence[str] = (),
-    say: Callable[[int, int, Known | None], None] = lambda cells, of, known: None,
+    say: Callable[[int, int, MapKnowledge | None], None] = lambda cells, of, known: None,
     **how: Any,
 ) -> Adaptive:
     """Run a sweep in rounds and stop when its border and its advice are known.
@@ -76,7 +76,7 @@ def run_adaptive(
         raise UserError(f"an adaptive run needs the metrics lmc and cka; add {', '.join(missing)} to measure.metrics")
     store = Store(Path("runs") / sweep.name if out is None else out)
     empty = _empty(sweep)
-    m = Measured.of(empty)
+    m = MeasuredGrid.of(empty)
     total = len(m.places) * sweep.dense_seeds
     size = max(LEAST, math.ceil(total / PARTS))
     rounds, history = _read(store)
@@ -94,9 +94,9 @@ def run_adaptive(
         cells, known = next_cells(_seen(store, sweep, done), size, sweep.dense_seeds)
         history = [*history[: len(rounds) - 1], known]
         left = size if budget is None else min(size, budget - len(done))
-        if known_enough(history) or not cells or left <= 0:
+        if converged(history) or not cells or left <= 0:
             _write(store, rounds, history)
-            return Adaptive(result, (len(done), total), history, known_enough(history))
+            return Adaptive(result, (len(done), total), history, converged(history))
         rounds = [*rounds, _named(m, cells[:left])]
         _write(store, rounds, history)
 
@@ -114,7 +114,7 @@ def _empty(sweep: Sweep) -> xr.Dataset:
     return data
 
 
-def _named(m: Measured, cells: Sequence[Cell]) -> list[dict[str, float]]:
+def _named(m: MeasuredGrid, cells: Sequence[Cell]) -> list[dict[str, float]]:
     """Cells by the values of their axes, so that they mean the same in a sweep that has grown."""
     found = []
     for place, seed in cells:
@@ -161,16 +161,16 @@ def _seen(store: Store, sweep: Sweep, done: Sequence[At]) -> xr.Dataset:
     return check_grid(data.assign(chosen).assign(tried=tried), sweep.name)
 
 
-def _read(store: Store) -> tuple[list[list[dict[str, float]]], list[Known]]:
+def _read(store: Store) -> tuple[list[list[dict[str, float]]], list[MapKnowledge]]:
     try:
         found = store.read_json(ROUNDS)
-    except Damaged as error:
+    except DamagedFile as error:
         raise UserError(f"{error}; remove it, and the rounds are chosen anew") from error
     if found is None:
         return [], []
-    return found["rounds"], [Known(*each) for each in found["known"]]
+    return found["rounds"], [MapKnowledge(*each) for each in found["known"]]
 
 
-def _write(store: Store, rounds: Sequence[Sequence[At]], history: Sequence[Known]) -> None:
+def _write(store: Store, rounds: Sequence[Sequence[At]], history: Sequence[MapKnowledge]) -> None:
     known = [[each.wrong, each.regret] for each in history]
     store.write_json(ROUNDS, {"rounds": [list(map(dict, each)) for each in rounds], "known": known})

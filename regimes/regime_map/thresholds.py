@@ -25,7 +25,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from regimes.regime_map.measured_grid import Measured, Numbers
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.transforms import stretch
 
 STRETCHED_FLOOR = 0.05  # noise of log10(1 - CKA) where a grid tells none: 12 % of the distance from 1
@@ -50,12 +50,12 @@ class Cuts:
     notes: list[str] = field(default_factory=list)
 
 
-def separation(m: Measured, given: Mapping[str, float]) -> Cuts:
+def separation(m: MeasuredGrid, given: Mapping[str, float]) -> Cuts:
     """Find both cuts on the cell means of a grid; those ``given``, {"lmc": ..., "cka": ...}, are taken as they are."""
     return cuts_of(m, given, m.mean("lmc"), m.mean("cka"))
 
 
-def cuts_of(m: Measured, given: Mapping[str, float], lmc: Numbers, cka: Numbers) -> Cuts:
+def cuts_of(m: MeasuredGrid, given: Mapping[str, float], lmc: Numbers, cka: Numbers) -> Cuts:
     """Find both cuts on cell means (n,) that stand for those measured, with the noise that the grid has."""
     told, noise, notes = m.told, m.noise_lmc, []
     if "lmc" in given:

@@ -15,7 +15,7 @@ SMALL = 0.02  # of the median error: errors below are hardly told apart on the l
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Transform:
     """A scale on which the noise of a measure is about the same everywhere.
 
     Attributes:
@@ -31,21 +31,21 @@ class Stretch:
     least: float
 
 
-def stretch(name: str, unit: float) -> Stretch:
+def stretch(name: str, unit: float) -> Transform:
     """asinh(LMC / unit), the unit its noise; -log10(1 - CKA); else the log of an error, the unit a usual one."""
     if name.startswith("lmc"):
-        return Stretch(
+        return Transform(
             lambda x: np.arcsinh(x / unit), lambda y: np.sinh(y) * unit, lambda x: 1 / np.hypot(x, unit), 0.5
         )
     if name.startswith("cka"):
-        return Stretch(
+        return Transform(
             lambda x: -np.log10(np.clip(1 - x, CLOSE, None)),
             lambda y: 1 - 10.0**-y,
             lambda x: 1 / (np.clip(1 - x, CLOSE, None) * np.log(10)),
             0.05,
         )
     small = SMALL * unit or 1e-6
-    return Stretch(
+    return Transform(
         lambda x: np.log(np.clip(x, 0, None) + small),
         lambda y: np.exp(y) - small,
         lambda x: 1 / (np.clip(x, 0, None) + small),

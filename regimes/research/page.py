@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from regimes.plots.draw_map import STEADY, save
-from regimes.plots.text_table import Sheet, finite, where
+from regimes.plots.text_table import TextTable, finite, where
 
 Say = Callable[[str], None]
 
@@ -33,7 +33,7 @@ class Page:
     name: str
     title: str
     words: Sequence[str]
-    sheets: Sequence[Sheet]
+    sheets: Sequence[TextTable]
     figures: Mapping[str, Figure] = field(default_factory=dict)
     facts: Any = None
 

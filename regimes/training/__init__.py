@@ -4,7 +4,7 @@ A new engine is one file beside this one and one line here.
 """
 
 ENGINES = {
-    "eager": "regimes.training.eager_engine:Eager",
-    "graphed": "regimes.training.cuda_graph_engine:Graphed",
-    "stacked": "regimes.training.vmap_engine:Stacked",
+    "eager": "regimes.training.eager_engine:EagerEngine",
+    "graphed": "regimes.training.cuda_graph_engine:CudaGraphEngine",
+    "stacked": "regimes.training.vmap_engine:VmapEngine",
 }

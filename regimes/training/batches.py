@@ -15,7 +15,7 @@ from torch import Tensor
 from regimes.config.keys import seed_of
 from regimes.data.augment import Augmentation
 from regimes.data.dataset import Split
-from regimes.training.schedule import Timeline
+from regimes.training.schedule import TrainingSchedule
 
 
 def generator_of(*role: str | int) -> torch.Generator:
@@ -24,7 +24,7 @@ def generator_of(*role: str | int) -> torch.Generator:
 
 
 @dataclass
-class Stream:
+class BatchStream:
     """The batches of one training.
 
     Attributes:
@@ -36,7 +36,7 @@ class Stream:
     """
 
     role: tuple[str | int, ...]
-    timeline: Timeline
+    timeline: TrainingSchedule
     split: Split
     augmentation: Augmentation
     _pass: int = field(default=-1, init=False)

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
-from regimes.data.uint8_images import Pixels
+from regimes.data.uint8_images import Uint8Images
 from regimes.landscape.error import mean_error
 from regimes.models.build import load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
-from regimes.training.optimizer_step import Stepper
+from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.precision import arithmetic
 
 STREAMS = 8  # of one device: graphs on different streams run side by side
 WARM_UP = 3  # steps before a capture, in which libraries set themselves up; they are undone
 
 
-class Graphed:
+class CudaGraphEngine:
     """Trains up to ``capacity`` networks side by side, a captured step each."""
 
     capacity = 64
@@ -86,13 +86,13 @@ class _Member:
         self.lane, self.precision, self.stream = lane, precision, stream
         self.model = lane.model
         self.batches = lane.stream(data)
-        self.stepper = Stepper(self.model, lane.recipe, lane.mask)
+        self.stepper = OptimizerStep(self.model, lane.recipe, lane.mask)
         if lane.resume is not None:
             load_weights(self.model, lane.resume.weights)
         if lane.mask is not None:
             lane.mask.apply(self.model)
         inputs, targets = data.train
-        if isinstance(inputs, Pixels) and inputs.bytes.device != targets.device:
+        if isinstance(inputs, Uint8Images) and inputs.bytes.device != targets.device:
             raise ValueError("the images do not fit on the device")
         device, timeline = targets.device, self.batches.timeline
         if lane.recipe.momentum:  # buffers have to be there before the capture; 0 is what the first step assumes

@@ -11,11 +11,11 @@ from regimes.data.dataset import Dataset
 from regimes.landscape.error import mean_error
 from regimes.models.build import load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
-from regimes.training.optimizer_step import Stepper
+from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.precision import arithmetic
 
 
-class Eager:
+class EagerEngine:
     """Trains one lane."""
 
     capacity = 1
@@ -26,7 +26,7 @@ class Eager:
         self.data = data
         self.model = self.lane.model
         self.stream = self.lane.stream(data)
-        self.stepper = Stepper(self.model, self.lane.recipe, self.lane.mask)
+        self.stepper = OptimizerStep(self.model, self.lane.recipe, self.lane.mask)
         if self.lane.resume is not None:
             load_weights(self.model, self.lane.resume.weights)
             self.stepper.set_momentum(self.lane.resume.momentum)

@@ -13,8 +13,8 @@ from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset
 from regimes.pruners.mask import Mask
 from regimes.registry import load
-from regimes.training.batches import Stream
-from regimes.training.schedule import Timeline
+from regimes.training.batches import BatchStream
+from regimes.training.schedule import TrainingSchedule
 
 Row = dict[str, Any]  # one epoch: epoch, train_loss and, where evaluated, test_error, val_error
 Tensors = dict[str, Tensor]
@@ -46,7 +46,7 @@ class Lane:
     Attributes:
         model: the network, on the data's device, with the weights to start from (or those of ``resume``).
         recipe: how to train.
-        role: names the random stream: same role, same batches; see `Stream`.
+        role: names the random stream: same role, same batches; see `BatchStream`.
         mask: live weights; all others stay exactly zero.
         resume: a snapshot of this very training to go on from.
     """
@@ -67,19 +67,19 @@ class Lane:
         """Name and shape of everything in the model: lanes of one shape can be trained as one."""
         return tuple((name, tuple(each.shape)) for name, each in self.model.state_dict().items())
 
-    def stream(self, data: Dataset) -> Stream:
+    def stream(self, data: Dataset) -> BatchStream:
         """The batches of this training."""
-        timeline = Timeline(self.recipe, len(data.train.targets))
-        return Stream(self.role, timeline, data.train, load(AUGMENTATIONS, self.recipe.augment, "augmentation"))
+        timeline = TrainingSchedule(self.recipe, len(data.train.targets))
+        return BatchStream(self.role, timeline, data.train, load(AUGMENTATIONS, self.recipe.augment, "augmentation"))
 
 
 # What lanes of one fleet may differ in; all else in their recipes is equal.
-FREE = ("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop")
+PER_NETWORK_FIELDS = ("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop")
 
 
 class Engine(Protocol):
     """Takes the steps of up to ``capacity`` lanes at once; they have one shape, start at one epoch and share all but
-    `FREE`. ``precision`` is that of the steps; see `precision.arithmetic`."""
+    `PER_NETWORK_FIELDS`. ``precision`` is that of the steps; see `precision.arithmetic`."""
 
     capacity: ClassVar[int]
 

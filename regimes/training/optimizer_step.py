@@ -14,7 +14,7 @@ from regimes.config.recipe import Recipe
 from regimes.pruners.mask import Mask
 
 
-class Stepper:
+class OptimizerStep:
     """Steps of one network under one recipe and, where it is pruned, one mask.
 
     The optimiser is torch's SGD, as a function: its class loads torch's compiler at first use, more than a second in

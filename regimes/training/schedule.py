@@ -10,7 +10,7 @@ from regimes.errors import UserError
 
 
 @dataclass(frozen=True)
-class Timeline:
+class TrainingSchedule:
     """The steps of one recipe on ``images`` training images.
 
     A *pass* is one walk through the data in this network's batches. A scheduled *epoch* is a fixed number of steps,

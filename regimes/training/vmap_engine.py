@@ -36,7 +36,7 @@ def padded(lanes: int, model: nn.Module) -> int:
     return max(LEAST, VECTOR // math.gcd(VECTOR, *channels), 1 << (lanes - 1).bit_length())
 
 
-class Stacked:
+class VmapEngine:
     """Trains up to `MOST` lanes at once."""
 
     capacity = MOST

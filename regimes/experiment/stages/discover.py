@@ -10,13 +10,13 @@ from typing import Any
 
 from regimes.config.discovery import Pressure
 from regimes.config.keys import SCHEMA, digest, seed_of
-from regimes.config.sweep import Load
+from regimes.config.sweep import LoadConfig
 from regimes.discovery.api import epochs, found
 from regimes.discovery.gate_estimators import ESTIMATORS
-from regimes.discovery.gated_training import Search
-from regimes.experiment.context import Lab
+from regimes.discovery.gated_training import GatedTraining
+from regimes.experiment.context import RunContext
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, record_of, value
-from regimes.experiment.stages.train import Train
+from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Variable
@@ -31,7 +31,7 @@ VARIABLES = {
 
 
 @dataclass(frozen=True)
-class Discover:
+class DiscoverStage:
     """A smaller network found under one pressure, from the dense network's seed and by its recipe.
 
     Attributes:
@@ -40,9 +40,9 @@ class Discover:
         load: the load axes.
     """
 
-    dense: Train
+    dense: TrainStage
     pressure: Pressure
-    load: Load
+    load: LoadConfig
 
     kind = "discover"
     needs = ()
@@ -78,25 +78,27 @@ class Discover:
         }
 
 
-def discover(fleet: Sequence[Discover], lab: Lab, store: Store, report: Report) -> None:
+def discover(fleet: Sequence[DiscoverStage], context: RunContext, store: Store, report: Report) -> None:
     """Discover one network after another; one whose loss is not finite has diverged."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
-            dense, precision = stage.dense, lab.spec.numerics.precision
-            model = lab.new_model(seed_of("init", dense.seed))
+            dense, precision = stage.dense, context.spec.numerics.precision
+            model = context.new_model(seed_of("init", dense.seed))
             whole = sum(weight.numel() for weight in prunable(model).values())
-            search = Search(model, lab.data, dense.recipe, stage.pressure, ("dense", dense.seed), precision)
+            search = GatedTraining(model, context.data, dense.recipe, stage.pressure, ("dense", dense.seed), precision)
             for _ in epochs(search):
                 pass
             if search.diverged:
-                store.write(stage.key, {**record_of(stage, lab, started, {}), "status": "diverged"})
+                store.write(stage.key, {**record_of(stage, context, started, {}), "status": "diverged"})
             else:
-                _keep(stage, search, whole, lab, store, started)
+                _keep(stage, search, whole, context, store, started)
             done(Outcome(stage.key))
 
 
-def _keep(stage: Discover, search: Search, whole: int, lab: Lab, store: Store, started: float) -> None:
+def _keep(
+    stage: DiscoverStage, search: GatedTraining, whole: int, context: RunContext, store: Store, started: float
+) -> None:
     network = found(search)
     layers = {name: weight.numel() for name, weight in prunable(network.model).items()}
     values = {
@@ -104,5 +106,5 @@ def _keep(stage: Discover, search: Search, whole: int, lab: Lab, store: Store, s
         "macs": value(Estimate(network.macs / network.full_macs, 0.0, network.full_macs), VARIABLES["macs"]),
     }
     weights = {name: each.detach().cpu().clone().contiguous() for name, each in network.model.state_dict().items()}
-    record = record_of(stage, lab, started, values, layers=layers, history=network.history, message=network.message)
+    record = record_of(stage, context, started, values, layers=layers, history=network.history, message=network.message)
     store.write(stage.key, record, weights)

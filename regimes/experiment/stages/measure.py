@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from regimes.config.keys import SCHEMA, digest
-from regimes.experiment.context import Lab, masked
-from regimes.experiment.stages.retrain import Retrain
+from regimes.experiment.context import RunContext, stored_mask
+from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, is_diverged, record_of, value
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
@@ -23,7 +23,7 @@ from regimes.training.batches import generator_of
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasureStage:
     """One metric of one retrained network or one pair.
 
     Attributes:
@@ -35,7 +35,7 @@ class Measure:
 
     name: str
     options: dict[str, Any]
-    subjects: tuple[Retrain, ...]
+    subjects: tuple[RetrainStage, ...]
     pair: int | None
 
     kind = "measure"
@@ -85,38 +85,38 @@ class Measure:
         }
 
 
-def measure(fleet: Sequence[Measure], lab: Lab, store: Store, report: Report) -> None:
+def measure(fleet: Sequence[MeasureStage], context: RunContext, store: Store, report: Report) -> None:
     """Measure one after another; networks that several metrics share are loaded once."""
     networks: dict[str, Trained] = {}
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
             loss = stage.subjects[0].recipe.loss
-            variables = {name: lab.unit(each, loss) for name, each in stage.metric.variables.items()}
+            variables = {name: context.unit(each, loss) for name, each in stage.metric.variables.items()}
             if any(is_diverged(subject, store) for subject in stage.subjects):
                 nothing = Estimate(float("nan"), float("nan"), 0)
                 values = {name: value(nothing, variable) for name, variable in variables.items()}
-                store.write(stage.key, {**record_of(stage, lab, started, values), "status": "diverged"})
+                store.write(stage.key, {**record_of(stage, context, started, values), "status": "diverged"})
             else:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", Unsure)  # the standard error stands in the record
                     measured = stage.metric.measure(
-                        [_network(subject, lab, store, networks) for subject in stage.subjects],
-                        _probe(stage, lab),
+                        [_network(subject, context, store, networks) for subject in stage.subjects],
+                        _probe(stage, context),
                         stage.resolved,
                     )
                 values = {name: value(each, variables[name]) for name, each in measured.items()}
-                store.write(stage.key, record_of(stage, lab, started, values))
+                store.write(stage.key, record_of(stage, context, started, values))
             done(Outcome(stage.key))
 
 
-def _probe(stage: Measure, lab: Lab) -> Probe:
+def _probe(stage: MeasureStage, context: RunContext) -> Probe:
     seeds = [stage.subjects[0].pruned.dense.seed, *(subject.seed for subject in stage.subjects)]
-    return Probe(lab.data, stage.subjects[0].recipe.loss_fn, generator_of("probe", *seeds))
+    return Probe(context.data, stage.subjects[0].recipe.loss_fn, generator_of("probe", *seeds))
 
 
-def _network(subject: Retrain, lab: Lab, store: Store, networks: dict[str, Trained]) -> Trained:
+def _network(subject: RetrainStage, context: RunContext, store: Store, networks: dict[str, Trained]) -> Trained:
     if subject.key not in networks:
-        model = lab.model_with(store.weights(subject.key)).eval()
-        networks[subject.key] = Trained(model, masked(lab, store, subject.pruned.key, model))
+        model = context.model_with(store.weights(subject.key)).eval()
+        networks[subject.key] = Trained(model, stored_mask(context, store, subject.pruned.key, model))
     return networks[subject.key]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from regimes.config.keys import SCHEMA, digest
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.experiment.context import Lab
+from regimes.experiment.context import RunContext
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, record_of, value
 from regimes.experiment.stages.train import VARIABLES
 from regimes.experiment.store import Store
@@ -27,11 +27,11 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training s
 
 
 @dataclass(frozen=True)
-class Given:
+class PretrainedStage:
     """A dense network whose weights stand in a file.
 
     Attributes:
-        identity: data and model; see `Lab.identity`.
+        identity: data and model; see `RunContext.identity`.
         path: of the file; the key rests on its content.
         content: hash of the file.
         recipe: of which only the loss counts here.
@@ -74,7 +74,7 @@ class Given:
         }
 
 
-def content_of(path: str) -> str:
+def content_hash(path: str) -> str:
     """Hash of a checkpoint's file.
 
     Raises:
@@ -131,20 +131,20 @@ def _check_fits(path: str, weights: Mapping[str, Tensor], model: nn.Module) -> N
             )
 
 
-def take(fleet: Sequence[Given], lab: Lab, store: Store, report: Report) -> None:
+def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, store: Store, report: Report) -> None:
     """Judge each network once and keep its weights as a trained network's are kept."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
-            model = lab.new_model(seed=0)
-            if content_of(stage.path) != stage.content:
+            model = context.new_model(seed=0)
+            if content_hash(stage.path) != stage.content:
                 raise UserError(f"{stage.path} has changed since the run began; run again")
             weights = read_checkpoint(stage.path, model)
             load_weights(model, weights)
             values = {}
             for name, variable in VARIABLES.items():
-                split = getattr(lab.data, name.removesuffix("_error"))
+                split = getattr(context.data, name.removesuffix("_error"))
                 error, _ = error_and_loss(model, split, stage.recipe.loss_fn)
-                values[name] = value(error, lab.unit(variable, stage.recipe.loss))
-            store.write(stage.key, record_of(stage, lab, started, values), weights)
+                values[name] = value(error, context.unit(variable, stage.recipe.loss))
+            store.write(stage.key, record_of(stage, context, started, values), weights)
             done(Outcome(stage.key))

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from regimes.config.keys import SCHEMA, digest, seed_of
-from regimes.config.sweep import Load
-from regimes.experiment.context import Lab, masked
-from regimes.experiment.stages.pretrained import Given
+from regimes.config.sweep import LoadConfig
+from regimes.experiment.context import RunContext, stored_mask
+from regimes.experiment.stages.pretrained import PretrainedStage
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, is_diverged, record_of, value
-from regimes.experiment.stages.train import Train
+from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Variable
@@ -29,7 +29,7 @@ VARIABLES = {"kept": Variable("1", "fraction of prunable weights kept")}
 
 
 @dataclass(frozen=True)
-class Prune:
+class PruneStage:
     """A mask over one dense network, or a network with fewer channels.
 
     Attributes:
@@ -41,11 +41,11 @@ class Prune:
         target: the density that a round is on its way to; None: this is the last round.
     """
 
-    dense: Train | Given
+    dense: TrainStage | PretrainedStage
     density: float
-    load: Load
+    load: LoadConfig
     after: Retrained | None = None
-    rewound: Train | None = None
+    rewound: TrainStage | None = None
     target: float | None = None
 
     kind = "prune"
@@ -104,40 +104,40 @@ class Retrained(Protocol):
     def pruned(self) -> Any: ...
 
 
-def prune(fleet: Sequence[Prune], lab: Lab, store: Store, report: Report) -> None:
+def prune(fleet: Sequence[PruneStage], context: RunContext, store: Store, report: Report) -> None:
     """Prune one after another; the masks of one network at several densities come from the same scores."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
             if is_diverged(stage.after or stage.dense, store):  # type: ignore[arg-type]
-                store.write(stage.key, {**record_of(stage, lab, started, {}), "status": "diverged"})
+                store.write(stage.key, {**record_of(stage, context, started, {}), "status": "diverged"})
             else:
-                kept, layers, tensors = (_channels if stage.load.structured else _mask)(stage, lab, store)
+                kept, layers, tensors = (_channels if stage.load.structured else _mask)(stage, context, store)
                 values = {"kept": value(kept, VARIABLES["kept"])}
-                store.write(stage.key, record_of(stage, lab, started, values, layers=layers), tensors)
+                store.write(stage.key, record_of(stage, context, started, values, layers=layers), tensors)
             done(Outcome(stage.key))
 
 
 Pruned = tuple[Estimate, dict[str, int], dict[str, Tensor]]  # density, weights kept by layer, what is stored
 
 
-def _mask(stage: Prune, lab: Lab, store: Store) -> Pruned:
+def _mask(stage: PruneStage, context: RunContext, store: Store) -> Pruned:
     load, generator = stage.load, generator_of("prune", stage.dense.seed)
-    model = lab.model_with(store.weights((stage.after or stage.dense).key))
-    within = None if stage.after is None else masked(lab, store, stage.after.pruned.key, model)
+    model = context.model_with(store.weights((stage.after or stage.dense).key))
+    within = None if stage.after is None else stored_mask(context, store, stage.after.pruned.key, model)
     loss_fn = stage.dense.recipe.loss_fn
     mask = pruning.prune(
-        model, stage.density, load.pruner, load.allocation, lab.data, generator, loss_fn=loss_fn, within=within
+        model, stage.density, load.pruner, load.allocation, context.data, generator, loss_fn=loss_fn, within=within
     )
     layers = {name: int(layer.sum()) for name, layer in mask.layers.items()}
     return Estimate(mask.density, 0.0, mask.size), layers, mask.tensors()
 
 
-def _channels(stage: Prune, lab: Lab, store: Store) -> Pruned:
-    whole = sum(weight.numel() for weight in pruning.prunable(lab.new_model(seed=0)).values())
-    model = lab.model_with(store.weights((stage.after or stage.dense).key))
+def _channels(stage: PruneStage, context: RunContext, store: Store) -> Pruned:
+    whole = sum(weight.numel() for weight in pruning.prunable(context.new_model(seed=0)).values())
+    model = context.model_with(store.weights((stage.after or stage.dense).key))
     here = sum(weight.numel() for weight in pruning.prunable(model).values())
-    inputs = lab.data.train.inputs[:2]
+    inputs = context.data.train.inputs[:2]
     seed = seed_of("prune", stage.dense.seed)
     small, kept = shrink(
         model, stage.density * whole / here, inputs, stage.load.pruner, stage.load.allocation, seed % 2**32

@@ -10,18 +10,26 @@ from typing import Any
 
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.recipe import Recipe
-from regimes.experiment.context import Lab, masked
-from regimes.experiment.stages.discover import Discover
-from regimes.experiment.stages.pretrained import Given
-from regimes.experiment.stages.prune import Prune, Retrained
-from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, in_halves, is_diverged, record_of
-from regimes.experiment.stages.train import Train, last_epochs, training_work
+from regimes.experiment.context import RunContext, stored_mask
+from regimes.experiment.stages.discover import DiscoverStage
+from regimes.experiment.stages.pretrained import PretrainedStage
+from regimes.experiment.stages.prune import PruneStage, Retrained
+from regimes.experiment.stages.stage import (
+    Coordinates,
+    Outcome,
+    Report,
+    attempt,
+    bisect_on_failure,
+    is_diverged,
+    record_of,
+)
+from regimes.experiment.stages.train import TrainStage, last_epochs, training_work
 from regimes.experiment.store import Store
 from regimes.training import train as training
 
 
 @dataclass(frozen=True)
-class Retrain:
+class RetrainStage:
     """One retrained copy of a pruned network.
 
     Attributes:
@@ -30,7 +38,7 @@ class Retrain:
         seed: the retrain seed; in a round on the way, which all copies share, the round's number.
     """
 
-    pruned: Prune | Discover
+    pruned: PruneStage | DiscoverStage
     recipe: Recipe
     seed: int
 
@@ -52,7 +60,7 @@ class Retrain:
         return (*((start,) if (start := self.start) is not None else ()), self.pruned)
 
     @property
-    def start(self) -> Train | Given | Retrained | None:
+    def start(self) -> TrainStage | PretrainedStage | Retrained | None:
         """The network whose weights are retrained; None: those of a smaller network, or initial ones."""
         load = self.pruned.load
         if load.structured or load.rewind == 0:
@@ -84,52 +92,58 @@ class Retrain:
         return described if rewind is None else {**described, "rewind": rewind}
 
 
-def retrain(fleet: Sequence[Retrain], lab: Lab, store: Store, report: Report) -> None:
+def retrain(fleet: Sequence[RetrainStage], context: RunContext, store: Store, report: Report) -> None:
     """Retrain the copies of a fleet together; one whose dense network diverged is not trained at all."""
     sound = []
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
             if is_diverged(stage.pruned, store):
-                _keep(stage, training.Snapshot(0, {}, {}, diverged=True), lab, store, started)
+                _keep(stage, training.Snapshot(0, {}, {}, diverged=True), context, store, started)
                 done(Outcome(stage.key))
             else:
                 sound.append(stage)
-    in_halves(
-        sound, lambda stage: [stage], lambda stages, done: _retrain_together(stages, lab, store, done), store, report
+    bisect_on_failure(
+        sound,
+        lambda stage: [stage],
+        lambda stages, done: _retrain_together(stages, context, store, done),
+        store,
+        report,
     )
 
 
-def _retrain_together(stages: Sequence[Retrain], lab: Lab, store: Store, done: Report) -> None:
+def _retrain_together(stages: Sequence[RetrainStage], context: RunContext, store: Store, done: Report) -> None:
     if not stages:
         return
     started = time.perf_counter()
-    lanes = [_lane(stage, lab, store) for stage in stages]
+    lanes = [_lane(stage, context, store) for stage in stages]
     epochs = [stages[0].recipe.epochs]
-    numerics = lab.spec.numerics
+    numerics = context.spec.numerics
     trained = training.train_fleet(
-        lanes, lab.data, epochs, numerics.engine, evaluate_all=False, precision=numerics.precision
+        lanes, context.data, epochs, numerics.engine, evaluate_all=False, precision=numerics.precision
     )
     for number, snapshot in trained:
-        _keep(stages[number], snapshot, lab, store, started, share=len(stages))
+        _keep(stages[number], snapshot, context, store, started, share=len(stages))
         done(Outcome(stages[number].key))
 
 
-def _lane(stage: Retrain, lab: Lab, store: Store) -> training.Lane:
+def _lane(stage: RetrainStage, context: RunContext, store: Store) -> training.Lane:
     if stage.start is not None:
-        model = lab.model_with(store.weights(stage.start.key))
+        model = context.model_with(store.weights(stage.start.key))
     elif stage.pruned.load.structured:
-        model = lab.model_with(store.weights(stage.pruned.key))
+        model = context.model_with(store.weights(stage.pruned.key))
     else:
-        model = lab.new_model(seed_of("init", stage.pruned.dense.seed))
-    mask = masked(lab, store, stage.pruned.key, model)
+        model = context.new_model(seed_of("init", stage.pruned.dense.seed))
+    mask = stored_mask(context, store, stage.pruned.key, model)
     role = ("round" if stage.aside else "retrain", stage.pruned.dense.seed, stage.seed)
     return training.Lane(model, stage.recipe, role, mask)
 
 
-def _keep(stage: Retrain, snapshot: training.Snapshot, lab: Lab, store: Store, started: float, share: int = 1) -> None:
-    values = last_epochs(snapshot.history, stage.recipe, lab, snapshot.diverged)
-    record = record_of(stage, lab, started, values, share=share, history=snapshot.history)
+def _keep(
+    stage: RetrainStage, snapshot: training.Snapshot, context: RunContext, store: Store, started: float, share: int = 1
+) -> None:
+    values = last_epochs(snapshot.history, stage.recipe, context, snapshot.diverged)
+    record = record_of(stage, context, started, values, share=share, history=snapshot.history)
     if snapshot.diverged:
         store.write(stage.key, {**record, "status": "diverged"})
     else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from regimes.config.sweep import Size
-from regimes.experiment.context import Lab
+from regimes.experiment.context import RunContext
 from regimes.experiment.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Variable
@@ -90,7 +90,7 @@ def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[R
                 report(Outcome(stage.key, line))
 
 
-def in_halves(
+def bisect_on_failure(
     members: Sequence[Member],
     stages_of: Callable[[Member], Sequence[Stage]],
     work: Callable[[Sequence[Member], Report], None],
@@ -122,7 +122,7 @@ def in_halves(
         pass  # out of this block first: while an exception is handled, its frames hold the memory of the failed fleet
     middle = len(left) // 2
     for half in (left[:middle], left[middle:]):
-        in_halves(half, stages_of, work, store, report, frozenset(reported))
+        bisect_on_failure(half, stages_of, work, store, report, frozenset(reported))
 
 
 def is_diverged(stage: Stage, store: Store) -> bool:
@@ -132,7 +132,7 @@ def is_diverged(stage: Stage, store: Store) -> bool:
 
 
 def record_of(
-    stage: Stage, lab: Lab, started: float, values: Mapping[str, Any], share: int = 1, **more: Any
+    stage: Stage, context: RunContext, started: float, values: Mapping[str, Any], share: int = 1, **more: Any
 ) -> dict[str, Any]:
     """The record of a finished stage, ready to be stored; ``share`` stages were done together since ``started``."""
     return {
@@ -142,7 +142,7 @@ def record_of(
         "values": dict(values),
         "seconds": round((time.perf_counter() - started) / share, 4),
         "work": stage.work,
-        "numerics": lab.spec.numerics.id,
+        "numerics": context.spec.numerics.id,
         "description": stage.describe(),
         **more,
     }

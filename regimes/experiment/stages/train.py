@@ -10,14 +10,14 @@ from typing import Any
 
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.recipe import Recipe
-from regimes.experiment.atomic_files import Damaged
-from regimes.experiment.context import Lab
-from regimes.experiment.stages.stage import Coordinates, Outcome, Report, in_halves, record_of, value
+from regimes.experiment.atomic_files import DamagedFile
+from regimes.experiment.context import RunContext
+from regimes.experiment.stages.stage import Coordinates, Outcome, Report, bisect_on_failure, record_of, value
 from regimes.experiment.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Variable
 from regimes.training import train as training
-from regimes.training.schedule import Timeline
+from regimes.training.schedule import TrainingSchedule
 
 VARIABLES = {
     "test_error": Variable("1", "test error, mean of the last epochs", error=True),
@@ -26,13 +26,13 @@ VARIABLES = {
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainStage:
     """A dense network at one temperature, stopped at one epoch.
 
     Stages that differ only in ``epoch`` are snapshots of one training, whose key is `training`.
 
     Attributes:
-        identity: data and model; see `Lab.identity`.
+        identity: data and model; see `RunContext.identity`.
         recipe: of the dense network.
         seed: the dense seed.
         at: {knob: value, "dense_seed": seed}.
@@ -79,35 +79,38 @@ class Train:
 
 def training_work(recipe: Recipe, images: tuple[int, int, int], evaluated: int) -> float:
     """Forward passes of one image that a training takes: three per image and step, six with SAM, and evaluation."""
-    timeline = Timeline(recipe, images[0])
+    timeline = TrainingSchedule(recipe, images[0])
     steps = timeline.last_epoch * timeline.steps_per_epoch
     return steps * recipe.batch_size * (6 if recipe.sam_rho else 3) + evaluated * (images[1] + images[2])
 
 
-def train(fleet: Sequence[Train], lab: Lab, store: Store, report: Report) -> None:
+def train(fleet: Sequence[TrainStage], context: RunContext, store: Store, report: Report) -> None:
     """Train the networks whose snapshots the fleet asks for, each from the nearest snapshot that is already there.
 
     Those that start at the same epoch and ask for the same ones go together.
     """
-    trainings: dict[str, dict[int, Train]] = {}
+    trainings: dict[str, dict[int, TrainStage]] = {}
     for stage in sorted(fleet, key=lambda stage: stage.epoch):
         trainings.setdefault(stage.training, {})[stage.epoch] = stage
-    starts: dict[tuple[int, ...], list[tuple[dict[int, Train], training.Snapshot | None]]] = {}
+    starts: dict[tuple[int, ...], list[tuple[dict[int, TrainStage], training.Snapshot | None]]] = {}
     for stages in trainings.values():
         nearest = _nearest(next(iter(stages.values())), store)
         starts.setdefault((nearest.epoch if nearest else 0, *stages), []).append((stages, nearest))
     for group in starts.values():
-        in_halves(
+        bisect_on_failure(
             group,
             lambda member: list(member[0].values()),
-            lambda members, done: _train_together(members, lab, store, done),
+            lambda members, done: _train_together(members, context, store, done),
             store,
             report,
         )
 
 
 def _train_together(
-    group: Sequence[tuple[dict[int, Train], training.Snapshot | None]], lab: Lab, store: Store, done: Report
+    group: Sequence[tuple[dict[int, TrainStage], training.Snapshot | None]],
+    context: RunContext,
+    store: Store,
+    done: Report,
 ) -> None:
     if not group:
         return
@@ -115,17 +118,17 @@ def _train_together(
     lanes = []
     for stages, nearest in group:
         first = next(iter(stages.values()))
-        model = lab.new_model(seed_of("init", first.seed))
+        model = context.new_model(seed_of("init", first.seed))
         lanes.append(training.Lane(model, first.recipe, ("dense", first.seed), resume=nearest))
     epochs = list(group[0][0])
     passed: dict[int, float] = {}
-    numerics = lab.spec.numerics
-    trained = training.train_fleet(lanes, lab.data, epochs, numerics.dense, precision=numerics.precision)
+    numerics = context.spec.numerics
+    trained = training.train_fleet(lanes, context.data, epochs, numerics.dense, precision=numerics.precision)
     for lane, snapshot in trained:
         stage = group[lane][0][snapshot.epoch]
-        values = last_epochs(snapshot.history, stage.recipe, lab, snapshot.diverged)
+        values = last_epochs(snapshot.history, stage.recipe, context, snapshot.diverged)
         since = max((at for epoch, at in passed.items() if epoch < snapshot.epoch), default=started)
-        record = record_of(stage, lab, since, values, share=len(lanes), history=snapshot.history)
+        record = record_of(stage, context, since, values, share=len(lanes), history=snapshot.history)
         if snapshot.diverged:
             store.write(stage.key, {**record, "status": "diverged"})
         else:
@@ -135,25 +138,25 @@ def _train_together(
         done(Outcome(stage.key))
 
 
-def last_epochs(history: Sequence[training.Row], recipe: Recipe, lab: Lab, diverged: bool) -> dict[str, Any]:
+def last_epochs(history: Sequence[training.Row], recipe: Recipe, context: RunContext, diverged: bool) -> dict[str, Any]:
     """Mean test and validation error of the last epochs, with the standard error that the images give a fraction."""
     last, loss = recipe.last, recipe.loss
     values = {}
     for name, variable in VARIABLES.items():
-        split = getattr(lab.loaded, name.removesuffix("_error"))
+        split = getattr(context.loaded, name.removesuffix("_error"))
         errors = [row[name] for row in history[-last:] if name in row]
         if diverged or not errors:
             estimate = Estimate(float("nan"), float("nan"), 0)
         else:
             mean = sum(errors) / len(errors)
             images = len(split.targets)
-            stderr = float("nan") if lab.loaded.regression else (mean * (1 - mean) / images) ** 0.5
+            stderr = float("nan") if context.loaded.regression else (mean * (1 - mean) / images) ** 0.5
             estimate = Estimate(mean, stderr, images)
-        values[name] = value(estimate, lab.unit(variable, loss))
+        values[name] = value(estimate, context.unit(variable, loss))
     return values
 
 
-def _nearest(first: Train, store: Store) -> training.Snapshot | None:
+def _nearest(first: TrainStage, store: Store) -> training.Snapshot | None:
     """The latest sound snapshot of this training before the first epoch asked for."""
     found = (store.folder / "records" / first.key[:2]).glob(f"{first.training}-e*.json")
     numbers = (path.stem.rpartition("-e")[2] for path in found)
@@ -162,7 +165,7 @@ def _nearest(first: Train, store: Store) -> training.Snapshot | None:
         key = f"{first.training}-e{epoch}"
         try:
             record, tensors = store.read(key), store.weights(key)
-        except Damaged:
+        except DamagedFile:
             continue
         if record is not None:
             momentum = {n.removeprefix("momentum/"): t for n, t in tensors.items() if n.startswith("momentum/")}

@@ -6,3 +6,8 @@ Settings are trained once and recorded as a table; every search method is then r
 ``scores``, ``ranking_quality``, ``fidelity_by_regime`` -> ``tables``, ``figures``; ``live_check`` trains some of the
 searches for comparison.
 """
+
+HPO_STUDIES = {
+    "stoppers": "regimes.research.hpo_benchmark.stoppers_study:study",
+    "recording": "regimes.research.hpo_benchmark.record_study:study",
+}

@@ -1,4 +1,4 @@
-"""``regimes bench hpo``: ways to search, replayed on a recording: seconds, savings, and how proxies rank."""
+"""``bench hpo``: search methods replayed on a recorded table: seconds, savings, and how proxies rank."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 
 import torch
 
-from regimes.config.hpo_file import hpo_from
+from regimes.config.hpo_file import resolve_hpo
 from regimes.experiment.parent_watchdog import end_with
 from regimes.hpo.map_guidance import open_guide
-from regimes.hpo.plan import Say, lab_of
+from regimes.hpo.plan import Say, context_of
 from regimes.research.hpo_benchmark import fidelity_by_regime, figures
 from regimes.research.hpo_benchmark.comparisons import contrasts, contrasts_sheet
 from regimes.research.hpo_benchmark.conclusions import in_words
 from regimes.research.hpo_benchmark.fidelities import FULL, from_facts
 from regimes.research.hpo_benchmark.live_check import beside, go_live
-from regimes.research.hpo_benchmark.methods import ARMS, Arm
-from regimes.research.hpo_benchmark.ranking_quality import Fidelity, fidelity
+from regimes.research.hpo_benchmark.methods import METHODS, SearchMethod
+from regimes.research.hpo_benchmark.ranking_quality import RankingQuality, fidelity
 from regimes.research.hpo_benchmark.ranking_tables import fidelity_sheet, shift_sheet, values_sheet
-from regimes.research.hpo_benchmark.run_method import Found, Stage, replay
+from regimes.research.hpo_benchmark.run_method import BenchmarkSetup, MethodResult, replay
 from regimes.research.hpo_benchmark.scores import Scores
-from regimes.research.hpo_benchmark.table import Tape, courses_of, open_tape
+from regimes.research.hpo_benchmark.table import SearchTable, courses_of, open_table
 from regimes.research.hpo_benchmark.tables import arms_sheet, targets_sheet
-from regimes.research.speed.rate_table import Bench
+from regimes.research.speed.rate_table import BenchmarkResult
 
 RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
 SEARCHES = 300  # of every arm, in pairs
@@ -34,10 +34,12 @@ WORDS = "Searches replayed on `recording.nc`; how that was made is told in [READ
 PARTS = (0.1, 0.25, 0.5)  # of the full training, whose ranking is judged too
 
 
-def bench(device: str, rounds: int, images: str, say: Say, recording: Path | None = None, live: bool = False) -> Bench:
+def bench(
+    device: str, rounds: int, images: str, say: Say, recording: Path | None = None, live: bool = False
+) -> BenchmarkResult:
     """Replay every arm with so many paired seeds; judge how every course ranks; train some arms live if asked."""
     path = recording or RECORDING
-    tape = open_tape(path)
+    tape = open_table(path)
     stage = stage_of(tape, path.parent)
     if live:
         go_live(stage, path.parent, say)
@@ -52,54 +54,54 @@ def bench(device: str, rounds: int, images: str, say: Say, recording: Path | Non
         places = fidelity_by_regime.places(tape, stage.guide)
         sheets.append(fidelity_by_regime.sheet(places, stage.guide))
         drawn["over-the-map"] = fidelity_by_regime.figure(places)
-    return Bench("hpo", sheets, drawn, words=(WORDS, *in_words(scores, asked)))
+    return BenchmarkResult("hpo", sheets, drawn, words=(WORDS, *in_words(scores, asked)))
 
 
-def stage_of(tape: Tape, folder: Path) -> Stage:
+def stage_of(tape: SearchTable, folder: Path) -> BenchmarkSetup:
     """What arms are replayed on: the recording's search, its networks, and the map beside it, if there is one."""
-    spec = hpo_from(tape.facts["spec"], "recording")
-    lab = lab_of(spec, "cpu", folder)
-    images = len(lab.loaded.train.targets) * spec.recipe.epochs  # of a full training
+    spec = resolve_hpo(tape.facts["spec"], "recording")
+    context = context_of(spec, "cpu", folder)
+    images = len(context.loaded.train.targets) * spec.recipe.epochs  # of a full training
     rungs = {}
     for facts in tape.facts["courses"]:
-        course, rung = from_facts(facts, lab, spec.recipe)
+        course, rung = from_facts(facts, context, spec.recipe)
         seconds, alone = (tape.mean_seconds(course.name, together) / images for together in (True, False))
         rungs[course.name] = dataclasses.replace(rung, seconds=seconds, alone=alone)
     guide = None
     if "map" in tape.facts:
         guide = open_guide(folder / MAP, spec.data, spec.model, tape.facts["map"]["seconds"])
-    return Stage(tape, spec, rungs, guide, spec.trials)
+    return BenchmarkSetup(tape, spec, rungs, guide, spec.trials)
 
 
-def searches(path: Path, stage: Stage, say: Say) -> dict[str, list[Found]]:
+def searches(path: Path, stage: BenchmarkSetup, say: Say) -> dict[str, list[MethodResult]]:
     """{arm: its replays, by seed}; those that need a map only where there is one. Every core replays."""
     found = {}
     pool = ProcessPoolExecutor(
         mp_context=multiprocessing.get_context("spawn"), initializer=_ready, initargs=(path, os.getpid())
     )
     with pool:
-        for arm in ARMS:
+        for arm in METHODS:
             if (stage.guide is not None or not arm.mapped) and set(stage.courses(arm)) <= set(stage.rungs):
                 found[arm.name] = list(pool.map(_replayed, [(arm, seed) for seed in range(SEARCHES)]))
                 say(f"{arm.name}: {SEARCHES} searches replayed")
     return found
 
 
-_STAGE: list[Stage] = []  # of this process
+_STAGE: list[BenchmarkSetup] = []  # of this process
 
 
 def _ready(path: Path, parent: int) -> None:
     end_with(parent)
     torch.set_num_threads(1)
-    _STAGE.append(stage_of(open_tape(path), path.parent))
+    _STAGE.append(stage_of(open_table(path), path.parent))
 
 
-def _replayed(asked: tuple[Arm, int]) -> Found:
+def _replayed(asked: tuple[SearchMethod, int]) -> MethodResult:
     arm, seed = asked
     return replay(arm, _STAGE[0], seed)
 
 
-def ranked(tape: Tape, say: Say) -> list[Fidelity]:
+def ranked(tape: SearchTable, say: Say) -> list[RankingQuality]:
     """How another seed ranks, how parts of the full training do, and how every course does."""
     found = [fidelity(tape, FULL)]
     found += [fidelity(tape, FULL, max(1, round(part * tape.epochs))) for part in PARTS]

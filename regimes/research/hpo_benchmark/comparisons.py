@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.research.hpo_benchmark.methods import CONTRASTS
 from regimes.research.hpo_benchmark.scores import Interval, Scores, mean_difference, saving
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Comparison:
     """One way to search beside another.
 
     Attributes:
@@ -28,7 +28,7 @@ class Contrast:
     apart: Interval
 
     @classmethod
-    def of(cls, scores: Scores, one: str, other: str, question: str = "") -> Contrast:
+    def of(cls, scores: Scores, one: str, other: str, question: str = "") -> Comparison:
         """From paired searches."""
         whole, sooner = (saving(each[one], each[other]) for each in (scores.seconds, scores.times))
         return cls(question, one, other, whole, sooner, mean_difference(scores.errors[one], scores.errors[other]))
@@ -51,13 +51,13 @@ class Contrast:
         return "; ".join([*self.better, *self.worse]) or "undecided"
 
 
-def contrasts(scores: Scores) -> list[Contrast]:
+def contrasts(scores: Scores) -> list[Comparison]:
     """Of all arms that were replayed."""
     asked = [each for each in CONTRASTS if set(each[1:]) <= set(scores.times)]
-    return [Contrast.of(scores, one, other, question) for question, one, other in asked]
+    return [Comparison.of(scores, one, other, question) for question, one, other in asked]
 
 
-def contrasts_sheet(found: list[Contrast]) -> Sheet:
+def contrasts_sheet(found: list[Comparison]) -> TextTable:
     """What is asked, and what the answer is."""
     rows = [["question", "search", "held against", "saves", "saves to the target", "test error, points", "verdict"]]
     for each in found:
@@ -65,4 +65,4 @@ def contrasts_sheet(found: list[Contrast]) -> Sheet:
         rows.append([each.question, each.one, each.other, *numbers, each.verdict])
     facts = [{**asdict(each), "verdict": each.verdict} for each in found]
     notes = ["paired searches; a verdict is an interval that leaves out zero"]
-    return Sheet("What is asked of them", rows, notes, facts)
+    return TextTable("What is asked of them", rows, notes, facts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from regimes.research.hpo_benchmark.comparisons import Contrast
+from regimes.research.hpo_benchmark.comparisons import Comparison
 from regimes.research.hpo_benchmark.methods import BASE, OURS, OWN_STOCK
 from regimes.research.hpo_benchmark.scores import Interval, Scores
 
@@ -15,7 +15,7 @@ OF_BASE, OF_STOCK = 0.8, 0.3  # of the time, that ours is meant to save beside t
 WIDTH, MAP = "Is pruning more than width?", "Does the map pay?"
 
 
-def in_words(scores: Scores, found: Sequence[Contrast]) -> list[str]:
+def in_words(scores: Scores, found: Sequence[Comparison]) -> list[str]:
     """Paragraphs: what ours saves, beside which stopper, whether pruning matters, whether the map pays."""
     said = [_saved(scores), _beside_stoppers(scores)] if OURS.name in scores.times else []
     said += [_width([each for each in found if each.question == WIDTH])]
@@ -24,7 +24,7 @@ def in_words(scores: Scores, found: Sequence[Contrast]) -> list[str]:
 
 
 def _saved(scores: Scores) -> str:
-    ours = Contrast.of(scores, OURS.name, BASE)
+    ours = Comparison.of(scores, OURS.name, BASE)
     ends = "It may end worse" if scores.worse(OURS.name) else "It ends no worse"
     told = f"{ends}: {ours.apart.points()} points of test error, {100 * scores.noise:.2f} allowed."
     return f"**What does it save?** *{OURS.name}*, beside {BASE}, {_goal(ours, OF_BASE)} {told}"
@@ -36,11 +36,11 @@ def _beside_stoppers(scores: Scores) -> str:
     if not as_good:
         return f"{asked} None of them, as it is made by default, is shown to end no worse than {BASE}."
     best = min(as_good, key=lambda name: float(np.median(scores.seconds[name])))
-    told = _goal(Contrast.of(scores, OURS.name, best), OF_STOCK)
+    told = _goal(Comparison.of(scores, OURS.name, best), OF_STOCK)
     return f"{asked} Of those that end no worse, *{best}* is the fastest. *{OURS.name}*, beside it, {told}"
 
 
-def _goal(ours: Contrast, goal: float) -> str:
+def _goal(ours: Comparison, goal: float) -> str:
     """What ours saves, in all and to the target, and whether that is what was aimed at."""
     whole, sooner = _reached(ours.whole, goal), _reached(ours.sooner, goal)
     both = whole if whole == sooner else f"{whole} in all, {sooner} to the target"
@@ -63,7 +63,7 @@ def _reached(found: Interval, goal: float) -> str:
     return "reached" if round(found.low, 2) >= goal else "reached, but not all of the interval"
 
 
-def _width(found: Sequence[Contrast]) -> str:
+def _width(found: Sequence[Comparison]) -> str:
     """By how many comparisons of what is pruned with what is plainly narrower speak for either alone."""
     if not found:
         return ""
@@ -75,7 +75,7 @@ def _width(found: Sequence[Contrast]) -> str:
     return f"**Does pruning matter, or only width?** {short} {told} {_listed(found)}"
 
 
-def _map(scores: Scores, found: Sequence[Contrast]) -> str:
+def _map(scores: Scores, found: Sequence[Comparison]) -> str:
     """It pays where a search with it is better than each without, and worse in nothing."""
     if not found:
         return ""
@@ -84,5 +84,5 @@ def _map(scores: Scores, found: Sequence[Contrast]) -> str:
     return f"**Does the map pay?** {'Yes.' if pays else 'No.'} {_listed(found)} It takes {spent:.0f} s of it."
 
 
-def _listed(found: Sequence[Contrast]) -> str:
+def _listed(found: Sequence[Comparison]) -> str:
     return " ".join(f"*{each.one}* beside *{each.other}*: {each.verdict}." for each in found)

@@ -11,24 +11,24 @@ import numpy as np
 
 from regimes.errors import UserError
 from regimes.hpo.fidelity_trainer import VALUES
-from regimes.research.hpo_benchmark.fidelities import Course
-from regimes.research.hpo_benchmark.table import VARIABLES, Tape, open_tape
+from regimes.research.hpo_benchmark.fidelities import RecordedFidelity
+from regimes.research.hpo_benchmark.table import VARIABLES, SearchTable, open_table
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Standing:
+class ExistingRows:
     """A recording that is added to, or none.
 
     Attributes:
         tape: the recording; None where there is none.
     """
 
-    tape: Tape | None = None
+    tape: SearchTable | None = None
 
     @classmethod
-    def of(cls, path: Path, settings: Sequence[Mapping[str, Any]]) -> Standing:
+    def of(cls, path: Path, settings: Sequence[Mapping[str, Any]]) -> ExistingRows:
         """The recording at a path.
 
         Raises:
@@ -36,7 +36,7 @@ class Standing:
         """
         if not path.is_file():
             return cls()
-        tape = open_tape(path)
+        tape = open_table(path)
         if tape.settings != list(settings):
             raise UserError(f"{path}: is a recording of other settings; take another --out, or remove it")
         return cls(tape)
@@ -63,7 +63,7 @@ class Standing:
             return None
         return {name: self.facts[name] for name in ("seconds", "beside")}
 
-    def rows(self, course: Course, numbers: Sequence[int], seed: int) -> dict[int, Row] | None:
+    def rows(self, course: RecordedFidelity, numbers: Sequence[int], seed: int) -> dict[int, Row] | None:
         """{setting: its row} of a course, where all of them stand there; None else.
 
         Values are as exact as the file: single precision.

@@ -13,9 +13,9 @@ import torch
 from regimes.config.hpo import Hpo
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
-from regimes.experiment.context import Lab
-from regimes.hpo.build_fidelities import Making, facts_of, full_rung, proxy_rung, rung_from
-from regimes.hpo.fidelities import Rung
+from regimes.experiment.context import RunContext
+from regimes.hpo.build_fidelities import ProxyBuilder, facts_of, fidelity_from_facts, full_fidelity, proxy_fidelity
+from regimes.hpo.fidelities import Fidelity
 
 FULL = "full"
 SHORT = 0.25  # share of the epochs
@@ -23,7 +23,7 @@ SEARCHED = 2  # seeds of a setting that a search may see one of
 
 
 @dataclass(frozen=True)
-class Course:
+class RecordedFidelity:
     """One way to try a setting.
 
     Attributes:
@@ -61,43 +61,43 @@ class Course:
 
 
 COURSES = (
-    Course(FULL, seeds=SEARCHED),
-    Course("narrowed 0.03", "narrowed", 0.03),
-    Course("narrowed 0.06", "narrowed", 0.06, seeds=SEARCHED),
-    Course("narrowed 0.12", "narrowed", 0.12),
-    Course("narrowed 0.25", "narrowed", 0.25),
-    Course("saliency 0.06", "channels-saliency", 0.06),
-    Course("magnitude 0.06", "channels-magnitude", 0.06),
-    Course("random 0.06", "channels-random", 0.06),
-    Course("discovered 0.06", "discovered", 0.06),
-    Course("quarter of the images", images=0.25),
-    Course("half of the images", images=0.5),
-    Course("full, short", epochs=SHORT),
-    Course("narrowed 0.06, short", "narrowed", 0.06, epochs=SHORT),
-    Course("narrowed 0.12, short", "narrowed", 0.12, epochs=SHORT),
-    Course("narrowed 0.25, short", "narrowed", 0.25, epochs=SHORT),
+    RecordedFidelity(FULL, seeds=SEARCHED),
+    RecordedFidelity("narrowed 0.03", "narrowed", 0.03),
+    RecordedFidelity("narrowed 0.06", "narrowed", 0.06, seeds=SEARCHED),
+    RecordedFidelity("narrowed 0.12", "narrowed", 0.12),
+    RecordedFidelity("narrowed 0.25", "narrowed", 0.25),
+    RecordedFidelity("saliency 0.06", "channels-saliency", 0.06),
+    RecordedFidelity("magnitude 0.06", "channels-magnitude", 0.06),
+    RecordedFidelity("random 0.06", "channels-random", 0.06),
+    RecordedFidelity("discovered 0.06", "discovered", 0.06),
+    RecordedFidelity("quarter of the images", images=0.25),
+    RecordedFidelity("half of the images", images=0.5),
+    RecordedFidelity("full, short", epochs=SHORT),
+    RecordedFidelity("narrowed 0.06, short", "narrowed", 0.06, epochs=SHORT),
+    RecordedFidelity("narrowed 0.12, short", "narrowed", 0.12, epochs=SHORT),
+    RecordedFidelity("narrowed 0.25, short", "narrowed", 0.25, epochs=SHORT),
 )
 
 
-def rung_of(course: Course, spec: Hpo, lab: Lab, batch: int) -> Rung:
+def rung_of(course: RecordedFidelity, spec: Hpo, context: RunContext, batch: int) -> Fidelity:
     """The network of a course: made, its engine chosen, a step timed.
 
     Raises:
         UserError: the proxy's density is out of reach for this model.
     """
-    part, kind = part_of(course, lab), course.proxy or "narrowed"
-    make = Making(part, spec.recipe, kind, course.epochs, batch if course.proxy else 1, spec.seed)
+    part, kind = part_of(course, context), course.proxy or "narrowed"
+    make = ProxyBuilder(part, spec.recipe, kind, course.epochs, batch if course.proxy else 1, spec.seed)
     if course.proxy:
-        return proxy_rung(make, course.density)
-    return full_rung(dataclasses.replace(make, recipe=course.recipe(spec.recipe)))
+        return proxy_fidelity(make, course.density)
+    return full_fidelity(dataclasses.replace(make, recipe=course.recipe(spec.recipe)))
 
 
-def part_of(course: Course, lab: Lab) -> Lab:
-    """The lab with as many of the training images as a course takes; a fixed draw."""
+def part_of(course: RecordedFidelity, context: RunContext) -> RunContext:
+    """The context with as many of the training images as a course takes; a fixed draw."""
     if course.images == 1:
-        return lab
-    part = copy.copy(lab)
-    part.data = fewer(lab.data, course.images)
+        return context
+    part = copy.copy(context)
+    part.data = fewer(context.data, course.images)
     return part
 
 
@@ -109,12 +109,12 @@ def fewer(data: Dataset, share: float) -> Dataset:
     return dataclasses.replace(data, train=Split(data.train.inputs[order], data.train.targets[order]))
 
 
-def as_facts(course: Course, rung: Rung) -> dict[str, Any]:
+def as_facts(course: RecordedFidelity, rung: Fidelity) -> dict[str, Any]:
     """A course and its network as plain data; `from_facts` makes the same of it."""
     return {"course": dataclasses.asdict(course), "rung": facts_of(rung)}
 
 
-def from_facts(facts: Mapping[str, Any], lab: Lab, recipe: Recipe) -> tuple[Course, Rung]:
+def from_facts(facts: Mapping[str, Any], context: RunContext, recipe: Recipe) -> tuple[RecordedFidelity, Fidelity]:
     """A course and its network, of plain data."""
-    course = Course(**facts["course"])
-    return course, rung_from(facts["rung"], part_of(course, lab), recipe)
+    course = RecordedFidelity(**facts["course"])
+    return course, fidelity_from_facts(facts["rung"], part_of(course, context), recipe)

@@ -12,19 +12,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from regimes.errors import OutsideRange
-from regimes.hpo.map_guidance import Guide
-from regimes.plots.text_table import Sheet
+from regimes.hpo.map_guidance import MapGuidance
+from regimes.plots.text_table import TextTable
 from regimes.research.hpo_benchmark.fidelities import FULL
 from regimes.research.hpo_benchmark.ranking_quality import Pairs, bootstrap, mean_of, pairs_of, tau
 from regimes.research.hpo_benchmark.scores import Interval
-from regimes.research.hpo_benchmark.table import Tape, courses_of
+from regimes.research.hpo_benchmark.table import SearchTable, courses_of
 
 BINS = 5  # of the learning rate
 KNOB = "learning_rate"
 
 
 @dataclass(frozen=True)
-class Place:
+class MapBin:
     """One density in one range of the learning rate.
 
     Attributes:
@@ -47,7 +47,7 @@ class Place:
     chance: float
 
 
-def places(tape: Tape, guide: Guide, kind: str = "narrowed") -> list[Place]:
+def places(tape: SearchTable, guide: MapGuidance, kind: str = "narrowed") -> list[MapBin]:
     """Proxies of a kind at every recorded density, in each range of the learning rate."""
     rates = np.array([each[KNOB] for each in tape.settings])
     edges = np.quantile(rates, np.linspace(0, 1, BINS + 1))
@@ -60,7 +60,7 @@ def places(tape: Tape, guide: Guide, kind: str = "narrowed") -> list[Place]:
         for low, high in itertools.pairwise(map(float, edges)):
             here = (rates >= low) & (rates < high)
             regime, chance = _regime(guide, course.density, math.sqrt(low * high))
-            found.append(Place(course.density, low, high, *_taus(pairs, again, np.flatnonzero(here)), regime, chance))
+            found.append(MapBin(course.density, low, high, *_taus(pairs, again, np.flatnonzero(here)), regime, chance))
     return found
 
 
@@ -69,14 +69,14 @@ def _taus(pairs: Pairs, again: Pairs, here: NDArray[np.int64]) -> tuple[float, f
     return mean_of(tau, pairs, here), mean_of(tau, again, here), less
 
 
-def by_regime(found: Sequence[Place]) -> dict[str, tuple[int, float]]:
+def by_regime(found: Sequence[MapBin]) -> dict[str, tuple[int, float]]:
     """{regime: (places, mean of what their tau is less than another seed's)}, of places that are on the map."""
     names = sorted({each.regime for each in found if each.regime})
     less = {name: [each.less.value for each in found if each.regime == name] for name in names}
     return {name: (len(each), float(np.mean(each))) for name, each in less.items()}
 
 
-def _regime(guide: Guide, density: float, rate: float) -> tuple[str, float]:
+def _regime(guide: MapGuidance, density: float, rate: float) -> tuple[str, float]:
     try:
         found = guide.chart.regimes(density, {KNOB: rate})
     except OutsideRange:
@@ -85,7 +85,7 @@ def _regime(guide: Guide, density: float, rate: float) -> tuple[str, float]:
     return best, found[best]
 
 
-def sheet(found: Sequence[Place], guide: Guide) -> Sheet:
+def sheet(found: Sequence[MapBin], guide: MapGuidance) -> TextTable:
     """The same as a table, with what the map says of each density as a whole."""
     rows = [["density", "learning rate", "regime", "tau", "another seed's", "less"]]
     for each in found:
@@ -104,10 +104,10 @@ def sheet(found: Sequence[Place], guide: Guide) -> Sheet:
         f"the map on density {each.density:g}: {'trusted' if each.trusted else 'not trusted'}, {each.reason}"
         for each in guide.judged()
     ]
-    return Sheet("Over the regime map", rows, notes, [asdict(each) for each in found])
+    return TextTable("Over the regime map", rows, notes, [asdict(each) for each in found])
 
 
-def figure(found: Sequence[Place]) -> Figure:
+def figure(found: Sequence[MapBin]) -> Figure:
     """A square for each place: its colour is the tau, its text tau and regime; on top another seed's."""
     densities = sorted({each.density for each in found}, reverse=True)
     ranges = sorted({(each.low, each.high) for each in found})

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from regimes.plots.hpo_plots import plainly_logarithmic
+from regimes.plots.hpo_plots import log_axis_with_plain_labels
 from regimes.research.hpo_benchmark.methods import BASE, OURS
-from regimes.research.hpo_benchmark.ranking_quality import Fidelity
-from regimes.research.hpo_benchmark.run_method import Found
+from regimes.research.hpo_benchmark.ranking_quality import RankingQuality
+from regimes.research.hpo_benchmark.run_method import MethodResult
 from regimes.research.hpo_benchmark.scores import Numbers, incumbents
 
 SHOWN = {  # arm: colour, line
@@ -29,7 +29,7 @@ SHOWN = {  # arm: colour, line
 POINTS = 200  # of a curve
 
 
-def curves(found: Mapping[str, Sequence[Found]], tested: Sequence[Numbers], target: float) -> Figure:
+def curves(found: Mapping[str, Sequence[MethodResult]], tested: Sequence[Numbers], target: float) -> Figure:
     """Expected test error of what is held, the mean over searches, from when all of them hold something."""
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -45,7 +45,7 @@ def curves(found: Mapping[str, Sequence[Found]], tested: Sequence[Numbers], targ
     axes.axhline(100 * target, color="#999999", linewidth=0.8)
     above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
     axes.annotate("target", (latest, 100 * target), color="#666666", fontsize=8, **above)
-    plainly_logarithmic(axes.yaxis)
+    log_axis_with_plain_labels(axes.yaxis)
     _logarithmic(axes)
     axes.set_xlabel("seconds of the search, one core, everything counted")
     axes.set_ylabel("expected test error of what is held (%)")
@@ -54,7 +54,7 @@ def curves(found: Mapping[str, Sequence[Found]], tested: Sequence[Numbers], targ
     return figure
 
 
-def _held(found: Found, tested: Numbers, seconds: Numbers) -> Numbers:
+def _held(found: MethodResult, tested: Numbers, seconds: Numbers) -> Numbers:
     """Expected test error of what is held at each of some times; infinite before there is anything."""
     held = np.full(len(seconds), math.inf)
     for time, setting in incumbents(found):
@@ -62,7 +62,7 @@ def _held(found: Found, tested: Numbers, seconds: Numbers) -> Numbers:
     return held
 
 
-def fidelities(ranks: Sequence[Fidelity]) -> Figure:
+def fidelities(ranks: Sequence[RankingQuality]) -> Figure:
     """Kendall's tau with intervals, a row a course, the dearest on top; the band is another seed of the full one."""
     full, *rest = ranks
     rest = sorted(rest, key=lambda one: one.cost)
@@ -85,7 +85,7 @@ def fidelities(ranks: Sequence[Fidelity]) -> Figure:
 
 def _logarithmic(axes: Axes) -> None:
     """Across, with numbers at powers of ten alone."""
-    plainly_logarithmic(axes.xaxis)
+    log_axis_with_plain_labels(axes.xaxis)
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -15,14 +15,14 @@ from optuna.trial import Trial
 from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.experiment.context import Lab, one_thread
-from regimes.hpo.fidelity_trainer import Trainer, Value
-from regimes.hpo.plan import lab_of
+from regimes.experiment.context import RunContext, one_thread
+from regimes.hpo.fidelity_trainer import FidelityResult, FidelityTrainer
+from regimes.hpo.plan import context_of
 from regimes.hpo.search_space import recipe_with
 from regimes.landscape.error import mean_error
-from regimes.plots.text_table import Sheet
-from regimes.research.hpo_benchmark.methods import ARMS, BASE, OURS, Arm
-from regimes.research.hpo_benchmark.run_method import Found, Search, Stage
+from regimes.plots.text_table import TextTable
+from regimes.research.hpo_benchmark.methods import BASE, METHODS, OURS, SearchMethod
+from regimes.research.hpo_benchmark.run_method import BenchmarkSetup, MethodResult, MethodRun
 from regimes.research.hpo_benchmark.scores import Numbers, Scores, final_error, incumbents, time_to
 from regimes.training.train import train
 
@@ -32,52 +32,54 @@ SEEDS = (0, 1, 2)  # of the searches, alike in every arm
 FRESH = 2  # seeds with which what a live search held is trained anew and tested
 
 
-def search_live(arm: Arm, stage: Stage, folder: Path, seed: int) -> dict[str, Any]:
+def search_live(arm: SearchMethod, stage: BenchmarkSetup, folder: Path, seed: int) -> dict[str, Any]:
     """Do an arm's search by training, with a free sampler, on the networks of the recording.
 
     Returns its marks (seconds by the clock, what making the proxies took included) and what they tested at.
     """
-    lab = lab_of(stage.spec, "cpu", folder)
-    trainer, before = Trainer(lab, stage.ladder(arm), seed), stage.overhead(arm)
+    context = context_of(stage.spec, "cpu", folder)
+    trainer, before = FidelityTrainer(context, stage.ladder(arm), seed), stage.overhead(arm)
     marks: list[dict[str, Any]] = []
 
-    def finished(trial: Trial, value: Value) -> None:
+    def finished(trial: Trial, value: FidelityResult) -> None:
         seconds = before + time.perf_counter() - started
         marks.append({"seconds": seconds, "value": getattr(value, stage.spec.study.value), "params": trial.params})
 
     started = time.perf_counter()
-    Search(arm, stage, trainer, seed, lambda base: base, finished).go()
+    MethodRun(arm, stage, trainer, seed, lambda base: base, finished).go()
     result = {"arm": arm.name, "seed": seed, "seconds": before + time.perf_counter() - started, "marks": marks}
     for _, number in incumbents(as_found(result)):
         recipe = recipe_with(stage.spec.recipe, marks[number]["params"])
-        marks[number]["tested"] = [_tested(recipe, lab, seed_of("live", seed, fresh)) for fresh in range(FRESH)]
+        marks[number]["tested"] = [_tested(recipe, context, seed_of("live", seed, fresh)) for fresh in range(FRESH)]
     return result
 
 
-def _tested(recipe: Recipe, lab: Lab, seed: int) -> float:
+def _tested(recipe: Recipe, context: RunContext, seed: int) -> float:
     """Test error of a setting, trained anew."""
     with one_thread():
         whole = recipe.model_copy(update={"last": 1})
-        (last,) = train(lab.new_model(seed), lab.data, whole, ("live", seed), [recipe.epochs], evaluate_all=False)
+        (last,) = train(
+            context.new_model(seed), context.data, whole, ("live", seed), [recipe.epochs], evaluate_all=False
+        )
         if last.diverged:
-            return 1 - 1 / lab.data.classes
-        return mean_error(lab.model_with(last.weights), lab.data.test, recipe.loss_fn)
+            return 1 - 1 / context.data.classes
+        return mean_error(context.model_with(last.weights), context.data.test, recipe.loss_fn)
 
 
-def as_found(result: dict[str, Any]) -> Found:
+def as_found(result: dict[str, Any]) -> MethodResult:
     """A live search as a replayed one is told, its full trainings numbered."""
     marks = tuple((each["seconds"], number, each["value"]) for number, each in enumerate(result["marks"]))
-    return Found(marks, result["seconds"])
+    return MethodResult(marks, result["seconds"])
 
 
-def go_live(stage: Stage, folder: Path, say: Callable[[str], None], seeds: Sequence[int] = SEEDS) -> None:
+def go_live(stage: BenchmarkSetup, folder: Path, say: Callable[[str], None], seeds: Sequence[int] = SEEDS) -> None:
     """Train the arms in `LIVE`, one after the other; what is done is kept."""
     path = folder / FILE
     done = _read(path)
     for seed in seeds:
         for name in LIVE:
             if not any(each["arm"] == name and each["seed"] == seed for each in done):
-                arm = next(each for each in ARMS if each.name == name)
+                arm = next(each for each in METHODS if each.name == name)
                 done.append(search_live(arm, stage, folder, seed))
                 path.write_text(json.dumps(done, indent=1) + "\n")
                 say(f"{name}, seed {seed}: trained live, {done[-1]['seconds']:.0f} s")
@@ -92,7 +94,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: is no list of live searches; remove it, and they are trained anew") from error
 
 
-def beside(folder: Path, scores: Scores) -> list[Sheet]:
+def beside(folder: Path, scores: Scores) -> list[TextTable]:
     """The live searches beside their replays; nothing where none was trained."""
     done = _read(folder / FILE)
     if not done:
@@ -124,7 +126,7 @@ def beside(folder: Path, scores: Scores) -> list[Sheet]:
         "live seconds are of another day's machine than replayed ones; parts of what the whole search took compare",
     ]
     facts = [{name: each[name] for name in ("arm", "seed", "seconds")} for each in done]  # the rest stands in the file
-    return [Sheet("Do replay and life agree?", rows, notes, facts)]
+    return [TextTable("Do replay and life agree?", rows, notes, facts)]
 
 
 def tested_of(result: dict[str, Any]) -> Numbers:

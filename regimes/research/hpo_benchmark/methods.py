@@ -21,7 +21,7 @@ PAIRS = 16  # runs of both networks, by which settings are corrected
 
 
 @dataclass(frozen=True)
-class Arm:
+class SearchMethod:
     """A way to search.
 
     Attributes:
@@ -53,30 +53,30 @@ class Arm:
     pairs: int = 0
 
 
-def _stock(name: str) -> Arm:
+def _stock(name: str) -> SearchMethod:
     what = "Optuna's stopper as it is made by default, asked every epoch"
-    return Arm(f"TPE + {name}", what, stopper=f"own {name}", reports=EACH)
+    return SearchMethod(f"TPE + {name}", what, stopper=f"own {name}", reports=EACH)
 
 
-def _best(name: str, what: str, course: str, promoted: int = 5) -> Arm:
-    return Arm(name, f"{what}, one by one; the best {promoted} in full", courses=(course,), promoted=promoted)
+def _best(name: str, what: str, course: str, promoted: int = 5) -> SearchMethod:
+    return SearchMethod(name, f"{what}, one by one; the best {promoted} in full", courses=(course,), promoted=promoted)
 
 
-def _ladder(name: str, what: str, *courses: str) -> Arm:
-    return Arm(name, f"{what}; every trial climbs", "tpe", courses, "halving", EARLY, EARLY, 64)
+def _ladder(name: str, what: str, *courses: str) -> SearchMethod:
+    return SearchMethod(name, f"{what}; every trial climbs", "tpe", courses, "halving", EARLY, EARLY, 64)
 
 
-def _ours(name: str, what: str, *courses: str, best: int = 5, batch: int = 64, mapped: bool = False) -> Arm:
+def _ours(name: str, what: str, *courses: str, best: int = 5, batch: int = 64, mapped: bool = False) -> SearchMethod:
     told = f"{what}; the best {best} in full"
-    return Arm(name, told, "tpe", courses, "halving", EARLY, EARLY, batch, best, mapped=mapped)
+    return SearchMethod(name, told, "tpe", courses, "halving", EARLY, EARLY, batch, best, mapped=mapped)
 
 
 OURS = _ours("ours at 0.06", "narrowed to 0.06", "narrowed 0.06")  # what the others differ from in one thing
-ARMS = (
-    Arm("random, full network", "every trial in full", sampler="random"),
-    Arm(BASE, "every trial in full: the base line"),
+METHODS = (
+    SearchMethod("random, full network", "every trial in full", sampler="random"),
+    SearchMethod(BASE, "every trial in full: the base line"),
     *(_stock(name) for name in OWN_STOCK),
-    Arm("few epochs, keep the best", "a tenth of the epochs; the best 5 go on", promoted=5, begun=0.1),
+    SearchMethod("few epochs, keep the best", "a tenth of the epochs; the best 5 go on", promoted=5, begun=0.1),
     _best("a quarter of the epochs", "the full network, its schedule shortened", "full, short"),
     _best("a quarter of the images", "the full network on fewer images", "quarter of the images"),
     _best("half of the images", "the full network on fewer images", "half of the images"),

@@ -29,7 +29,7 @@ DRAWS = 200  # of the bootstrap
 
 
 @dataclass(frozen=True)
-class Shift:
+class OptimumShift:
     """Factors from the full network's settings to the proxy's.
 
     Attributes:
@@ -51,7 +51,7 @@ def shift_between(
     full: Numbers,
     space: Mapping[str, Dimension],
     seed: int = 0,
-) -> Shift:
+) -> OptimumShift:
     """Estimate the shift from a proxy's losses and a few of the full network's.
 
     A quadratic surface of the hyperparameters is fitted to the normal scores of the proxy's losses; the factors are
@@ -89,7 +89,7 @@ def shift_between(
     draws = np.array([again() for _ in range(DRAWS)])
     low, high = np.exp(np.quantile(draws, [0.025, 0.975], axis=0))
     told = [dict(zip(names, map(float, each), strict=True)) for each in (np.exp(value), low, high)]
-    return Shift(told[0], told[1], told[2], len(paired))
+    return OptimumShift(told[0], told[1], told[2], len(paired))
 
 
 def scores(losses: Numbers) -> Numbers:

@@ -17,7 +17,7 @@ from regimes.config.hpo import Dimension
 from regimes.hpo.search_space import distributions
 
 
-class Pool(BaseSampler):
+class PoolSampler(BaseSampler):
     """Draws settings of a recording, each once in a study.
 
     Args:
@@ -40,7 +40,7 @@ class Pool(BaseSampler):
         self.only: dict[str, Any] = {}  # values to which the choice is held
         self.taken: set[int] = set()  # drawn already; Hyperband shows a sampler a part of its study only
 
-    def partly(self, values: Mapping[str, Any]) -> Pool:
+    def partly(self, values: Mapping[str, Any]) -> PoolSampler:
         """The same with some values given."""
         held = copy.copy(self)  # what is drawn stays one set
         held.only = dict(values)

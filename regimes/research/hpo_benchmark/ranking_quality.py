@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from regimes.research.hpo_benchmark.fidelities import FULL, SEARCHED
 from regimes.research.hpo_benchmark.scores import Interval
-from regimes.research.hpo_benchmark.table import Tape
+from regimes.research.hpo_benchmark.table import SearchTable
 
 Numbers = NDArray[np.float64]
 Pairs = Sequence[tuple[Numbers, Numbers]]  # (cheap, full): values of all settings, of trainings with different seeds
@@ -21,7 +21,7 @@ CHOSEN = 5  # settings among which the best is looked for: regret
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class RankingQuality:
     """How a cheap training ranks settings.
 
     Attributes:
@@ -47,13 +47,13 @@ class Fidelity:
     alone: float
 
 
-def fidelity(tape: Tape, course: str, epoch: int | None = None, value: str = "calibrated") -> Fidelity:
+def fidelity(tape: SearchTable, course: str, epoch: int | None = None, value: str = "calibrated") -> RankingQuality:
     """Judge a course, trained to some epoch (None: to its end), by trainings of the full network with other seeds."""
     stop = epoch or tape.epochs
     pairs, again = pairs_of(tape, course, stop, value), pairs_of(tape, FULL, tape.epochs, value)
     name = course if stop == tape.epochs else f"{course}, {stop} of {tape.epochs} epochs"
     part = stop / tape.epochs
-    return Fidelity(
+    return RankingQuality(
         "full, another seed" if course == FULL and stop == tape.epochs else name,
         bootstrap(lambda at: mean_of(tau, pairs, at), len(tape.settings)),
         bootstrap(lambda at: mean_of(better_tau, pairs, at), len(tape.settings)),
@@ -66,7 +66,7 @@ def fidelity(tape: Tape, course: str, epoch: int | None = None, value: str = "ca
     )
 
 
-def pairs_of(tape: Tape, course: str, epoch: int, value: str = "calibrated") -> Pairs:
+def pairs_of(tape: SearchTable, course: str, epoch: int, value: str = "calibrated") -> Pairs:
     """A course's trainings beside the full network's, never one beside itself."""
     cheap = tape.arrays[value][tape.courses[course], :, :SEARCHED, epoch - 1]
     full = [tape.last(FULL, seed, value) for seed in range(SEARCHED)]

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from regimes.hpo.fidelity_trainer import VALUES
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.research.hpo_benchmark.fidelities import FULL, SEARCHED
-from regimes.research.hpo_benchmark.optimum_shift import Shift, shift_between
-from regimes.research.hpo_benchmark.ranking_quality import Fidelity, mean_of, pairs_of, tau
-from regimes.research.hpo_benchmark.run_method import Stage
-from regimes.research.hpo_benchmark.table import Tape, courses_of
+from regimes.research.hpo_benchmark.optimum_shift import OptimumShift, shift_between
+from regimes.research.hpo_benchmark.ranking_quality import RankingQuality, mean_of, pairs_of, tau
+from regimes.research.hpo_benchmark.run_method import BenchmarkSetup
+from regimes.research.hpo_benchmark.table import SearchTable, courses_of
 
 
-def fidelity_sheet(ranks: Sequence[Fidelity]) -> Sheet:
+def fidelity_sheet(ranks: Sequence[RankingQuality]) -> TextTable:
     """How every course ranks, a row each."""
     head = ["ranked by", "cost", "alone", "tau", "less another seed's", "tau, better half", "Spearman"]
     rows = [[*head, "recall of the best tenth", "regret of five, points"]]
@@ -32,10 +32,10 @@ def fidelity_sheet(ranks: Sequence[Fidelity]) -> Sheet:
         "regret: the full network chooses by its validation value among the first five: how much higher their expected "
         "test error is than that of what it chooses of all settings; intervals hold 95 %, by bootstrap over settings",
     ]
-    return Sheet("How settings are ranked", rows, notes, [asdict(each) for each in ranks])
+    return TextTable("How settings are ranked", rows, notes, [asdict(each) for each in ranks])
 
 
-def values_sheet(tape: Tape) -> Sheet:
+def values_sheet(tape: SearchTable) -> TextTable:
     """What rankings rest on: a value may be ranked well and say little of test errors."""
     names = [FULL, *(each.name for each in courses_of(tape.facts) if each.proxy == "narrowed" and each.plain)]
     told = (f"{value}: tau with {what}" for value in VALUES for what in ("the full network's", "test errors"))
@@ -60,10 +60,10 @@ def values_sheet(tape: Tape) -> Sheet:
         "validation values of a course against those of the full network, and against the full network's expected test "
         "error; searches here go by the calibrated loss",
     ]
-    return Sheet("What is ranked", rows, notes, facts)
+    return TextTable("What is ranked", rows, notes, facts)
 
 
-def shift_sheet(stage: Stage) -> Sheet:
+def shift_sheet(stage: BenchmarkSetup) -> TextTable:
     """How far each proxy's best settings lie from the full network's."""
     tape = stage.tape
     rows, facts = [["course", "hyperparameter", "times", "95 % interval"]], []
@@ -81,15 +81,15 @@ def shift_sheet(stage: Stage) -> Sheet:
             told = ", ".join(f"{name} x {factor:.2f}" for name, factor in course.shift.items())
             moved, plain = (_tau(tape, name) for name in (course.name, course.name.rpartition(", ")[0]))
             notes.append(f"{course.name}: {told}: tau {moved:.2f}, unmoved {plain:.2f}")
-    return Sheet("How far the best settings shift", rows, notes, facts)
+    return TextTable("How far the best settings shift", rows, notes, facts)
 
 
-def _tau(tape: Tape, course: str) -> float:
+def _tau(tape: SearchTable, course: str) -> float:
     """With the full network, over all settings."""
     return mean_of(tau, pairs_of(tape, course, tape.epochs), np.arange(len(tape.settings)))
 
 
-def _rows(course: str, found: Shift) -> list[list[str]]:
+def _rows(course: str, found: OptimumShift) -> list[list[str]]:
     return [
         [course, name, f"{factor:.2f}", f"{found.low[name]:.2f} to {found.high[name]:.2f}"]
         for name, factor in found.factors.items()

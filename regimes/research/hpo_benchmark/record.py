@@ -24,16 +24,16 @@ from scipy.stats import qmc
 from regimes.config.hpo import WHOLE, Dimension, Hpo
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.recipe import Recipe
-from regimes.experiment.atomic_files import Damaged
-from regimes.experiment.context import Lab, one_thread
+from regimes.experiment.atomic_files import DamagedFile
+from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.parent_watchdog import end_with
 from regimes.experiment.store import Store
-from regimes.hpo.fidelities import Rung
+from regimes.hpo.fidelities import Fidelity
 from regimes.hpo.fidelity_trainer import VALUES
-from regimes.hpo.plan import lab_of
+from regimes.hpo.plan import context_of
 from regimes.hpo.search_space import recipe_with
-from regimes.hpo.validation import judge
-from regimes.research.hpo_benchmark.fidelities import Course, from_facts
+from regimes.hpo.validation import validate
+from regimes.research.hpo_benchmark.fidelities import RecordedFidelity, from_facts
 from regimes.training.fleet import Lane, Snapshot
 from regimes.training.train import train_fleet
 
@@ -60,7 +60,7 @@ def _column(name: str, dimension: Dimension, points: np.ndarray[Any, Any]) -> li
 
 
 @dataclass(frozen=True)
-class Task:
+class RecordTask:
     """Settings that are trained together on a course.
 
     Attributes:
@@ -77,17 +77,17 @@ class Task:
     seed: int
     tested: bool
 
-    def key(self, place: int, lab: Lab) -> str:
+    def key(self, place: int, context: RunContext) -> str:
         """Content key of one setting's training."""
-        course, rung = from_facts(self.facts, lab, self.recipes[place])
-        about = {"schema": SCHEMA, "stage": "proof", "by": lab.spec.numerics.id, "images": course.images}
+        course, rung = from_facts(self.facts, context, self.recipes[place])
+        about = {"schema": SCHEMA, "stage": "proof", "by": context.spec.numerics.id, "images": course.images}
         science = course.recipe(self.recipes[place]).science()
-        return digest({**rung.lab.identity, **about, "recipe": science, "at": [self.numbers[place], self.seed]})
+        return digest({**rung.context.identity, **about, "recipe": science, "at": [self.numbers[place], self.seed]})
 
 
 def tasks_of(
-    course: Course, rung: Rung, facts: dict[str, Any], found: Sequence[tuple[int, Recipe]], seed: int
-) -> Iterator[Task]:
+    course: RecordedFidelity, rung: Fidelity, facts: dict[str, Any], found: Sequence[tuple[int, Recipe]], seed: int
+) -> Iterator[RecordTask]:
     """The tasks of a course: fleets of one batch size where networks stack."""
     size = rung.choice.lanes if rung.choice.lanes > 1 else ALONE
     by_batch = sorted(found, key=lambda each: (each[1].batch_size, each[1].sam_rho > 0, each[0]))
@@ -95,57 +95,59 @@ def tasks_of(
         members = list(group)
         for first in range(0, len(members), size):
             numbers, recipes = zip(*members[first : first + size], strict=True)
-            yield Task(facts, numbers, recipes, seed, course.whole)
+            yield RecordTask(facts, numbers, recipes, seed, course.whole)
 
 
-def record(spec: Hpo, folder: Path, tasks: Sequence[Task], workers: int, say: Say) -> None:
+def record(spec: Hpo, folder: Path, tasks: Sequence[RecordTask], workers: int, say: Say) -> None:
     """Do tasks, or what is left of them; what is done stands in the folder."""
-    lab = lab_of(spec, "cpu", folder)
+    context = context_of(spec, "cpu", folder)
     left = [
-        task for task in tasks if any(row_of(folder, task, place, lab) is None for place in range(len(task.numbers)))
+        task
+        for task in tasks
+        if any(row_of(folder, task, place, context) is None for place in range(len(task.numbers)))
     ]
     if not left:
         return
     started = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
         for number, _ in enumerate(pool.map(_do, [(spec, folder, task) for task in left]), 1):
             if number % 10 == 0 or number == len(left):
                 say(f"{number}/{len(left)} tasks, {time.monotonic() - started:.0f} s")
 
 
-def row_of(folder: Path, task: Task, place: int, lab: Lab) -> dict[str, Any] | None:
+def row_of(folder: Path, task: RecordTask, place: int, context: RunContext) -> dict[str, Any] | None:
     """What a setting came to; None where it is not done."""
     try:
-        return Store(folder).read(task.key(place, lab))
-    except Damaged:
+        return Store(folder).read(task.key(place, context))
+    except DamagedFile:
         return None
 
 
-_LABS: dict[str, Lab] = {}
+_CONTEXTS: dict[str, RunContext] = {}
 
 
-def _do(asked: tuple[Hpo, Path, Task]) -> None:
+def _do(asked: tuple[Hpo, Path, RecordTask]) -> None:
     import torch
 
     spec, folder, task = asked
     torch.set_num_threads(1)
-    lab = _LABS.setdefault(str(folder), lab_of(spec, "cpu", folder))
+    context = _CONTEXTS.setdefault(str(folder), context_of(spec, "cpu", folder))
     with one_thread():
-        rows = train_task(task, lab)
+        rows = train_task(task, context)
     for place, row in enumerate(rows):
         about = {
             "kind": "proof",
             "status": "ok",
-            "numerics": lab.spec.numerics.id,
+            "numerics": context.spec.numerics.id,
             "at": {"setting": task.numbers[place]},
         }
-        Store(folder).write(task.key(place, lab), {**about, **row})
+        Store(folder).write(task.key(place, context), {**about, **row})
 
 
-def train_task(task: Task, lab: Lab) -> list[dict[str, Any]]:
+def train_task(task: RecordTask, context: RunContext) -> list[dict[str, Any]]:
     """Train settings together; what each is judged by on the validation split after every epoch."""
-    course, rung = from_facts(task.facts, lab, task.recipes[0])
+    course, rung = from_facts(task.facts, context, task.recipes[0])
     recipes = [course.recipe(each) for each in task.recipes]
     lanes = [
         _lane(rung, recipe, (course.name, number, task.seed))
@@ -153,26 +155,26 @@ def train_task(task: Task, lab: Lab) -> list[dict[str, Any]]:
     ]
     epochs = list(range(1, recipes[0].epochs + 1))
     rows: list[dict[str, Any]] = [{name: [] for name in VALUES} for _ in lanes]
-    engine, precision = rung.engine(len(lanes)), rung.lab.spec.numerics.precision
-    for place, snapshot in train_fleet(lanes, rung.lab.data, epochs, engine, False, precision):
+    engine, precision = rung.engine(len(lanes)), rung.context.spec.numerics.precision
+    for place, snapshot in train_fleet(lanes, rung.context.data, epochs, engine, False, precision):
         _judge(rows[place], snapshot, rung, recipes[place], task.tested and snapshot.epoch == epochs[-1])
     return rows
 
 
-def _lane(rung: Rung, recipe: Recipe, role: tuple[str | int, ...]) -> Lane:
+def _lane(rung: Fidelity, recipe: Recipe, role: tuple[str | int, ...]) -> Lane:
     role = ("proof", *role)
-    return Lane(rung.lab.new_model(seed_of("init", *role)), recipe, role)
+    return Lane(rung.context.new_model(seed_of("init", *role)), recipe, role)
 
 
-def _judge(row: dict[str, Any], snapshot: Snapshot, rung: Rung, recipe: Recipe, tested: bool) -> None:
+def _judge(row: dict[str, Any], snapshot: Snapshot, rung: Fidelity, recipe: Recipe, tested: bool) -> None:
     """None stands for what is not finite: the training has diverged."""
-    model = None if snapshot.diverged else rung.lab.model_with(snapshot.weights)
-    found = judge(model, rung.lab.data.val, recipe) if model is not None else None
+    model = None if snapshot.diverged else rung.context.model_with(snapshot.weights)
+    found = validate(model, rung.context.data.val, recipe) if model is not None else None
     lasting = found is not None and math.isfinite(found.loss)
     for name in VALUES:
         row[name].append(getattr(found, name) if lasting else None)
     if tested and lasting and model is not None:
-        there = judge(model, rung.lab.data.test, recipe)
+        there = validate(model, rung.context.data.test, recipe)
         row.update({f"test_{name}": getattr(there, name) for name in VALUES})
 
 

@@ -17,20 +17,20 @@ from regimes.config.hpo_file import read_hpo
 from regimes.config.recipe import Recipe
 from regimes.config.sweep_file import read_toml
 from regimes.data.dataset import Dataset
-from regimes.experiment.atomic_files import Damaged, read_checked, write_checked
-from regimes.experiment.context import Lab
+from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
+from regimes.experiment.context import RunContext
 from regimes.experiment.run_metadata import environment
 from regimes.hpo import SAMPLERS
-from regimes.hpo.plan import guide_of, lab_of
+from regimes.hpo.plan import context_of, guide_of
 from regimes.hpo.search_space import distributions
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.registry import load
-from regimes.research.hpo_benchmark.existing_rows import Standing
+from regimes.research.hpo_benchmark.existing_rows import ExistingRows
 from regimes.research.hpo_benchmark.fidelities import COURSES, SEARCHED, as_facts, from_facts, rung_of
 from regimes.research.hpo_benchmark.methods import PAIRS
 from regimes.research.hpo_benchmark.optimum_shift import shift_between
-from regimes.research.hpo_benchmark.record import Setting, Task, recipes_of, record, row_of, settings, tasks_of
-from regimes.research.hpo_benchmark.table import SEEDS, Tape, assemble, write_tape
+from regimes.research.hpo_benchmark.record import RecordTask, Setting, recipes_of, record, row_of, settings, tasks_of
+from regimes.research.hpo_benchmark.table import SEEDS, SearchTable, assemble, write_table
 from regimes.research.hpo_benchmark.timing import idle, timed
 from regimes.research.page import Page, Say
 
@@ -45,7 +45,7 @@ WORDS = [
     f"`{FILE}`: {COUNT} settings of learning rate, weight decay, batch size, SAM rho and label smoothing that fill the "
     "space evenly, each trained with two seeds on the full network (the better quarter with four), on proxies of "
     "several kinds, and on parts of the images; the validation loss after every epoch, the test error of the full "
-    "network at its end, measured seconds. `regimes bench hpo` replays searches on it.",
+    "network at its end, measured seconds. `python -m regimes.research bench hpo` replays searches on it.",
     "A command that was stopped is gone on with by the same one, and a course that was not thought of before is added: "
     "what stands in the recording is not trained again. The minutes above are those of the last.",
 ]
@@ -55,15 +55,15 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     """Make the recording, or what is left of it."""
     spec = read_hpo(FILE)
     folder = runs / "recording"
-    lab = lab_of(spec, "cpu", folder)
+    context = context_of(spec, "cpu", folder)
     found = settings(spec.space, COUNT)
-    standing = Standing.of(out / RECORDING, found)
-    courses = _courses(spec, lab, folder, standing, say)
+    standing = ExistingRows.of(out / RECORDING, found)
+    courses = _courses(spec, context, folder, standing, say)
     recipes = recipes_of(spec, found)
     rows: dict[tuple[int, int, int], dict[str, Any]] = {}
 
     def do(place: int, members: Sequence[tuple[int, Recipe]], seed: int) -> None:
-        course, rung = from_facts(courses[place], lab, spec.recipe)
+        course, rung = from_facts(courses[place], context, spec.recipe)
         known = standing.rows(course, [number for number, _ in members], seed)
         if known is not None:
             rows.update({(place, number, seed): row for number, row in known.items()})
@@ -71,7 +71,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         say(f"{course.name}, seed {seed}: {len(members)} settings")
         tasks = list(tasks_of(course, rung, courses[place], members, seed))
         record(spec, folder, tasks, os.cpu_count() or 1, say)
-        rows.update({(place, number, seed): row for number, row in _rows(folder, tasks, lab)})
+        rows.update({(place, number, seed): row for number, row in _rows(folder, tasks, context)})
 
     for place, facts in enumerate(courses):
         for seed in range(facts["course"]["seeds"]):
@@ -84,17 +84,17 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     for facts in moved:
         courses.append(facts)
         do(len(courses) - 1, recipes, 0)
-    default = standing.facts.get("default") or _default(spec, courses[0], lab, folder, say)
-    facts = _facts(spec, courses, lab, folder, default, standing)
+    default = standing.facts.get("default") or _default(spec, courses[0], context, folder, say)
+    facts = _facts(spec, courses, context, folder, default, standing)
     data = assemble([each["course"]["name"] for each in courses], found, rows, spec.recipe.epochs, facts)
-    write_tape(data, out / RECORDING)
+    write_table(data, out / RECORDING)
     facts["map"] = standing.facts.get("map") or _map(spec, folder, out, say)
     data.attrs["facts"] = json.dumps(facts, sort_keys=True)
-    write_tape(data, out / RECORDING)
+    write_table(data, out / RECORDING)
     return Page("recording", TITLE, WORDS, [_sheet(data, facts)], facts=facts)
 
 
-def _courses(spec: Hpo, lab: Lab, folder: Path, standing: Standing, say: Say) -> list[dict[str, Any]]:
+def _courses(spec: Hpo, context: RunContext, folder: Path, standing: ExistingRows, say: Say) -> list[dict[str, Any]]:
     """Every course, its network made and timed while nothing else runs; kept, so that a second command goes on."""
     path = folder / "courses.json"
     found = list((_read(path) or {"courses": standing.courses})["courses"])
@@ -105,7 +105,7 @@ def _courses(spec: Hpo, lab: Lab, folder: Path, standing: Standing, say: Say) ->
         made = {}
         for how, batch in (("alone", 1), ("together", spec.batch)):
             started = time.perf_counter()
-            rung = rung_of(course, spec, lab, batch)
+            rung = rung_of(course, spec, context, batch)
             made[how] = time.perf_counter() - started
         found.append({**as_facts(course, rung), "made": made})
         engine = f"{rung.choice.engine} x {rung.choice.lanes}"
@@ -114,11 +114,11 @@ def _courses(spec: Hpo, lab: Lab, folder: Path, standing: Standing, say: Say) ->
     return found
 
 
-def _rows(folder: Path, tasks: Sequence[Task], lab: Lab) -> list[tuple[int, dict[str, Any]]]:
+def _rows(folder: Path, tasks: Sequence[RecordTask], context: RunContext) -> list[tuple[int, dict[str, Any]]]:
     found = []
     for task in tasks:
         for place, number in enumerate(task.numbers):
-            row = row_of(folder, task, place, lab)
+            row = row_of(folder, task, place, context)
             assert row is not None
             found.append((number, row))
     return found
@@ -160,11 +160,11 @@ def _scaled(name: str, courses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**facts, "course": {**facts["course"], "name": f"{name}, scaled", "shift": shift, "seeds": 1}}
 
 
-def _default(spec: Hpo, facts: dict[str, Any], lab: Lab, folder: Path, say: Say) -> dict[str, Any]:
+def _default(spec: Hpo, facts: dict[str, Any], context: RunContext, folder: Path, say: Say) -> dict[str, Any]:
     """The data set's own recipe, trained with every seed."""
-    tasks = [Task(facts, (COUNT,), (spec.recipe,), seed, True) for seed in range(SEEDS)]
+    tasks = [RecordTask(facts, (COUNT,), (spec.recipe,), seed, True) for seed in range(SEEDS)]
     record(spec, folder, tasks, os.cpu_count() or 1, say)
-    rows = [row for _, row in _rows(folder, tasks, lab)]
+    rows = [row for _, row in _rows(folder, tasks, context)]
     return {
         "test_error": [row["test_error"] for row in rows],
         "calibrated": [row["calibrated"][-1] for row in rows],
@@ -172,14 +172,19 @@ def _default(spec: Hpo, facts: dict[str, Any], lab: Lab, folder: Path, say: Say)
 
 
 def _facts(
-    spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path, default: dict[str, Any], standing: Standing
+    spec: Hpo,
+    courses: Sequence[dict[str, Any]],
+    context: RunContext,
+    folder: Path,
+    default: dict[str, Any],
+    standing: ExistingRows,
 ) -> dict[str, Any]:
-    data: Dataset = lab.loaded
+    data: Dataset = context.loaded
     return {
         "spec": read_toml(Path(FILE), "search file", FILE),
         "courses": [{"course": each["course"], "rung": each["rung"]} for each in courses],
         "made": {each["course"]["name"]: each["made"] for each in courses},
-        **_seconds(spec, courses, lab, folder, standing),
+        **_seconds(spec, courses, context, folder, standing),
         "asking": standing.facts.get("asking") or _asking(spec),
         "classes": data.classes,
         "whole": list(WHOLE),
@@ -189,14 +194,14 @@ def _facts(
 
 
 def _seconds(
-    spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab, folder: Path, standing: Standing
+    spec: Hpo, courses: Sequence[dict[str, Any]], context: RunContext, folder: Path, standing: ExistingRows
 ) -> dict[str, Any]:
     """Timed once, when all is recorded and nothing else runs; kept. Moved settings take the seconds of unmoved ones."""
     path, plain = folder / "seconds.json", [each for each in courses if not each["course"]["shift"]]
     kept = standing.seconds([each["course"]["name"] for each in plain]) or _read(path)
     if kept is None:
         beside = idle()  # before this is what runs
-        write_checked(path, kept := {"seconds": timed(spec, plain, lab), "beside": beside})
+        write_checked(path, kept := {"seconds": timed(spec, plain, context), "beside": beside})
     twins = {each["course"]["name"]: _twin(each, plain)["course"]["name"] for each in courses}
     return {"seconds": {name: kept["seconds"][twin] for name, twin in twins.items()}, "beside": kept["beside"]}
 
@@ -230,14 +235,14 @@ def _map(spec: Hpo, folder: Path, out: Path, say: Say) -> dict[str, float]:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return read_checked(path)
-    except Damaged:
+    except DamagedFile:
         return None
 
 
-def _sheet(data: Any, facts: Mapping[str, Any]) -> Sheet:
+def _sheet(data: Any, facts: Mapping[str, Any]) -> TextTable:
     """What was recorded: networks, engines, seconds."""
     head = ["course", "weights kept", "engine", "in fleets", "alone", "of the full one's", "alone", "made in"]
-    rows, tape = [head], Tape(data, facts)
+    rows, tape = [head], SearchTable(data, facts)
     for each in facts["courses"]:
         name, rung = each["course"]["name"], each["rung"]
         took = [f"{tape.mean_seconds(name, together):.2f} s" for together in (True, False)]
@@ -249,4 +254,4 @@ def _sheet(data: Any, facts: Mapping[str, Any]) -> Sheet:
         f"seconds: of one network's training in the largest fleet, and alone, the mean of all batch sizes; timed by "
         f"themselves, in the order of the table, five times over ({facts['beside']})",
     ]
-    return Sheet("What was recorded", rows, notes, None)
+    return TextTable("What was recorded", rows, notes, None)

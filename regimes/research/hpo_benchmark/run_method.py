@@ -14,26 +14,26 @@ from optuna.trial import Trial
 
 from regimes.config.hpo import Hpo
 from regimes.hpo import SAMPLERS, STOPPERS
-from regimes.hpo.cost_filter import most_of, worth
-from regimes.hpo.fidelities import Ladder, Rung, Stretch, ladder_of
-from regimes.hpo.fidelity_trainer import Value
-from regimes.hpo.map_guidance import Guide
+from regimes.hpo.cost_filter import drop_slow, max_cost_share
+from regimes.hpo.fidelities import Fidelity, Ladder, Segment, ladder_of
+from regimes.hpo.fidelity_trainer import FidelityResult
+from regimes.hpo.map_guidance import MapGuidance
 from regimes.hpo.optimize_loop import Limits, work
 from regimes.hpo.promotion import promote
 from regimes.hpo.stoppers import FACTOR
-from regimes.hpo.trial_runner import Climb, Trains
+from regimes.hpo.trial_runner import SegmentTrainer, TrialRunner
 from regimes.registry import load
 from regimes.research.hpo_benchmark.fidelities import FULL
-from regimes.research.hpo_benchmark.methods import AS_FAST, OWN_STOCK, Arm
-from regimes.research.hpo_benchmark.pool_sampler import Pool
-from regimes.research.hpo_benchmark.replay_trainer import Replayed
-from regimes.research.hpo_benchmark.table import Tape, courses_of
+from regimes.research.hpo_benchmark.methods import AS_FAST, OWN_STOCK, SearchMethod
+from regimes.research.hpo_benchmark.pool_sampler import PoolSampler
+from regimes.research.hpo_benchmark.replay_trainer import ReplayTrainer
+from regimes.research.hpo_benchmark.table import SearchTable, courses_of
 
-Finished = Callable[[Trial, Value], None]
+Finished = Callable[[Trial, FidelityResult], None]
 
 
 @dataclass(frozen=True)
-class Found:
+class MethodResult:
     """What a search came to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Stage:
+class BenchmarkSetup:
     """What arms are replayed on.
 
     Attributes:
@@ -59,13 +59,13 @@ class Stage:
         trials: of every arm.
     """
 
-    tape: Tape
+    tape: SearchTable
     spec: Hpo
-    rungs: Mapping[str, Rung]
-    guide: Guide | None = None
+    rungs: Mapping[str, Fidelity]
+    guide: MapGuidance | None = None
     trials: int = 64
 
-    def courses(self, arm: Arm) -> list[str]:
+    def courses(self, arm: SearchMethod) -> list[str]:
         """An arm's courses, the full network last; those that a map chooses are the first it trusts that save time."""
         names = [self._as_fast(each) for each in arm.courses]
         if arm.mapped and self.guide is not None:
@@ -74,8 +74,8 @@ class Stage:
             names = [each.name for each in recorded if each.density in trusted][: self.spec.ladder.most]
             full = self.rungs[FULL]
             goes_on = arm.promoted / self.trials if arm.promoted else FACTOR**-2
-            most = most_of(arm.reports, arm.proxy_reports, goes_on)
-            names = [name for name in names if len(worth([self.rungs[name], full], [], most)) > 1]
+            most = max_cost_share(arm.reports, arm.proxy_reports, goes_on)
+            names = [name for name in names if len(drop_slow([self.rungs[name], full], [], most)) > 1]
         return [*names, FULL]
 
     def _as_fast(self, name: str) -> str:
@@ -86,11 +86,11 @@ class Stage:
         away = [abs(np.log(self.tape.mean_seconds(each, together=False) / wanted)) for each in narrowed]
         return narrowed[int(np.argmin(away))]
 
-    def ladder(self, arm: Arm) -> Ladder:
+    def ladder(self, arm: SearchMethod) -> Ladder:
         """Of an arm."""
         return ladder_of([self.rungs[name] for name in self.courses(arm)], arm.reports, 0.0, arm.proxy_reports)
 
-    def overhead(self, arm: Arm) -> float:
+    def overhead(self, arm: SearchMethod) -> float:
         """Seconds before the first trial: proxies made and timed, pairs trained, the map."""
         courses, how = self.courses(arm), "alone" if arm.batch == 1 else "together"
         made = sum(self.tape.facts["made"][name][how] for name in courses) if len(courses) > 1 else 0.0
@@ -98,18 +98,18 @@ class Stage:
         return made + pairs + (self.guide.seconds if arm.mapped and self.guide is not None else 0.0)
 
 
-def replay(arm: Arm, stage: Stage, seed: int) -> Found:
+def replay(arm: SearchMethod, stage: BenchmarkSetup, seed: int) -> MethodResult:
     """Do a search on the recording.
 
     Searches are paired: with the same seed every arm draws alike, and sees the same trainings.
     """
-    trainer = Replayed(stage.tape, stage.ladder(arm), stage.courses(arm), seed)
+    trainer = ReplayTrainer(stage.tape, stage.ladder(arm), stage.courses(arm), seed)
     overhead, asking = stage.overhead(arm), stage.tape.facts["asking"]
     marks: list[tuple[float, int, float]] = []
     drawn = 0
 
     def sampler(base: BaseSampler) -> BaseSampler:
-        return Pool(base, stage.tape.settings, stage.spec.space, drawing=count)
+        return PoolSampler(base, stage.tape.settings, stage.spec.space, drawing=count)
 
     def count() -> None:
         nonlocal drawn
@@ -118,15 +118,15 @@ def replay(arm: Arm, stage: Stage, seed: int) -> Found:
     def spent() -> float:
         return overhead + trainer.spent + drawn * float(asking)
 
-    def finished(trial: Trial, value: Value) -> None:
+    def finished(trial: Trial, value: FidelityResult) -> None:
         number = stage.tape.number_of[tuple(trial.params[name] for name in sorted(trial.params))]
         marks.append((spent(), number, getattr(value, stage.spec.study.value)))
 
-    Search(arm, stage, trainer, seed, sampler, finished).go()
-    return Found(tuple(marks), spent(), overhead)
+    MethodRun(arm, stage, trainer, seed, sampler, finished).go()
+    return MethodResult(tuple(marks), spent(), overhead)
 
 
-class Search:
+class MethodRun:
     """One search of one arm.
 
     Args:
@@ -140,9 +140,9 @@ class Search:
 
     def __init__(
         self,
-        arm: Arm,
-        stage: Stage,
-        trainer: Trains,
+        arm: SearchMethod,
+        stage: BenchmarkSetup,
+        trainer: SegmentTrainer,
         seed: int,
         sampler: Callable[[BaseSampler], BaseSampler],
         finished: Finished,
@@ -168,7 +168,7 @@ class Search:
         whole = ladder.stretches[-1]
         if self.arm.begun:
             stop = max(1, round(self.arm.begun * whole.stop))
-            parts = Stretch(full, 0, stop, 1, self.arm.begun), Stretch(full, stop, whole.stop, 1, 1.0)
+            parts = Segment(full, 0, stop, 1, self.arm.begun), Segment(full, stop, whole.stop, 1, 1.0)
             return dataclasses.replace(ladder, stretches=parts[:1]), dataclasses.replace(ladder, stretches=parts[1:])
         cheap = tuple(each for each in ladder.stretches if each.rung < full)
         all_of_it = dataclasses.replace(whole, start=0, step=1)
@@ -188,10 +188,12 @@ class Search:
         stage, guide = self.stage, self.stage.guide if self.arm.mapped and not self.arm.promoted else None
         start = (lambda recipe: guide.start(ladder, recipe)) if guide is not None and len(ladder.rungs) > 1 else None
         self.trainer.ladder = ladder
-        climb = Climb(self.trainer, stage.spec.space, stage.spec.recipe, stage.spec.study.value, start, self._watch)
+        climb = TrialRunner(
+            self.trainer, stage.spec.space, stage.spec.recipe, stage.spec.study.value, start, self._watch
+        )
         work(study, climb, batch, Limits(trials))
 
-    def _watch(self, trial: Trial, stretch: Stretch, value: Value) -> None:
+    def _watch(self, trial: Trial, stretch: Segment, value: FidelityResult) -> None:
         rungs = self.ladder.rungs
         if stretch.rung == len(rungs) - 1 and stretch.stop == rungs[-1].epochs and not value.why:
             self.finished(trial, value)

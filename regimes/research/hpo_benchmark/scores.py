@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.research.hpo_benchmark.methods import BASE
-from regimes.research.hpo_benchmark.run_method import Found
+from regimes.research.hpo_benchmark.run_method import MethodResult
 
 Numbers = NDArray[np.float64]
-Searches = Mapping[str, Sequence[Found]]
+Searches = Mapping[str, Sequence[MethodResult]]
 DRAWS = 4000  # of the bootstrap
 
 
@@ -51,7 +51,7 @@ def _share(value: float) -> str:
     return f"{100 * value:.0f} %" if math.isfinite(value) else "never"
 
 
-def incumbents(found: Found) -> list[tuple[float, int]]:
+def incumbents(found: MethodResult) -> list[tuple[float, int]]:
     """(seconds, setting) each time a better one was found, by validation loss: what a user would hold."""
     best, kept = math.inf, list[tuple[float, int]]()
     for seconds, setting, loss in sorted(found.marks):
@@ -61,7 +61,7 @@ def incumbents(found: Found) -> list[tuple[float, int]]:
     return kept
 
 
-def time_to(found: Found, tested: Numbers, target: float) -> float:
+def time_to(found: MethodResult, tested: Numbers, target: float) -> float:
     """Seconds until the setting that is held has an expected test error within the target, then and ever after.
 
     Infinite where it never has.
@@ -75,7 +75,7 @@ def time_to(found: Found, tested: Numbers, target: float) -> float:
     return reached
 
 
-def final_error(found: Found, tested: Numbers) -> float:
+def final_error(found: MethodResult, tested: Numbers) -> float:
     """Expected test error of what is held at the end; 1 where nothing is."""
     held = incumbents(found)
     return float(tested[held[-1][1]]) if held else 1.0

@@ -14,13 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 from regimes.config.hpo import Hpo
 from regimes.config.hpo_file import read_hpo
 from regimes.hpo import STOPPERS
-from regimes.hpo.optimize_loop import Limits, climb_of, work
-from regimes.hpo.plan import lab_of, plan
+from regimes.hpo.optimize_loop import Limits, trial_runner_of, work
+from regimes.hpo.plan import context_of, plan
 from regimes.hpo.savings import in_words, rows_of, stopped_at
-from regimes.hpo.search import Asked, search
+from regimes.hpo.search import SearchOptions, search
 from regimes.hpo.stoppers import FACTOR
-from regimes.plots.hpo_plots import judged_by, plainly_logarithmic
-from regimes.plots.text_table import Sheet
+from regimes.plots.hpo_plots import judged_by, log_axis_with_plain_labels
+from regimes.plots.text_table import TextTable
 from regimes.registry import load
 from regimes.research.page import Page, Say
 
@@ -53,14 +53,14 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     found = {}
     for name, spec in (("without a map", by_hand), ("with a map", asked)):
         folder = runs / name.replace(" ", "-")
-        found[name] = search(spec, Asked(folder), say)
+        found[name] = search(spec, SearchOptions(folder), say)
         say(f"{name}: done")
     return Page("stoppers", TITLE, WORDS, [sheet, _searches(found)], {"best-so-far": curves(found)}, found)
 
 
-def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
-    lab = lab_of(spec, "cpu", folder)
-    whole = plan(spec, lab, None)
+def _stoppers(spec: Hpo, folder: Path, say: Say) -> TextTable:
+    context = context_of(spec, "cpu", folder)
+    whole = plan(spec, context, None)
     steps = [each.step for each in whole.ladder.stretches]
     rows, facts = [["stopper", *(f"stopped at step {step}" for step in steps[:-1]), "in full", "seconds", "best"]], []
     ranks: dict[int, int] = {}
@@ -68,7 +68,7 @@ def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
         made = optuna.create_study(
             sampler=optuna.samplers.RandomSampler(seed=0), pruner=load(STOPPERS, name, "stopper")(steps)
         )
-        work(made, climb_of(whole, lab, folder), spec.batch, Limits(spec.trials))
+        work(made, trial_runner_of(whole, context, folder), spec.batch, Limits(spec.trials))
         ranks = ranks or _ranks(made)
         facts.append({"stopper": name, **_outcome(made), "rank": ranks[made.best_trial.number]})
         rows.append(_row(facts[-1], steps, facts[0]["seconds"]))
@@ -81,7 +81,7 @@ def _stoppers(spec: Hpo, folder: Path, say: Say) -> Sheet:
         "best: validation value of the best trial in full, and its rank among all trials in full; halving and "
         f"hyperband keep one of {FACTOR}, median and percentile act from four finished trials on",
     ]
-    return Sheet("Every stock stopper, the same trials", rows, notes, facts)
+    return TextTable("Every stock stopper, the same trials", rows, notes, facts)
 
 
 def _outcome(study: optuna.Study) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _value(trial: FrozenTrial) -> float:
     return math.inf if trial.value is None else trial.value
 
 
-def _searches(found: Mapping[str, dict[str, Any]]) -> Sheet:
+def _searches(found: Mapping[str, dict[str, Any]]) -> TextTable:
     rows = [["search", "what was spent and saved", "test error of the winner, fresh seeds", "to deploy"]]
     for name, result in found.items():
         winner, deployed = result["winner"], result["winner"]["deployment"]
@@ -117,7 +117,7 @@ def _searches(found: Mapping[str, dict[str, Any]]) -> Sheet:
         density = f"density {deployed['density']:g}" if deployed and deployed["density"] is not None else "-"
         rows.append([name, "; ".join(in_words(result["savings"])), tested, density])
     notes = [C, *(note for result in found.values() for note in result["notes"])]
-    return Sheet("A search without a map, and with one", rows, notes, dict(found))
+    return TextTable("A search without a map, and with one", rows, notes, dict(found))
 
 
 def curves(found: Mapping[str, dict[str, Any]]) -> Figure:
@@ -131,7 +131,7 @@ def curves(found: Mapping[str, dict[str, Any]]) -> Figure:
         axes.plot(seconds[:-1], values[:-1], "o", color=colour, markersize=4)
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlim(left=0)
-    plainly_logarithmic(axes.yaxis)
+    log_axis_with_plain_labels(axes.yaxis)
     axes.set_xlabel("seconds, the map and finding proxies included")
     axes.set_ylabel(judged_by(next(iter(found.values()))["value"]))
     axes.set_title("Digits: best so far", fontsize=10)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from regimes.errors import UserError
 from regimes.hpo.fidelity_trainer import VALUES
-from regimes.research.hpo_benchmark.fidelities import FULL, SEARCHED, Course
+from regimes.research.hpo_benchmark.fidelities import FULL, SEARCHED, RecordedFidelity
 
 Numbers = NDArray[np.float64]
 SEEDS = 4  # of the full network, of the better settings
@@ -31,7 +31,7 @@ VARIABLES = {
 
 
 @dataclass(frozen=True)
-class Tape:
+class SearchTable:
     """A recording, opened.
 
     Attributes:
@@ -169,14 +169,14 @@ def _attributes(name: str) -> dict[str, str]:
     return {"long_name": meaning, "units": unit}
 
 
-def write_tape(data: xr.Dataset, path: Path) -> None:
+def write_table(data: xr.Dataset, path: Path) -> None:
     """Write a recording, compressed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in (*VARIABLES, "value")}
     data.to_netcdf(path, engine="h5netcdf", encoding=packed)
 
 
-def open_tape(path: str | Path) -> Tape:
+def open_table(path: str | Path) -> SearchTable:
     """Open a recording.
 
     Raises:
@@ -184,15 +184,17 @@ def open_tape(path: str | Path) -> Tape:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no recording; `regimes study recording --out {path.parent}` makes one")
+        raise UserError(
+            f"{path}: no recording; `python -m regimes.research study recording --out {path.parent}` makes one"
+        )
     try:
         data = xr.load_dataset(path, engine="h5netcdf")
         facts = json.loads(data.attrs["facts"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is no recording of searches: {str(error).splitlines()[0]}") from error
-    return Tape(data, facts)
+    return SearchTable(data, facts)
 
 
-def courses_of(facts: Mapping[str, Any]) -> list[Course]:
+def courses_of(facts: Mapping[str, Any]) -> list[RecordedFidelity]:
     """The courses of a recording."""
-    return [Course(**each["course"]) for each in facts["courses"]]
+    return [RecordedFidelity(**each["course"]) for each in facts["courses"]]

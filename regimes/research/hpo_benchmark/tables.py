@@ -7,16 +7,16 @@ from dataclasses import asdict
 
 import numpy as np
 
-from regimes.plots.text_table import Sheet
-from regimes.research.hpo_benchmark.methods import ARMS, BASE, Arm
-from regimes.research.hpo_benchmark.run_method import Stage
+from regimes.plots.text_table import TextTable
+from regimes.research.hpo_benchmark.methods import BASE, METHODS, SearchMethod
+from regimes.research.hpo_benchmark.run_method import BenchmarkSetup
 from regimes.research.hpo_benchmark.scores import Scores, mean_difference, saving
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the searches, for machines
 MARGINS = (0.5, 1.0, 2.0)  # standard deviations of seed noise by which targets lie above what the base line ends with
 
 
-def arms_sheet(scores: Scores, stage: Stage) -> Sheet:
+def arms_sheet(scores: Scores, stage: BenchmarkSetup) -> TextTable:
     """Seconds, savings and equality, arm by arm."""
     head = [
         "search",
@@ -52,14 +52,14 @@ def arms_sheet(scores: Scores, stage: Stage) -> Sheet:
         what = {"arm": name, "courses": stage.courses(_arm(name))[:-1], "searches": len(times)}
         mean = float(np.mean(scores.errors[name]))
         facts.append({**what, "mean_error": mean, "quartiles": numbers, **told})
-    return Sheet("Ways to search", rows, _notes(scores, stage), facts)
+    return TextTable("Ways to search", rows, _notes(scores, stage), facts)
 
 
-def _arm(name: str) -> Arm:
-    return next(each for each in ARMS if each.name == name)
+def _arm(name: str) -> SearchMethod:
+    return next(each for each in METHODS if each.name == name)
 
 
-def _notes(scores: Scores, stage: Stage) -> list[str]:
+def _notes(scores: Scores, stage: BenchmarkSetup) -> list[str]:
     noise = f"{100 * scores.noise:.2f} points"
     default = 100 * float(np.mean(stage.tape.facts["default"]["test_error"]))
     base = 100 * float(np.mean(scores.errors[BASE]))
@@ -77,7 +77,7 @@ def _notes(scores: Scores, stage: Stage) -> list[str]:
     ]
 
 
-def _told(stage: Stage, name: str) -> str:
+def _told(stage: BenchmarkSetup, name: str) -> str:
     """Which networks an arm came to, where its words do not say it."""
     arm = _arm(name)
     chosen = stage.courses(arm)[:-1]
@@ -88,7 +88,7 @@ def _seconds(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.0f}"
 
 
-def targets_sheet(scores: Scores) -> Sheet:
+def targets_sheet(scores: Scores) -> TextTable:
     """How savings rest on where the target lies."""
     others = {margin: Scores.of(scores.found, scores.tested, scores.noise, margin) for margin in MARGINS}
     told = (f"at {100 * other.target:.2f} % ({margin:g} sd)" for margin, other in others.items())
@@ -100,4 +100,4 @@ def targets_sheet(scores: Scores) -> Sheet:
         rows.append([name, *(each.percent() for each in saved.values())])
         facts.append({"arm": name, **{f"{margin:g}": asdict(each) for margin, each in saved.items()}})
     notes = ["seconds to the target saved beside TPE's on the full network, whatever a search ends with"]
-    return Sheet("Savings at other targets", rows, notes, facts)
+    return TextTable("Savings at other targets", rows, notes, facts)

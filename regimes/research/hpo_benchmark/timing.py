@@ -10,10 +10,10 @@ from typing import Any
 
 from regimes.config.hpo import Hpo
 from regimes.config.recipe import Recipe
-from regimes.experiment.context import Lab, one_thread
-from regimes.experiment.engine_selection import Choice, seconds_per_image
-from regimes.hpo.fidelities import Rung
-from regimes.hpo.validation import judge
+from regimes.experiment.context import RunContext, one_thread
+from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
+from regimes.hpo.fidelities import Fidelity
+from regimes.hpo.validation import validate
 from regimes.landscape.error import mean_error
 from regimes.research.hpo_benchmark.fidelities import from_facts
 
@@ -23,7 +23,7 @@ MIDDLE = ("sam_rho", "label_smoothing")
 Seconds = dict[str, dict[str, float]]  # {batch size: {"alone", "judged", fleet's lanes: seconds of one network}}
 
 
-def timed(spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab) -> dict[str, Seconds]:
+def timed(spec: Hpo, courses: Sequence[dict[str, Any]], context: RunContext) -> dict[str, Seconds]:
     """{course: seconds of a whole training}: the median of some rounds, all courses in turn in each.
 
     By batch size: of a network trained "alone", of being "judged" once, and of one lane of a fleet, by its lanes.
@@ -31,17 +31,17 @@ def timed(spec: Hpo, courses: Sequence[dict[str, Any]], lab: Lab) -> dict[str, S
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for _ in range(ROUNDS):
         for facts in courses:
-            course, rung = from_facts(facts, lab, spec.recipe)
+            course, rung = from_facts(facts, context, spec.recipe)
             for size in sizes(spec):
                 recipe = course.recipe(spec.recipe.model_copy(update=usual(spec, size)))
-                row = {"alone": _training(rung, recipe, Choice("eager", 1)), "judged": _judged(rung, recipe)}
+                row = {"alone": _training(rung, recipe, EngineChoice("eager", 1)), "judged": _judged(rung, recipe)}
                 for lanes in fleets(rung):
-                    row[str(lanes)] = _training(rung, recipe, Choice(rung.choice.engine, lanes))
+                    row[str(lanes)] = _training(rung, recipe, EngineChoice(rung.choice.engine, lanes))
                 found.setdefault(course.name, {}).setdefault(str(size), []).append(row)
     return {name: {size: _medians(rows) for size, rows in each.items()} for name, each in found.items()}
 
 
-def fleets(rung: Rung) -> list[int]:
+def fleets(rung: Fidelity) -> list[int]:
     """Numbers of lanes in which networks of a rung are trained together: each twice the one before."""
     lanes = rung.lanes_for(1) if rung.choice.lanes > 1 else rung.choice.lanes + 1
     found = []
@@ -68,19 +68,19 @@ def usual(spec: Hpo, size: int) -> dict[str, Any]:
     return {"batch_size": size, **middle}
 
 
-def _training(rung: Rung, recipe: Recipe, choice: Choice) -> float:
+def _training(rung: Fidelity, recipe: Recipe, choice: EngineChoice) -> float:
     """Seconds of a whole training of one network, from a few steps; nothing is judged in it."""
-    steps = len(rung.lab.data.train.targets) // recipe.batch_size
-    return seconds_per_image(rung.lab, choice, recipe) * steps * recipe.batch_size * recipe.epochs
+    steps = len(rung.context.data.train.targets) // recipe.batch_size
+    return seconds_per_image(rung.context, choice, recipe) * steps * recipe.batch_size * recipe.epochs
 
 
-def _judged(rung: Rung, recipe: Recipe) -> float:
+def _judged(rung: Fidelity, recipe: Recipe) -> float:
     """Seconds of what follows a training, or a part of it that is reported: its own evaluation, and its value."""
-    model, val = rung.lab.new_model(seed=0), rung.lab.data.val
+    model, val = rung.context.new_model(seed=0), rung.context.data.val
     with one_thread():
         started = time.perf_counter()
         mean_error(model, val, recipe.loss_fn)
-        judge(model, val, recipe)
+        validate(model, val, recipe)
         return time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""``regimes bench check``: does a device compute what a CPU does? Engines and measures, in float64, side by side."""
+"""``bench check``: whether a device computes what a CPU does: engines and measures in float64, side by side."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from regimes.landscape.cka import cka
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.landscape.linear_path import linear_connectivity
 from regimes.models.build import build
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.pruners.prune import prune
-from regimes.research.speed.harness import Arm, Case, Say, run_arms
-from regimes.research.speed.rate_table import Bench
+from regimes.research.speed.harness import Case, Contender, Say, run_contenders
+from regimes.research.speed.rate_table import BenchmarkResult
 from regimes.training import ENGINES
 from regimes.training.fleet import Lane
 from regimes.training.train import train_fleet
@@ -33,14 +33,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
     """Compare and return the sheet; ``rounds`` and ``images`` are not used."""
-    (found,) = run_arms([Arm(f"{device} against a CPU", f"{HERE}:differences")], {"device": device}, 1, say)
+    (found,) = run_contenders([Contender(f"{device} against a CPU", f"{HERE}:differences")], {"device": device}, 1, say)
     rows = [["", "relative difference", ""]]
     for name, difference in found.checks[0].items():
         rows.append([name, f"{difference:.1e}", "equal" if difference <= CLOSE else "NOT EQUAL"])
     title = f"{device} against eager training and measures on a CPU, float64"
-    return Bench("check", [Sheet(title, rows, [f"equal: at most {CLOSE:g}"], found.checks[0])])
+    return BenchmarkResult("check", [TextTable(title, rows, [f"equal: at most {CLOSE:g}"], found.checks[0])])
 
 
 def differences(case: Case) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""``regimes bench engine``: whole sweeps of small networks, and training of PreResNet-20, against other ways."""
+"""``bench engine``: whole sweeps of small networks and training of PreResNet-20, against other implementations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from regimes.research.speed.harness import Arm, Say, run_arms
-from regimes.research.speed.rate_table import EVERY_CORE, Bench, Table
+from regimes.research.speed.harness import Contender, Say, run_contenders
+from regimes.research.speed.rate_table import EVERY_CORE, BenchmarkResult, RateTable
 from regimes.research.speed.regimes_arm import workers_of
 
 HERE = "regimes.research.speed"
@@ -28,25 +28,27 @@ SWEEP = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
     """Compare and return the tables."""
     workers = workers_of(device)
     tables = []
     if device == "cpu":
         say("digits sweep: train, prune, retrain three copies, measure (error, LMC, CKA, Hessian trace and top)")
         arms = [
-            Arm("regimes run", f"{HERE}.regimes_arm:sweep", lean=True),
-            Arm("plain PyTorch, one thread", f"{HERE}.pytorch_arm:sweep"),
-            Arm("reference pipeline, one thread", f"{HERE}.reference_pipeline:sweep"),
-            Arm("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:sweep", threads=0),
+            Contender("regimes run", f"{HERE}.regimes_arm:sweep", lean=True),
+            Contender("plain PyTorch, one thread", f"{HERE}.pytorch_arm:sweep"),
+            Contender("reference pipeline, one thread", f"{HERE}.reference_pipeline:sweep"),
+            Contender("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:sweep", threads=0),
         ]
-        timings = run_arms(arms, SWEEP, rounds, say)
-        tables.append(Table("Digits sweep, cells", "cells/hour", 3600.0, timings, ["test_error", "lmc"], NOTES).sheet())
+        timings = run_contenders(arms, SWEEP, rounds, say)
+        tables.append(
+            RateTable("Digits sweep, cells", "cells/hour", 3600.0, timings, ["test_error", "lmc"], NOTES).sheet()
+        )
     tables.append(_training(device, rounds, images, workers, say).sheet())
-    return Bench("engine", tables)
+    return BenchmarkResult("engine", tables)
 
 
-def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> Table:
+def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> RateTable:
     small = device == "cpu"
     case: dict[str, Any] = {
         "model": "preresnet20",
@@ -65,15 +67,15 @@ def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> 
         for lanes, precision in ((8, "float32"), (8, "bfloat16"), (16, "bfloat16"))
     ]
     arms = [
-        *([] if small else [Arm(name, ours, lean=True, options=options) for name, options in graphed]),
-        Arm("regimes, float32", ours, lean=True),
-        Arm("regimes, bfloat16", ours, lean=True, options={"precision": "bfloat16"}),
-        Arm("plain PyTorch, one thread", f"{HERE}.pytorch_arm:training"),
-        Arm("reference pipeline, one thread", f"{HERE}.reference_pipeline:training"),
-        Arm("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:training", threads=0),
+        *([] if small else [Contender(name, ours, lean=True, options=options) for name, options in graphed]),
+        Contender("regimes, float32", ours, lean=True),
+        Contender("regimes, bfloat16", ours, lean=True, options={"precision": "bfloat16"}),
+        Contender("plain PyTorch, one thread", f"{HERE}.pytorch_arm:training"),
+        Contender("reference pipeline, one thread", f"{HERE}.reference_pipeline:training"),
+        Contender("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:training", threads=0),
     ]
-    timings = run_arms(arms, case, rounds, say)
-    (limit,) = run_arms([Arm("limit", f"{HERE}.roofline:measure")], case, 1, say)
+    timings = run_contenders(arms, case, rounds, say)
+    (limit,) = run_contenders([Contender("limit", f"{HERE}.roofline:measure")], case, 1, say)
     title, plain = "PreResNet-20 on 32x32, training", 2 if small else 5
-    table = Table(title, "model-epochs/hour", 3600.0, timings, ["test_error"], NOTES, ours=plain)
+    table = RateTable(title, "model-epochs/hour", 3600.0, timings, ["test_error"], NOTES, ours=plain)
     return table.with_limit(limit.checks[0], cores=workers if small else 1)

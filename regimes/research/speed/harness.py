@@ -20,7 +20,7 @@ Case = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Contender:
     """One way of doing the same work.
 
     Attributes:
@@ -48,7 +48,7 @@ class Timing:
         checks: the other numbers it returned.
     """
 
-    arm: Arm
+    arm: Contender
     rates: list[float] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     absent: str = ""
@@ -77,7 +77,7 @@ class Timing:
         return statistics.median(ratios), ratios[0], ratios[-1]
 
 
-def run_arms(arms: Sequence[Arm], case: Case, rounds: int, say: Say) -> list[Timing]:
+def run_contenders(arms: Sequence[Contender], case: Case, rounds: int, say: Say) -> list[Timing]:
     """Run every arm ``rounds`` times in turn.
 
     An arm whose library is not installed, or that fails, is left out, and said so.
@@ -103,7 +103,7 @@ def run_arms(arms: Sequence[Arm], case: Case, rounds: int, say: Say) -> list[Tim
     return [timing for timing in timings if not timing.absent]
 
 
-def _run(arm: Arm, case: Case) -> dict[str, Any]:
+def _run(arm: Contender, case: Case) -> dict[str, Any]:
     threads = {name: str(arm.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if arm.threads else {}
     inherited = {
         name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

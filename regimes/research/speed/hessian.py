@@ -1,4 +1,4 @@
-"""``regimes bench hessian``: trace and top eigenvalue to a given accuracy, against PyHessian and curvlinops."""
+"""``bench hessian``: trace and top eigenvalue to a given accuracy, against PyHessian and curvlinops."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.landscape.hessian_operator import HessianOperator
 from regimes.landscape.pyhessian import reference_top, reference_trace
 from regimes.landscape.trace_estimators import Method, hutchinson
-from regimes.plots.text_table import Sheet
-from regimes.research.speed.harness import Arm, Case, Say, run_arms
-from regimes.research.speed.rate_table import EVERY_CORE, Bench, Table
+from regimes.plots.text_table import TextTable
+from regimes.research.speed.harness import Case, Contender, Say, run_contenders
+from regimes.research.speed.rate_table import EVERY_CORE, BenchmarkResult, RateTable
 from regimes.research.speed.regimes_arm import Ready, in_workers, workers_of
 from regimes.research.speed.workloads import data_of, mean, standing, trained
 
@@ -44,51 +44,55 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
     """Compare and return the tables."""
-    sheets: list[Sheet] = []
+    sheets: list[TextTable] = []
     for title, base in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             case = {**base, "folder": folder, "images": images, "device": device, "augment": False, "seeds": [0]}
             case["workers"] = workers_of(device)
             case["count"] = 2560 if base["model"] == "preresnet20" else 0
             say(f"{title}: training a network")
-            run_arms([Arm("network", "regimes.research.speed.workloads:keep_trained", threads=0)], case, 1, say)
-            (scout,) = run_arms([Arm("what accuracy takes", f"{HERE}:scout")], case, 1, say)
+            run_contenders(
+                [Contender("network", "regimes.research.speed.workloads:keep_trained", threads=0)], case, 1, say
+            )
+            (scout,) = run_contenders([Contender("what accuracy takes", f"{HERE}:scout")], case, 1, say)
             case |= scout.checks[0]
             traces = [
-                Arm("regimes, one per core", f"{HERE}:traces"),
-                Arm("regimes, one core", f"{HERE}:trace"),
-                Arm("regimes, one core, XTrace", f"{HERE}:trace", options={"method": "xtrace"}),
-                Arm("PyHessian, probes to equal error", f"{HERE}:trace_pyhessian"),
-                Arm("PyHessian, torch's threads", f"{HERE}:trace_pyhessian", threads=0),
-                Arm("curvlinops, XTrace, as many products as ours", f"{HERE}:trace_curvlinops"),
+                Contender("regimes, one per core", f"{HERE}:traces"),
+                Contender("regimes, one core", f"{HERE}:trace"),
+                Contender("regimes, one core, XTrace", f"{HERE}:trace", options={"method": "xtrace"}),
+                Contender("PyHessian, probes to equal error", f"{HERE}:trace_pyhessian"),
+                Contender("PyHessian, torch's threads", f"{HERE}:trace_pyhessian", threads=0),
+                Contender("curvlinops, XTrace, as many products as ours", f"{HERE}:trace_curvlinops"),
             ]
-            timings = run_arms(traces, case, rounds, say)
+            timings = run_contenders(traces, case, rounds, say)
             noted = [
                 f"to a standard error of {RELATIVE:.0%}: PyHessian needs {case['probes']} probes for that; "
                 f"products: Hessian-vector products, or gradients where the Hessian is taken apart (regimes)",
                 EVERY_CORE,
             ]
             sheets.append(
-                Table(f"Hessian trace: {title}", "traces/hour", 3600.0, timings, ["trace", "products"], noted).sheet()
+                RateTable(
+                    f"Hessian trace: {title}", "traces/hour", 3600.0, timings, ["trace", "products"], noted
+                ).sheet()
             )
             values = [
-                Arm("regimes (Lanczos), one per core", f"{HERE}:tops"),
-                Arm("regimes, one core", f"{HERE}:top"),
-                Arm("PyHessian, power iteration", f"{HERE}:top_pyhessian"),
-                Arm("PyHessian, torch's threads", f"{HERE}:top_pyhessian", threads=0),
-                Arm("curvlinops, Lanczos of SciPy", f"{HERE}:top_curvlinops"),
+                Contender("regimes (Lanczos), one per core", f"{HERE}:tops"),
+                Contender("regimes, one core", f"{HERE}:top"),
+                Contender("PyHessian, power iteration", f"{HERE}:top_pyhessian"),
+                Contender("PyHessian, torch's threads", f"{HERE}:top_pyhessian", threads=0),
+                Contender("curvlinops, Lanczos of SciPy", f"{HERE}:top_curvlinops"),
             ]
-            timings = run_arms(values, case, rounds, say)
+            timings = run_contenders(values, case, rounds, say)
             noted = [
                 f"to {EXACT:g} of {case['top']:.6g}; PyHessian's own tolerance has to be {case['tolerance']:g}",
                 EVERY_CORE,
             ]
             sheets.append(
-                Table(f"Top eigenvalue: {title}", "values/hour", 3600.0, timings, ["top_error"], noted).sheet()
+                RateTable(f"Top eigenvalue: {title}", "values/hour", 3600.0, timings, ["top_error"], noted).sheet()
             )
-    return Bench("hessian", sheets)
+    return BenchmarkResult("hessian", sheets)
 
 
 def _subject(case: Case) -> tuple[nn.Module, tuple[Tensor, Tensor]]:

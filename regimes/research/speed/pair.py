@@ -1,4 +1,4 @@
-"""``regimes bench pair``: linear mode connectivity and CKA of a pair of networks, against other ways."""
+"""``bench pair``: linear mode connectivity and CKA of a pair of networks, against other implementations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import tempfile
 from typing import Any
 
 from regimes.research.speed.engine import NOTES
-from regimes.research.speed.harness import Arm, Say, run_arms
-from regimes.research.speed.rate_table import Bench, Table
+from regimes.research.speed.harness import Contender, Say, run_contenders
+from regimes.research.speed.rate_table import BenchmarkResult, RateTable
 from regimes.research.speed.regimes_arm import workers_of
 
 HERE = "regimes.research.speed"
@@ -17,7 +17,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
     """Compare and return the tables."""
     tables = []
     for title, base in CASES.items():
@@ -27,24 +27,24 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
             case = {**base, "folder": folder, "images": images, "device": device, "workers": workers_of(device)}
             case |= {"augment": False, "count": count, "seeds": [0, 1]}
             say(f"{title}: training two copies")
-            run_arms([Arm("networks", f"{HERE}.workloads:keep_trained", threads=0)], case, 1, say)
+            run_contenders([Contender("networks", f"{HERE}.workloads:keep_trained", threads=0)], case, 1, say)
             ours = f"{HERE}.regimes_arm:pair"
             arms = [
-                Arm("regimes", ours, lean=True),
-                Arm(
+                Contender("regimes", ours, lean=True),
+                Contender(
                     "regimes, statistics by batch",
                     f"{HERE}.regimes_arm:pair",
                     lean=True,
                     options={"statistics": "batch"},
                 ),
-                Arm("plain PyTorch, one thread", f"{HERE}.pytorch_arm:pair"),
-                Arm("reference pipeline, one thread", f"{HERE}.reference_pipeline:pair"),
-                Arm("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:pair", threads=0),
+                Contender("plain PyTorch, one thread", f"{HERE}.pytorch_arm:pair"),
+                Contender("reference pipeline, one thread", f"{HERE}.reference_pipeline:pair"),
+                Contender("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:pair", threads=0),
             ]
-            timings = run_arms(arms, case, rounds, say)
+            timings = run_contenders(arms, case, rounds, say)
         tables.append(
-            Table(
+            RateTable(
                 f"LMC and CKA of a pair: {title}", "pairs/hour", 3600.0, timings, ["lmc", "cka"], NOTES, ours=2
             ).sheet()
         )
-    return Bench("pair", tables)
+    return BenchmarkResult("pair", tables)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regimes.experiment.run_metadata import environment
-from regimes.plots.text_table import Sheet, finite, where
+from regimes.plots.text_table import TextTable, finite, where
 from regimes.research.speed.harness import Timing
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ EVERY_CORE = (
 
 
 @dataclass(frozen=True)
-class Table:
+class RateTable:
     """Arms side by side; the first is ours, and every ratio says how many times as fast it is.
 
     Attributes:
@@ -44,7 +44,7 @@ class Table:
     notes: Sequence[str] = field(default_factory=tuple)
     ours: int = 1
 
-    def with_limit(self, limit: Mapping[str, float], cores: int) -> Table:
+    def with_limit(self, limit: Mapping[str, float], cores: int) -> RateTable:
         """The same table with what the machine could do at most, and the share of it that ours reaches."""
         images = limit["images_per_epoch"]
         flops, moved = limit["flops_per_image"] * images, limit["bytes_per_image"] * images
@@ -65,7 +65,7 @@ class Table:
         )
         return dataclasses.replace(self, notes=(*self.notes, *lines))
 
-    def sheet(self) -> Sheet:
+    def sheet(self) -> TextTable:
         """One row per arm: rate, how many times as fast ours are, checks."""
         ours = self.timings[: self.ours]
         rows = [["", self.unit, *(f"{timing.arm.name} is faster by" for timing in ours), *self.checks]]
@@ -82,7 +82,7 @@ class Table:
             }
             for timing in self.timings
         ]
-        return Sheet(self.title, rows, self.notes, {"title": self.title, "unit": self.unit, "arms": arms})
+        return TextTable(self.title, rows, self.notes, {"title": self.title, "unit": self.unit, "arms": arms})
 
 
 def _ratio(median: float, least: float, greatest: float) -> str:
@@ -95,7 +95,7 @@ def _spread(value: float, deviation: float) -> str:
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchmarkResult:
     """The sheets of one bench; where and with what they were measured is added when they are shown.
 
     Attributes:
@@ -106,7 +106,7 @@ class Bench:
     """
 
     name: str
-    sheets: Sequence[Sheet]
+    sheets: Sequence[TextTable]
     figures: Mapping[str, Figure] = field(default_factory=dict)
     words: Sequence[str] = ()
 
@@ -122,7 +122,7 @@ class Bench:
     def write(self, folder: Path, command: str) -> list[Path]:
         """Write NAME.md, NAME.json and the figures into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        page = [f"# regimes bench {self.name}", "", f"`{command}`", "", where(), ""]
+        page = [f"# Benchmark: {self.name}", "", f"`{command}`", "", where(), ""]
         page += [line for paragraph in self.words or (SAID,) for line in (paragraph, "")]
         page += [line for name in self.figures for line in (f"![{name}]({name}.png)", "")]
         page += [sheet.markdown() for sheet in self.sheets]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from regimes.config.recipe import Recipe
-from regimes.experiment.context import hold_to_bits, in_layout
+from regimes.experiment.context import in_layout, use_deterministic_kernels
 from regimes.experiment.run_metadata import default_workers
 from regimes.landscape.cka import cka
 from regimes.landscape.linear_path import linear_connectivity
@@ -122,7 +122,7 @@ def in_workers(
 
 
 def _together(work: Callable[..., dict[str, Any]], case: Case, number: int, barrier: Any) -> dict[str, Any]:
-    hold_to_bits(case.get("device", "cpu"))
+    use_deterministic_kernels(case.get("device", "cpu"))
     start = 0.0
 
     def ready() -> None:

@@ -1,4 +1,4 @@
-"""``regimes bench growth``: how time and memory grow with cells, model, data, load and workers, with fits."""
+"""``bench growth``: time and memory as functions of cells, model, data, load and workers, with fits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from regimes.plots.text_table import Sheet
-from regimes.research.speed.harness import Arm, Say, run_arms
-from regimes.research.speed.rate_table import Bench
+from regimes.plots.text_table import TextTable
+from regimes.research.speed.harness import Contender, Say, run_contenders
+from regimes.research.speed.rate_table import BenchmarkResult
 
 HERE = "regimes.research.speed.scaling_points"
 IMAGENET = 1_281_167  # training images
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
+def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
     """Measure and return the sheets; ``images`` is not used."""
     case = {"device": device}
     one: dict[str, list[dict[str, Any]]] = {
@@ -29,14 +29,14 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Bench:
     for name, points in one.items():
         found = []
         for point in points:
-            (timing,) = run_arms(
-                [Arm(f"{name} {point}", f"{HERE}:{name}", lean=True, options=point)], case, rounds, say
+            (timing,) = run_contenders(
+                [Contender(f"{name} {point}", f"{HERE}:{name}", lean=True, options=point)], case, rounds, say
             )
             found.append({**point, "seconds": 1 / timing.rate, **timing.checks[-1]})
         sheets.append(_sheet(name, found))
-    (limit,) = run_arms([Arm("ResNet-50", f"{HERE}:imagenet")], case, 1, say)
+    (limit,) = run_contenders([Contender("ResNet-50", f"{HERE}:imagenet")], case, 1, say)
     by_name = {sheet.facts["name"]: sheet.facts for sheet in sheets}
-    return Bench("growth", [*sheets, _estimates(by_name, limit.checks[0])])
+    return BenchmarkResult("growth", [*sheets, _estimates(by_name, limit.checks[0])])
 
 
 TITLES = {
@@ -49,14 +49,14 @@ TITLES = {
 }
 
 
-def _sheet(name: str, found: Sequence[dict[str, Any]]) -> Sheet:
+def _sheet(name: str, found: Sequence[dict[str, Any]]) -> TextTable:
     title, axis = TITLES[name]
     more = [key for key in found[0] if key not in (axis, "seconds")]
     rows = [[axis, "seconds", *more]]
     rows += [[f"{each[axis]:g}", f"{each['seconds']:.4g}", *(f"{each[key]:.4g}" for key in more)] for each in found]
     slope = _slope([each[axis] for each in found], [each["seconds"] for each in found])
     notes = [f"seconds grow as {axis}^{slope:.2f}"]
-    return Sheet(title, rows, notes, {"name": name, "points": list(found), "slope": slope})
+    return TextTable(title, rows, notes, {"name": name, "points": list(found), "slope": slope})
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -66,7 +66,7 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     return sum((p - a) * (q - b) for p, q in zip(u, v, strict=True)) / sum((p - a) ** 2 for p in u)
 
 
-def _estimates(sheets: dict[str, Any], limit: dict[str, float]) -> Sheet:
+def _estimates(sheets: dict[str, Any], limit: dict[str, float]) -> TextTable:
     """What the fits say of two sizes that nobody waits for here."""
     cells = sheets["cells"]["points"]
     # Of the two largest grids: the start-up weighs too much in the smallest.
@@ -93,4 +93,4 @@ def _estimates(sheets: dict[str, Any], limit: dict[str, float]) -> Sheet:
     notes = [
         "ImageNet does not fit into memory: its images would have to be streamed, which this engine does not do yet"
     ]
-    return Sheet("Estimates, not measurements", rows, notes, {"name": "estimates", **limit})
+    return TextTable("Estimates, not measurements", rows, notes, {"name": "estimates", **limit})

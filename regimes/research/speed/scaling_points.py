@@ -1,4 +1,4 @@
-"""What ``regimes bench growth`` measures, one point at a time, each in a process of its own."""
+"""Measurements of ``bench growth``, one point at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def cells(case: Case) -> dict[str, Any]:
     import regimes
     from regimes.config.sweep_file import resolve
     from regimes.experiment.prepare import prepare
-    from regimes.experiment.run_metadata import begin
-    from regimes.experiment.schedule import survey
+    from regimes.experiment.run_metadata import start_run
+    from regimes.experiment.schedule import scan_store
 
     count = case["cells"]
     base = peak_bytes()
@@ -46,11 +46,11 @@ def cells(case: Case) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        prepared = begin(prepare(asked, folder, engine="eager"), adopt=False, mixed=False)
+        prepared = start_run(prepare(asked, folder, engine="eager"), adopt=False, mixed=False)
         laid_out = time.perf_counter()
         _write_all(prepared)
         written = time.perf_counter()
-        survey(prepared.stages, prepared.store)
+        scan_store(prepared.stages, prepared.store)
         surveyed = time.perf_counter()
         regimes.open(folder)
         assembled = time.perf_counter()
@@ -70,7 +70,7 @@ def cells(case: Case) -> dict[str, Any]:
 
 def _write_all(prepared: Prepared) -> None:
     """A record for every stage, as small as they come, and the weights of a small network where one belongs."""
-    weights = prepared.lab.new_model(seed=0).state_dict()
+    weights = prepared.context.new_model(seed=0).state_dict()
     for stage in prepared.stages:
         record = {"kind": stage.kind, "status": "ok", "at": dict(stage.at), "values": {}, "seconds": 0.0}
         record |= {"numerics": "x", "description": stage.describe()}
@@ -79,14 +79,14 @@ def _write_all(prepared: Prepared) -> None:
 
 def model(case: Case) -> dict[str, Any]:
     """A training step by width, and memory: as the plan says it, and as it was."""
-    from regimes.experiment.engine_selection import Choice, seconds_per_image
+    from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
 
-    lab, recipe = _lab(case["width"], case["device"])
-    planned = PROCESS + bytes_per_network(lab, recipe)
-    seconds = seconds_per_image(lab, Choice("eager", 1), recipe) * recipe.batch_size
+    context, recipe = _lab(case["width"], case["device"])
+    planned = PROCESS + bytes_per_network(context, recipe)
+    seconds = seconds_per_image(context, EngineChoice("eager", 1), recipe) * recipe.batch_size
     peak = peak_bytes() / 1e6
-    parameters = sum(each.numel() for each in lab.new_model(0).parameters())
-    flops, _ = step(lab.new_model(0), lab.data.train.inputs[:64])
+    parameters = sum(each.numel() for each in context.new_model(0).parameters())
+    flops, _ = step(context.new_model(0), context.data.train.inputs[:64])
     return {
         "seconds": seconds,
         "units": 1,
@@ -117,9 +117,9 @@ def channels(case: Case) -> dict[str, Any]:
     from regimes.pruners.channels import shrink
     from regimes.pruners.prune import prunable
 
-    lab, _ = _lab(32, case["device"])
-    network = lab.new_model(0)
-    inputs = lab.data.train.inputs[:2]
+    context, _ = _lab(32, case["device"])
+    network = context.new_model(0)
+    inputs = context.data.train.inputs[:2]
     kept = 1.0
     if case["density"] < 1:
         network, kept = shrink(network, case["density"], inputs, "channels-magnitude", "uniform", 0)
@@ -130,13 +130,13 @@ def channels(case: Case) -> dict[str, Any]:
 def _epoch(count: int, network: nn.Module, mask: Mask | None, device: str) -> dict[str, Any]:
     from regimes.config.recipe import Recipe
     from regimes.data.synthetic import synthetic
-    from regimes.training.eager_engine import Eager
+    from regimes.training.eager_engine import EagerEngine
     from regimes.training.fleet import Lane
 
     split = synthetic(shape=[1, 8, 8], classes=10, train=count * 10 // 9 + 10, test=40)
     split = split.to(torch.device(device), torch.float32, torch.channels_last)
     network = in_layout(network, torch.channels_last)
-    engine = Eager([Lane(network, Recipe(epochs=2, batch_size=64, augment="none"), ("growth",), mask)], split)
+    engine = EagerEngine([Lane(network, Recipe(epochs=2, batch_size=64, augment="none"), ("growth",), mask)], split)
     engine.epoch(0)
     started = time.perf_counter()
     engine.epoch(1)
@@ -190,8 +190,10 @@ def imagenet(case: Case) -> dict[str, Any]:
 def _lab(width: int, device: str) -> Any:
     from regimes.config.recipe import Recipe
     from regimes.config.sweep import Named
-    from regimes.experiment.context import Lab, LabSpec, numerics_of
+    from regimes.experiment.context import ContextSpec, RunContext, numerics_of
 
     numerics = numerics_of(device, "eager", "eager")
     model = Named(name="preresnet", depth=14, width=width)  # type: ignore[call-arg]
-    return Lab(LabSpec(Named(name="digits"), model, device, numerics, "")), Recipe(batch_size=64, augment="none")
+    return RunContext(ContextSpec(Named(name="digits"), model, device, numerics, "")), Recipe(
+        batch_size=64, augment="none"
+    )

@@ -1,4 +1,4 @@
-"""Studies of the method itself: each is one command, ``regimes study NAME --out DIR``, and one page."""
+"""Studies of the method: each is one command, ``python -m regimes.research study NAME --out DIR``, and one page."""
 
 STUDIES = {
     "calibration": "regimes.research.studies.calibration:study",
@@ -8,6 +8,4 @@ STUDIES = {
     "synthetic": "regimes.research.studies.synthetic:study",
     "advice": "regimes.research.studies.advice:study",
     "discovery": "regimes.research.studies.discovery:study",
-    "stoppers": "regimes.research.hpo_benchmark.stoppers_study:study",
-    "recording": "regimes.research.hpo_benchmark.record_study:study",
 }

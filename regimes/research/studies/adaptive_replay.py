@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from regimes.plots.text_table import Sheet
-from regimes.regime_map.acquisition import Known, known_enough
+from regimes.plots.text_table import TextTable
+from regimes.regime_map.acquisition import MapKnowledge, converged
 from regimes.regime_map.cell_stats import seed_means
 from regimes.regime_map.landscape_rules import smooth
-from regimes.regime_map.measured_grid import Measured
+from regimes.regime_map.measured_grid import MeasuredGrid
 from regimes.regime_map.regime_map import RegimeMap
 from regimes.research.page import Say
 from regimes.research.studies.replay_sweep import at_random, replay
@@ -27,7 +27,7 @@ SHOWN = ("stops at", "regimes: at the stop", "at a third", "random third", "whol
 ERRORS = ("excess error: at the stop", "at a third", "random third", "whole grid")
 
 
-def on_records(grids: Mapping[str, xr.Dataset], say: Say) -> Sheet:
+def on_records(grids: Mapping[str, xr.Dataset], say: Say) -> TextTable:
     """Replay each recorded grid: regimes against those of the whole grid, and the excess error of what is selected."""
     rows: list[list[str]] = [["knob", *SHOWN, *ERRORS]]
     facts = []
@@ -44,10 +44,10 @@ def on_records(grids: Mapping[str, xr.Dataset], say: Say) -> Sheet:
         "stops at: share of the cells measured when the map was known; regimes: cells named as by the whole grid",
         f"random third: as many at random, mean of {TIMES}; excess in points, over the best temperature by all seeds",
     ]
-    return Sheet("Adaptive sweeps, replayed on the recorded grids", rows, notes, facts)
+    return TextTable("Adaptive sweeps, replayed on the recorded grids", rows, notes, facts)
 
 
-def on_diagrams(say: Say) -> Sheet:
+def on_diagrams(say: Say) -> TextTable:
     """Replay diagrams with known regimes."""
     rows: list[list[str]] = [["shape", *SHOWN]]
     facts = []
@@ -65,20 +65,20 @@ def on_diagrams(say: Say) -> Sheet:
     keys = ("share", "stop", "third", "random", "whole")
     rows.append(["all", *(f"{np.mean([each[key] for each in facts]):.1%}" for key in keys)])
     notes = [f"{SIZE[0]} x {SIZE[1]} cells, {SEEDS} dense seeds, usual noise; regimes: cells with the true one"]
-    return Sheet("Adaptive sweeps, replayed on diagrams with a known answer", rows, notes, facts)
+    return TextTable("Adaptive sweeps, replayed on diagrams with a known answer", rows, notes, facts)
 
 
 def _replayed(grid: xr.Dataset, score: Any) -> dict[str, float]:
     """The score where the adaptive sweep stops, at a third of the cells, of random thirds, and of the whole grid."""
-    total = int(np.prod(Measured.of(grid).shape)) * grid.sizes["dense_seed"]
-    history: list[Known] = []
+    total = int(np.prod(MeasuredGrid.of(grid).shape)) * grid.sizes["dense_seed"]
+    history: list[MapKnowledge] = []
     found: dict[str, float] = {}
     for cells, seen, known in replay(grid, ROUND):
         history.append(known)
         if "third" not in found and cells + ROUND > THIRD * total:
             found["third"] = score(seen)
             found["random"] = float(np.mean([score(at_random(grid, cells, seed)) for seed in range(TIMES)]))
-        if "stop" not in found and known_enough(history):
+        if "stop" not in found and converged(history):
             found |= {"share": cells / total, "stop": score(seen)}
         if "stop" in found and "third" in found:
             break
@@ -88,7 +88,7 @@ def _replayed(grid: xr.Dataset, score: Any) -> dict[str, float]:
 
 def _regimes(grid: xr.Dataset) -> NDArray[np.int64]:
     """The most probable regime of every cell, measured or not."""
-    found: NDArray[np.int64] = smooth(Measured.of(grid), {}).probability.argmax(1)
+    found: NDArray[np.int64] = smooth(MeasuredGrid.of(grid), {}).probability.argmax(1)
     return found
 
 

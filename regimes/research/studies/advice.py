@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from regimes.plots.advice_section import HEAD, row
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.record.grid import check_grid, knobs_of, load_netcdf
 from regimes.regime_map.classify import classify
-from regimes.regime_map.evaluate_advice import Judgement, judge, pooled
-from regimes.regime_map.measured_grid import Measured
+from regimes.regime_map.evaluate_advice import AdviceEvaluation, evaluate_advice, pooled
+from regimes.regime_map.measured_grid import MeasuredGrid
 from regimes.regime_map.noise_model import between, by_size
 from regimes.regime_map.regime_map import RegimeMap
 from regimes.regime_map.transforms import CLOSE
@@ -43,7 +43,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     for leave in (False, True):
         found = {}
         for name, grid in grids.items():
-            found[name] = judge(grid, leave_density=leave)
+            found[name] = evaluate_advice(grid, leave_density=leave)
             say(f"{name}: judged{', densities left out' if leave else ''}")
         sheets.append(
             _sheet("All knobs" + (", densities left out too" if leave else ""), pooled(found.values()), leave)
@@ -53,7 +53,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     sheets.append(_rungs(grids))
     sheets += [_moves(grids), _scatter(grids)]
     if ELSEWHERE.exists():
-        sheets.append(_sheet("CIFAR-10 (part), epochs, one dense seed", judge(load_netcdf(ELSEWHERE)), False))
+        sheets.append(_sheet("CIFAR-10 (part), epochs, one dense seed", evaluate_advice(load_netcdf(ELSEWHERE)), False))
     sheets += [on_records({_knob(grid): grid for grid in grids.values()}, say), on_diagrams(say)]
     return Page("advice", TITLE, WORDS, sheets)
 
@@ -63,13 +63,13 @@ def _knob(grid: xr.Dataset) -> str:
     return str(grid[knob].attrs.get("long_name", knob))
 
 
-def _sheet(title: str, found: Sequence[Judgement], left: bool) -> Sheet:
-    facts = [{name: getattr(each, name) for name in Judgement.__dataclass_fields__} for each in found]
+def _sheet(title: str, found: Sequence[AdviceEvaluation], left: bool) -> TextTable:
+    facts = [{name: getattr(each, name) for name in AdviceEvaluation.__dataclass_fields__} for each in found]
     notes = ["each density but the two ends left out of the map that is asked about it"] if left else []
-    return Sheet(title, [list(HEAD), *(row(each, True) for each in found)], notes, facts)
+    return TextTable(title, [list(HEAD), *(row(each, True) for each in found)], notes, facts)
 
 
-def _rungs(grids: Mapping[str, xr.Dataset]) -> Sheet:
+def _rungs(grids: Mapping[str, xr.Dataset]) -> TextTable:
     rows, facts = [["knob", "seeds agree", *(f"{100 * each:g} %" for each in _densities(grids))]], []
     for grid in grids.values():
         found = RegimeMap(grid).rungs()
@@ -81,18 +81,18 @@ def _rungs(grids: Mapping[str, xr.Dataset]) -> Sheet:
         "Kendall's tau along the temperature: test error at that density against dense networks of other seeds",
         "seeds agree: tau of dense networks of two seeds, the most to expect; *: trusted (`regimes rungs`)",
     ]
-    return Sheet("Which densities rank temperatures as the dense network does", rows, notes, facts)
+    return TextTable("Which densities rank temperatures as the dense network does", rows, notes, facts)
 
 
 def _densities(grids: Mapping[str, xr.Dataset]) -> list[float]:
     return [float(each) for each in next(iter(grids.values()))["density"].values]
 
 
-def _scatter(grids: Mapping[str, xr.Dataset]) -> Sheet:
+def _scatter(grids: Mapping[str, xr.Dataset]) -> TextTable:
     """How much dense seeds differ: what the noise "digits" of the synthetic diagrams is taken from."""
     rows, facts = [["knob", "LMC, constant part", "share of the barrier", "share of 1 - CKA"]], []
     for grid in grids.values():
-        m = Measured.of(check_grid(grid, _knob(grid)))
+        m = MeasuredGrid.of(check_grid(grid, _knob(grid)))
         size = np.abs(m.mean("lmc"))
         variance = by_size("lmc", size, between(m.seeds("lmc"), m.mean("lmc")))
         constant, steep = variance[size.argmin()], (variance.max() - variance.min()) / np.ptp(size**2)
@@ -102,10 +102,10 @@ def _scatter(grids: Mapping[str, xr.Dataset]) -> Sheet:
         rows.append([_knob(grid), f"{found[0]:.4f}", *(f"{each:.2f}" for each in found[1:])])
         facts.append(dict(zip(("lmc", "barrier", "cka"), found, strict=True)))
     notes = [f"standard deviations between dense seeds; of log(1 - CKA), where CKA is below {FAR_FROM_ONE:g}"]
-    return Sheet("Noise of the recorded grids", rows, notes, facts)
+    return TextTable("Noise of the recorded grids", rows, notes, facts)
 
 
-def _moves(grids: Mapping[str, xr.Dataset]) -> Sheet:
+def _moves(grids: Mapping[str, xr.Dataset]) -> TextTable:
     """What the operational rule says inside the regimes of the landscape."""
     names = ("I", "II-A", "II-B")
     counts = np.zeros((3, 3), int)
@@ -115,4 +115,4 @@ def _moves(grids: Mapping[str, xr.Dataset]) -> Sheet:
             counts[i, j] += int(((by_cuts == i) & (by_error == j)).sum())
     rows = [["regime by LMC and CKA", "hotter lowers the error", "colder does", "neither, by 5 %"]]
     rows += [[name, *map(str, counts[i])] for i, name in enumerate(names)]
-    return Sheet("Cells: the two rules side by side", rows, [], counts.tolist())
+    return TextTable("Cells: the two rules side by side", rows, [], counts.tolist())

@@ -25,7 +25,7 @@ from regimes.landscape.linear_path import linear_connectivity
 from regimes.landscape.spectrum import Spectrum, hessian_spectrum
 from regimes.landscape.trace_estimators import Method
 from regimes.models.build import build
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.research.page import Page, Say
 from regimes.research.studies.peak_memory import memory
 
@@ -58,7 +58,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
                 ]
             )
     head = ["estimate", "exact value", "mean", "standard deviation", "mean standard error", "within ± 1.96 s.e."]
-    table = Sheet(f"Coverage over {TIMES} repetitions", [head, *rows], NOTES, facts)
+    table = TextTable(f"Coverage over {TIMES} repetitions", [head, *rows], NOTES, facts)
     return Page("calibration", "Calibration: do the intervals hold?", WORDS, [table, memory(say)])
 
 

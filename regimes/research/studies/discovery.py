@@ -16,12 +16,12 @@ from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.data.digits import digits
 from regimes.discovery.complexity import size_of
-from regimes.discovery.gated_training import Search
+from regimes.discovery.gated_training import GatedTraining
 from regimes.discovery.trace_graph import anatomy_of
 from regimes.experiment.context import one_thread
 from regimes.models.build import build
 from regimes.plots.discovery_plots import front, structure_over_time
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.research.page import Page, Say
 from regimes.research.studies.discovery_baselines import ARMS
 from regimes.research.studies.discovery_contests import CIFAR, DIGITS, recorded
@@ -75,7 +75,7 @@ def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     return {arm: [each for each in records if each["arm"] == arm] for arm in ARMS}
 
 
-def _rivals(name: str, contest: Mapping[str, Any]) -> Sheet:
+def _rivals(name: str, contest: Mapping[str, Any]) -> TextTable:
     """Means and spreads over seeds; times as ratios to the dense network of the same seed."""
     records = contest["records"]
     dense = {each["seed"]: each for each in records if each["arm"] == "dense"}
@@ -110,7 +110,7 @@ def _rivals(name: str, contest: Mapping[str, Any]) -> Sheet:
     ]
     about = {"digits": "digits, PreResNet-14 of width 8, 40 epochs", "cifar10": _cifar()}
     facts = [{key: value for key, value in each.items() if key not in ("history", "layers")} for each in records]
-    return Sheet(f"Rivals: {about[name]}", rows, notes, facts)
+    return TextTable(f"Rivals: {about[name]}", rows, notes, facts)
 
 
 def _faster(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -142,7 +142,7 @@ def _ratio(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def _toys() -> Sheet:
+def _toys() -> TextTable:
     rows = [["pressure", "units left in the three blocks, seed by seed", "1 x 4", "test error"]]
     facts = []
     for name, pressure in TOYS.items():
@@ -157,10 +157,10 @@ def _toys() -> Sheet:
         "test error: mean square, median of seeds; answers have variance 1. nu 10 removes everything: it gives in, and "
         "keeps the last good network",
     ]
-    return Sheet("A toy with a known answer", rows, notes, facts)
+    return TextTable("A toy with a known answer", rows, notes, facts)
 
 
-def _balance() -> Sheet:
+def _balance() -> TextTable:
     """Kappa on digits, and the network before and after its gates are rounded."""
     data = digits()
     rows = [["kappa", "MACs", "parameters", "gated, last epoch before", "settled, one epoch later", "at the end"]]
@@ -170,7 +170,7 @@ def _balance() -> Sheet:
         for seed in range(3):
             model = build("preresnet", {"depth": 14, "width": 8}, data.input_shape, data.classes, seed_of("init", seed))
             recipe = Recipe(epochs=40, batch_size=64, augment="none")
-            search = Search(model, data, recipe, Pressure(nu=0.3, kappa=kappa), ("dense", seed))
+            search = GatedTraining(model, data, recipe, Pressure(nu=0.3, kappa=kappa), ("dense", seed))
             errors = []
             for number in range(recipe.epochs):
                 search.epoch(number)
@@ -183,10 +183,10 @@ def _balance() -> Sheet:
         shares = [f"{_mean(column):.1%}" for column in columns[:2]]
         rows.append([f"{kappa:g}", *shares, *(_spread([100 * e for e in each], "%") for each in columns[2:])])
     notes = ["digits, PreResNet-14 of width 8, nu 0.3, three seeds; test errors, mean and standard deviation"]
-    return Sheet("Kappa: compute against parameters; gates before and after the final rule", rows, notes, facts)
+    return TextTable("Kappa: compute against parameters; gates before and after the final rule", rows, notes, facts)
 
 
-def _sizes() -> Sheet:
+def _sizes() -> TextTable:
     rows = [["network", "parameters", "torch's", "MACs", "torch's counter"]]
     facts = []
     for name, depth in (("resnet", 20), ("resnet", 56), ("resnet", 110), ("preresnet", 20), ("vgg", 16)):
@@ -200,4 +200,4 @@ def _sizes() -> Sheet:
             [f"{name} {depth}", f"{int(size.params):,}", f"{counted[0]:,}", f"{int(size.macs):,}", f"{counted[1]:,}"]
         )
         facts.append({"name": name, "depth": depth, "size": [int(size.params), int(size.macs)], "counted": counted})
-    return Sheet("Sizes by formula, and counted", rows, ["32x32 colour images, ten classes"], facts)
+    return TextTable("Sizes by formula, and counted", rows, ["32x32 colour images, ten classes"], facts)

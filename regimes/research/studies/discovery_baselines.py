@@ -20,16 +20,16 @@ from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named
 from regimes.discovery.api import epochs, found
 from regimes.discovery.complexity import size_of
-from regimes.discovery.gated_training import Search
+from regimes.discovery.gated_training import GatedTraining
 from regimes.discovery.trace_graph import anatomy_of
-from regimes.experiment.context import Lab, LabSpec, numerics_of, one_thread
+from regimes.experiment.context import ContextSpec, RunContext, numerics_of, one_thread
 from regimes.experiment.parent_watchdog import end_with
 from regimes.experiment.run_discovery import inference_seconds
 from regimes.landscape.error import mean_error
 from regimes.models.residual_blocks import without_blocks
 from regimes.pruners.channels import fitted, shrink
 from regimes.research.page import Say
-from regimes.training.optimizer_step import Stepper
+from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.train import train
 
 ARMS = {
@@ -80,72 +80,74 @@ def compete(contest: Contest, workers: int, say: Say) -> list[dict[str, Any]]:
 
 def _seed(contest: Contest, seed: int) -> list[dict[str, Any]]:
     numerics = numerics_of("cpu", "eager", "eager")
-    lab = Lab(LabSpec(contest.data, contest.model, "cpu", numerics, ""))
+    context = RunContext(ContextSpec(contest.data, contest.model, "cpu", numerics, ""))
     with one_thread():
-        return [{**record, "seed": seed} for record in _arms(contest, lab, seed)]
+        return [{**record, "seed": seed} for record in _arms(contest, context, seed)]
 
 
-def _arms(contest: Contest, lab: Lab, seed: int) -> Iterator[dict[str, Any]]:
+def _arms(contest: Contest, context: RunContext, seed: int) -> Iterator[dict[str, Any]]:
     init = seed_of("init", seed)
-    dense = lab.new_model(init)
-    taken = _train(dense, lab, contest.recipe, seed)
-    yield _record("dense", dense, lab, contest, taken, None)
+    dense = context.new_model(init)
+    taken = _train(dense, context, contest.recipe, seed)
+    yield _record("dense", dense, context, contest, taken, None)
     for nu in contest.nus:
         started = time.perf_counter()
-        search = Search(lab.new_model(init), lab.data, contest.recipe, Pressure(nu=nu), ("dense", seed))
+        search = GatedTraining(context.new_model(init), context.data, contest.recipe, Pressure(nu=nu), ("dense", seed))
         for _ in epochs(search):
             pass
         spent, discovery = time.perf_counter() - started, found(search)
         small = discovery.model
-        row = _record("discovered", small, lab, contest, spent, nu)
+        row = _record("discovered", small, context, contest, spent, nu)
         layers = [group.name for group in search.full_anatomy.groups]
         about = {"history": discovery.history, "widths": discovery.widths, "blocks": discovery.blocks, "layers": layers}
         yield {**row, **about, "message": discovery.message}
         started = time.perf_counter()
-        pruned = _to_macs(dense, lab, row["macs"], seed)
+        pruned = _to_macs(dense, context, row["macs"], seed)
         spent = time.perf_counter() - started
         share = max(1, contest.recipe.epochs // TUNED)
         tuning = contest.recipe.model_copy(
             update={"epochs": share, "learning_rate": contest.recipe.learning_rate / 5, "schedule": "cosine"}
         )
-        yield _record("magnitude", pruned, lab, contest, taken + spent + _train(pruned, lab, tuning, seed), nu)
-        fresh = fitted(without_blocks(lab.new_model(init), small.state_dict()), small.state_dict())
+        yield _record("magnitude", pruned, context, contest, taken + spent + _train(pruned, context, tuning, seed), nu)
+        fresh = fitted(without_blocks(context.new_model(init), small.state_dict()), small.state_dict())
         _begin_anew(fresh, init)
-        yield _record("scratch", fresh, lab, contest, _train(fresh, lab, contest.recipe, seed), nu)
-        width = _as_fast(small, contest, lab)
-        narrow = lab.sized({"width": width}).new_model(init)
-        row = _record("narrowed", narrow, lab, contest, _train(narrow, lab, contest.recipe, seed), nu)
+        yield _record("scratch", fresh, context, contest, _train(fresh, context, contest.recipe, seed), nu)
+        width = _as_fast(small, contest, context)
+        narrow = context.sized({"width": width}).new_model(init)
+        row = _record("narrowed", narrow, context, contest, _train(narrow, context, contest.recipe, seed), nu)
         yield {**row, "width": width}
 
 
-def _train(model: nn.Module, lab: Lab, recipe: Recipe, seed: int) -> float:
+def _train(model: nn.Module, context: RunContext, recipe: Recipe, seed: int) -> float:
     """Train a plain network; returns its seconds, one evaluation at the end included."""
     started = time.perf_counter()
     once = recipe.model_copy(update={"last": 1})  # evaluated at the end alone
-    for _ in train(model, lab.data, once, ("dense", seed), [recipe.epochs], evaluate_all=False):
+    for _ in train(model, context.data, once, ("dense", seed), [recipe.epochs], evaluate_all=False):
         pass
     return time.perf_counter() - started
 
 
-def _record(arm: str, model: nn.Module, lab: Lab, contest: Contest, seconds: float, nu: float | None) -> dict[str, Any]:
-    whole, size = (size_of(anatomy_of(each, lab.data.train.inputs[:2])) for each in (lab.new_model(0), model))
+def _record(
+    arm: str, model: nn.Module, context: RunContext, contest: Contest, seconds: float, nu: float | None
+) -> dict[str, Any]:
+    whole, size = (size_of(anatomy_of(each, context.data.train.inputs[:2])) for each in (context.new_model(0), model))
     return {
         "arm": arm,
         "nu": nu,
-        "test_error": mean_error(model, lab.data.test, contest.recipe.loss_fn),
+        "test_error": mean_error(model, context.data.test, contest.recipe.loss_fn),
         "macs": float(size.macs),
         "params": float(size.params),
         "full_macs": float(whole.macs),
         "full_params": float(whole.params),
         "train_seconds": seconds,
-        "step_seconds": step_seconds(model, lab, contest.recipe),
-        "inference_seconds": inference_seconds(model, lab.data.test.inputs),
+        "step_seconds": step_seconds(model, context, contest.recipe),
+        "inference_seconds": inference_seconds(model, context.data.test.inputs),
     }
 
 
-def _to_macs(dense: nn.Module, lab: Lab, macs: float, seed: int) -> nn.Module:
+def _to_macs(dense: nn.Module, context: RunContext, macs: float, seed: int) -> nn.Module:
     """The dense network with channels pruned by magnitude until its MACs are those asked for."""
-    inputs = lab.data.train.inputs[:2]
+    inputs = context.data.train.inputs[:2]
     low, high, density = 0.0, 1.0, macs / float(size_of(anatomy_of(dense, inputs)).macs)
     best, off = dense, float("inf")
     for _ in range(10):
@@ -178,11 +180,11 @@ def _begin_anew(model: nn.Module, seed: int) -> None:
             module.reset_parameters()
 
 
-def step_seconds(model: nn.Module, lab: Lab, recipe: Recipe) -> float:
+def step_seconds(model: nn.Module, context: RunContext, recipe: Recipe) -> float:
     """Seconds of a training step: the median of some, of a copy of the network."""
     trial = copy.deepcopy(model).train()
-    stepper, found_there = Stepper(trial, recipe, None), []
-    inputs, targets = lab.data.train.inputs[: recipe.batch_size], lab.data.train.targets[: recipe.batch_size]
+    stepper, found_there = OptimizerStep(trial, recipe, None), []
+    inputs, targets = context.data.train.inputs[: recipe.batch_size], context.data.train.targets[: recipe.batch_size]
     for _ in range(STEPS):
         started = time.perf_counter()
         stepper(lambda: recipe.training_loss(trial(inputs), targets), 1e-4)
@@ -190,12 +192,12 @@ def step_seconds(model: nn.Module, lab: Lab, recipe: Recipe) -> float:
     return sorted(found_there[2:])[(STEPS - 2) // 2]
 
 
-def _as_fast(small: nn.Module, contest: Contest, lab: Lab) -> int:
+def _as_fast(small: nn.Module, contest: Contest, context: RunContext) -> int:
     """The largest width whose training step is no slower than a network's, each timed in turn."""
     fits = [contest.widths[0]]
     for width in contest.widths:
-        narrow = lab.sized({"width": width}).new_model(0)
-        rounds = [[step_seconds(each, lab, contest.recipe) for each in (small, narrow)] for _ in range(ROUNDS)]
+        narrow = context.sized({"width": width}).new_model(0)
+        rounds = [[step_seconds(each, context, contest.recipe) for each in (small, narrow)] for _ in range(ROUNDS)]
         wanted, taken = (min(times) for times in zip(*rounds, strict=True))
         if taken <= wanted:
             fits.append(width)

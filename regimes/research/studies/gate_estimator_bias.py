@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from regimes.data.dataset import Split
-from regimes.discovery.gate_estimators import ESTIMATORS
-from regimes.discovery.gates import Draw, Gates, draw
+from regimes.discovery import ESTIMATORS
+from regimes.discovery.gates import GateDraw, Gates, draw
 from regimes.discovery.trace_graph import anatomy_of
 from regimes.models.build import seeded
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.registry import load
 from regimes.research.studies.teacher_student import Net, lessons
 
@@ -25,7 +25,7 @@ STEPS = 600  # of training under gates at 0.9, for the network that has learnt
 CHANCES = (0.9, 0.5, 0.1)
 
 
-def estimators() -> Sheet:
+def estimators() -> TextTable:
     """Bias and spread for units and blocks, of a network before and after it has learnt, gates at three places."""
     batch = Split(*(each[:INPUTS].double() for each in lessons(0, INPUTS).train))
     rows = [["network", "gates at", "of", "estimator", "truth", "bias", "spread of one draw", "right sign"]]
@@ -44,7 +44,7 @@ def estimators() -> Sheet:
         f"{2 ** (UNITS + BLOCKS)} settings in float64; {DRAWS} draws",
         "truth, bias, spread: root mean square over the gates; right sign: of the mean over draws",
     ]
-    return Sheet("Estimators of a gate's worth, against enumeration", rows, notes, facts)
+    return TextTable("Estimators of a gate's worth, against enumeration", rows, notes, facts)
 
 
 def _network(batch: Split, steps: int) -> nn.Module:
@@ -67,7 +67,7 @@ def _estimates(model: nn.Module, batch: Split, chance: float) -> list[tuple[str,
     gates = Gates(model, anatomy_of(model, batch.inputs[:2]))
     targets = batch.targets.double()
 
-    def loss(drawn: Draw) -> Tensor:
+    def loss(drawn: GateDraw) -> Tensor:
         with gates.at(drawn):
             return mse_loss(model(batch.inputs), targets)
 
@@ -93,26 +93,26 @@ def _all(count: int, chance: float) -> Tensor:
 
 
 @torch.no_grad()
-def _truth(loss: Callable[[Draw], Tensor], chance: float) -> Tensor:
+def _truth(loss: Callable[[GateDraw], Tensor], chance: float) -> Tensor:
     """``E[L(1) - L(0)]`` of each gate: units, then blocks."""
     out = torch.zeros(UNITS + BLOCKS, dtype=torch.float64)
     for bits in itertools.product((0.0, 1.0), repeat=UNITS + BLOCKS):
         xi = torch.tensor(bits, dtype=torch.float64)
         weight = torch.where(xi == 1, chance, 1 - chance)
-        value = loss(Draw(xi[None, :UNITS], xi[None, UNITS:]))
+        value = loss(GateDraw(xi[None, :UNITS], xi[None, UNITS:]))
         out += (2 * xi - 1) * weight.prod() / weight * value
     return out
 
 
 @torch.no_grad()
-def _differences(loss: Callable[[Draw], Tensor], drawn: Draw) -> Tensor:
+def _differences(loss: Callable[[GateDraw], Tensor], drawn: GateDraw) -> Tensor:
     found = []
     for block in range(BLOCKS):
         ends = []
         for gate in (1.0, 0.0):
             blocks = drawn.blocks.detach().clone()
             blocks[:, block] = gate
-            ends.append(loss(Draw(drawn.units.detach(), blocks)))
+            ends.append(loss(GateDraw(drawn.units.detach(), blocks)))
         found.append(ends[0] - ends[1])
     return torch.stack(found)
 

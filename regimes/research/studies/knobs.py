@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from regimes.plots.phase_diagram import draw_regimes, legend_handles
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean
 from regimes.regime_map.classify import present
@@ -40,7 +40,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         rows[-1] += [values[0], at[0], values[1], at[1]]
         facts.append({"knob": knob, "cells": counts, "thresholds": grid["regime"].attrs["thresholds"]})
     notes = [f"{_name(grid)}: {grid['regime'].attrs['thresholds']}" for grid in grids.values()]
-    sheet = Sheet("Cells of each regime, and test error at 2 % density", rows, notes, facts)
+    sheet = TextTable("Cells of each regime, and test error at 2 % density", rows, notes, facts)
     return Page("knobs", TITLE, [*WORDS, took], [sheet], {"maps": side_by_side(grids)})
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from regimes.plots.grid_matrix import percent
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean
 from regimes.regime_map.classify import REGIMES
@@ -106,7 +106,7 @@ def _correlate(cells: pd.DataFrame, name: str, strata: list[str]) -> Correlation
     return spearman(cells[name].to_numpy(float), cells["test_error"].to_numpy(float), numbers)
 
 
-def _sheet(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) -> Sheet:
+def _sheet(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) -> TextTable:
     rows = [["measure", *columns]]
     rows += [[MEASURES[name], *map(str, each)] for name, each in found.items()]
     cells = next(iter(found.values()))
@@ -116,7 +116,7 @@ def _sheet(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequ
         for column, each in zip(columns, line, strict=True)
     ]
     counts = ", ".join(f"{column}: {each.cells}" for column, each in zip(columns, cells, strict=True))
-    return Sheet(title, rows, [f"cells - {counts}"], facts)
+    return TextTable(title, rows, [f"cells - {counts}"], facts)
 
 
 def _seen(found: Mapping[str, Sequence[Correlation]]) -> list[str]:

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from regimes.experiment.memory import PROCESS, bytes_in_measuring, peak_bytes
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.models.build import build
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.research.page import Say
 
 CHUNKS = (16, 64, 256)
 
 
-def memory(say: Say) -> Sheet:
+def memory(say: Say) -> TextTable:
     """Peak memory of traces and Lanczos on PreResNet-20 by chunk, each in a process of its own, beside the plan's."""
     rows, facts = [["inputs at once", "the plan's figure, MB", "measured peak, MB"]], []
     for chunk in CHUNKS:
@@ -32,7 +32,7 @@ def memory(say: Say) -> Sheet:
         facts.append({"chunk": chunk, "planned_MB": planned, "peak_MB": measured})
         rows.append([str(chunk), f"{planned:.0f}", f"{measured:.0f}"])
     notes = ["PreResNet-20, 256 inputs of 3x32x32, 'auto', 4 probes, and 40 steps of Lanczos, float32, one thread"]
-    return Sheet("Memory of Hessian measures", rows, notes, facts)
+    return TextTable("Memory of Hessian measures", rows, notes, facts)
 
 
 def peak(chunk: int, images: int = 256) -> None:

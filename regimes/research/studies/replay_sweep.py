@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 
 from regimes.record.grid import check_grid
-from regimes.regime_map.acquisition import Cell, Known, first_cells, next_cells
-from regimes.regime_map.measured_grid import Measured
+from regimes.regime_map.acquisition import Cell, MapKnowledge, first_cells, next_cells
+from regimes.regime_map.measured_grid import MeasuredGrid
 
 
-def replay(data: xr.Dataset, round_size: int) -> Iterator[tuple[int, xr.Dataset, Known]]:
+def replay(data: xr.Dataset, round_size: int) -> Iterator[tuple[int, xr.Dataset, MapKnowledge]]:
     """After each round: cells measured so far, the grid with only those, and how well it was known.
 
     Args:
@@ -20,8 +20,8 @@ def replay(data: xr.Dataset, round_size: int) -> Iterator[tuple[int, xr.Dataset,
         round_size: cells of a round.
     """
     data = check_grid(data.copy(), data.attrs.get("title", "grid"))
-    sorted_data = data.sortby([axis.name for axis in Measured.of(data).axes])
-    places, seeds = Measured.of(data).places, data.sizes.get("dense_seed", 1)
+    sorted_data = data.sortby([axis.name for axis in MeasuredGrid.of(data).axes])
+    places, seeds = MeasuredGrid.of(data).places, data.sizes.get("dense_seed", 1)
     chosen = first_cells(places, seeds)
     while True:
         seen = reveal(sorted_data, chosen)
@@ -35,7 +35,7 @@ def replay(data: xr.Dataset, round_size: int) -> Iterator[tuple[int, xr.Dataset,
 def at_random(data: xr.Dataset, count: int, seed: int) -> xr.Dataset:
     """A grid with only some cells, drawn at random: what an adaptive sweep has to beat."""
     data = check_grid(data.copy(), data.attrs.get("title", "grid"))
-    m = Measured.of(data)
+    m = MeasuredGrid.of(data)
     sorted_data = data.sortby([axis.name for axis in m.axes])
     seeds = data.sizes.get("dense_seed", 1)
     order = np.random.default_rng(seed).permutation(len(m.places) * seeds)[:count]
@@ -44,7 +44,7 @@ def at_random(data: xr.Dataset, count: int, seed: int) -> xr.Dataset:
 
 def reveal(data: xr.Dataset, cells: list[Cell]) -> xr.Dataset:
     """A sorted grid with only some of its cells; the others NaN."""
-    m = Measured.of(data)
+    m = MeasuredGrid.of(data)
     seeds = data.sizes.get("dense_seed", 1)
     seen = np.zeros((len(m.places), seeds), bool)
     for place, seed in cells:

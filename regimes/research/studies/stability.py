@@ -27,7 +27,7 @@ from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.landscape.linear_path import linear_connectivity
 from regimes.landscape.sharpness import sharpness
 from regimes.models.build import build
-from regimes.plots.text_table import Sheet
+from regimes.plots.text_table import TextTable
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune
 from regimes.registry import load
@@ -44,20 +44,20 @@ RECIPE = Recipe(epochs=20, batch_size=64)
 MODEL = ("preresnet", {"depth": 14, "width": 8})
 
 Networks = tuple[nn.Module, ...]
-Measured = Callable[[Networks, Split, Mask, int], Estimate]
+Estimator = Callable[[Networks, Split, Mask, int], Estimate]
 
 
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _curved(function: Callable[..., Estimate], **options: Any) -> Measured:
+def _curved(function: Callable[..., Estimate], **options: Any) -> Estimator:
     return lambda nets, split, mask, seed: function(
         nets[0], F.cross_entropy, tuple(split), mask, generator=_seeded(seed), **options
     )
 
 
-ONE: dict[str, Measured] = {
+ONE: dict[str, Estimator] = {
     "training error": lambda nets, split, mask, seed: error_and_loss(nets[0], split, F.cross_entropy)[0],
     "Hessian trace": _curved(hessian_trace, rel_stderr=0.05),
     "top eigenvalue": _curved(hessian_top, tolerance=0.01),
@@ -67,7 +67,7 @@ ONE: dict[str, Measured] = {
     ),
     "sharpness": lambda nets, split, mask, seed: sharpness(nets[0], F.cross_entropy, tuple(split), mask),
 }
-TWO: dict[str, Measured] = {
+TWO: dict[str, Estimator] = {
     "LMC": lambda nets, split, mask, seed: linear_connectivity(nets[0], nets[1], tuple(split)),
     "CKA, softmax": lambda nets, split, mask, seed: cka(nets[0], nets[1], split.inputs),
     "CKA, softmax, debiased": lambda nets, split, mask, seed: cka(nets[0], nets[1], split.inputs, debiased=True),
@@ -92,7 +92,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
             rows.append(_row(found))
             say(f"{name}: {found['seconds']:.2f} s on all images")
     head = ["measure", *(f"n = {size}" for size in sizes[:-1]), f"all {sizes[-1]}", "copies", "last epochs", "seconds"]
-    sheet = Sheet("Value on all images, and spread", [head, *rows], NOTES, facts)
+    sheet = TextTable("Value on all images, and spread", [head, *rows], NOTES, facts)
     return Page("stability", TITLE, WORDS, [sheet], {"spread": _figure(facts, sizes)}, {"sizes": sizes})
 
 
@@ -142,7 +142,7 @@ def _with(snapshot: Snapshot) -> nn.Module:
 
 
 def _of(
-    name: str, measured: Measured, mask: Mask, copies: list[list[Networks]], data: Dataset, sizes: Sequence[int]
+    name: str, measured: Estimator, mask: Mask, copies: list[list[Networks]], data: Dataset, sizes: Sequence[int]
 ) -> dict[str, Any]:
     """One measure: over sizes and probes, over copies, over the last epochs."""
     last = [each[-1] for each in copies]

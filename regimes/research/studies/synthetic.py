@@ -13,8 +13,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from regimes.plots.text_table import Sheet
-from regimes.regime_map.classify import judged
+from regimes.plots.text_table import TextTable
+from regimes.regime_map.classify import classify_with_model
 from regimes.regime_map.landscape_rules import regimes_at
 from regimes.research.page import Page, Say
 from regimes.research.studies.synthetic_grids import NOISES, SHAPES, SOFTNESS, diagram
@@ -74,7 +74,7 @@ def _cases(say: Say) -> Iterator[_Case]:
 
 
 def _judged(rule: str, grid: xr.Dataset, truth: NDArray[np.int64], line: Numbers, kind: tuple[Any, ...]) -> _Case:
-    labelled, measured, verdict = judged(grid, rule)
+    labelled, measured, verdict = classify_with_model(grid, rule)
     chances = verdict.probability
     exact = np.eye(3)[truth.reshape(-1)]
     labels = labelled["regime"].values
@@ -103,7 +103,7 @@ def _true_border(shape: str, seed: int, rows: int = 7) -> Numbers:
     return share
 
 
-def _by_noise(cases: Sequence[_Case]) -> Sheet:
+def _by_noise(cases: Sequence[_Case]) -> TextTable:
     head = ["behind a cell", "noise", *(f"{what}, {rule}" for what in ("right", "border", "Brier") for rule in RULES)]
     rows, facts = [head], []
     for (seeds, pairs), noise in itertools.product(BEHIND, NOISES):
@@ -120,10 +120,10 @@ def _by_noise(cases: Sequence[_Case]) -> Sheet:
         f"noise: constant part of LMC, share of the barrier, share of the distance of CKA from 1: {'; '.join(told)}",
         "'digits' is that of the sweeps in reports/advice, whose CKA scatters most where there are barriers",
     ]
-    return Sheet("By noise, over all shapes", rows, notes, facts)
+    return TextTable("By noise, over all shapes", rows, notes, facts)
 
 
-def _by_shape(cases: Sequence[_Case]) -> Sheet:
+def _by_shape(cases: Sequence[_Case]) -> TextTable:
     rows, facts = [["shape", *(f"{_count(seeds, 'seed')}, {_count(pairs, 'pair')}" for seeds, pairs in BEHIND)]], []
     for shape in SHAPES:
         shares = []
@@ -133,10 +133,10 @@ def _by_shape(cases: Sequence[_Case]) -> Sheet:
             shares.append(float(np.mean(found)))
         rows.append([shape, *(f"{each:.1%}" for each in shares)])
         facts.append({"shape": shape, "right": shares})
-    return Sheet("Right cells by shape, rule 'smooth', over all noises", rows, [], facts)
+    return TextTable("Right cells by shape, rule 'smooth', over all noises", rows, [], facts)
 
 
-def _by_probability(cases: Sequence[_Case]) -> Sheet:
+def _by_probability(cases: Sequence[_Case]) -> TextTable:
     ranges = [f"{low:.0%} to {high:.0%}" for low, high in itertools.pairwise(BINS)]
     rows, facts = [["rule", "behind a cell", *ranges]], []
     for rule, (seeds, pairs) in itertools.product(RULES, BEHIND):
@@ -145,7 +145,7 @@ def _by_probability(cases: Sequence[_Case]) -> Sheet:
         rows.append([rule, f"{_count(seeds, 'dense seed')}, {_count(pairs, 'pair')}", *shown])
         facts.append({"rule": rule, "seeds": seeds, "pairs": pairs, "bins": bins})
     notes = ["said, was (share of all cells in this range); over all shapes and noises"]
-    return Sheet("Calibration of the probabilities", rows, notes, facts)
+    return TextTable("Calibration of the probabilities", rows, notes, facts)
 
 
 def _reliability(cases: Sequence[_Case]) -> list[tuple[float, float, float]]:

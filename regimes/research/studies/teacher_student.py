@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regimes.config.discovery import Pressure
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
-from regimes.discovery.gated_training import Search
+from regimes.discovery.gated_training import GatedTraining
 from regimes.models.build import seeded
 
 
@@ -55,7 +55,7 @@ def lessons(seed: int, count: int = 2000) -> Dataset:
     return Dataset.from_arrays(*halves, title="lessons of a teacher")
 
 
-def learn(seed: int, epochs: int = 120, **pressure: Any) -> Search:
+def learn(seed: int, epochs: int = 120, **pressure: Any) -> GatedTraining:
     """A student of three parts of 16 units that learns them under a pressure; gates are given time."""
     recipe = Recipe(
         epochs=epochs, batch_size=64, learning_rate=0.05, weight_decay=0.0, augment="none", loss="mse", last=1
@@ -64,12 +64,12 @@ def learn(seed: int, epochs: int = 120, **pressure: Any) -> Search:
         student = Net()
     thorough = {"warm": 0.1, "ramp": 0.1, "settle": 0.6, "fall": 0.15, "every": 4, "drawn": 1.0}
     asked = Pressure.model_validate({**thorough, **pressure})
-    search = Search(student, lessons(seed), recipe, asked, ("dense", seed))
+    search = GatedTraining(student, lessons(seed), recipe, asked, ("dense", seed))
     for number in range(epochs):
         search.epoch(number)
     return search
 
 
-def left(search: Search) -> list[int]:
+def left(search: GatedTraining) -> list[int]:
     """Units left in each part."""
     return [int((~search.units.gone[group.units]).sum()) for group in search.full_anatomy.groups]

@@ -1,0 +1,120 @@
+"""Images as bytes: equal to the float tensor, shared between splits, decoded once; archives that are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regimes import UserError
+from regimes.data import DATASETS
+from regimes.data.dataset import Dataset
+from regimes.data.images import decoded, from_bytes
+from regimes.data.uint8_images import Uint8Images
+from regimes.registry import load
+
+CPU = torch.device("cpu")
+
+
+def made(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(3)
+    return random.integers(0, 256, (count, 3, 4, 5), dtype=np.uint8), np.arange(count) % 3
+
+
+def test_bytes_are_the_standardised_tensor() -> None:
+    images, labels = made()
+    data = from_bytes((images, labels), made(30), None, 3, "made", val_fraction=0.2)
+    kept = data.train.inputs.rows.numpy()  # type: ignore[attr-defined]
+    whole = torch.from_numpy(images[kept]).double() / 255
+    mean, deviation = whole.mean(dim=(0, 2, 3), keepdim=True), whole.std(dim=(0, 2, 3), keepdim=True, correction=0)
+    assert len(data.train.targets) == 48
+    assert torch.allclose(data.train.inputs[:].double(), (whole - mean) / deviation, atol=1e-5)
+    assert torch.equal(data.train.targets, torch.from_numpy(labels[kept]))
+    assert not set(kept) & set(data.val.inputs.rows.tolist())  # type: ignore[attr-defined]
+
+
+def test_bytes_behave_as_the_tensor_would() -> None:
+    data = from_bytes(made(), made(30), None, 3, "made")
+    pixels = data.to(CPU, torch.float64, torch.channels_last).train.inputs
+    assert isinstance(pixels, Uint8Images)
+    tensor = pixels[:]
+    assert tensor.dtype == torch.float64
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert pixels.shape == tensor.shape
+    assert len(pixels) == len(tensor)
+    assert pixels.dim() == 4
+    which = torch.tensor([5, 0, 5, 17])
+    for index in (which, slice(3, 9), 7, which.numpy()):
+        assert torch.equal(pixels[index], tensor[index])
+    assert all(torch.equal(a, b) for a, b in zip(pixels.split(7), tensor.split(7), strict=True))
+    assert pixels.nbytes == tensor.numel()
+
+
+def test_splits_share_the_bytes_and_the_fingerprint_sees_each() -> None:
+    images, labels = made()
+    data = from_bytes((images, labels), made(30), None, 3, "made")
+    assert data.train.inputs.bytes.data_ptr() == data.val.inputs.bytes.data_ptr()  # type: ignore[attr-defined]
+    same = from_bytes((images.copy(), labels), made(30), None, 3, "another title")
+    assert same.fingerprint == data.fingerprint
+    other = images.copy()
+    other[7, 0, 0, 0] ^= 1
+    assert from_bytes((other, labels), made(30), None, 3, "made").fingerprint != data.fingerprint
+
+
+def test_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = []
+    for number, image in enumerate(made(5)[0]):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(image.transpose(1, 2, 0)).save(files[-1])
+    asked = []
+
+    def load_file(path: Path) -> np.ndarray:
+        asked.append(path)
+        return np.asarray(Image.open(path))
+
+    first = decoded(files, load_file, "here")
+    assert np.array_equal(first, made(5)[0])
+    count = len(asked)
+    assert np.array_equal(decoded(files, load_file, "here"), first)
+    assert len(asked) == count
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(files[0])  # another image: decoded anew
+    assert not decoded(files, load_file, "here")[0].any()
+    with pytest.raises(UserError, match="no images"):
+        decoded([], load_file, "here")
+    assert not list((tmp_path / "cache" / "regimes").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape"),
+    [
+        ("cifar10", 10, (3, 32, 32)),
+        ("cifar100", 100, (3, 32, 32)),
+        ("svhn", 10, (3, 32, 32)),
+        ("tinyimagenet", 3, (3, 6, 6)),
+    ],
+)
+def test_archives_are_read_as_published(name: str, classes: int, shape: tuple[int, ...], archives: Path) -> None:
+    data: Dataset = load(DATASETS, name, "data set")(root=str(archives), images=30 * classes // 10, test_images=classes)
+    assert data.classes == classes
+    assert data.input_shape == shape
+    assert len(data.train.targets) + len(data.val.targets) == 30 * classes // 10
+    assert torch.bincount(data.test.targets, minlength=classes).tolist() == [1] * classes
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cifar10", "expects .*cifar-10-batches-py, which is not there"),
+        ("cifar100", "expects .*cifar-100-python, which is not there"),
+        ("svhn", "expects .*train_32x32.mat, which is not there"),
+        ("tinyimagenet", "train/CLASS/images"),
+    ],
+)
+def test_a_missing_data_set_says_what_it_expects(name: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=expected) as error:
+        load(DATASETS, name, "data set")(root=str(tmp_path))
+    assert "\n" not in str(error.value)

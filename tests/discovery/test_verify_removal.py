@@ -1,0 +1,199 @@
+"""What a trace promises and a trial does not hold is no unit and no block."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from small_networks import images, network, some
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from regimes import UserError
+from regimes.discovery import save_network as files
+from regimes.discovery.complexity import size_of
+from regimes.discovery.removal import remove
+from regimes.discovery.trace_graph import anatomy_of
+from regimes.models.build import seeded
+from regimes.models.residual_blocks import find_blocks
+
+
+class Twice(nn.Module):
+    """Two additions, or a branch that ends in a function: no block."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.functional = nn.Linear(6, 6), nn.Linear(6, 6), functional
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.functional:
+            return x + torch.tanh(self.one(x))
+        x = x + self.one(x)
+        return x + self.two(x)
+
+
+class Shuffled(nn.Module):
+    """Its own code counts on a width: units of the first layer cannot leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        hidden = hidden * torch.linspace(0, 1, 8, dtype=x.dtype) if hidden.shape[1] == 8 else hidden * 2
+        out: Tensor = self.head(torch.relu(self.second(hidden)))
+        return out
+
+
+def test_what_cannot_be_switched_off_by_one_factor_is_no_block() -> None:
+    for functional in (False, True):
+        assert find_blocks(nn.Sequential(Twice(functional), nn.Linear(6, 3))) == ()
+
+
+def test_units_whose_removal_changes_something_else_stay() -> None:
+    anatomy = anatomy_of(Shuffled(), torch.randn(4, 6))
+    assert [group.name for group in anatomy.groups] == ["second"]
+    assert bool((anatomy.layers["first"].rows < 0).all())
+
+
+def test_layers_that_are_not_needed_alone_are_told_from_those_that_are() -> None:
+    dense = anatomy_of(network("densenet"), images(2))
+    vital = {group.name: group.vital for group in dense.groups}
+    assert vital["stem"]
+    assert not vital["blocks.0.conv"]  # what it adds stands beside what came in
+    squeezed = anatomy_of(network("squeeze and excitation"), images(2))
+    assert not next(group for group in squeezed.groups if "fc1" in group.name).vital
+
+
+class Residual(nn.Module):
+    """``x + two(relu(one(x)))``, in ways that a trace does not see through."""
+
+    def __init__(self, how: str = "", shared: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.how = how
+        self.one, self.two = shared or nn.Linear(6, 8), nn.Linear(8, 6)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        out: Tensor = x + self.two(self.one(self.relu(x) if self.how == "in place" else x))
+        return out
+
+
+class Host(nn.Module):
+    """Two residual blocks and a head, used in ways that forbid to take the first one out."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first = Residual(how)
+        self.second = Residual(shared=self.first.one if how == "shared" else None)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 1 * x
+        x = self.first(x, None) if self.how == "two arguments" else self.first(x)
+        if self.how == "attribute":
+            x = x + self.first.two.bias
+        out: Tensor = self.head(self.second(x))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("how", "blocks"),
+    [("", 2), ("in place", 1), ("shared", 0), ("two arguments", 1), ("attribute", 1)],
+)
+def test_blocks_that_cannot_be_taken_out_are_none(how: str, blocks: int) -> None:
+    assert len(anatomy_of(Host(how), torch.randn(4, 6)).blocks) == blocks
+
+
+def test_the_network_itself_is_no_block() -> None:
+    anatomy = anatomy_of(Residual(), torch.randn(4, 6))
+    assert anatomy.blocks == ()
+    assert [group.name for group in anatomy.groups] == ["one"]
+
+
+class Standardised(nn.Conv2d):
+    """A layer of one's own: what it computes is not what its class in torch would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+@pytest.mark.parametrize("kind", ["own", "transposed", "parametrized"])
+def test_layers_that_are_not_plain_keep_their_size_and_are_counted(kind: str, tmp_path: Path) -> None:
+    middle: nn.Module = {
+        "own": Standardised(8, 8, 3, padding=1),
+        "transposed": nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, output_padding=1),
+        "parametrized": nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)),
+    }[kind]
+    tail = [nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), copy.deepcopy(middle), nn.ReLU(), *copy.deepcopy(tail))
+
+    model, inputs = net().eval(), torch.randn(3, 3, 9, 9)
+    anatomy = anatomy_of(model, inputs)
+    assert [group.name for group in anatomy.groups] == ["4", "6"]
+    size = size_of(anatomy)
+    assert int(size.params) == sum(each.numel() for each in model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(inputs[:1])
+    assert int(size.macs) == counter.get_total_flops() // 2
+    units, _ = some(anatomy, 1)
+    left, _ = remove(model, anatomy, units, [], {})
+    again = files.rebuild(net().eval(), files.plan_of(model, left), model.state_dict())
+    torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
+
+
+def test_a_head_of_zeros_hides_nothing() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 3)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.nn.functional.normalize(torch.relu(self.one(x)), dim=1)  # its units know of each other
+            out: Tensor = self.head(torch.relu(self.two(hidden)))
+            return out
+
+    for seed in range(3):
+        with seeded(seed):  # in some draws dead units hide what is asked
+            anatomy = anatomy_of(Normalised(), torch.randn(4, 6))
+        assert [group.name for group in anatomy.groups] == ["two"]
+
+
+def test_an_axis_folded_into_the_batch_is_refused() -> None:
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.two(torch.relu(self.one(x.reshape(-1, 3))))
+            out: Tensor = hidden.reshape(len(x), -1, 3).mean(1)
+            return out
+
+    with pytest.raises(UserError, match="Folded mixes the inputs of a batch, or folds another axis into it"):
+        anatomy_of(Folded(), torch.randn(4, 6))
+
+
+def test_sizes_of_batch_norm_without_scales_are_renamed() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU(), nn.Linear(8, 3))
+
+    model, inputs = net().eval(), torch.randn(4, 6)
+    anatomy = anatomy_of(model, inputs)
+    left, _ = remove(model, anatomy, torch.arange(8) < 3, [], {})
+    assert model[1].num_features == 5  # type: ignore[index]
+    again = files.rebuild(net().eval(), files.plan_of(model, left), model.state_dict())
+    torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
+
+
+def test_a_network_that_can_lose_nothing_says_so() -> None:
+    with pytest.raises(UserError, match="nothing in Linear can leave"):
+        anatomy_of(nn.Linear(4, 3), torch.randn(2, 4))

@@ -1,0 +1,251 @@
+"""Studies at a small scale: they count rightly, and their pages say what was counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from test_map import world
+
+from regimes.config.recipe import Recipe
+from regimes.landscape.estimate import Estimate
+from regimes.regime_map.classify import classify
+from regimes.research.studies import (
+    advice,
+    calibration,
+    diagrams,
+    family,
+    footprint,
+    knobs,
+    measures,
+    replayed,
+    seeded,
+    stability,
+    synthetic,
+)
+from regimes.research.studies.rank_ci import spearman
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6), count=st.integers(5, 30), ties=st.booleans())
+def test_rank_correlation_is_scipys(seed: int, count: int, ties: bool) -> None:
+    random = np.random.default_rng(seed)
+    x, y = random.standard_normal((2, count))
+    if ties:
+        x, y = np.round(x), np.round(y)
+    found, truth = spearman(x, y), spearmanr(x, y).statistic
+    if ties and np.isnan(found.value):  # most cells are the same: nothing is said
+        return
+    assert found.value == pytest.approx(truth, abs=1e-12)
+
+
+def test_strata_take_away_what_differs_between_them() -> None:
+    random = np.random.default_rng(0)
+    strata = np.repeat(np.arange(8), 10)
+    x = random.standard_normal(80)
+    y = -x + 100 * strata
+    x = x + 100 * strata
+    assert spearman(x, y).value > 0.9
+    within = spearman(x, y, strata)
+    assert within.value == pytest.approx(-1)
+    assert within.sure
+    noise = spearman(random.standard_normal(80), random.standard_normal(80), strata)
+    assert abs(noise.value) < 0.4
+    assert noise.low < noise.value < noise.high
+
+
+def test_correlations_of_nothing() -> None:
+    assert str(spearman(np.ones(9), np.arange(9.0))) == "-"
+    assert spearman(np.arange(3.0), np.arange(3.0)).cells == 3
+    holes = np.array([1.0, np.nan, 2.0, 3.0, 4.0, 5.0])
+    assert spearman(holes, np.arange(6.0)).cells == 5
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random, covered = np.random.default_rng(1), 0
+    truth = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's of a normal pair with correlation 0.5
+    for seed in range(60):
+        x = random.standard_normal(40)
+        y = 0.5 * x + 0.75**0.5 * random.standard_normal(40)
+        found = spearman(x, y, seed=seed)
+        covered += found.low <= truth <= found.high
+    assert 51 <= covered <= 60
+
+
+# -- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_coverage_is_counted() -> None:
+    found = [Estimate(0.0, 1.0, 5), Estimate(1.9, 1.0, 5), Estimate(2.1, 1.0, 5), Estimate(-5.0, 1.0, 5)]
+    row = calibration._row("x", 0.0, found)
+    assert row["covered"] == 0.5
+    assert row["mean"] == pytest.approx(-0.25)
+    assert calibration._row("x", 2.0, [Estimate(2.0 + 1e-6, 0.0, 5)])["covered"] == 1.0
+
+
+def test_calibration_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "TIMES", 3)
+    monkeypatch.setattr(calibration, "POOL", 700)
+    monkeypatch.setattr(footprint, "CHUNKS", ())
+    said: list[str] = []
+    page = calibration.study(tmp_path, tmp_path, said.append)
+    assert len(said) == 25
+    page.write(tmp_path / "out", "python -m regimes.research study calibration", 1.0)
+    text = (tmp_path / "out/README.md").read_text()
+    assert "| Hessian trace, Tanh, 'auto' to 5 % |" in text
+    facts = json.loads((tmp_path / "out/study.json").read_text())["sheets"][0]["facts"]
+    assert all(0 <= each["covered"] <= 1 for each in facts)
+    exact = {each["estimate"]: each["exact"] for each in facts}
+    assert exact["Gauss-Newton trace, to 10 %"] == pytest.approx(exact["Hessian trace, ReLU, 'auto' to 5 %"], rel=1e-4)
+
+
+# -- stability --------------------------------------------------------------------------------------------------------
+
+
+def test_stability_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COPIES", 3), ("LAST", 2), ("SIZES", (32, 64)), ("TIMES", 2)):
+        monkeypatch.setattr(stability, name, value)
+    monkeypatch.setattr(stability, "RECIPE", Recipe(epochs=2, batch_size=256))
+    monkeypatch.setattr(stability, "ONE", {"training error": stability.ONE["training error"]})
+    monkeypatch.setattr(stability, "TWO", {"disagreement": stability.TWO["disagreement"]})
+    page = stability.study(tmp_path, tmp_path, lambda line: None)
+    first, second = page.sheets[0].facts
+    assert [each["size"] for each in first["by_size"]] == [32, 64]
+    assert first["copies"] >= 0
+    assert second["epochs"] >= 0
+    page.write(tmp_path / "out", "python -m regimes.research study stability", 1.0)
+    assert (tmp_path / "out/spread.png").stat().st_size > 5000
+
+
+# -- maps and correlations --------------------------------------------------------------------------------------------
+
+
+def grids() -> dict[str, xr.Dataset]:
+    """Five grids in which the test error follows the Hessian trace and has nothing to do with CKA."""
+    random = np.random.default_rng(0)
+    found = {}
+    knobs_of_it = ("batch_size", "learning_rate", "epochs", "weight_decay", "sam_rho")
+    for name, knob in zip(family.SWEEPS, knobs_of_it, strict=True):
+        dims, shape = (knob, "density"), (5, 5)
+        trace = random.random(shape)
+        data = {
+            "lmc": (dims, np.where(np.arange(5) < 2, -0.2, 0.0) + 0.001 * random.standard_normal(shape)),
+            "cka": (dims, 0.9 + 0.05 * random.random(shape)),
+            "test_error": (dims, 0.1 + 0.1 * trace),
+            "hessian_trace": (dims, trace),
+            "dense_test_error": ((knob,), random.random(5)),
+        }
+        grid = xr.Dataset(data, {knob: [1.0, 2.0, 3.0, 4.0, 5.0], "density": [0.02, 0.03, 0.05, 0.08, 0.4]})
+        found[name] = classify(grid)
+    return found
+
+
+def test_correlations_find_the_measure_that_goes_with_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "family", lambda runs, say: (grids(), "They took no time."))
+    page = measures.study(tmp_path, tmp_path, lambda line: None)
+    rows = {row[0]: row for row in page.sheets[0].rows}
+    assert rows["Hessian trace"][-1].startswith("+1.00")
+    facts = {(each["measure"], each["column"]): each for each in page.sheets[0].facts}
+    assert facts["hessian_trace", "all"]["cells"] == 125
+    assert abs(facts["cka", "all"]["value"]) < 0.35
+    assert rows["sharpness (SAM's)"][1] == "-"  # not measured here
+    assert "leave zero out for: Hessian trace" in page.words[2]
+    regimes = {row[0]: row for row in page.sheets[1].rows}
+    assert regimes["measure"] == ["measure", "I", "II-A", "II-B"]
+    page.write(tmp_path / "out", "python -m regimes.research study measures", 1.0)
+
+
+def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knobs, "family", lambda runs, say: (grids(), "They took no time."))
+    page = knobs.study(tmp_path, tmp_path, lambda line: None)
+    assert [row[0] for row in page.sheets[0].rows][1:] == [
+        "batch size",
+        "learning rate",
+        "training epochs",
+        "weight decay",
+        "SAM rho",
+    ]
+    assert len(page.figures["maps"].axes) == 5
+    page.write(tmp_path / "out", "python -m regimes.research study knobs", 1.0)
+    assert (tmp_path / "out/maps.svg").exists()
+
+
+def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
+    from regimes.config.sweep_file import read_sweep
+
+    sweeps = [read_sweep(Path(__file__).parents[2] / f"sweeps/{name}.toml", family.CHANGES) for name in family.SWEEPS]
+    assert len({sweep.load.density for sweep in sweeps}) == 1
+    assert len({sweep.measure.metrics for sweep in sweeps}) == 1
+    assert len({next(iter(sweep.temperature)) for sweep in sweeps}) == 5
+
+
+# -- diagrams with a known answer, and advice -------------------------------------------------------------------------
+
+
+def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "TIMES", 1)
+    monkeypatch.setattr(synthetic, "BEHIND", ((1, 1), (3, 1)))
+    for module in (synthetic, replayed):
+        monkeypatch.setattr(module, "SHAPES", {name: diagrams.SHAPES[name] for name in ("diagonal", "I alone")})
+    page = synthetic.study(tmp_path, tmp_path, lambda line: None)
+    calm = page.sheets[0].facts[len(diagrams.NOISES)]
+    assert (calm["seeds"], calm["noise"]) == (3, "calm")
+    assert calm["right_smooth"] > 0.95
+    assert calm["border_smooth"] < 0.4
+    for row in page.sheets[2].facts:
+        assert sum(share for _, _, share in row["bins"]) == pytest.approx(1.0)
+    page.write(tmp_path / "out", "python -m regimes.research study synthetic", 1.0)
+    assert (tmp_path / "out/calibration.png").stat().st_size > 5000
+
+
+def test_diagrams_are_what_they_say() -> None:
+    """The scatter has unit variance, two thirds of it shared by what comes from one dense network."""
+    drawn = diagrams._scatter(np.random.default_rng(0), (30, 30, 10, 4))
+    assert drawn.var() == pytest.approx(1.0, rel=0.1)
+    assert drawn.mean(-1).var() == pytest.approx(2 / 3 + 1 / 12, rel=0.1)
+    for shape in diagrams.SHAPES:
+        data, truth = diagrams.diagram(shape, diagrams.Noise(0, 0, 0), 0.01, 0)
+        lmc = data["lmc"].isel(dense_seed=0, pair=0).values
+        assert ((lmc < 0) == (truth == 0)).all()
+
+
+def test_the_border_of_a_diagram_by_brute_force() -> None:
+    line = synthetic._true_border("level", 0, rows=5)
+    shift = np.random.default_rng(0).uniform(-0.08, 0.08, 2)
+    assert line == pytest.approx(np.full(5, 0.35 - shift[1]), abs=2e-3)
+
+
+def test_advice_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = world(size=(5, 5))
+    monkeypatch.setattr(advice, "seeded", lambda out, runs, say: {"digits": grid, "again": grid})
+    monkeypatch.setattr(advice, "on_diagrams", lambda say: replayed.Sheet("none", [["-"]], [], []))
+    monkeypatch.setattr(advice, "ELSEWHERE", tmp_path / "none")
+    page = advice.study(tmp_path, tmp_path, lambda line: None)
+    titles = [sheet.title for sheet in page.sheets]
+    assert titles[0] == "All knobs"
+    assert titles.count("learning_rate") == 2
+    pooled = {each["name"]: each for each in page.sheets[0].facts}
+    assert pooled["joint"]["captured"] > 0.9
+    assert pooled["joint"]["choices"] == 2 * 4 * 5
+    replay = page.sheets[-2].facts[0]
+    assert 0 < replay["regimes"]["share"] <= 1
+    assert replay["regimes"]["third"] > 0.7
+    page.write(tmp_path / "out", "python -m regimes.research study advice", 1.0)
+    assert "| oracle |" not in (tmp_path / "out/README.md").read_text()
+
+
+def test_recorded_grids_are_read_and_not_measured_anew(tmp_path: Path) -> None:
+    for name in seeded.SETTINGS:
+        world(size=(4, 4)).to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+    said: list[str] = []
+    found = seeded.seeded(tmp_path, tmp_path / "runs", said.append)
+    assert list(found) == list(seeded.SETTINGS)
+    assert not said

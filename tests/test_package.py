@@ -1,0 +1,83 @@
+"""What the design promises of the package itself: light start, one-way imports, no torch where maps are made."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "regimes"
+# A folder imports only folders above it.
+ORDER = ["errors", "source_hash", "registry", "losses", "knobs", "data", "models", "pruners", "landscape", "config"]
+ORDER += ["training", "discovery", "experiment", "record", "regime_map", "plots", "hpo", "cli", "research"]
+A_STEP = (
+    "import torch; from regimes.config.recipe import Recipe; from regimes.training.optimizer_step import OptimizerStep; "
+    "model = torch.nn.Linear(1, 1); step = OptimizerStep(model, Recipe(), None)"
+)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports while it runs (not for type checking only)."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    checking = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in checking:
+            found |= {f"{node.module}.{each.name}" for each in node.names}
+        elif isinstance(node, ast.Import) and id(node) not in checking:
+            found |= {each.name for each in node.names}
+    return {each for each in found if each.startswith("regimes.")}
+
+
+def is_registry(name: str) -> bool:
+    """Whether an import is of a table of names, such as ``regimes.hpo.PROXIES``: it imports nothing behind them."""
+    return name.rpartition(".")[2].isupper() and len(name.split(".")) == 3
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_imports_go_one_way(folder: str) -> None:
+    files = list((PACKAGE / folder).rglob("*.py")) or [PACKAGE / f"{folder}.py"]
+    allowed = set(ORDER[: ORDER.index(folder) + 1])
+    for file in files:
+        homes = {each.split(".")[1] for each in imports(file) if not is_registry(each)}
+        assert homes <= allowed, f"{file.name} imports {homes - allowed}"
+
+
+def test_every_folder_has_its_place_in_the_order() -> None:
+    homes = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert homes - {"__init__", "__pycache__"} == set(ORDER)
+
+
+@pytest.mark.parametrize(
+    ("statement", "never"),
+    [
+        ("import regimes", ["torch", "xarray", "seaborn", "numpy"]),
+        ("import regimes.cli", ["torch", "xarray", "seaborn", "numpy", "pydantic", "rich.progress"]),
+        ("import regimes; regimes.open, regimes.classify, regimes.draw_map", ["torch", "torchvision", "optuna"]),
+        ("import regimes.plots.run_info, regimes.record.grid, regimes.cli.show", ["torch"]),
+        ("import regimes.experiment.run, regimes.landscape.weight_matching", ["scipy.optimize", "optuna", "seaborn"]),
+        (f"{A_STEP}; step(lambda: model.weight.sum(), 0.1)", ["torch._dynamo"]),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, never: list[str]) -> None:
+    code = f"import sys; {statement}; print([each for each in {never!r} if each in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names_are_there() -> None:
+    import regimes
+
+    for name in regimes.__all__:
+        assert getattr(regimes, name) is not None
+    assert set(dir(regimes)) == set(regimes.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        regimes.nothing  # noqa: B018
