@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "regimes"
 ORDER = ["errors", "source_hash", "registry", "losses", "knobs", "data", "models", "pruners", "landscape", "config"]
 ORDER += ["training", "discovery", "experiment", "record", "regime_map", "plots", "hpo", "cli", "research"]
 A_STEP = (
-    "import torch; from regimes.config.recipe import Recipe; from regimes.training.optimizer_step import OptimizerStep; "
+    "import torch; from regimes.config.recipe import Recipe; "
+    "from regimes.training.optimizer_step import OptimizerStep; "
     "model = torch.nn.Linear(1, 1); step = OptimizerStep(model, Recipe(), None)"
 )
 

@@ -12,7 +12,7 @@ from regimes.config.discovery import Pressure
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.sweep import LoadConfig
 from regimes.discovery.api import epochs, found
-from regimes.discovery.gate_estimators import ESTIMATORS
+from regimes.discovery import ESTIMATORS
 from regimes.discovery.gated_training import GatedTraining
 from regimes.experiment.context import RunContext
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, record_of, value
