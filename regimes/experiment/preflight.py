@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regimes.config.sweep import Sweep
-from regimes.discovery.gate_estimators import ESTIMATORS
+from regimes.discovery import ESTIMATORS
 from regimes.discovery.trace_graph import anatomy_of
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from regimes.config.discovery import Pressure
 from regimes.config.discovery_file import DiscoveryConfig
 from regimes.config.keys import SCHEMA, digest, seed_of
-from regimes.discovery.api import Discovery, Saved, epochs, found
 from regimes.discovery import ESTIMATORS
+from regimes.discovery.api import Discovery, Saved, epochs, found
 from regimes.discovery.gated_training import GatedTraining, Row
 from regimes.discovery.save_network import PLAN, WEIGHTS, save
 from regimes.errors import RunFailed, UserError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regimes.discovery.gate_estimators import ESTIMATORS
+from regimes.discovery import ESTIMATORS
 from regimes.discovery.gates import GateDraw, Gates, draw
 from regimes.discovery.trace_graph import anatomy_of
 from regimes.registry import load

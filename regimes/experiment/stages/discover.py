@@ -11,8 +11,8 @@ from typing import Any
 from regimes.config.discovery import Pressure
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.sweep import LoadConfig
-from regimes.discovery.api import epochs, found
 from regimes.discovery import ESTIMATORS
+from regimes.discovery.api import epochs, found
 from regimes.discovery.gated_training import GatedTraining
 from regimes.experiment.context import RunContext
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, record_of, value
