@@ -29,6 +29,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from regimes.config.sweep_file import read_sweep as read_sweep
     from regimes.data.dataset import Dataset as Dataset

@@ -1,4 +1,4 @@
-"""Errors that speak to the user: one line each, and the exit code the command line ends with."""
+"""Errors shown to the user without traceback, with their exit codes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The text is shown as it stands, without a traceback.
+    """A user error, shown without traceback.
 
-    Each line says what is wrong, where, what is allowed and what to do.
+    Each line states what is wrong, where, what is allowed and what to do.
+
+    Attributes:
+        exit_code: exit code of the command line.
+        lines: the lines of the message.
     """
 
     exit_code = 2
@@ -19,19 +23,19 @@ class UserError(Exception):
 
     @classmethod
     def collect(cls, lines: Iterable[str]) -> None:
-        """Raise one error with all the lines; return quietly when there are none."""
+        """Raise one error with all lines; do nothing if there are none."""
         found = tuple(lines)
         if found:
             raise cls(*found)
 
 
 class RunFailed(UserError):
-    """The run ended, everything else is kept, but some cells failed."""
+    """Error of a completed run in which some cells failed; all other results are kept."""
 
     exit_code = 1
 
 
 class OutsideRange(UserError):
-    """A question about a setting beyond the measured ones, to which there is no honest answer."""
+    """Error of a query outside the measured range, which cannot be answered reliably."""
 
     exit_code = 3

@@ -1,7 +1,7 @@
-"""Temperature-like knobs of training: epochs, batch size, learning rate, weight decay, SAM rho.
+"""Temperature-like training knobs: epochs, batch size, learning rate, weight decay, SAM rho.
 
-A knob is data: its name, unit, allowed values, which way is hotter, and how a value changes the training recipe. A new
-knob is a `Knob` here and a line in `KNOBS`.
+A `Knob` describes its unit, allowed values, hotter direction and effect on the training recipe. A new knob is a `Knob`
+in this module and a line in `KNOBS`.
 """
 
 from __future__ import annotations
@@ -11,30 +11,32 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Value = int | float
-MAX_VALUE = 1e38  # the largest float32; a longer integer would not even convert
+MAX_VALUE = 1e38  # about the largest float32; much larger integers cannot be converted to float
 
 
 class RecipeLike(Protocol):
-    """The part of a recipe that knobs read (the recipe itself is defined in `config`)."""
+    """Part of a recipe that knobs read; the recipe itself is `regimes.config.recipe.Recipe`."""
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Number of inputs per batch."""
+        ...
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A temperature-like knob of training (Zhou et al. 2023, arXiv 2305.18383).
+    """A temperature-like training knob (Zhou et al. 2023, arXiv 2305.18383).
 
     Attributes:
-        name: the name of the knob; also the dimension's name in a record.
-        unit: the unit of its values.
-        long_name: for axes and reports.
-        hotter: whether training gets noisier with larger or with smaller values.
-        kind: the type of the values.
-        low: the smallest value allowed.
+        name: name of the knob, and of its dimension in a record.
+        unit: unit of its values.
+        long_name: name for axes and reports.
+        hotter: whether "larger" or "smaller" values make training noisier.
+        kind: type of its values.
+        low: smallest value.
         low_open: whether ``low`` itself is excluded.
-        changes: ``(recipe, value) -> {field: new value}``, how a value changes the dense recipe. The retraining recipe
-            is never touched by a knob.
+        changes: ``(recipe, value) -> {field: new value}``, the changes to the dense training recipe. Knobs never change
+            the retraining recipe.
     """
 
     name: str
@@ -48,12 +50,12 @@ class Knob:
 
     @property
     def allowed(self) -> str:
-        """The values allowed, in words."""
+        """Description of the allowed values."""
         noun = "whole numbers" if self.kind is int else "numbers"
         return f"{noun} {'above' if self.low_open else 'from'} {self.low:g}{'' if self.low_open else ' up'}"
 
     def accepts(self, value: object) -> bool:
-        """Whether a value from a sweep file is one of this knob's values."""
+        """Return whether a value from a sweep file is allowed for this knob."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < MAX_VALUE:
             return False
         if self.kind is int and value != int(value):
@@ -61,8 +63,8 @@ class Knob:
         return value > self.low if self.low_open else value >= self.low
 
 
-# Early stopping under one fixed schedule: one training of the recipe's length, with a snapshot at each value. Training
-# with a schedule annealed to each length would be a different experiment, since its learning rate always decays.
+# Early stopping under one fixed schedule: a single training of the recipe's length, with a snapshot at each value.
+# Fitting the learning rate schedule to each length would be a different experiment, with a full decay in each training.
 EPOCHS = Knob(
     name="epochs",
     unit="epochs",
@@ -74,7 +76,7 @@ EPOCHS = Knob(
     changes=lambda recipe, value: {"stop": int(value)},
 )
 
-# At a fixed number of steps: epochs are counted at the recipe's own batch size.
+# The number of steps is fixed: epochs are counted at the recipe's own batch size.
 BATCH_SIZE = Knob(
     name="batch_size",
     unit="images",

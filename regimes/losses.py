@@ -1,4 +1,4 @@
-"""Losses: ``(outputs, targets) -> mean over the batch``, by name or by a user's own import path."""
+"""Loss functions ``(outputs, targets) -> mean over the batch``; your own is named by its import path."""
 
 LOSSES = {
     "cross-entropy": "torch.nn.functional:cross_entropy",

@@ -1,7 +1,7 @@
-"""Names to import paths: the one way in which knobs, data sets, models, pruners, metrics and rules are found.
+"""Lazy registries: short names of knobs, data sets, models, pruners, metrics, rules etc., mapped to import paths.
 
 A registry is a plain dict ``{"short name": "package.module:attribute"}``. Wherever a short name is allowed, an import
-path of the user's own is allowed too. Nothing is imported before it is asked for, so reading a registry costs nothing.
+path of your own is allowed too. Objects are imported only when they are looked up.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 from regimes.errors import UserError
 from regimes.source_hash import fingerprint, imported_sources
+from regimes.torchvision_import import is_missing_operator, torchvision
 
 Registry = Mapping[str, str]
-_SEEN: dict[str, str] = {}  # {user module: fingerprint of its sources when it was imported}
+_SEEN: dict[str, str] = {}  # {file of a user's module: fingerprint of its sources at import}
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -28,11 +29,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def load(registry: Registry, name: str, what: str) -> Any:
-    """Return the object behind a short name or an import path.
+def lookup(registry: Registry, name: str, what: str) -> Any:
+    """Return the object with a short name or an import path.
+
+    Args:
+        registry: {short name: import path}.
+        name: a short name in the registry, or an import path ``package.module:attribute``.
+        what: kind of object, for error messages.
 
     Raises:
-        UserError: the name is in no registry and is no import path, or the import fails; says what is allowed.
+        UserError: the name is neither in the registry nor an import path, or the import fails.
     """
     if name in registry:
         module, _, attribute = registry[name].partition(":")
@@ -41,7 +47,7 @@ def load(registry: Registry, name: str, what: str) -> Any:
         return _import(name, what)
     raise UserError(
         f"unknown {what} '{name}'{nearest(name, registry)}; "
-        f"allowed: {', '.join(sorted(registry))}, or an import path 'package.module:function'"
+        f"allowed: {', '.join(sorted(registry))}, or an import path 'package.module:attribute'"
     )
 
 
@@ -49,8 +55,8 @@ def _import(path: str, what: str) -> Any:
     module_name, _, attribute = path.partition(":")
     allow_imports_from(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
+        module = _import_module(module_name)
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"cannot import {what} '{path}': {type(error).__name__}: {reason}") from error
     _check_current(module_name, module)
@@ -62,10 +68,21 @@ def _import(path: str, what: str) -> Any:
         raise UserError(f"cannot import {what} '{path}': {module_name} has no '{attribute}'{hint}") from error
 
 
-def _check_current(name: str, module: Any) -> None:
-    """Refuse a module that Python still holds although its file has changed, or is another one by now.
+def _import_module(name: str) -> Any:
+    """Import a user's module; one that imports torchvision also where that needs `torchvision_import`."""
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if not is_missing_operator(error):
+            raise
+    torchvision()
+    return importlib.import_module(name)
 
-    A key would be made from the new file, the numbers from the old code.
+
+def _check_current(name: str, module: Any) -> None:
+    """Refuse an imported module whose file has changed since, or which is now found in another file.
+
+    Its key would be computed from the new file, its results by the old code.
     """
     file = getattr(module, "__file__", None)
     if file is None:
@@ -79,31 +96,36 @@ def _check_current(name: str, module: Any) -> None:
 
 
 def allow_imports_from(folder: str) -> None:
-    """Let a user's own modules beside a sweep file be imported, as they would be by ``python FILE``."""
+    """Put a folder first on ``sys.path``, as ``python FILE`` does, so that modules next to a sweep file are found."""
     if folder in sys.path:
         sys.path.remove(folder)
     sys.path.insert(0, folder)
 
 
 def source_id(registry: Registry, name: str, what: str) -> str | None:
-    """Return a hash of the source behind a user's import path, so that an edited function makes new cells.
+    """Return a hash of the source code of a user's import path, so that editing the code changes the keys.
 
-    It covers the module's file and those it imports from its own folder. Names of this package return None: they are
-    versioned by the schema number of their stage instead.
+    The hash covers the module's file and the files it imports from the same folder. It is None for short names, which
+    are versioned by the schema number of their stage, and for installed packages.
     """
     if name in registry:
         return None
-    load(registry, name, what)
+    lookup(registry, name, what)
     file = importlib.import_module(name.partition(":")[0]).__file__
     if file is None or {"site-packages", "dist-packages"} & set(Path(file).parts):
-        return None  # an installed package is known by its name
+        return None  # an installed package is identified by its name
     return fingerprint(imported_sources(file))
 
 
 def with_defaults(function: Any, options: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
-    """Fill in a function's own defaults, so that a key rests on what is really used, written or not.
+    """Return the options completed by the function's defaults, so that keys cover the values actually used.
 
-    Defaults that are no plain data (TOML could not have said them) are left out.
+    Defaults that are not plain data (not expressible in TOML) are left out.
+
+    Args:
+        function: any callable.
+        options: the options set by the user.
+        given: names of the arguments that the engine passes; they are left out.
     """
     parameters = inspect.signature(function).parameters
     plain = (bool, int, float, str, list, tuple, type(None))
@@ -117,9 +139,11 @@ def with_defaults(function: Any, options: Mapping[str, Any], given: Iterable[str
 
 
 def options_of(function: Any, given: Iterable[str]) -> tuple[list[str] | None, list[str]]:
-    """Return the options a function takes beside those ``given`` by the engine, and which of them it requires.
+    """Return the options of a function, apart from the arguments ``given`` by the engine.
 
-    The first is None when the function takes any option, or does not tell.
+    Returns:
+        Names of all options, or None if the function takes any option or its signature is not available; and names of
+        the required ones.
     """
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -1,4 +1,4 @@
-"""Which files a user's module consists of: itself, and what it imports from its own folder, read without running it."""
+"""Source files of a user's module: itself and its imports from the same folder, files without running it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 
 
 def imported_sources(file: str) -> list[Path]:
-    """Return a Python file and, through its import statements, every file of the same folder that it rests on."""
+    """Return a Python file and all files of its folder that it imports, directly or indirectly."""
     start = Path(file).resolve()
     folder = start.parent
-    found: set[Path] = set()
+    files: set[Path] = set()
     waiting = [start]
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in files:
             continue
-        found.add(path)
+        files.add(path)
         for name in _names(path):
-            beside = (folder / f"{name}.py", folder / name / "__init__.py")
-            waiting += [each for each in beside if each.is_file()]
+            candidates = (folder / f"{name}.py", folder / name / "__init__.py")
+            waiting += [each for each in candidates if each.is_file()]
             waiting += sorted((folder / name).glob("**/*.py")) if (folder / name / "__init__.py").is_file() else []
-    return sorted(found)
+    return sorted(files)
 
 
 def _names(path: Path) -> set[str]:
-    """Top-level names that a file imports; relative imports by the name behind the dots."""
+    """Top-level names that a file imports; for relative imports, the name after the dots."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -42,7 +42,7 @@ def _names(path: Path) -> set[str]:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """A hash of the contents of files, whatever folder they stand in."""
+    """Return a hash of the names and contents of files, independent of their folder."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

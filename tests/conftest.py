@@ -18,12 +18,12 @@ import torch
 from dataset_archives import write_archives
 from threadpoolctl import threadpool_limits
 
-from regimes.config.sweep_file import resolve
-from regimes.data.torchvision_import import torchvision
+from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment import dispatch
 from regimes.experiment.prepare import prepare
 from regimes.experiment.run import Result, run
 from regimes.experiment.store import Store
+from regimes.torchvision_import import torchvision
 
 torch.set_num_threads(1)
 threadpool_limits(1, "blas")  # two test processes share two cores
@@ -80,7 +80,7 @@ def run_tiny(tmp_path: Path) -> Callable[..., Result]:
     """Run a sweep given as a dict, in this process, in a folder of the test's own."""
 
     def go(sweep: dict[str, Any], out: str = "run", **how: Any) -> Result:
-        return run(resolve(sweep), tmp_path / out, **{"workers": 0, **how})
+        return run(resolve_sweep(sweep), tmp_path / out, **{"workers": 0, **how})
 
     return go
 
@@ -111,7 +111,7 @@ def research(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def prepared(tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any], **how: Any) -> Any:
-    return prepare(resolve({**tiny, "model": model}), tmp_path / "none", **how)
+    return prepare(resolve_sweep({**tiny, "model": model}), tmp_path / "none", **how)
 
 
 def done(store: Store) -> dict[str, Any]:

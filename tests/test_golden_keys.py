@@ -21,10 +21,11 @@ from regimes.config.discovery_file import resolve_discovery
 from regimes.config.hpo_file import resolve_hpo
 from regimes.config.keys import digest
 from regimes.config.recipe import RECIPES, Recipe
-from regimes.config.sweep_file import resolve
-from regimes.experiment.context import ContextSpec, Numerics, RunContext
+from regimes.config.sweep_file import resolve_sweep
+from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.engine_selection import EngineChoice
 from regimes.experiment.expand import expand
+from regimes.experiment.numerics import Numerics
 from regimes.experiment.run_discovery import _describe, tasks
 from regimes.experiment.run_discovery import context_of as discovery_lab
 from regimes.hpo import PROXIES
@@ -127,15 +128,15 @@ SHAPES = {"layer.weight": (4, 6), "layer.bias": (4,)}
 
 
 def context(raw: dict[str, Any], folder: str = "unused") -> RunContext:
-    asked = resolve({"name": "golden", "temperature": {"epochs": [1]}, "load": {"density": [0.5]}, **raw})
+    asked = resolve_sweep({"name": "golden", "temperature": {"epochs": [1]}, "load": {"density": [0.5]}, **raw})
     return RunContext(ContextSpec(asked.data, asked.model, "cpu", NUMERICS, folder))
 
 
 def stages(raw: dict[str, Any]) -> dict[str, Any]:
     """{key: [kind, hash of the description, where its values stand]} of every stage of a sweep."""
-    asked = resolve({"name": "golden", **raw}, folder=FOLDER)
+    asked = resolve_sweep({"name": "golden", **raw}, folder=FOLDER)
     made = expand(asked, RunContext(ContextSpec(asked.data, asked.model, "cpu", NUMERICS, "unused")))
-    return {stage.key: [stage.kind, digest(stage.describe()), dict(stage.at)] for stage in made}
+    return {stage.key: [stage.kind, digest(stage.describe()), dict(stage.coords)] for stage in made}
 
 
 def proxies() -> dict[str, str]:
@@ -166,7 +167,7 @@ def snapshot() -> dict[str, Any]:
     return {
         "data": context(OWN).loaded.fingerprint,
         "numerics": NUMERICS.id,
-        "recipes": {name: digest(recipe.science()) for name, recipe in RECIPES.items()},
+        "recipes": {name: digest(recipe.key_fields()) for name, recipe in RECIPES.items()},
         "sweeps": {name: stages(raw) for name, raw in SWEEPS.items()},
         "discoveries": {task.name: digest(_describe(task, where)) for task in tasks(discovery, Path("unused"))},
         "search": search_key(resolve_hpo(SEARCH)),

@@ -11,7 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "regimes"
 # A folder imports only folders above it.
-ORDER = ["errors", "source_hash", "registry", "losses", "knobs", "data", "models", "pruners", "landscape", "config"]
+ORDER = [
+    "errors",
+    "source_hash",
+    "torchvision_import",
+    "registry",
+    "losses",
+    "knobs",
+    "data",
+    "models",
+    "pruners",
+    "landscape",
+    "config",
+]
 ORDER += ["training", "discovery", "experiment", "record", "regime_map", "plots", "hpo", "cli", "research"]
 A_STEP = (
     "import torch; from regimes.config.recipe import Recipe; "
@@ -63,7 +75,7 @@ def test_every_folder_has_its_place_in_the_order() -> None:
         ("import regimes", ["torch", "xarray", "seaborn", "numpy"]),
         ("import regimes.cli", ["torch", "xarray", "seaborn", "numpy", "pydantic", "rich.progress"]),
         ("import regimes; regimes.open, regimes.classify, regimes.draw_map", ["torch", "torchvision", "optuna"]),
-        ("import regimes.plots.run_info, regimes.record.grid, regimes.cli.show", ["torch"]),
+        ("import regimes.plots.run_info, regimes.record.grid, regimes.cli.map", ["torch"]),
         ("import regimes.experiment.run, regimes.landscape.weight_matching", ["scipy.optimize", "optuna", "seaborn"]),
         (f"{A_STEP}; step(lambda: model.weight.sum(), 0.1)", ["torch._dynamo"]),
     ],
@@ -72,6 +84,21 @@ def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, never: li
     code = f"import sys; {statement}; print([each for each in {never!r} if each in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert out.stdout.strip() == "[]"
+
+
+def test_maps_figures_and_records_never_import_torch() -> None:
+    code = """
+import importlib, pkgutil, sys
+for name in ("regimes.record", "regimes.regime_map", "regimes.plots"):
+    package = importlib.import_module(name)
+    modules = [each.name for each in pkgutil.walk_packages(package.__path__, f"{name}.")]
+    assert modules, name
+    for module in modules:
+        importlib.import_module(module)
+        assert "torch" not in sys.modules, f"{module} imports torch"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
 
 
 def test_public_names_are_there() -> None:

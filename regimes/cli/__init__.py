@@ -1,16 +1,13 @@
-"""The command line. Each command is a few lines and one call into the package; heavy imports wait inside commands."""
+"""The command line: one file per command. Heavy imports happen inside commands, so that ``--help`` is quick."""
 
 import os
 
-import regimes.cli.app
-import regimes.cli.asking
-import regimes.cli.searching  # noqa: F401
-from regimes.cli.options import app
+from regimes.cli.app import app
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 
 def main() -> None:
     """Entry point of the ``regimes`` command."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small here, and the cores are for training
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small, and the cores are needed for training
     app()

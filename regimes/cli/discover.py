@@ -1,21 +1,22 @@
-"""What ``regimes discover`` does and shows."""
+"""``regimes discover``: find smaller networks by complexity-aware training."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regimes.cli.show import duration
+from regimes.cli.errors import report_user_errors
+from regimes.cli.formatting import duration
+from regimes.cli.options import Device, Json, Set
 from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -24,27 +25,35 @@ if TYPE_CHECKING:
 
 Found = dict[str, Any] | RunFailed
 HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "training", "1000 inputs")
+LINE_INTERVAL = 15.0  # seconds between progress lines where they do not replace each other
 
 
-def show_discover(file: Path, out: Path | None, device: str, workers: int, changes: list[str], as_json: bool) -> None:
-    """Do, or finish, all trainings that a file asks for; print and draw what came of it."""
+@report_user_errors
+def discover(
+    file: Annotated[Path, typer.Argument(metavar="DISCOVER.toml", help="The discovery file; see sweeps/README.md.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: runs/NAME).")] = None,
+    device: Device = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Number of concurrent trainings, one core each.")] = 1,
+    changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
+    as_json: Json = False,
+) -> None:
+    """Find smaller networks: units and layers are removed during training. Resumes where it stopped."""
+    from regimes.cli.progress import exit_interrupted
     from regimes.config.discovery_file import read_discovery_file
     from regimes.experiment.run_discovery import context_of, tasks
 
-    wanted = read_discovery_file(file, changes)
-    folder = out or Path("runs") / wanted.name
-    todo = tasks(wanted, folder)
-    context = context_of(wanted, device, folder)
+    config = read_discovery_file(file, changes)
+    folder = out or Path("runs") / config.name
+    todo = tasks(config, folder)
+    context = context_of(config, device, folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         together = workers > 1 and len(todo) > 1
-        found = _in_pool(wanted, todo, device, workers) if together else [_one(task, context) for task in todo]
+        found = _in_pool(config, todo, device, workers) if together else [_one(task, context) for task in todo]
     except KeyboardInterrupt:
-        again = shlex.join(["regimes", *sys.argv[1:]])
-        print(f"regimes: stopped; go on with the same command: {again}", file=sys.stderr)
-        sys.exit(130)
+        exit_interrupted()
     done = [(task, each) for task, each in zip(todo, found, strict=True) if not isinstance(each, RunFailed)]
-    _show(done, folder, wanted.name, as_json)
+    _show(done, folder, config.name, as_json)
     failed = [str(each) for each in found if isinstance(each, RunFailed)]
     if failed:
         raise RunFailed(*failed)
@@ -69,20 +78,20 @@ def _one(task: DiscoveryTask, context: Any) -> Found:
     from regimes.experiment.run_discovery import run_task
 
     try:
-        return run_task(task, context, _Progress())
-    except RunFailed as error:  # the others are done all the same
+        return run_task(task, context, DiscoveryProgress())
+    except RunFailed as error:  # continue with the others
         return error
 
 
-class _Progress:
-    """A line for an epoch: alone on a terminal it replaces the one before, else there is one every 15 seconds."""
+class DiscoveryProgress:
+    """A line per epoch: in a terminal it replaces the previous one, otherwise at most one per `LINE_INTERVAL`."""
 
     def __init__(self, alone: bool = True) -> None:
         self.replace = alone and sys.stderr.isatty()
-        self.spoken = time.monotonic() if not alone else 0.0
+        self.last_line = time.monotonic() if not alone else 0.0
 
     def __call__(self, task: DiscoveryTask, row: dict[str, Any]) -> None:
-        epochs = task.wanted.recipe.epochs
+        epochs = task.config.recipe.epochs
         line = (
             f"{task.name}: epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
             f"val error {row['val_error']:.2%}  expected MACs {row['macs']:.1%}, parameters {row['params']:.1%}  "
@@ -90,18 +99,18 @@ class _Progress:
         )
         if self.replace:
             print(f"\r\033[K{line}", end="\n" if row["epoch"] == epochs else "", file=sys.stderr, flush=True)
-        elif row["epoch"] == epochs or time.monotonic() - self.spoken > 15:
-            self.spoken = time.monotonic()
+        elif row["epoch"] == epochs or time.monotonic() - self.last_line > LINE_INTERVAL:
+            self.last_line = time.monotonic()
             print(line, file=sys.stderr, flush=True)
 
 
 def _in_pool(wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, workers: int) -> list[Found]:
-    """The trainings in processes of their own, each on one thread."""
+    """Run the trainings in worker processes, one thread each."""
     import multiprocessing
 
-    context, count = multiprocessing.get_context("spawn"), min(workers, len(todo))
+    spawn, count = multiprocessing.get_context("spawn"), min(workers, len(todo))
     given = (wanted, device, os.getpid())
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_set_up, initargs=given) as pool:
+    with ProcessPoolExecutor(count, mp_context=spawn, initializer=_set_up, initargs=given) as pool:
         futures = {pool.submit(_work, task): number for number, task in enumerate(todo)}
         found: dict[int, Found] = {}
         try:
@@ -111,7 +120,7 @@ def _in_pool(wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, wo
                 said = f"{_in_short(found[number])}, {len(found)} of {len(todo)} done"
                 print(f"{todo[number].name}: {said}", file=sys.stderr, flush=True)
         except BrokenProcessPool as error:
-            again = "out of memory? The same command goes on; fewer --workers need less"
+            again = "out of memory? Resume with the same command and fewer --workers"
             raise RunFailed(f"a worker was killed after {len(found)} of {len(todo)} trainings: {again}") from error
         except BaseException:
             for process in list(pool._processes.values()):  # a training does not end by itself
@@ -130,11 +139,11 @@ _CONTEXTS: list[Any] = []  # one for each worker process
 
 
 def _set_up(wanted: DiscoveryConfig, device: str, command: int) -> None:
-    from regimes.experiment.parent_watchdog import end_with
+    from regimes.experiment.parent_watchdog import exit_with_parent
     from regimes.experiment.run_discovery import context_of
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
-    end_with(command)
+    exit_with_parent(command)
     _CONTEXTS.append(context_of(wanted, device, Path()))
 
 
@@ -142,7 +151,7 @@ def _work(task: DiscoveryTask) -> Found:
     from regimes.experiment.run_discovery import run_task
 
     try:
-        return run_task(task, _CONTEXTS[0], _Progress(alone=False))
+        return run_task(task, _CONTEXTS[0], DiscoveryProgress(alone=False))
     except RunFailed as error:
         return error
 

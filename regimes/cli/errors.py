@@ -1,4 +1,4 @@
-"""How mistakes, failures and interruptions end a command: a line that helps, and an exit code that tells."""
+"""How user errors, failures and interruptions end a command: one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERRUPTED = 130
 
 
 def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a UserError into its lines and exit code, Ctrl-C into 130; anything else is a bug and shows itself."""
+    """Print a UserError and exit with its code; exit with 130 on Ctrl-C. Other exceptions are bugs and propagate."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

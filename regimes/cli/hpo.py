@@ -1,19 +1,20 @@
-"""What ``regimes hpo`` does and shows."""
+"""``regimes hpo``: search hyperparameters on small proxies."""
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
 import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regimes.cli.show import duration
+from regimes.cli.errors import report_user_errors
+from regimes.cli.formatting import duration
+from regimes.cli.options import Device, Json, Set
 
 if TYPE_CHECKING:
     import optuna
@@ -23,25 +24,37 @@ if TYPE_CHECKING:
     from regimes.hpo.fidelity_trainer import FidelityResult
     from regimes.hpo.plan import Plan
 
-EVERY = 5.0  # seconds between two lines of progress, where they are not written over each other
+LINE_INTERVAL = 5.0  # seconds between progress lines where they do not replace each other
+REDRAW_INTERVAL = 0.2  # seconds between redraws in a terminal
 
 
-def show_hpo(
-    file: Path,
-    changes: list[str],
-    trials: int | None,
-    out: Path | None,
-    chart: Path | None,
-    storage: str | None,
-    timeout: float | None,
-    workers: int,
-    device: str,
-    take_over: bool,
-    as_json: bool,
+@report_user_errors
+def hpo(
+    file: Annotated[Path, typer.Argument(metavar="HPO.toml", help="The search file; see sweeps/README.md.")],
+    chart: Annotated[
+        Path | None, typer.Option("--map", metavar="RUN|GRID.nc", help="The regime map that guides the search.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Storage of the study: FILE.log, sqlite:///..., postgresql://...")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials, earlier ones included.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Start no trial after this many seconds (an unfinished map is completed first)."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: runs/NAME).")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes working on the study, one core each.")] = 1,
+    device: Device = "cpu",
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Requeue trials held by other machines (when those are gone).")
+    ] = False,
+    changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
+    as_json: Json = False,
 ) -> None:
-    """Do, or finish, a search; print and draw what came of it."""
+    """Search hyperparameters on small proxies of the network, or resume a search."""
     import optuna
 
+    from regimes.cli.progress import exit_interrupted
     from regimes.config.hpo_file import read_hpo
     from regimes.hpo.search import SearchOptions, search
     from regimes.plots.hpo_plots import draw_search
@@ -51,14 +64,13 @@ def show_hpo(
     if trials is not None:
         spec = spec.model_copy(update={"trials": trials})
     folder = out or Path("runs") / spec.name
-    asked = SearchOptions(folder, chart, storage, math.inf if timeout is None else timeout, workers, device, take_over)
-    progress = _Progress(spec.trials)
+    limit = math.inf if timeout is None else timeout
+    options = SearchOptions(folder, chart, storage, limit, workers, device, take_over)
+    progress = SearchProgress(spec.trials)
     try:
-        result = search(spec, asked, progress.say, progress.stretch, progress.look)
+        result = search(spec, options, progress.message, progress.segment, progress.poll)
     except KeyboardInterrupt:
-        again = shlex.join(["regimes", *sys.argv[1:]])
-        print(f"\nregimes: stopped; go on with the same command: {again}", file=sys.stderr)
-        sys.exit(130)
+        exit_interrupted()
     progress.end()
     draw_search(result, folder)
     if as_json:
@@ -67,33 +79,33 @@ def show_hpo(
         _print(result, folder)
 
 
-class _Progress:
-    """A line: trials done, rungs climbed, the best so far, seconds spent."""
+class SearchProgress:
+    """A progress line: trials done, trials per fidelity, the best value, seconds spent."""
 
     def __init__(self, trials: int) -> None:
         self.trials, self.replace = trials, sys.stderr.isatty()
-        self.started = self.spoken = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         self.open = False
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.end()
         print(text, file=sys.stderr, flush=True)
 
-    def stretch(self, trial: Trial, stretch: Segment, value: FidelityResult) -> None:
-        """After a stretch of a trial, in this process."""
+    def segment(self, trial: Trial, segment: Segment, value: FidelityResult) -> None:
+        """Called after each segment of a trial in this process."""
         self._line(trial.study)
 
-    def look(self, study: optuna.Study, plan: Plan) -> None:
-        """Every now and then, where others work."""
+    def poll(self, study: optuna.Study, plan: Plan) -> None:
+        """Called periodically while worker processes run."""
         self._line(study)
 
     def _line(self, study: optuna.Study) -> None:
-        if time.monotonic() - self.spoken < (0.2 if self.replace else EVERY):
+        if time.monotonic() - self.last_line < (REDRAW_INTERVAL if self.replace else LINE_INTERVAL):
             return
         from regimes.hpo.savings import rows_of
         from regimes.hpo.trial_attrs import PREFIX
 
-        self.spoken = time.monotonic()
+        self.last_line = time.monotonic()
         trials = study.get_trials(deepcopy=False)
         done = [each for each in trials if each.state.is_finished()]
         climbed = Counter(density for each in trials for density in {row["density"] for row in rows_of(each)})
@@ -103,7 +115,7 @@ class _Progress:
         spent = duration(time.monotonic() - self.started)
         promoted = len({each.user_attrs.get(f"{PREFIX}promoted") for each in trials} - {None})
         count = f"{len(done)}/{promoted} promoted" if promoted else f"{len(done)}/{self.trials}"
-        line = f"{count} trials  on rungs: {rungs or 'none yet'}  best {best}  {spent}"
+        line = f"{count} trials  per density: {rungs or 'none yet'}  best {best}  {spent}"
         self.open = self.replace
         start, end = ("\r\033[K", "") if self.replace else ("", "\n")
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
@@ -122,7 +134,7 @@ def _print(result: dict[str, Any], folder: Path) -> None:
     typer.echo(f"best: trial {winner['trial']}, validation {winner['value']:.4f}:  {values}")
     spread = f" ± {winner['test_error_sd']:.2%}" if winner["test_error_sd"] is not None else ""
     tested = "diverged" if winner["test_error"] is None else f"{winner['test_error']:.2%}{spread}"
-    typer.echo(f"test error of {len(winner['runs'])} fresh trainings: {tested}")
+    typer.echo(f"test error of {len(winner['runs'])} new trainings: {tested}")
     for line in in_words(result["savings"]):
         typer.echo(line)
     for name, stopped in result["stopped"].items():
@@ -134,8 +146,8 @@ def _print(result: dict[str, Any], folder: Path) -> None:
     if deployed and deployed["density"] is not None:
         typer.echo(
             f"to deploy: density {deployed['density']:g}, regime {deployed['regime']}, expected test error "
-            f"{deployed['expected_error']:.2%} ({deployed['reason']}); the map would go {deployed['direction']}"
+            f"{deployed['expected_error']:.2%} ({deployed['reason']}); the map advises: {deployed['direction']}"
         )
     elif deployed:
-        typer.echo(f"to deploy: the map does not say: {deployed['reason']}")
+        typer.echo(f"to deploy: the map gives no advice: {deployed['reason']}")
     typer.echo(f"wrote {folder}/result.json, {folder}/search.png")

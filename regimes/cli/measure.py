@@ -1,4 +1,4 @@
-"""``regimes measure``: the landscape of checkpoints of one's own, as a table."""
+"""``regimes measure``: loss landscape measures of checkpoints, as a table."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regimes.cli.errors import report_user_errors
+from regimes.cli.options import Device, Json, Set
 from regimes.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,20 +21,35 @@ if TYPE_CHECKING:
     from regimes.experiment.context import RunContext
     from regimes.landscape.measure_networks import Measurement
 
+MAY_BE_ZERO = ("lmc", "lmc_test", "lmc_matched", "curve", "train_error", "final_test_error")
+HEAD = ("networks", "variable", "value", "std. error", "unit", "seconds", "")
 
-def show_measure(
-    files: list[Path], model: str, data: str, metrics: str, changes: list[str], dense: bool, device: str, as_json: bool
+
+@report_user_errors
+def measure(
+    files: Annotated[list[Path], typer.Argument(metavar="A.pt [B.pt ...]", help="State dicts of one architecture.")],
+    model: Annotated[str, typer.Option(help="Model name, or module:function.")],
+    data: Annotated[str, typer.Option(help="Data set name, or module:function.")],
+    metrics: Annotated[str, typer.Option(help="Comma-separated names (default: error, lmc, cka, hessian_trace).")] = "",
+    changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
+    dense: Annotated[bool, typer.Option("--dense", help="Include weights that are exactly 0.")] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
-    """Print what the metrics say of checkpoints, with standard errors and seconds."""
+    """Measure the loss landscape of your own checkpoints, with standard errors.
+
+    Options of the model, data and metrics: --set model.depth=20, --set measure.hessian.images=1000.
+    """
     from regimes.experiment.context import one_thread
     from regimes.experiment.stages.pretrained import read_checkpoint
-    from regimes.landscape.estimate import Unsure
-    from regimes.landscape.measure_networks import mask_of_zeros, measure, usual
+    from regimes.landscape.estimate import UncertainEstimateWarning
+    from regimes.landscape.measure_networks import default_metrics, mask_of_zeros
+    from regimes.landscape.measure_networks import measure as measure_landscape
     from regimes.landscape.metric import Curve
     from regimes.models.build import load_weights
     from regimes.plots.text_table import finite
 
-    names = [each.strip() for each in metrics.split(",") if each.strip()] or usual(len(files))
+    names = [each.strip() for each in metrics.split(",") if each.strip()] or default_metrics(len(files))
     sweep, context = _prepared(model, data, names, changes, device)
     networks = []
     for file in files:
@@ -42,8 +59,8 @@ def show_measure(
     masks = [None if dense else mask_of_zeros(each) for each in networks]
     tables = {name: sweep.measure.options(name) for name in (sweep.measure.model_extra or {})}
     with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Unsure)  # said in the table
-        found = measure(
+        warnings.simplefilter("ignore", UncertainEstimateWarning)  # shown in the table
+        found = measure_landscape(
             networks, context.data, sweep.measure.metrics, tables, masks=masks, loss_fn=sweep.recipe.loss_fn
         )
     shown = [file.name for file in files]
@@ -51,24 +68,21 @@ def show_measure(
         typer.echo(json.dumps(finite([_facts(each, shown) for each in found]), indent=1))
         return
     for name, mask in zip(shown, masks, strict=True):
-        typer.echo(f"{name}: " + ("every weight lives" if mask is None else f"pruned, density {mask.density:.4g}"))
+        typer.echo(f"{name}: " + ("no pruned weights" if mask is None else f"pruned, density {mask.density:.4g}"))
     rows = [_row(each, shown) for each in found if not isinstance(each.value, Curve)]
     widths = [max(len(row[column]) for row in [HEAD, *rows]) for column in range(len(HEAD))]
     for row in [HEAD, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-NEAR_ZERO = ("lmc", "lmc_test", "lmc_matched", "curve", "train_error", "final_test_error")  # may well be about 0
-HEAD = ("networks", "variable", "value", "std. error", "unit", "seconds", "")
-
-
 def _prepared(
     model: str, data: str, metrics: Sequence[str], changes: list[str], device: str
 ) -> tuple[Sweep, RunContext]:
-    """The tables of a sweep that measuring needs, checked as those of a file are."""
-    from regimes.config.overrides import changed
-    from regimes.config.sweep_file import resolve
-    from regimes.experiment.context import ContextSpec, RunContext, numerics_of
+    """The sections of a sweep that measuring needs, validated like those of a file."""
+    from regimes.config.overrides import apply_overrides
+    from regimes.config.sweep_file import resolve_sweep
+    from regimes.experiment.context import ContextSpec, RunContext
+    from regimes.experiment.numerics import numerics_of
     from regimes.registry import allow_imports_from
 
     allow_imports_from(os.getcwd())
@@ -80,11 +94,11 @@ def _prepared(
         "temperature": {"epochs": [1]},
         "load": {"density": [1.0]},
     }
-    sweep = resolve(changed(raw, changes), "regimes measure", "measure")
+    sweep = resolve_sweep(apply_overrides(raw, changes), "regimes measure", "measure")
     context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics_of(device, "eager", "eager"), ""))
     context.check_model()
     if context.loaded.regression and sweep.recipe.loss == "cross-entropy":
-        raise UserError("the data have numbers as targets; add --set recipe.loss=mse")
+        raise UserError("the targets are numbers, not classes; add --set recipe.loss=mse")
     return sweep, context
 
 
@@ -93,7 +107,7 @@ def _row(each: Measurement, names: list[str]) -> tuple[str, ...]:
 
     value = each.value
     assert isinstance(value, Estimate)
-    said = "standard error above a fifth of the value" if value.unsure and each.variable not in NEAR_ZERO else ""
+    said = "standard error above 20 % of the value" if value.unsure and each.variable not in MAY_BE_ZERO else ""
     spread = "-" if math.isnan(value.stderr) else f"{value.stderr:.2g}"
     where = ", ".join(names[i] for i in each.networks)
     return (where, each.variable, f"{value.value:.5g}", spread, value.unit, f"{each.seconds:.2f}", said)

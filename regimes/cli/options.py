@@ -1,4 +1,4 @@
-"""The program and the arguments and options that its commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -7,43 +7,73 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    name="regimes",
-    help="Where does a network prune well, and which way should its training knobs turn?",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from regimes.errors import UserError
 
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="What to sweep; see sweeps/.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, e.g. runs/digits.")]
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="The sweep file; see sweeps/README.md.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/digits.")]
 Grid = Annotated[
     Path,
-    typer.Argument(metavar="RUN|GRID.nc", help="A run's folder, or any netCDF grid with a knob, density, lmc, cka."),
+    typer.Argument(
+        metavar="RUN|GRID.nc",
+        help="A run folder, or a netCDF grid with a knob, density, lmc and cka.",
+    ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes (default: one per core; 0: in this process).")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes (default: one per core; 0: run in this process).")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Engine = Annotated[str | None, typer.Option(help="eager, stacked (default: the run's own, or the fastest here).")]
-Precision = Annotated[
-    str | None, typer.Option(help="Of training steps: float32, bfloat16 (default: the run's own, or float32).")
+Engine = Annotated[
+    str | None,
+    typer.Option(help="Training engine: eager, stacked, graphed (default: the run's own, or the fastest found)."),
 ]
-FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failed cell, or go on.")]
-Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Go on with a run that began with other numerics.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the file, recipe.epochs=20.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Precision of training steps: float32, bfloat16 (default: float32)."),
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failure, or continue.")]
+Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Resume a run although its numerics id differs.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file, e.g. recipe.epochs=20."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Rule = Annotated[str, typer.Option(help="How the thresholds are found.")]
-LmcCut = Annotated[float | None, typer.Option("--lmc", help="Fix the LMC cut instead of finding it.")]
-CkaCut = Annotated[float | None, typer.Option("--cka", help="Fix the CKA cut instead of finding it.")]
+Rule = Annotated[str, typer.Option(help="Classification rule: smooth, separation, error, or module:function.")]
+LmcCut = Annotated[float | None, typer.Option("--lmc", help="Fix the LMC threshold instead of estimating it.")]
+CkaCut = Annotated[float | None, typer.Option("--cka", help="Fix the CKA threshold instead of estimating it.")]
 Density = Annotated[float, typer.Option("--density", help="Fraction of weights kept, e.g. 0.05.")]
 At = Annotated[
     list[str],
-    typer.Option("--at", metavar="KNOB=VALUE", help="Where on a knob: epochs=160; repeatable, or with commas."),
+    typer.Option("--at", metavar="KNOB=VALUE", help="Position on a knob: epochs=160. Repeatable, or comma-separated."),
 ]
 Adviser = Annotated[
     str | None,
-    typer.Option(help="barrier, regime, similarity, combined, fitted, error, joint (default: by what is measured)."),
+    typer.Option(
+        help="barrier, regime, similarity, combined, fitted, error, joint (default: joint, or combined without errors)."
+    ),
 ]
 Mark = Annotated[
-    list[str], typer.Option("--mark", metavar="KNOB=VALUE,...", help="Mark a setting: epochs=160,density=0.05.")
+    list[str],
+    typer.Option("--mark", metavar="KNOB=VALUE,...", help="Mark a setting in the diagram: epochs=160,density=0.05."),
 ]
+
+
+def positions(given: list[str], option: str = "--at") -> dict[str, float]:
+    """Parse positions: ``epochs=160`` or ``epochs=160,density=0.05``, given once or repeatedly, as {name: value}.
+
+    Raises:
+        UserError: not NAME=NUMBER, or a name twice.
+    """
+    parsed: dict[str, float] = {}
+    for part in (piece.strip() for text in given for piece in text.split(",")):
+        name, equals, text = part.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not equals or value != value:
+            raise UserError(f"{option} {part}: allowed: KNOB=NUMBER, e.g. {option} epochs=160")
+        if name in parsed:
+            raise UserError(f"{option}: '{name}' is given twice")
+        parsed[name] = value
+    return parsed

@@ -1,4 +1,4 @@
-"""What is asked: a sweep file, read and checked as a whole before any work, and the keys of its cells."""
+"""Configuration files: read, validated as a whole before any work, and hashed into content keys."""
 
 from regimes.config.recipe import RECIPES, Recipe
 from regimes.config.sweep import Sweep

@@ -1,4 +1,4 @@
-"""Check ``[dense] checkpoints``: a temperature family that is trained already."""
+"""Validation of ``[dense] checkpoints``: dense networks that are already trained, one for each temperature."""
 
 from __future__ import annotations
 
@@ -15,44 +15,46 @@ from regimes.knobs import KNOBS
 KEY = "dense.checkpoints"
 
 
-def family(checker: Checker, raw: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], DenseConfig | None]:
-    """The checkpoints, and the file with the temperatures and seeds that they make filled in.
+def check_checkpoints(
+    checker: Checker, raw: Mapping[str, Any], folder: Path
+) -> tuple[Mapping[str, Any], DenseConfig | None]:
+    """Return the file with temperatures and seeds filled in from its checkpoints, and the checkpoints.
 
     Args:
-        checker: notes the mistakes.
+        checker: collects the errors.
         raw: the parsed file.
-        folder: beside which files are looked for.
+        folder: the folder that relative checkpoint paths start from.
     """
     if "dense" not in raw:
         return raw, None
     for key in ("temperature", "dense_seeds"):
         if key in raw:
-            checker.say(key, "is told by [dense] checkpoints; leave it out")
-    dense: DenseConfig | None = checker.table(DenseConfig, "dense", raw["dense"])
-    mistake = None if dense is None else _mistake(dense.checkpoints)
-    if dense is None or mistake is not None:
-        if mistake is not None:
-            checker.say(KEY, mistake)
-        return {**raw, "temperature": {"epochs": [1]}, "dense_seeds": 1}, None  # so that no mistake is found twice
+            checker.add_error(key, "already given by [dense] checkpoints; remove it here")
+    dense: DenseConfig | None = checker.validate(DenseConfig, "dense", raw["dense"])
+    problem = None if dense is None else _problem(dense.checkpoints)
+    if dense is None or problem is not None:
+        if problem is not None:
+            checker.add_error(KEY, problem)
+        return {**raw, "temperature": {"epochs": [1]}, "dense_seeds": 1}, None  # no error is reported twice
     names = list(dense.checkpoints[0].knobs)
-    axes = {name: list(dict.fromkeys(each.knobs[name] for each in dense.checkpoints)) for name in names}
-    seeds = 1 + max(each.dense_seed for each in dense.checkpoints)
-    places = Counter((each.dense_seed, *(each.knobs[name] for name in axes)) for each in dense.checkpoints)
+    axes = {name: list(dict.fromkeys(checkpoint.knobs[name] for checkpoint in dense.checkpoints)) for name in names}
+    seeds = 1 + max(checkpoint.dense_seed for checkpoint in dense.checkpoints)
+    places = Counter((one.dense_seed, *(one.knobs[name] for name in axes)) for one in dense.checkpoints)
     for place in itertools.product(range(seeds), *axes.values()):
         if places[place] != 1:
             where = ", ".join(f"{name} = {value}" for name, value in zip(("dense_seed", *axes), place, strict=True))
-            checker.say(KEY, f"{places[place]} networks for {where}; each place needs one")
-    placed = tuple(each.model_copy(update={"path": str(folder / each.path)}) for each in dense.checkpoints)
+            checker.add_error(KEY, f"{places[place]} checkpoints for {where}; exactly one is required")
+    placed = tuple(one.model_copy(update={"path": str(folder / one.path)}) for one in dense.checkpoints)
     return {**raw, "temperature": axes, "dense_seeds": seeds}, DenseConfig(checkpoints=placed)
 
 
-def _mistake(checkpoints: tuple[Checkpoint, ...]) -> str | None:
+def _problem(checkpoints: tuple[Checkpoint, ...]) -> str | None:
     names = {tuple(sorted(each.knobs)) for each in checkpoints}
     if len(names) > 1 or not next(iter(names)):
-        return f"each needs a path and the same knobs with values; knobs: {', '.join(KNOBS)}"
+        return f"each checkpoint needs a path and values of the same knobs; knobs: {', '.join(KNOBS)}"
     if any(isinstance(value, (list, dict)) for each in checkpoints for value in each.knobs.values()):
-        return "a knob has one value in each checkpoint"
+        return "a knob takes a single value in each checkpoint, not a list"
     seeds = sorted({each.dense_seed for each in checkpoints})
     if seeds != list(range(len(seeds))):
-        return f"dense_seed counts 0, 1, 2, ...; got {', '.join(map(str, seeds[:5]))}"
+        return f"dense_seed must count 0, 1, 2, ...; got {', '.join(map(str, seeds[:5]))}"
     return None

@@ -1,4 +1,4 @@
-"""Check the load axes of a sweep."""
+"""Validation of the ``[load]`` table of a sweep file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from regimes.config.sweep import LoadConfig
 from regimes.config.validation import Checker
 from regimes.errors import UserError
 from regimes.knobs import KNOBS, Knob
-from regimes.pruners import ALLOCATIONS, DISCOVERED, PRUNERS, STRUCTURED
-from regimes.registry import load
+from regimes.pruners import ALLOCATIONS, DISCOVERED, PRUNERS, STRUCTURED_PRUNERS
+from regimes.registry import lookup
 
 
 def check_load(
@@ -19,16 +19,16 @@ def check_load(
     raw: Mapping[str, Any],
     recipe: Recipe | None,
     temperature: Mapping[str, Any],
-    given: bool,
+    pretrained: bool,
 ) -> LoadConfig | None:
-    """The ``[load]`` table of a sweep file; mistakes are noted by the checker, None where it cannot be read.
+    """Validate the ``[load]`` table of a sweep file; return None if it cannot be read.
 
     Args:
-        checker: of the file.
+        checker: collects the errors.
         raw: the parsed file.
-        recipe: of the dense networks.
+        recipe: the dense networks' recipe.
         temperature: {knob: values}.
-        given: whether dense networks come from checkpoints.
+        pretrained: whether dense networks come from checkpoints.
     """
     table = raw.get("load")
     if table is None:
@@ -36,51 +36,53 @@ def check_load(
     discovered = table.get("pruner") == DISCOVERED
     key, other = ("nu", "density") if discovered else ("density", "nu")
     if key in table:
-        table = {**table, key: checker.axis(f"load.{key}", table[key]) or [1.0]}  # an empty list has been spoken of
+        table = {
+            **table,
+            key: checker.check_list(f"load.{key}", table[key]) or [1.0],
+        }  # an empty list has been reported
     else:
-        checker.say(f"load.{key}", "missing")
+        checker.add_error(f"load.{key}", "missing")
     if other in table:
-        checker.say(f"load.{other}", f"the load axis of pruner '{table.get('pruner', 'magnitude')}' is {key}")
-    axis: LoadConfig | None = checker.table(LoadConfig, "load", table)
+        checker.add_error(f"load.{other}", f"the load axis of pruner '{table.get('pruner', 'magnitude')}' is {key}")
+    axis: LoadConfig | None = checker.validate(LoadConfig, "load", table)
     if axis is None:
         return None
-    checker.known("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
+    checker.resolve_name("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
     if discovered:
-        _discovered(checker, axis, table, given)
+        _check_discovered(checker, axis, table, pretrained)
     elif not axis.structured:
-        names = {**PRUNERS, **dict.fromkeys((*STRUCTURED, DISCOVERED), "")}
-        checker.known("load.pruner", axis.pruner, names, "pruner")
+        names = {**PRUNERS, **dict.fromkeys((*STRUCTURED_PRUNERS, DISCOVERED), "")}
+        checker.resolve_name("load.pruner", axis.pruner, names, "pruner")
     elif axis.allocation not in ("uniform", "global"):
-        checker.say("load.allocation", f"channels are pruned by 'uniform' or 'global', got {axis.allocation!r}")
+        checker.add_error("load.allocation", f"channel pruning allows 'uniform' or 'global', got {axis.allocation!r}")
     elif axis.rewind is not None:
-        checker.say("load.rewind", f"needs masks; '{axis.pruner}' makes smaller networks, which have no way back")
+        checker.add_error("load.rewind", f"needs masks; '{axis.pruner}' makes smaller networks, without rewinding")
     if axis.schedule == "one-shot" and axis.rounds is not None:
-        checker.say("load.rounds", "one-shot pruning has one round; set schedule = 'iterative' or 'gradual'")
-    stops = [each for name, values in temperature.items() if _is_epochs(name) for each in values]
+        checker.add_error("load.rounds", "one-shot pruning has one round; set schedule = 'iterative' or 'gradual'")
+    stops = [value for name, values in temperature.items() if _is_epochs(name) for value in values]
     shortest = min(stops, default=recipe.epochs if recipe else None)
-    if axis.rewind is not None and given:
-        checker.say("load.rewind", "needs the dense training; checkpoints have none")
+    if axis.rewind is not None and pretrained:
+        checker.add_error("load.rewind", "needs a dense training to rewind to; not available with [dense] checkpoints")
     elif axis.rewind is not None and shortest is not None and axis.rewind > shortest:
-        checker.say("load.rewind", f"{axis.rewind} lies beyond the shortest dense training, {shortest} epochs")
+        checker.add_error("load.rewind", f"{axis.rewind} exceeds the shortest dense training, {shortest} epochs")
     return axis
 
 
-def _discovered(checker: Checker, axis: LoadConfig, table: Mapping[str, Any], given: bool) -> None:
-    """What cannot be said of networks that are discovered."""
+def _check_discovered(checker: Checker, axis: LoadConfig, table: Mapping[str, Any], pretrained: bool) -> None:
     for name in ("allocation", "schedule", "rounds", "rewind"):
         if name in table:
-            checker.say(f"load.{name}", f"means nothing where networks are discovered, got {table[name]!r}")
-    if given:
-        checker.say("load.pruner", f"'{DISCOVERED}' trains from fresh weights; checkpoints cannot take part")
-    if axis.discover.too_short:
-        checker.say("load.discover.settle", axis.discover.too_short)
+            checker.add_error(f"load.{name}", f"not allowed with pruner = '{DISCOVERED}', got {table[name]!r}")
+    if pretrained:
+        checker.add_error("load.pruner", f"'{DISCOVERED}' trains from fresh weights; it cannot use [dense] checkpoints")
+    if axis.discover.settle_error:
+        checker.add_error("load.discover.settle", axis.discover.settle_error)
     if "nu" in table.get("discover", {}):
-        checker.say("load.discover.nu", "stands in load.nu")
+        checker.add_error("load.discover.nu", "set load.nu instead")
 
 
 def _is_epochs(name: str) -> bool:
     try:
-        found = load(KNOBS, name, "knob")
+        knob = lookup(KNOBS, name, "knob")
     except UserError:
-        return False  # it has been spoken of
-    return isinstance(found, Knob) and found.name == "epochs"
+        return False  # it has been reported
+    return isinstance(knob, Knob) and knob.name == "epochs"

@@ -1,4 +1,4 @@
-"""What a search of hyperparameters asks for: the space, the ladder of proxies, the study."""
+"""Models of a search file: the search space, the fidelities, the study and the regime map."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Strict, model_validator
 
-from regimes.config.recipe import Count, Recipe, Section, Share, Yes
+from regimes.config.recipe import Count, Flag, Recipe, Section, Share
 from regimes.config.sweep import Density, Named
 
 TUNABLE = ("learning_rate", "weight_decay", "batch_size", "sam_rho", "label_smoothing", "momentum", "gamma")
-WHOLE = ("batch_size",)  # whole numbers
+INTEGERS = ("batch_size",)  # hyperparameters that take integers
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 
 
 class Dimension(Section):
-    """One hyperparameter of the space: a range, or a list of values.
+    """One hyperparameter of the search space: a range or a list of values.
 
     Attributes:
-        low, high: ends of a range, both allowed.
-        log: whether it is searched on a logarithmic scale.
-        choices: the values of a list; a range is None then.
+        low, high: bounds of a range, inclusive.
+        log: whether the range is searched on a logarithmic scale.
+        choices: the values of a list, in place of a range.
     """
 
     low: Number | None = None
     high: Number | None = None
-    log: Yes = False
+    log: Flag = False
     choices: tuple[Number, ...] | None = None
 
     @model_validator(mode="before")
@@ -36,29 +36,29 @@ class Dimension(Section):
         return {"choices": given} if isinstance(given, (list, tuple)) else given
 
     @model_validator(mode="after")
-    def _means_something(self) -> Dimension:
+    def _check_consistent(self) -> Dimension:
         if self.choices is not None:
             if (self.low, self.high, self.log) != (None, None, False):
-                raise ValueError("choices need no low, high or log")
+                raise ValueError("choices cannot be combined with low, high or log")
             if len(set(self.choices)) != len(self.choices) or not self.choices:
-                raise ValueError("choices are one or more values, each once")
+                raise ValueError("choices must be one or more distinct values")
         elif self.low is None or self.high is None or not self.low < self.high:
-            raise ValueError("low and high are needed, low below high: {low = 0.001, high = 1.0}, or a list of values")
+            raise ValueError("needs low < high, e.g. {low = 0.001, high = 1.0}, or a list of values")
         elif self.log and self.low <= 0:
-            raise ValueError("on a logarithmic scale low has to be above 0")
+            raise ValueError("log = true needs low above 0")
         return self
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The least and the largest value."""
+        """The smallest and the largest value."""
         if self.choices is not None:
             return min(self.choices), max(self.choices)
         assert self.low is not None
         assert self.high is not None
         return self.low, self.high
 
-    def share(self, value: float) -> float:
-        """Where a value lies: 0 at the lower end, 1 at the upper, beyond them outside; a list counts by its order."""
+    def position(self, value: float) -> float:
+        """Return the position of a value in the range, 0 at the lower and 1 at the upper end; in a list, by rank."""
         if self.choices is not None:
             ordered = sorted(self.choices)
             return ordered.index(value) / max(1, len(ordered) - 1)
@@ -67,21 +67,19 @@ class Dimension(Section):
 
 
 class LadderSpec(Section):
-    """The rungs that a trial climbs before the full network.
+    """Fidelities below the full network: the proxies and their reports.
 
     Attributes:
-        proxy: how smaller networks are made, a name in `PROXIES`.
-        densities: fractions of the prunable weights kept, of the rungs below the full network; None: those that the
-            map trusts; empty: the full network alone.
-        step_time: instead of densities: shares of the full network's measured seconds per training step that proxies
-            may take at most; the density of each is looked for.
-        epochs: share of the recipe's epochs that proxies are trained for, their schedule shortened to it.
-        reports: shares of the full network's training at which it is reported too, before its end, where trials climb
-            to it or there is no proxy; one that is promoted is trained to its end.
-        proxy_reports: the same of a proxy's. Early is better than in the middle, where large learning rates look bad.
-        most: rungs below the full network that are taken from a map, the cheapest first.
-        shift: {hyperparameter: power}: a proxy that keeps a fraction d of the weights is trained with a trial's value
-            times ``d ** -power``; small networks do best at larger learning rates.
+        proxy: method of making smaller networks, a name in `PROXIES`.
+        densities: densities of the proxies; None: those that the map trusts; empty: the full network only.
+        step_time: in place of densities: upper bounds on a proxy's measured time per training step, as fractions of
+            the full network's; the density of each is searched for.
+        epochs: fraction of the recipe's epochs that proxies are trained for, with the schedule shortened accordingly.
+        reports: fractions of the full network's training at which it also reports a value, if trials continue to it
+            or there is no proxy; promoted trials always train to the end.
+        proxy_reports: the same for proxies. Early reports rank better than those in the middle of the training, where
+            large learning rates look bad.
+        most: maximum number of proxies taken from a map, cheapest first.
     """
 
     proxy: str = "narrowed"
@@ -91,25 +89,24 @@ class LadderSpec(Section):
     reports: tuple[Share, ...] = (0.1,)
     proxy_reports: tuple[Share, ...] = (0.1,)
     most: Count = 1
-    shift: Mapping[Literal["learning_rate", "weight_decay", "sam_rho"], Number] = Field(default_factory=dict)
 
     @property
-    def by_hand(self) -> bool:
-        """Whether the rungs are asked for, and no map chooses them."""
+    def is_explicit(self) -> bool:
+        """Whether the file sets the fidelities itself, so that no map is needed."""
         return self.densities is not None or self.step_time is not None
 
 
 class StudySpec(Section):
-    """The study in Optuna.
+    """Settings of the Optuna study.
 
     Attributes:
         sampler: a name in `SAMPLERS`.
         stopper: a name in `STOPPERS`.
-        value: what is minimised, on the validation split: "calibrated": the loss with each network's outputs scaled as
-            suits them best, as fine as a loss, and no matter of confidence; "loss"; "error".
-        pattern: "promote": a study of proxies first, the best ``promoted`` of which are then trained in full in a
-            study of their own; "ladder": every trial climbs, and the stopper says how far.
-        promoted: see ``pattern``.
+        value: objective on the validation split: "calibrated": loss after temperature scaling, independent of
+            confidence; "loss"; "error".
+        pattern: "promote": a first study trains proxies only, a second one trains the best ``promoted`` trials in
+            full; "ladder": every trial advances from the cheapest fidelity to the full network until it is stopped.
+        promoted: number of trials that are promoted.
         sampler_options, stopper_options: keyword arguments of Optuna's classes.
     """
 
@@ -123,19 +120,18 @@ class StudySpec(Section):
 
 
 class MapSpec(Section):
-    """The map that decides on rungs, where none is given by ``--map``.
+    """The regime map that chooses the fidelities, unless ``--map`` gives one.
 
     Attributes:
-        make: whether a small adaptive sweep makes one first; its seconds count. Without a map the densities of the
-            ladder are taken as they stand.
-        temperature: {knob: values} of that sweep; empty: the learning rate, over the space's own range.
-        density: of that sweep.
-        epochs: of its trainings, as a share of the recipe's.
-        dense_seeds: of that sweep.
-        budget: cells of that sweep at most; 0: as many as it takes.
+        make: whether to make one first by a small adaptive sweep, whose seconds count as the search's.
+        temperature: {knob: values} of that sweep; empty: five learning rates over the range that is searched.
+        density: densities of that sweep.
+        epochs: fraction of the recipe's epochs that it trains for.
+        dense_seeds: dense seeds of that sweep.
+        budget: maximum number of its cells; 0: no limit.
     """
 
-    make: Yes = True
+    make: Flag = True
     temperature: Mapping[str, list[Any]] = Field(default_factory=dict)
     density: tuple[Density, ...] = (0.05, 0.2)
     epochs: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
@@ -144,17 +140,17 @@ class MapSpec(Section):
 
 
 class Hpo(Section):
-    """A search of hyperparameters.
+    """A hyperparameter search.
 
     Attributes:
-        name: of the study.
-        data, model, recipe: of the full network; what the space names is set by each trial.
+        name: name of the study.
+        data, model, recipe: the full network; each trial sets the recipe's fields named in ``space``.
         space: {field of the recipe: dimension}.
-        ladder, study, map: see there.
-        trials: in all.
-        batch: trials that are asked for together, so that their proxies train as one fleet.
-        seed: of the sampler and of every training.
-        final_seeds: fresh trainings of the winner, each judged once on the test split.
+        ladder, study, map: see their classes.
+        trials: total number of trials.
+        batch: number of trials sampled together, so that their proxies train as one fleet.
+        seed: seed of the sampler and of every training.
+        final_seeds: number of new trainings of the best trial, each evaluated once on the test split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

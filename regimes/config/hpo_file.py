@@ -1,4 +1,4 @@
-"""Read a search file and name all its mistakes at once, one line each."""
+"""Reader of search files (``regimes hpo``), which reports all errors at once, one line each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from regimes.config.hpo import TUNABLE, WHOLE, Dimension, Hpo, LadderSpec, MapSpec, StudySpec
-from regimes.config.overrides import changed
+from regimes.config.hpo import INTEGERS, TUNABLE, Dimension, Hpo, LadderSpec, MapSpec, StudySpec
+from regimes.config.overrides import apply_overrides
 from regimes.config.recipe import Recipe
 from regimes.config.sweep_file import SweepChecker, read_toml
 from regimes.data import DATASETS
 from regimes.errors import UserError
 from regimes.hpo import PROXIES, SAMPLERS, STOPPERS
-from regimes.models import GIVEN, MODELS
+from regimes.models import BUILDER_ARGUMENTS, MODELS
 from regimes.registry import nearest
 
 TABLES = ("data", "model", "recipe", "space", "ladder", "study", "map")
@@ -24,27 +24,27 @@ REQUIRED = ("data", "model", "space")
 
 
 def read_hpo(path: str | Path, changes: Iterable[str] = ()) -> Hpo:
-    """Return the search a TOML file describes, with all defaults filled in; some keys may be set anew.
+    """Read a search file, apply overrides (see `apply_overrides`) and fill in defaults.
 
     Raises:
-        UserError: one line for each mistake in the file.
+        UserError: one line for each error in the file.
     """
     path = Path(path)
-    raw = changed(read_toml(path, "search file", "sweeps/digits-hpo.toml"), changes)
+    raw = apply_overrides(read_toml(path, "search file", "sweeps/digits-hpo.toml"), changes)
     return resolve_hpo(raw, str(path), path.stem)
 
 
 def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: str = "search") -> Hpo:
-    """Return the search that a parsed TOML file (a plain dict) describes; see `read_hpo`."""
+    """Validate a parsed search file (a plain dict); see `read_hpo`."""
     checker = SweepChecker(source)
-    checker.names(raw, (*PLAIN, *TABLES))
-    raw = checker.tables(raw, TABLES, REQUIRED, "a search")
+    checker.check_names(raw, (*PLAIN, *TABLES))
+    raw = checker.check_tables(raw, TABLES, REQUIRED, "a search")
     found: dict[str, Any] = {
         "data": checker.named("data", raw, DATASETS, "data set", given=()),
-        "model": checker.named("model", raw, MODELS, "model", given=GIVEN),
-        "ladder": checker.table(LadderSpec, "ladder", raw.get("ladder", {})),
-        "study": checker.table(StudySpec, "study", raw.get("study", {})),
-        "map": checker.table(MapSpec, "map", raw.get("map", {})),
+        "model": checker.named("model", raw, MODELS, "model", given=BUILDER_ARGUMENTS),
+        "ladder": checker.validate(LadderSpec, "ladder", raw.get("ladder", {})),
+        "study": checker.validate(StudySpec, "study", raw.get("study", {})),
+        "map": checker.validate(MapSpec, "map", raw.get("map", {})),
     }
     found["recipe"] = checker.recipe(raw, found["data"])
     found["space"] = _space(checker, raw.get("space", {}), found["recipe"]) if "space" in raw else None
@@ -54,10 +54,10 @@ def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: st
         ("study.stopper", getattr(found["study"], "stopper", None), STOPPERS, "stopper"),
     ):
         if name is not None:
-            checker.known(key, name, registry, what)
+            checker.resolve_name(key, name, registry, what)
     if found["ladder"] is not None:
         _ladder(checker, found["ladder"])
-    UserError.collect(checker.mistakes)
+    UserError.collect(checker.errors)
     rest = {"name": raw.get("name", default_name), **{key: raw[key] for key in PLAIN[1:] if key in raw}}
     try:
         return Hpo(**found, **rest)
@@ -69,26 +69,26 @@ def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: st
 
 def _ladder(checker: SweepChecker, ladder: LadderSpec) -> None:
     if ladder.densities is not None and ladder.step_time is not None:
-        checker.say("ladder.step_time", "the levels are given by densities already; leave one of the two out")
+        checker.add_error("ladder.step_time", "cannot be combined with densities; remove one of the two")
     for name in ("densities", "step_time", "reports", "proxy_reports"):
         values = getattr(ladder, name) or ()
         if len(set(values)) != len(values):
-            checker.say(f"ladder.{name}", f"a value stands there twice: {list(values)}")
+            checker.add_error(f"ladder.{name}", f"duplicate value in {list(values)}")
 
 
 def _space(checker: SweepChecker, table: Mapping[str, Any], recipe: Recipe | None) -> dict[str, Dimension] | None:
     if not table:
-        checker.say("space", f"needs at least one hyperparameter; allowed: {', '.join(TUNABLE)}")
+        checker.add_error("space", f"needs at least one hyperparameter; allowed: {', '.join(TUNABLE)}")
     found = {}
     for name, given in table.items():
         key = f"space.{name}"
         if name not in TUNABLE:
-            checker.say(key, f"unknown hyperparameter{nearest(name, TUNABLE)}; allowed: {', '.join(TUNABLE)}")
+            checker.add_error(key, f"unknown hyperparameter{nearest(name, TUNABLE)}; allowed: {', '.join(TUNABLE)}")
             continue
         as_floats = [float(each) if type(each) is int else each for each in given] if isinstance(given, list) else given
         if isinstance(as_floats, Mapping):
             as_floats = {k: float(v) if type(v) is int else v for k, v in as_floats.items()}
-        dimension: Dimension | None = checker.table(Dimension, key, as_floats)
+        dimension: Dimension | None = checker.validate(Dimension, key, as_floats)
         if dimension is None:
             continue
         found[name] = dimension
@@ -96,10 +96,12 @@ def _space(checker: SweepChecker, table: Mapping[str, Any], recipe: Recipe | Non
             continue
         for value in dimension.choices or dimension.ends:
             if name == "label_smoothing" and recipe.loss != "cross-entropy":
-                checker.say(key, f"only 'cross-entropy' smooths labels, the loss is '{recipe.loss}'")
+                checker.add_error(key, f"needs loss = 'cross-entropy', the loss is '{recipe.loss}'")
                 break
-            if name in WHOLE and value != int(value):
-                checker.say(key, f"{value:g} is no whole number")
+            if name in INTEGERS and value != int(value):
+                checker.add_error(key, f"{value:g} is not a whole number")
             else:
-                checker.table(Recipe, "space", {**recipe.model_dump(), name: int(value) if name in WHOLE else value})
+                checker.validate(
+                    Recipe, "space", {**recipe.model_dump(), name: int(value) if name in INTEGERS else value}
+                )
     return found

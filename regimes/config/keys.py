@@ -1,4 +1,4 @@
-"""Content keys: a hash of the full, resolved description of a stage."""
+"""Content keys: hashes of the full, resolved description of a stage; and seeds derived from roles."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import json
 from typing import Any
 
-SCHEMA = 2  # raised when the meaning of a stage changes, so that old results are not taken for new ones
+SCHEMA = 2  # incremented when the meaning of a stage changes, so that old results are not reused
 
 
 def canonical(value: Any) -> bytes:
-    """Return one byte string per meaning: JSON with sorted keys, shortest floats, no white space.
+    """Return the canonical JSON of a value: sorted keys, shortest floats, no white space.
 
     Raises:
-        ValueError: a NaN or an infinity, which no description may contain.
+        ValueError: the value contains a NaN or an infinity.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode()
 
@@ -26,7 +26,7 @@ def digest(value: Any) -> str:
 def seed_of(*role: str | int) -> int:
     """Return a 63-bit seed for a role, e.g. ``seed_of("order", "dense", 0, epoch)``.
 
-    The seed depends on what the numbers are for and on the seeds of the sweep, not on the knobs: two temperatures with
-    one dense seed start from the same weights and see the data in the same order, so their difference is the knob's.
+    The seed depends on the role and on the seeds of the sweep, not on the knobs: at the same dense seed, two
+    temperatures start from the same weights and see the data in the same order, so they differ by the knob only.
     """
     return int.from_bytes(hashlib.sha256(canonical(list(role))).digest()[:8], "big") >> 1

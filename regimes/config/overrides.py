@@ -1,4 +1,4 @@
-"""Changes to a sweep file from the command line: ``--set recipe.epochs=20``."""
+"""Command line overrides of configuration keys: ``--set recipe.epochs=20``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from regimes.errors import UserError
 
 
-def changed(raw: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
-    """Return a parsed sweep file with some of its keys set.
+def apply_overrides(raw: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a parsed file with some keys set.
 
     Args:
-        raw: the parsed file; stays as it is.
-        changes: ``key=value`` each: dots lead into tables, the value is TOML (``retrain_seeds=3``,
-            ``temperature.epochs=[1, 2]``, ``data={name="digits"}``); what is no TOML is taken as text.
+        raw: the parsed file; not modified.
+        changes: ``key=value`` strings: dots separate tables, the value is TOML (``retrain_seeds=3``,
+            ``temperature.epochs=[1, 2]``, ``data={name="digits"}``); a value that is not TOML is taken as a string.
 
     Raises:
-        UserError: no ``key=value``, or a key that leads through something that is no table.
+        UserError: a change is not ``key=value``, or its key leads through something that is not a table.
     """
     found = copy.deepcopy(dict(raw))
     for change in changes:
@@ -31,7 +31,7 @@ def changed(raw: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
         for name in tables:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
-                raise UserError(f"--set {change}: '{name}' is no table in this file")
+                raise UserError(f"--set {change}: '{name}' is not a table in this file")
         place[last] = _value(text.strip())
     return found
 

@@ -1,4 +1,4 @@
-"""The sweep: a table of a TOML file each, and what they mean together."""
+"""Models of a sweep file, one for each of its tables."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pydantic import ConfigDict, Field, Strict
 from regimes.config.discovery import Pressure
 from regimes.config.recipe import Count, NonNegative, Recipe, Section
 from regimes.knobs import KNOBS, Knob, Value
-from regimes.pruners import DISCOVERED, STRUCTURED
-from regimes.registry import load
+from regimes.pruners import DISCOVERED, STRUCTURED_PRUNERS
+from regimes.registry import lookup
 
-ROUNDS = {"iterative": 3, "gradual": 10}
+DEFAULT_ROUNDS = {"iterative": 3, "gradual": 10}  # of each pruning schedule
 Density = Annotated[float, Strict(), Field(gt=0, le=1)]
 Width = Annotated[int, Strict(), Field(ge=1)] | Annotated[float, Strict(), Field(gt=0)]
-Temperature = Mapping[str, Value]  # {knob: value}, one point of the grid of temperatures
-Size = Mapping[str, int | float]  # {"width": value}, one point of the load axes beside density; {} without one
+Temperature = Mapping[str, Value]  # {knob: value}, one point of the temperature grid
+Size = Mapping[str, int | float]  # {"width": value}; {} if width does not vary
 
 
 class Named(Section):
-    """A name in a registry (or an import path) and its options."""
+    """A name in a registry, or an import path, and its options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -31,25 +31,25 @@ class Named(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every key beside the name."""
+        """All keys but the name."""
         return dict(self.model_extra or {})
 
 
 class LoadConfig(Section):
-    """The load axes: which densities, and how networks are pruned to them; which widths, where those vary.
+    """The load axes (density or nu, and width) and the pruning method.
 
     Attributes:
-        density: fractions of the prunable weights kept; none where networks are discovered.
-        nu: pressures under which networks are discovered, with ``pruner = "discovered"``: the load-like knob then.
-        width: values of the model's option of that name, each with dense networks of its own; none: it stays.
+        density: fractions of the prunable weights kept; empty with ``pruner = "discovered"``.
+        nu: pressures of discovery, the load axis with ``pruner = "discovered"``.
+        width: values of the model's ``width`` option, each with its own dense networks; empty: the width is fixed.
         pruner, allocation: names or import paths.
-        schedule: "one-shot"; "iterative": in ``rounds`` steps of one ratio, the network retrained by the recipe after
-            each (three); "gradual": in ``rounds`` steps that get smaller, a share of the recipe's epochs at its first
-            learning rate after each (ten).
-        rounds: of a schedule; None: as said there.
-        rewind: the dense epoch whose weights the survivors go back to before they are retrained; 0: the initial ones;
-            None: they stay as they are.
-        discover: the rest of the pressure; its own ``nu`` does not count.
+        schedule: "one-shot"; "iterative": ``rounds`` steps of equal ratio, each followed by a full retraining;
+            "gradual": ``rounds`` steps of decreasing size, each followed by ``1 / rounds`` of the retraining epochs at
+            the initial learning rate.
+        rounds: number of pruning rounds; None: 3 for "iterative", 10 for "gradual".
+        rewind: epoch of the dense training to whose weights the kept weights return before retraining; 0: initial
+            weights; None: no rewinding.
+        discover: the other options of the pressure; its own ``nu`` is ignored.
     """
 
     density: tuple[Density, ...] = ()
@@ -64,42 +64,42 @@ class LoadConfig(Section):
 
     @property
     def structured(self) -> bool:
-        """Whether whole channels leave, rather than single weights."""
-        return self.pruner in (*STRUCTURED, DISCOVERED)
+        """Whether whole channels are removed, not single weights."""
+        return self.pruner in (*STRUCTURED_PRUNERS, DISCOVERED)
 
     @property
     def axis(self) -> tuple[str, tuple[float, ...]]:
-        """The load axis that is not width: its name and values."""
+        """Name and values of the load axis other than width."""
         return ("nu", self.nu) if self.pruner == DISCOVERED else ("density", self.density)
 
     def pressures(self) -> list[Pressure]:
-        """One for every nu."""
+        """Return one pressure for every nu."""
         return [self.discover.model_copy(update={"nu": nu}) for nu in self.nu]
 
     def path(self, density: float) -> tuple[float, ...]:
-        """The densities on the way to one, itself the last.
+        """Return the densities of the pruning rounds that lead to ``density``, itself the last.
 
         Iterative: ``d^(k/n)``. Gradual: ``d + (1-d) (1-k/n)^3`` (Zhu, Gupta 2017, arXiv 1710.01878).
         """
         if self.schedule == "one-shot":
             return (density,)
-        count = self.rounds or ROUNDS[self.schedule]
+        count = self.rounds or DEFAULT_ROUNDS[self.schedule]
         if self.schedule == "iterative":
-            way = [density ** (k / count) for k in range(1, count)]
+            earlier = [density ** (k / count) for k in range(1, count)]
         else:
-            way = [density + (1 - density) * (1 - k / count) ** 3 for k in range(1, count)]
-        return (*way, density)
+            earlier = [density + (1 - density) * (1 - k / count) ** 3 for k in range(1, count)]
+        return (*earlier, density)
 
-    def between(self, retrain: Recipe) -> Recipe:
-        """The recipe after each round but the last."""
+    def recipe_between_rounds(self, retrain: Recipe) -> Recipe:
+        """Return the retraining recipe of all rounds but the last."""
         if self.schedule != "gradual":
             return retrain
-        epochs = max(1, retrain.epochs // (self.rounds or ROUNDS["gradual"]))
+        epochs = max(1, retrain.epochs // (self.rounds or DEFAULT_ROUNDS["gradual"]))
         return retrain.model_copy(update={"epochs": epochs, "schedule": "constant"})
 
 
 class Checkpoint(Section):
-    """A dense network that is trained already: its file, the knobs' values it was trained at, its seed's number."""
+    """A trained dense network: its file, the knob values of its training, and the number of its seed."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -108,42 +108,42 @@ class Checkpoint(Section):
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """{knob: value}."""
+        """{knob: value} of the training."""
         return dict(self.model_extra or {})
 
 
 class DenseConfig(Section):
-    """Where dense networks come from, when they are not to be trained."""
+    """Checkpoints that replace the dense training."""
 
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)]
 
 
 class MeasureConfig(Section):
-    """Which metrics, and tables of their options."""
+    """Metrics to measure, and tables of their options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     metrics: tuple[str, ...] = ("error", "lmc", "cka")
 
     def options(self, table: str) -> dict[str, Any]:
-        """The options given for a metric's table."""
+        """Return the options given in a metric's table."""
         return dict((self.model_extra or {}).get(table, {}))
 
 
 class Sweep(Section):
-    """A whole sweep, resolved: every default filled in.
+    """A sweep with all defaults filled in.
 
     Attributes:
-        name: of the run; its folder is ``runs/NAME`` unless told otherwise.
-        data, model: which, with options.
-        recipe: of the dense networks, before a knob turns it.
-        retrain: of the pruned networks: the same in every cell, whatever the temperature.
-        temperature: {knob: values}; several knobs make a grid.
-        load: densities, pruner, allocation.
-        dense: checkpoints that stand in for training; None: dense networks are trained.
+        name: name of the run; the default folder is ``runs/NAME``.
+        data, model: names and options.
+        recipe: recipe of the dense networks, before a knob changes it.
+        retrain: recipe of the pruned networks, the same at every temperature.
+        temperature: {knob: values}; several knobs form a grid.
+        load: load axes and pruning method.
+        dense: checkpoints that replace the dense training; None: dense networks are trained.
         measure: metrics and their options.
-        dense_seeds: dense networks per temperature.
-        retrain_seeds: retrained copies per pruned network; pairs are formed among them.
+        dense_seeds: dense networks at each temperature.
+        retrain_seeds: retrained copies of each pruned network; pairs are formed among them.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -160,35 +160,36 @@ class Sweep(Section):
 
     @cached_property
     def knobs(self) -> dict[str, Knob]:
-        """The knobs by the name they have in the file."""
-        return {name: load(KNOBS, name, "knob") for name in self.temperature}
+        """The knobs by their name in the file."""
+        return {name: lookup(KNOBS, name, "knob") for name in self.temperature}
 
     def temperatures(self) -> Iterator[Temperature]:
-        """Every point of the grid of temperatures, in the file's order."""
+        """Iterate over the points of the temperature grid, in the file's order."""
         for values in itertools.product(*self.temperature.values()):
             yield dict(zip(self.temperature, values, strict=True))
 
     def sizes(self) -> list[Size]:
-        """Every width of the load axis, in the file's order; one empty size where width does not vary."""
-        return [{"width": each} for each in self.load.width] or [{}]
+        """Return every width of the load axis, in the file's order; one empty size if width does not vary."""
+        return [{"width": width} for width in self.load.width] or [{}]
 
     def dense_recipe(self, temperature: Temperature) -> Recipe:
-        """The dense recipe at one temperature."""
+        """Return the dense recipe at one temperature."""
         changes: dict[str, Any] = {}
         for name, value in temperature.items():
             changes |= self.knobs[name].changes(self.recipe, value)
         return self.recipe.model_copy(update=changes)
 
     def checkpoint(self, temperature: Temperature, dense_seed: int) -> str:
-        """The file of the network trained at a temperature; for sweeps with ``dense`` only."""
+        """Return the checkpoint file of a temperature and seed; requires ``dense``."""
         assert self.dense is not None
-        (found,) = (
-            each.path
-            for each in self.dense.checkpoints
-            if each.dense_seed == dense_seed and all(each.knobs[name] == value for name, value in temperature.items())
+        (path,) = (
+            checkpoint.path
+            for checkpoint in self.dense.checkpoints
+            if checkpoint.dense_seed == dense_seed
+            and all(checkpoint.knobs[name] == value for name, value in temperature.items())
         )
-        return found
+        return path
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Pairs of retrain seeds, within one dense seed."""
+        """Return all pairs of retrain seeds within one dense seed."""
         return list(itertools.combinations(range(self.retrain_seeds), 2))

@@ -1,4 +1,4 @@
-"""The tools of checking: each finds mistakes, notes them in a line, and lets the check go on."""
+"""Validation helpers that collect errors, one line each, and continue."""
 
 from __future__ import annotations
 
@@ -9,106 +9,111 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from regimes.errors import UserError
-from regimes.registry import Registry, load, nearest
+from regimes.registry import Registry, lookup, nearest
 
 
 class Checker:
-    """Collects mistakes of one file.
+    """Collector of the errors of one file.
 
     Attributes:
-        source: the file, as every line names it.
-        mistakes: a line each.
+        source: the file's name in error messages.
+        errors: error messages, one line each.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.mistakes: list[str] = []
+        self.errors: list[str] = []
 
-    def say(self, key: str, text: str) -> None:
-        self.mistakes.append(f"{self.source}: {key}: {text}")
+    def add_error(self, key: str, text: str) -> None:
+        """Add the error message of a key."""
+        self.errors.append(f"{self.source}: {key}: {text}")
 
-    def names(self, raw: Mapping[str, Any], allowed: Sequence[str]) -> None:
-        """Each key at the top of the file is one of those allowed."""
+    def check_names(self, raw: Mapping[str, Any], allowed: Sequence[str]) -> None:
+        """Check the file's top-level keys."""
         for key in raw:
             if key not in allowed:
-                self.say(key, f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
+                self.add_error(key, f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
 
-    def tables(
+    def check_tables(
         self, raw: Mapping[str, Any], tables: Sequence[str], required: Sequence[str], what: str
     ) -> Mapping[str, Any]:
-        """The file with an empty table where something else than a table stands; what is required must be there."""
+        """Check that required tables exist and tables are tables; return the file with invalid ones emptied."""
         for key in required:
             if key not in raw:
-                self.say(key, f"missing; {what} needs the tables {', '.join(required)}")
+                self.add_error(key, f"missing; {what} needs the tables {', '.join(required)}")
         for key in tables:
             if key in raw and not isinstance(raw[key], Mapping):
-                self.say(key, f"must be a table [{key}], got {raw[key]!r}")
+                self.add_error(key, f"must be a table [{key}], got {raw[key]!r}")
                 raw = {**raw, key: {}}
         return raw
 
-    def table(self, kind: Any, key: str, values: Any) -> Any:
-        """Validate values against a pydantic type; None after a mistake."""
+    def validate(self, kind: Any, key: str, values: Any) -> Any:
+        """Validate values against a pydantic type; return None after an error."""
         try:
             return TypeAdapter(kind).validate_python(values)
         except ValidationError as error:
             fields = list(getattr(kind, "model_fields", {}))
-            for each in error.errors():
-                where = ".".join(str(part) for part in (key, *each["loc"]) if str(part) != "")
-                if each["type"] == "extra_forbidden":
-                    name = str(each["loc"][-1])
-                    self.say(where, f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields)}")
-                elif each["type"] == "missing":
-                    self.say(where, "missing")
+            for problem in error.errors():
+                where = ".".join(str(part) for part in (key, *problem["loc"]) if str(part) != "")
+                if problem["type"] == "extra_forbidden":
+                    name = str(problem["loc"][-1])
+                    self.add_error(where, f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields)}")
+                elif problem["type"] == "missing":
+                    self.add_error(where, "missing")
                 else:
-                    message = each["msg"].removeprefix("Input ").removeprefix("Value error, ")
-                    self.say(where, f"{message}, got {each['input']!r}")
+                    message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+                    self.add_error(where, f"{message}, got {problem['input']!r}")
             return None
 
-    def known(self, key: str, name: str, registry: Registry, what: str, kind: type | None = None) -> Any:
-        """The object behind a name, of a kind (None: any function); None after a mistake."""
+    def resolve_name(self, key: str, name: str, registry: Registry, what: str, kind: type | None = None) -> Any:
+        """Return the object behind a name, which must be of a kind (None: any callable); None after an error."""
         try:
-            found = load(registry, name, what)
+            found = lookup(registry, name, what)
         except UserError as error:
-            self.say(key, str(error))
+            self.add_error(key, str(error))
             return None
         if isinstance(found, kind) if kind else callable(found):
             return found
         wanted = f"a {kind.__name__}" if kind else "a function"
-        self.say(key, f"'{name}' is a {type(found).__name__}; {wanted} is expected")
+        self.add_error(key, f"'{name}' is a {type(found).__name__}; expected {wanted}")
         return None
 
-    def options(self, key: str, options: Mapping[str, Any], allowed: list[str] | None, required: list[str]) -> None:
+    def check_options(
+        self, key: str, options: Mapping[str, Any], allowed: list[str] | None, required: list[str]
+    ) -> None:
+        """Check the options of a function; ``allowed`` is None if it takes any."""
         for name in required:
             if name not in options:
-                self.say(f"{key}.{name}", "missing; the function requires it")
+                self.add_error(f"{key}.{name}", "missing; required by the function")
         for name, value in options.items():
-            self.plain_value(f"{key}.{name}", value)
+            self.check_plain(f"{key}.{name}", value)
         if allowed is None:
             return
         for name in options:
             if name not in allowed:
-                self.say(
+                self.add_error(
                     f"{key}.{name}", f"unknown key{nearest(name, allowed)}; allowed: {', '.join(('name', *allowed))}"
                 )
 
-    def plain_value(self, key: str, value: Any) -> None:
-        """An option goes into the key: numbers have to be finite, and dates mean nothing here."""
+    def check_plain(self, key: str, value: Any) -> None:
+        """Check that an option can go into a content key: plain data, finite numbers, no dates."""
         if isinstance(value, float) and not math.isfinite(value):
-            self.say(key, f"{value} is no finite number")
+            self.add_error(key, f"{value} is not a finite number")
         elif isinstance(value, (list, dict)):
-            for each in value.values() if isinstance(value, dict) else value:
-                self.plain_value(key, each)
+            for item in value.values() if isinstance(value, dict) else value:
+                self.check_plain(key, item)
         elif not isinstance(value, (bool, int, float, str)):
-            self.say(key, f"{value} is neither a number, a text, true or false, nor a list of those")
+            self.add_error(key, f"must be a number, string, boolean or a list of those, got {value}")
 
-    def axis(self, key: str, given: Any) -> list[Any]:
+    def check_list(self, key: str, given: Any) -> list[Any]:
+        """Check a list of distinct plain values; return [] if it is not a list of plain values."""
         if not isinstance(given, list) or not given:
-            self.say(key, f"must be a list of at least one value, got {given!r}")
+            self.add_error(key, f"must be a list of at least one value, got {given!r}")
             return []
-        wrong = [each for each in given if isinstance(each, (list, dict))]
+        wrong = [value for value in given if isinstance(value, (list, dict))]
         if wrong:
-            self.say(key, f"must be a plain list of values, got {wrong[0]!r} in it")
+            self.add_error(key, f"must be a plain list of values, got {wrong[0]!r} in it")
             return []
-        for value in dict.fromkeys(each for each in given if given.count(each) > 1):
-            self.say(key, f"{value!r} stands there {given.count(value)} times; once is enough")
+        for value in dict.fromkeys(value for value in given if given.count(value) > 1):
+            self.add_error(key, f"duplicate value {value!r}")
         return given

@@ -1,7 +1,7 @@
 """Data sets as device-resident tensors, and augmentation as tensor operations.
 
-A new data set is one file beside this one and one line here; a user's own is a function named by its import path that
-returns a `Dataset` (see `Dataset.from_arrays`).
+A new data set is one module in this folder and one line in `DATASETS`. Your own data set is a function that returns a
+`Dataset` (see `Dataset.from_arrays`), named by its import path.
 """
 
 DATASETS = {

@@ -1,4 +1,4 @@
-"""Augmentation as tensor operations on the device of the data: draw for a whole pass, apply batch by batch."""
+"""Augmentation as tensor operations on the device of the data: drawn for a whole pass, applied per batch."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ class Augmentation:
     """Random crop after zero padding, and horizontal flip.
 
     Attributes:
-        pad: pixels of zero padding on each side as a fraction of the image side (4 of 32 pixels is 1/8), at least 1.
-        flip: whether images are mirrored left-right with probability 1/2.
+        pad: zero padding on each side, as a fraction of the image side (1/8 for 4 of 32 pixels) and at least one pixel;
+            0: no crop.
+        flip: whether images are flipped horizontally with probability 1/2.
     """
 
     pad: float
     flip: bool
 
     def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw (count, 3) integers for inputs of a shape: row offset, column offset, flip.
+        """Draw the augmentation of one pass: integers (count, 3) with row offset, column offset and flip.
 
-        One generator, on the CPU, for one pass.
+        Args:
+            count: number of inputs.
+            shape: shape of one input.
+            generator: CPU generator.
         """
         highest = [2 * self.pixels(side) + 1 for side in shape[-2:]] if len(shape) == 3 else [1, 1]
         draws = [torch.randint(0, each, (count,), generator=generator) for each in (*highest, 1 + self.flip)]
         return torch.stack(draws, dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Return augmented images (n, c, h, w); ``draws`` is (n, 3) as `draw` gives it, on the images' device."""
+        """Return augmented images (n, c, h, w); ``draws`` (n, 3) comes from `draw`, on the images' device."""
         if self.pad == 0 and not self.flip:
             return images
         count, channels, height, width = images.shape
@@ -48,11 +52,11 @@ class Augmentation:
         return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
     def pixels(self, side: int) -> int:
-        """Padding in pixels for images of this side."""
+        """Return the padding in pixels for an image side."""
         return max(1, round(self.pad * side)) if self.pad else 0
 
     def check(self, input_shape: tuple[int, ...], name: str) -> None:
-        """Raise UserError when the inputs are no images (c, h, w) but the augmentation needs them."""
+        """Raise `UserError` if the augmentation needs images (c, h, w) and the inputs have another shape."""
         if (self.pad or self.flip) and len(input_shape) != 3:
             raise UserError(
                 f"recipe.augment = '{name}' needs images (c, h, w), the data has shape {input_shape}; use 'none'"

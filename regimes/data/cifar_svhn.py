@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and SVHN in the files that their authors publish, read by torchvision."""
+"""CIFAR-10, CIFAR-100 and SVHN, read from their published files by torchvision."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import Any
 import numpy as np
 
 from regimes.data.dataset import Dataset
-from regimes.data.images import Pair, balanced, from_bytes
-from regimes.data.torchvision_import import torchvision
+from regimes.data.images import Pair, balanced_indices, from_bytes
 from regimes.errors import UserError
+from regimes.torchvision_import import torchvision
 
 
 def cifar10(
     root: str = "data", images: int = 0, test_images: int = 0, val_fraction: float = 0.1, download: bool = False
 ) -> Dataset:
-    """CIFAR-10: 50,000 training and 10,000 test images, 32x32, ten classes.
+    """Return CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in ten classes.
 
     Args:
-        root: folder in which ``cifar-10-batches-py/`` stands.
-        images: training images to take, the same number of each class, held-out ones included; 0: all.
-        test_images: likewise of the test images.
-        val_fraction: share of each class of the training images that is held out for choices.
-        download: fetch what is missing from the author's site.
+        root: folder that contains ``cifar-10-batches-py/``.
+        images: number of training images to use, balanced over classes, including those held out for validation; 0:
+            all.
+        test_images: number of test images to use, balanced over classes; 0: all.
+        val_fraction: fraction of each class of the training images that is held out for validation.
+        download: whether to download missing files from the authors' site.
 
     Raises:
-        UserError: the files are not there, or are not whole.
+        UserError: the files are missing or incomplete.
     """
     return _cifar("CIFAR10", "CIFAR-10", "cifar-10-batches-py", root, images, test_images, val_fraction, download)
 
@@ -34,9 +35,9 @@ def cifar10(
 def cifar100(
     root: str = "data", images: int = 0, test_images: int = 0, val_fraction: float = 0.1, download: bool = False
 ) -> Dataset:
-    """CIFAR-100: 50,000 training and 10,000 test images, 32x32, a hundred classes; see `cifar10` for the arguments.
+    """Return CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels in a hundred classes.
 
-    Its folder is ``cifar-100-python/``.
+    ``root`` contains ``cifar-100-python/``; the other arguments are those of `cifar10`.
     """
     return _cifar("CIFAR100", "CIFAR-100", "cifar-100-python", root, images, test_images, val_fraction, download)
 
@@ -44,9 +45,9 @@ def cifar100(
 def svhn(
     root: str = "data", images: int = 0, test_images: int = 0, val_fraction: float = 0.1, download: bool = False
 ) -> Dataset:
-    """SVHN, cropped digits: 73,257 training and 26,032 test images, 32x32, ten classes; see `cifar10`.
+    """Return SVHN, cropped digits: 73,257 training and 26,032 test images of 32x32 pixels in ten classes.
 
-    Its files are ``train_32x32.mat`` and ``test_32x32.mat``.
+    ``root`` contains ``train_32x32.mat`` and ``test_32x32.mat``; the other arguments are those of `cifar10`.
     """
     parts = []
     for split, count in (("train", images), ("test", test_images)):
@@ -70,11 +71,11 @@ def _open(kind: str, title: str, expected: str, root: str, download: bool, **spl
         return getattr(torchvision().datasets, kind)(root, download=download, **split)
     except (RuntimeError, OSError) as error:
         where = Path(root) / expected
-        state = "is not whole" if where.exists() else "is not there"
-        how = f"the download failed: {error}" if download else "put it there, name another root, or set download = true"
-        raise UserError(f"data.root = '{root}': {title} expects {where}, which {state}; {how}") from error
+        state = "is incomplete" if where.exists() else "does not exist"
+        how = f"the download failed: {error}" if download else "add it, set another root, or set download = true"
+        raise UserError(f"data.root = '{root}': {title} needs {where}, which {state}; {how}") from error
 
 
 def _some(images: np.ndarray, labels: np.ndarray, count: int) -> Pair:
-    chosen = balanced(labels, count) if count else np.arange(len(labels))
+    chosen = balanced_indices(labels, count) if count else np.arange(len(labels))
     return images[chosen], labels[chosen].astype(np.int64)

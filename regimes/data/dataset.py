@@ -1,4 +1,4 @@
-"""A data set held as tensors: train, validation and test splits on one device."""
+"""Data sets as tensors: training, validation and test split on one device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from regimes.errors import UserError
 class Split(NamedTuple):
     """Inputs (n, ...) and targets (n,) of one split.
 
-    Inputs may be `Uint8Images`: bytes that become a float tensor when indexed or split.
+    Attributes:
+        inputs: a tensor, or `Uint8Images`, which become a float tensor when indexed or split.
+        targets: class numbers (n,), or floating point numbers (n, k) for regression.
     """
 
     inputs: Tensor
@@ -28,7 +30,7 @@ class Split(NamedTuple):
     def to(
         self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format
     ) -> Split:
-        """The split on a device, its inputs in a floating dtype; images in a memory format."""
+        """Return the split on a device, with its inputs in a floating dtype, and images in a memory format."""
         targets = self.targets.to(device, dtype if self.targets.is_floating_point() else self.targets.dtype)
         held: Any = self.inputs
         if isinstance(held, Uint8Images):
@@ -39,14 +41,14 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of one data set. What is chosen is chosen on ``val``, what is judged is judged on ``test``.
+    """Training, validation and test split of a data set.
 
     Attributes:
-        train: inputs and targets the networks are trained on, not augmented: class numbers (n,), or numbers (n, k).
-        val: held out from training, for choices.
-        test: held out from everything but the final judgement.
-        classes: number of classes; where targets are numbers, how many of them an input has (k).
-        title: for captions, e.g. "handwritten digits (scikit-learn)".
+        train: the training split, without augmentation.
+        val: the validation split, for model selection.
+        test: the test split, for the final evaluation only.
+        classes: number of classes; for regression, number of targets per input (k).
+        title: name for captions, e.g. "handwritten digits (scikit-learn)".
     """
 
     train: Split
@@ -59,14 +61,21 @@ class Dataset:
     def from_arrays(
         cls, train: Any, test: Any, val: Any = None, *, title: str, val_fraction: float = 0.1, split_seed: int = 0
     ) -> Dataset:
-        """Build from ``(inputs, targets)`` pairs of arrays or tensors.
+        """Build a data set from ``(inputs, targets)`` pairs of arrays or tensors.
 
-        Targets are class numbers 0, 1, 2, ... (n,), or, for regression, floating point numbers (n,) or (n, k).
-        When ``val`` is missing, ``val_fraction`` of the training pairs is held out, drawn class by class with
-        ``split_seed``, so that the split is the same on every machine and for every seed of a sweep.
+        Inputs are floating point numbers (n, ...). Targets are class numbers 0, 1, 2, ... (n,), or for regression
+        floating point numbers (n,) or (n, k).
+
+        Args:
+            train, test: the training and test pair.
+            val: the validation pair; None: a part of the training pair is held out.
+            title: name for captions.
+            val_fraction: fraction of each class held out if ``val`` is None.
+            split_seed: seed of that draw. The split is the same on every machine and for every seed of a sweep.
 
         Raises:
-            UserError: a pair has inputs and targets of different length, or targets of neither kind.
+            UserError: a pair has inputs and targets of different length, targets or inputs of another kind, or the
+                splits have targets of different kinds.
         """
         pairs = {"train": _pair(train, "train", title), "test": _pair(test, "test", title)}
         if val is None:
@@ -82,23 +91,23 @@ class Dataset:
 
     @property
     def regression(self) -> bool:
-        """Whether targets are numbers rather than classes."""
+        """Whether the targets are numbers rather than classes."""
         return self.train.targets.is_floating_point()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """Shape of one input."""
         return tuple(self.train.inputs.shape[1:])
 
     @property
     def guess(self) -> float | None:
-        """The validation error of one who always names the largest class; None where targets are numbers."""
+        """Validation error of always predicting the largest class; None for regression."""
         targets = self.val.targets
         return None if self.regression else 1 - float(targets.bincount().max()) / len(targets)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every number in the splits and of the number of classes: the data's part of each cell's key."""
+        """Hash of all values in the splits and of the number of classes; part of every cell's key."""
         digest = hashlib.sha256(str(self.classes).encode())
         for split in (self.train, self.val, self.test):
             for numbers in split:
@@ -110,15 +119,19 @@ class Dataset:
     def to(
         self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format
     ) -> Dataset:
-        """The same data on a device. Take the fingerprint before: it hashes what was loaded."""
+        """Return the data set on a device. Compute `fingerprint` before: it hashes the data as loaded."""
         train, val, test = (split.to(device, dtype, layout) for split in (self.train, self.val, self.test))
         return Dataset(train, val, test, self.classes, self.title)
 
 
 def subset(split: Split, images: int) -> Split:
-    """A fixed random subset of a split (0 means all of it): the same images for every network of a run.
+    """Return a fixed random subset of a split, the same for every network of a run.
 
-    Drawn at random because data on a disk often stand class by class.
+    The subset is random because stored data are often sorted by class.
+
+    Args:
+        split: the split.
+        images: size of the subset; 0: all.
     """
     count = len(split.targets)
     if images == 0 or images >= count:
@@ -129,7 +142,7 @@ def subset(split: Split, images: int) -> Split:
 
 
 def _pieces(numbers: Any) -> Iterator[np.ndarray]:
-    """The numbers of a tensor, or the bytes of images and what they are standardised with."""
+    """The values of a tensor; for images, the bytes and the statistics they are standardised with."""
     if isinstance(numbers, Uint8Images):
         yield from (each.cpu().numpy() for each in (numbers.mean, numbers.deviation))
         yield from numbers.pieces()
@@ -138,14 +151,18 @@ def _pieces(numbers: Any) -> Iterator[np.ndarray]:
 
 
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Split off ``fraction`` of every class, at random with ``seed``; returns (kept, held out)."""
+    """Split off a random ``fraction`` of every class; return (kept, held out)."""
     labels = split.targets if split.targets.dim() == 1 else torch.zeros(len(split.targets))  # numbers: one class
-    chosen = torch.from_numpy(held_out(labels.numpy(), fraction, seed))
+    chosen = torch.from_numpy(held_out_mask(labels.numpy(), fraction, seed))
     return Split(split.inputs[~chosen], split.targets[~chosen]), Split(split.inputs[chosen], split.targets[chosen])
 
 
-def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Mark ``fraction`` of every class (n,), at random with ``seed``: the same on every machine."""
+def held_out_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return a boolean array (n,) that marks a random ``fraction`` of every class, the same on every machine.
+
+    Raises:
+        UserError: a fraction outside (0, 1).
+    """
     if not 0 < fraction < 1:
         raise UserError(f"val_fraction = {fraction}: allowed: above 0 and below 1")
     random = np.random.default_rng(seed)
@@ -167,7 +184,8 @@ def _pair(pair: Any, name: str, title: str) -> Split:
     targets = torch.as_tensor(targets)
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise UserError(
-            f"data set '{title}': {name} has {len(inputs)} inputs and {len(targets)} targets; equal, above 0"
+            f"data set '{title}': {name} has {len(inputs)} inputs and {len(targets)} targets; "
+            "needs equally many, at least one"
         )
     if targets.is_floating_point():
         if targets.ndim not in (1, 2) or not bool(targets.isfinite().all()):

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 real 8x8 images, no download."""
+"""Handwritten digits bundled with scikit-learn: 1,797 real 8x8 images, without download."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from regimes.data.dataset import Dataset, Split, hold_out
 def digits(test_fraction: float = 0.2, val_fraction: float = 0.2, label_noise: float = 0.0) -> Dataset:
     """Return the digits as float32 images (n, 1, 8, 8), standardised with the training split's mean and deviation.
 
-    The test split is held out first (a fifth of each class), then the validation split (a fifth of what is left);
-    both draws are fixed, whatever the seeds of a sweep: 1,151 training, 287 validation and 359 test images.
+    The test split is drawn first (by default a fifth of each class), then the validation split (a fifth of the
+    rest). Both draws are fixed, independent of the seeds of a sweep: 1,151 training, 287 validation and 359 test
+    images.
 
     Args:
-        test_fraction: share of all images that is held out for the final judgement.
-        val_fraction: share of the remaining images that is held out for choices.
-        label_noise: share of training labels replaced by a random other class (validation and test stay clean).
+        test_fraction: fraction of all images used for the test split.
+        val_fraction: fraction of the remaining images used for the validation split.
+        label_noise: fraction of training labels replaced by a random other class; validation and test labels are not
+            changed.
     """
     import torch
     from sklearn.datasets import load_digits

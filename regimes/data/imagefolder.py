@@ -1,4 +1,4 @@
-"""Images in folders: ``ROOT/train/CLASS/*.jpg`` and ``ROOT/test/CLASS/*.jpg``; TinyImageNet as it is unpacked."""
+"""Image folders: ``ROOT/train/CLASS/*.jpg`` and ``ROOT/test/CLASS/*.jpg``, and TinyImageNet in its own layout."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from regimes.data.dataset import Dataset
-from regimes.data.images import Pair, balanced, decoded, from_bytes
-from regimes.data.torchvision_import import torchvision
+from regimes.data.images import Pair, balanced_indices, decode_images, from_bytes
 from regimes.errors import UserError
+from regimes.torchvision_import import torchvision
 
 
 def imagefolder(
@@ -24,14 +24,15 @@ def imagefolder(
     """Return images (n, 3, h, w) of one size, each channel standardised by the training split.
 
     Args:
-        root: folder with ``train/`` and ``test/`` (``val/`` where there is one), a folder per class in each.
-        images: training images to take, the same number of each class, held-out ones included; 0: all.
-        test_images: likewise of the test images.
-        val_fraction: share of each class of the training images that is held out, where there is no ``val/``.
-        title: for captions; "": the folder's name.
+        root: folder with ``train/``, ``test/`` and optionally ``val/``, each with one folder per class.
+        images: number of training images to use, balanced over classes, including those held out for validation; 0:
+            all.
+        test_images: number of test images to use, balanced over classes; 0: all.
+        val_fraction: fraction of each class of the training images held out if there is no ``val/``.
+        title: name for captions; "": the folder's name.
 
     Raises:
-        UserError: a folder is missing, splits have other classes, or images differ in size.
+        UserError: a folder is missing, the splits have different classes, or images differ in size.
     """
     folder = Path(root)
     train, classes = _read(folder, "train", images)
@@ -43,13 +44,15 @@ def imagefolder(
 
 
 def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction: float = 0.1) -> Dataset:
-    """TinyImageNet (200 classes, 64x64) as its archive unpacks; its labelled ``val/`` images are the test split here.
+    """Return TinyImageNet (200 classes, 64x64 pixels); its labelled ``val/`` images are used as the test split.
 
     Args:
-        root: the folder with ``train/CLASS/images/*.JPEG`` and ``val/images/*.JPEG``, ``val/val_annotations.txt``.
-        images: training images to take, the same number of each class, held-out ones included; 0: all.
-        test_images: likewise of the test images.
-        val_fraction: share of each class of the training images that is held out for choices.
+        root: folder with ``train/CLASS/images/*.JPEG``, ``val/images/*.JPEG`` and ``val/val_annotations.txt``, as in
+            the published archive.
+        images: number of training images to use, balanced over classes, including those held out for validation; 0:
+            all.
+        test_images: number of test images to use, balanced over classes; 0: all.
+        val_fraction: fraction of each class of the training images that is held out for validation.
 
     Raises:
         UserError: a file or folder is missing.
@@ -58,7 +61,7 @@ def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction:
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.is_file() or not (folder / "train").is_dir():
         raise UserError(
-            f"data.root = '{root}': TinyImageNet is not in it; "
+            f"data.root = '{root}': no TinyImageNet in this folder; "
             f"expected {root}/train/CLASS/images/*.JPEG and {annotations}"
         )
     names = sorted(each.name for each in (folder / "train").iterdir() if each.is_dir())
@@ -81,7 +84,7 @@ def _read(root: Path, split: str, count: int) -> tuple[Pair, list[str]]:
 
 def _decoded(files: list[tuple[Path, int]], count: int, where: str) -> Pair:
     labels = np.array([label for _, label in files])
-    chosen = balanced(labels, count) if count else np.arange(len(labels))
+    chosen = balanced_indices(labels, count) if count else np.arange(len(labels))
     load: Callable[[str], Any] = torchvision().datasets.folder.default_loader  # RGB, whatever the file holds
     paths = [files[index][0] for index in chosen]
-    return decoded(paths, lambda path: np.asarray(load(str(path))), f"data.root = '{where}'"), labels[chosen]
+    return decode_images(paths, lambda path: np.asarray(load(str(path))), f"data.root = '{where}'"), labels[chosen]

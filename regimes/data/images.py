@@ -1,4 +1,4 @@
-"""From bytes of images to a data set, and from image files to bytes that all processes share."""
+"""Data sets of uint8 images, and a cache of decoded image files that is shared by all processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from regimes.data.dataset import Dataset, Split, held_out
-from regimes.data.uint8_images import Uint8Images, statistics
+from regimes.data.dataset import Dataset, Split, held_out_mask
+from regimes.data.uint8_images import Uint8Images, channel_statistics
 from regimes.errors import UserError
 
 Pair = tuple[np.ndarray, Any]  # bytes (m, c, h, w) and a label for each
@@ -21,17 +21,17 @@ Pair = tuple[np.ndarray, Any]  # bytes (m, c, h, w) and a label for each
 def from_bytes(
     train: Pair, test: Pair, val: Pair | None, classes: int, title: str, val_fraction: float = 0.1
 ) -> Dataset:
-    """Return a data set of images held as bytes, channels standardised by the training images.
+    """Return a data set of images stored as bytes, each channel standardised by the training images.
 
     Args:
         train, test: bytes (m, c, h, w) and labels (m,).
-        val: likewise; None: ``val_fraction`` of each class of the training images is held out, the same everywhere.
+        val: bytes and labels of the validation split; None: a part of the training images is held out.
         classes: number of classes.
-        title: for captions.
-        val_fraction: as said.
+        title: name for captions.
+        val_fraction: fraction of each class held out if ``val`` is None; the draw is the same on every machine.
 
     Raises:
-        UserError: images of different size, or a share outside (0, 1).
+        UserError: images of different size, or a fraction outside (0, 1).
     """
     sizes = {tuple(pair[0].shape[1:]) for pair in (train, test, val or test)}
     if len(sizes) > 1:
@@ -39,11 +39,11 @@ def from_bytes(
     every = np.arange(len(train[1]))
     rows = {"train": every, "test": np.arange(len(test[1]))}
     if val is None:
-        out = held_out(np.asarray(train[1]), val_fraction, seed=0)
+        out = held_out_mask(np.asarray(train[1]), val_fraction, seed=0)
         val, rows["train"], rows["val"] = train, every[~out], every[out]
     else:
         rows["val"] = np.arange(len(val[1]))
-    mean, deviation = statistics(train[0], rows["train"])
+    mean, deviation = channel_statistics(train[0], rows["train"])
     named = {"train": train, "val": val, "test": test}
     splits = {
         name: _split(Uint8Images(*_tensors(images, rows[name]), mean, deviation), np.asarray(labels)[rows[name]])
@@ -52,23 +52,23 @@ def from_bytes(
     return Dataset(splits["train"], splits["val"], splits["test"], classes, title)
 
 
-def decoded(files: Sequence[Path], load: Callable[[Path], np.ndarray], what: str) -> np.ndarray:
-    """Bytes (n, c, h, w) of image files, mapped from a file in the cache folder that the first call writes.
+def decode_images(files: Sequence[Path], load: Callable[[Path], np.ndarray], what: str) -> np.ndarray:
+    """Return the bytes (n, c, h, w) of image files, memory-mapped from a cache file that the first call writes.
 
-    Decoding takes longer than a training epoch of a small network, and every worker would do it: so it is done once.
-    The cache is named by the paths, sizes and times of the files, stands in ``$XDG_CACHE_HOME/regimes`` (else
-    ``~/.cache/regimes``), and may be deleted at any time.
+    Decoding takes longer than a training epoch of a small network, so it is done once for all workers. The cache file
+    is in ``$XDG_CACHE_HOME/regimes`` (default ``~/.cache/regimes``), is identified by the paths, sizes and modification
+    times of the images, and may be deleted at any time.
 
     Args:
-        files: of one size each.
-        load: path -> (h, w, c) bytes.
-        what: the files' place, for messages.
+        files: image files of equal size.
+        load: path -> bytes (h, w, c).
+        what: location of the files, for error messages.
 
     Raises:
-        UserError: no file, or files of different size.
+        UserError: no files, or images of different size.
     """
     if not files:
-        raise UserError(f"{what}: no images in it")
+        raise UserError(f"{what}: no images in this folder")
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()
@@ -87,7 +87,7 @@ def decoded(files: Sequence[Path], load: Callable[[Path], np.ndarray], what: str
                 if image.shape != first.shape:
                     raise UserError(
                         f"{what}: images of different size, {first.shape[:2]} and {image.shape[:2]} ({file.name}); "
-                        "bring them to one size first"
+                        "resize them to one size first"
                     )
                 bytes_[number] = image.transpose(2, 0, 1)
             bytes_.flush()
@@ -98,8 +98,8 @@ def decoded(files: Sequence[Path], load: Callable[[Path], np.ndarray], what: str
     return mapped
 
 
-def balanced(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of ``count`` images, the first ones of all classes in turn."""
+def balanced_indices(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of ``count`` images, balanced over classes: the first ones of each class."""
     place = np.zeros(len(labels), dtype=int)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

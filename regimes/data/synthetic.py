@@ -1,4 +1,4 @@
-"""Gaussian clusters of any shape: data that is made in milliseconds, for trials and tests."""
+"""Synthetic data: Gaussian clusters of any shape, generated in milliseconds, for tests and first experiments."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def synthetic(
         classes: number of clusters.
         train: number of training inputs, a tenth of which is held out for validation.
         test: number of test inputs.
-        spread: standard deviation inside a cluster; larger is harder.
-        seed: of the data, not of the networks trained on it.
+        spread: standard deviation within a cluster; larger is harder.
+        seed: seed of the data (not of the networks trained on them).
     """
     random = np.random.default_rng(seed)
     centres = random.standard_normal((classes, *shape))

@@ -1,4 +1,4 @@
-"""Images as the bytes they are, standardised as they are taken: a quarter of the memory, shared where it is a file."""
+"""Images stored as bytes and standardised on access: a quarter of the memory of float32, shared if memory-mapped."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPARE = 4  # a device keeps images if so many times their bytes are free: the networks need room as well
-GROUP = 2**26  # bytes standardised at once where sums are taken
+FREE_MEMORY_FACTOR = 4  # images are kept on a device with this many times their bytes free; networks need memory too
+CHUNK_BYTES = 2**26  # bytes per chunk when computing statistics or hashes
 
 
 @dataclass(frozen=True)
 class Uint8Images:
-    """Images (n, c, h, w) of bytes that behave, where they are indexed or split, like the standardised float tensor.
+    """Images (n, c, h, w) stored as bytes, which behave like a standardised float tensor when indexed or split.
 
-    ``pixels[which]`` is ``(bytes / 255 - mean) / deviation`` of those images, on ``device``, in ``dtype``, ``layout``.
-    The bytes stand on the device if there is room for them, else in memory or in a file that is mapped into it: then
-    batches are gathered and sent as they are needed, and what does not fit into memory is read from the file again.
+    ``images[index]`` is ``(bytes / 255 - mean) / deviation`` of the selected images, on ``device``, with ``dtype`` and
+    ``layout``. The bytes are on that device if they fit, else in memory or in a memory-mapped file; batches are then
+    gathered and transferred when needed.
 
     Attributes:
-        bytes: uint8 (m, c, h, w).
-        rows: which of them these images are, (n,), where the bytes are: splits of one file share its bytes.
-        mean, deviation: of each channel, (c,) float32, on the scale 0 to 1.
-        device, dtype, layout: of what is handed out.
+        bytes: uint8 (m, c, h, w); splits of one file share its bytes.
+        rows: indices (n,) of these images in ``bytes``, on the same device.
+        mean, deviation: mean and standard deviation of each channel, (c,) float32, on the scale 0 to 1.
+        device, dtype, layout: device, dtype and memory format of the returned tensors.
     """
 
     bytes: Tensor
@@ -42,51 +42,56 @@ class Uint8Images:
 
     @property
     def shape(self) -> torch.Size:
-        """(n, c, h, w)."""
+        """Shape (n, c, h, w) of the images."""
         return torch.Size((len(self.rows), *self.bytes.shape[1:]))
 
     @property
     def nbytes(self) -> int:
-        """Of these images."""
+        """Number of bytes of these images."""
         return self.bytes[:1].nbytes * len(self.rows)
 
     def dim(self) -> int:
-        """4."""
+        """Return the number of dimensions, 4."""
         return self.bytes.dim()
 
-    def __getitem__(self, which: Any) -> Tensor:
-        rows = self.rows[which.to(self.rows.device) if isinstance(which, Tensor) else which]
+    def __getitem__(self, index: Any) -> Tensor:
+        rows = self.rows[index.to(self.rows.device) if isinstance(index, Tensor) else index]
         images = self.bytes[rows].to(self.device, self.dtype)
         mean, deviation = (each.to(self.device, self.dtype)[:, None, None] for each in (self.mean, self.deviation))
         images = (images / 255 - mean) / deviation
         return images.contiguous(memory_format=self.layout) if images.dim() == 4 else images
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Groups of ``size`` images, one after the other."""
+        """Yield consecutive batches of ``size`` images."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to(
         self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
     ) -> Uint8Images:
-        """The same images for a device; their bytes go along if they fit."""
+        """Return the images for a device; their bytes are moved to it if they fit."""
         layout = torch.contiguous_format if layout == torch.preserve_format else layout
         held, rows = self.bytes, self.rows
-        if device.type == "cuda" and SPARE * self.nbytes <= torch.cuda.mem_get_info(device)[0]:
+        if device.type == "cuda" and FREE_MEMORY_FACTOR * self.nbytes <= torch.cuda.mem_get_info(device)[0]:
             held, rows = held[rows].to(device), torch.arange(len(rows), device=device)
         scale = {"mean": self.mean.to(device), "deviation": self.deviation.to(device)}
         return replace(self, bytes=held, rows=rows, device=device, dtype=dtype, layout=layout, **scale)
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """The bytes, piece by piece, as a hash wants them."""
-        size = max(1, GROUP // self.bytes[:1].nbytes)
+        """Yield the bytes in chunks, for hashing."""
+        size = max(1, CHUNK_BYTES // self.bytes[:1].nbytes)
         return (np.ascontiguousarray(self.bytes[part].cpu().numpy()) for part in self.rows.split(size))
 
 
-def statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel of some images of bytes (m, c, h, w), on the scale 0 to 1; never 0."""
+def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, on the scale 0 to 1; the deviation is never 0.
+
+    Args:
+        images: bytes (m, c, h, w).
+        rows: indices of the images used.
+    """
     values = np.arange(256) / 255
     counts = np.zeros((images.shape[1], 256))
-    size = max(1, GROUP // images[:1].nbytes)
+    size = max(1, CHUNK_BYTES // images[:1].nbytes)
     for start in range(0, len(rows), size):
         part = images[rows[start : start + size]]
         for channel in range(images.shape[1]):

@@ -1,4 +1,4 @@
-"""Find a smaller network in one training, from fresh weights."""
+"""Public interface: find a smaller network in one training, from fresh weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from regimes.errors import UserError
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A discovery at the end of an epoch: all that the next one depends on.
+class Checkpoint:
+    """State of a gated training at the end of an epoch, from which it can be resumed.
 
     Attributes:
-        epoch: epochs done.
-        tensors: weights, momentum, gates; under "good/" those of the last epoch to go back to.
-        facts: history, whether the structure is settled, and what was said.
+        epoch: number of finished epochs.
+        tensors: weights, momentum and gates; under "good/" those of the fallback epoch.
+        facts: history, whether the structure is fixed, fallback epoch and message.
     """
 
     epoch: int
@@ -35,18 +35,18 @@ class Saved:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a training with gates ended with.
+    """Result of a gated training.
 
     Attributes:
-        model: the network that was found: the class it was given as, with smaller layers; removed blocks are replaced
-            by their skip path. No gate and no hook is left on it.
-        widths: {layer that makes units: (left, at the start)}.
-        blocks: {residual block: whether it is left}.
-        macs, params: of the network that was found.
-        full_macs, full_params: of the network that was given.
+        model: the discovered network: the given class with smaller layers; removed blocks are replaced by their skip
+            path. It has no gates or hooks.
+        widths: {layer that produces units: (remaining units, units at the start)}.
+        blocks: {residual block: whether it remains}.
+        macs, params: multiply-accumulates per input and parameters of the discovered network.
+        full_macs, full_params: those of the given network.
         history: a row per epoch: ``train_loss``, ``val_error``, expected ``macs`` and ``params`` (shares of the full
-            ones), ``units`` and ``blocks`` alive, ``widths`` of all groups, ``seconds`` of training.
-        message: what went against the wish; "" where nothing did.
+            network's), number of remaining ``units`` and ``blocks``, ``widths`` of all groups, ``seconds`` of training.
+        message: why the training ended early or removed less than the pressure asked for; "" otherwise.
     """
 
     model: nn.Module
@@ -61,7 +61,7 @@ class Discovery:
 
     @property
     def seconds(self) -> float:
-        """Of training, all epochs."""
+        """Seconds of training, over all epochs."""
         return float(sum(row["seconds"] for row in self.history))
 
     def __str__(self) -> str:
@@ -88,94 +88,99 @@ def discover(
     watch: Callable[[Row], None] | None = None,
     **options: Any,
 ) -> Discovery:
-    """Train a network and remove the units and residual blocks that are not worth their cost, while it trains.
+    """Train a network and remove, while it trains, the units and residual blocks that are not worth their cost.
 
-    Every unit and block has a Bernoulli gate. Weights and the gates' probabilities minimise together
+    Every unit and block has a Bernoulli gate. Weights and gate probabilities jointly minimise
     ``E[loss] + (lambda / 2) |W|^2 + sum_j r_j theta_j``, where ``r_j`` is the pressure of the expected complexity
     ``C = kappa MACs / MACs_full + (1 - kappa) params / params_full``: ``nu 2 (1 - alpha) dC/dtheta`` on units,
-    ``nu 2 alpha dC/drho`` on blocks. A gate that is shut and has nothing to reopen it is removed: tensors, BatchNorm
-    and momentum shrink, and the epochs that follow are faster. After the share ``settle`` of the epochs the structure
-    is fixed and trains on as a plain network. (Complexity-aware training, arXiv 2406.04549; the formulas here are our
+    ``nu 2 alpha dC/drho`` on blocks. A unit or block whose gate is closed and cannot reopen is removed: tensors,
+    BatchNorm and momentum shrink, and later epochs are faster. After the share ``settle`` of the epochs the structure
+    is fixed and trained as a plain network. (Complexity-aware training, arXiv 2406.04549; the formulas here are our
     own derivation.)
 
     Args:
-        model: with fresh weights; it stays as it is, a copy is trained.
-        data: moved to the model's device and dtype.
-        nu: mean loss (nats) that one would pay for the whole network's complexity.
-        alpha: 0 removes units only, 1 layers (blocks) only.
-        kappa: 1 counts MACs only, 0 parameters only.
-        recipe: of the training; None: `Recipe()`.
-        seed: same seed, same network.
-        watch: called with every epoch's row.
-        options: of `Pressure`.
+        model: network with fresh weights; it is not changed, a copy is trained.
+        data: the data set; moved to the model's device and dtype.
+        nu: mean loss (nats) that the complexity of the whole network is worth; 0 removes nothing.
+        alpha: units against layers: 0 removes units only, 1 residual blocks only.
+        kappa: parameters against compute: 0 counts parameters only, 1 MACs only.
+        recipe: training recipe; None: `Recipe()`.
+        seed: seed of the training; the same seed gives the same network.
+        watch: called with the history row of every epoch.
+        options: further fields of `Pressure`.
 
     Raises:
-        UserError: an option that is none or out of its range; nothing can be removed; torch-pruning is missing or
-            cannot follow the model.
+        UserError: an option is unknown or out of range; the network has nothing to remove; torch-pruning is missing or
+            cannot trace the model.
     """
     first = next(model.parameters())
-    here = data.to(first.device, first.dtype)
+    data = data.to(first.device, first.dtype)
     try:
         pressure = Pressure(nu=nu, alpha=alpha, kappa=kappa, **options)
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}, got {each['input']!r}" for each in error.errors())
         raise UserError(*lines) from error
-    if pressure.too_short:
-        raise UserError(f"settle: {pressure.too_short}")
-    search = GatedTraining(model, here, recipe or Recipe(), pressure, ("dense", seed))
-    for _ in epochs(search):
+    if pressure.settle_error:
+        raise UserError(f"settle: {pressure.settle_error}")
+    training = GatedTraining(model, data, recipe or Recipe(), pressure, ("dense", seed))
+    for _ in train_epochs(training):
         if watch is not None:
-            watch(search.history[-1])
-    return found(search)
+            watch(training.history[-1])
+    return discovery_of(training)
 
 
-def epochs(search: GatedTraining, saved: Saved | None = None) -> Iterator[Saved]:
-    """Train to the end and yield what is needed to go on, after every epoch; from ``saved`` as if never stopped."""
+def train_epochs(training: GatedTraining, saved: Checkpoint | None = None) -> Iterator[Checkpoint]:
+    """Train to the end and yield a checkpoint after every epoch.
+
+    Args:
+        training: the training.
+        saved: checkpoint from which to resume, with the same result as an uninterrupted training.
+    """
     start = 0
     if saved is not None:
         start = saved.epoch
-        _load(search, saved)
-    for number in range(start, search.course.timeline.last_epoch):
-        search.epoch(number)
-        if search.diverged:
-            search.message = f"diverged in epoch {number + 1}: its loss was not finite; try a smaller learning rate"
+        _load(training, saved)
+    for number in range(start, training.schedule.timeline.last_epoch):
+        training.epoch(number)
+        if training.diverged:
+            training.message = f"diverged in epoch {number + 1}: its loss was not finite; try a smaller learning rate"
             return
-        yield _saved(search)
+        yield _saved(training)
 
 
-def _saved(search: GatedTraining) -> Saved:
-    epoch, good = search.good
+def _saved(training: GatedTraining) -> Checkpoint:
+    epoch, good = training.fallback
     facts = {
-        "history": list(search.history),
-        "settled": search.settled,
-        "message": search.message,
+        "history": list(training.history),
+        "settled": training.settled,
+        "message": training.message,
         "good": epoch,
     }
-    tensors = search.tensors()
-    if not search.settled:
+    tensors = training.tensors()
+    if not training.settled:
         tensors |= {f"good/{name}": each for name, each in good.items()}
-    return Saved(len(search.history), tensors, facts)
+    return Checkpoint(len(training.history), tensors, facts)
 
 
-def _load(search: GatedTraining, saved: Saved) -> None:
+def _load(training: GatedTraining, saved: Checkpoint) -> None:
     now = {name: each for name, each in saved.tensors.items() if not name.startswith("good/")}
     good = {name.removeprefix("good/"): each for name, each in saved.tensors.items() if name.startswith("good/")}
-    search.restore(now, saved.facts["settled"])
-    search.good = (saved.facts["good"], good)
-    search.history, search.message = list(saved.facts["history"]), saved.facts["message"]
+    training.restore(now, saved.facts["settled"])
+    training.fallback = (saved.facts["good"], good)
+    training.history, training.message = list(saved.facts["history"]), saved.facts["message"]
 
 
-def found(search: GatedTraining) -> Discovery:
-    """What a finished search has found."""
-    anatomy, size = search.anatomy, size_of(search.anatomy)
+def discovery_of(training: GatedTraining) -> Discovery:
+    """Return the result of a finished training."""
+    graph, size = training.graph, size_of(training.graph)
     return Discovery(
-        model=search.model,
-        widths=widths(anatomy, search.units.gone),
-        blocks={block.name: number in anatomy.standing for number, block in enumerate(anatomy.blocks)},
+        model=training.model,
+        widths=widths(graph, training.units.removed),
+        blocks={block.name: number in graph.remaining_blocks for number, block in enumerate(graph.blocks)},
         macs=round(float(size.macs)),
         params=round(float(size.params)),
-        full_macs=round(float(search.full.macs)),
-        full_params=round(float(search.full.params)),
-        history=search.history,
-        message=search.message,
+        full_macs=round(float(training.full.macs)),
+        full_params=round(float(training.full.params)),
+        history=training.history,
+        message=training.message,
     )

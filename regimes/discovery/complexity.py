@@ -1,4 +1,4 @@
-"""How large a network is expected to be: MACs and parameters under gates, and what each gate adds to them."""
+"""Expected size of a gated network (MACs and parameters), and its gradient with respect to each gate."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regimes.discovery.prunable_graph import NOBODY, PrunableGraph
+from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph
 
 
 @dataclass(frozen=True)
 class Size:
-    """Multiply-accumulates of one input and number of parameters; numbers, or 0-d tensors that can be differentiated.
+    """Multiply-accumulates per input and number of parameters; 0-d tensors, differentiable if the gates are.
 
     MACs are those of convolutions and linear layers, without biases and BatchNorm.
     """
@@ -22,21 +22,21 @@ class Size:
 
 
 class Complexity:
-    """Expected size of a network whose units and blocks are on with given probabilities, independently of each other.
+    """Expected size of a network whose units and blocks are on independently, with given probabilities.
 
-    A layer between ``n_in`` and ``n_out`` channels costs ``E[n_in] E[n_out] kernel`` parameters, times ``places`` MACs,
-    where ``E[n]`` sums the probabilities of its channels (1 for one that always stays), times the probability of the
-    block it belongs to: for residual blocks ``rho_b (a_b sum_i theta_bi + d_b)``, elsewhere with products of the gates
-    of neighbouring layers. It is linear in each gate alone.
+    A layer between ``n_in`` and ``n_out`` channels has ``E[n_in] E[n_out] kernel`` parameters and ``places`` times as
+    many MACs, where ``E[n]`` sums the probabilities of its channels (1 for channels that are always kept), times the
+    probability of its block: ``rho_b (a_b sum_i theta_bi + d_b)`` for residual blocks, products of the gates of
+    neighbouring layers elsewhere. It is linear in each single gate.
 
     Args:
-        anatomy: of the network.
-        device: where gates live.
+        graph: units, blocks and layers of the network.
+        device: device of the gates.
     """
 
-    def __init__(self, anatomy: PrunableGraph, device: torch.device | str = "cpu") -> None:
-        layers = list(anatomy.layers.values())
-        self.rest = float(anatomy.rest)
+    def __init__(self, graph: PrunableGraph, device: torch.device | str = "cpu") -> None:
+        layers = list(graph.layers.values())
+        self.rest = float(graph.rest)
         self.count = len(layers)
         self.sides = [
             _segments([each.rows for each in layers], device),
@@ -50,10 +50,10 @@ class Complexity:
         self.kernel = numbers([each.kernel for each in layers])
         self.places = numbers([each.places for each in layers])
         self.vectors = numbers([each.vectors for each in layers])
-        self.block = torch.tensor([NOBODY if each.block is None else each.block for each in layers], device=device)
+        self.block = torch.tensor([ALWAYS_KEPT if each.block is None else each.block for each in layers], device=device)
 
     def __call__(self, theta: Tensor, rho: Tensor) -> Size:
-        """Size at probabilities of units (units,) and of blocks (blocks,), float64."""
+        """Return the size at probabilities of units (units,) and of blocks (blocks,), in float64."""
         one = torch.ones(1, dtype=torch.float64, device=theta.device)
         units, blocks = torch.cat([theta.double(), one]), torch.cat([rho.double(), one])
         outputs, inputs = (
@@ -65,12 +65,12 @@ class Complexity:
         return Size((on * pairs * self.places).sum(), params)
 
     def share(self, theta: Tensor, rho: Tensor, full: Size, kappa: float) -> Tensor:
-        """``C = kappa MACs / MACs_full + (1 - kappa) params / params_full``."""
+        """Return ``C = kappa MACs / MACs_full + (1 - kappa) params / params_full``."""
         size = self(theta, rho)
         return kappa * size.macs / full.macs + (1 - kappa) * size.params / full.params
 
-    def pull(self, theta: Tensor, rho: Tensor, full: Size, kappa: float) -> tuple[Tensor, Tensor]:
-        """``dC/dtheta`` and ``dC/drho``: what switching each gate on adds to the complexity."""
+    def gradient(self, theta: Tensor, rho: Tensor, full: Size, kappa: float) -> tuple[Tensor, Tensor]:
+        """Return ``dC/dtheta`` and ``dC/drho``: the complexity that each gate adds when it is on."""
         gates = theta.detach().double().requires_grad_(), rho.detach().double().requires_grad_()
         with torch.enable_grad():
             slopes = torch.autograd.grad(self.share(*gates, full, kappa), gates, allow_unused=True)
@@ -80,13 +80,13 @@ class Complexity:
         return units.to(theta.dtype), blocks.to(rho.dtype)
 
 
-def size_of(anatomy: PrunableGraph) -> Size:
-    """The size of a network as it stands, everything on."""
-    theta, rho = torch.ones(anatomy.units, dtype=torch.float64), torch.ones(len(anatomy.blocks), dtype=torch.float64)
-    return Complexity(anatomy)(theta, rho)
+def size_of(graph: PrunableGraph) -> Size:
+    """Return the size of a network with every gate on."""
+    theta, rho = torch.ones(graph.units, dtype=torch.float64), torch.ones(len(graph.blocks), dtype=torch.float64)
+    return Complexity(graph)(theta, rho)
 
 
 def _segments(sides: list[Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """(layer, owner) of all channels of all layers, one after the other."""
+    """Concatenated (layer index, owner) of all channels of all layers."""
     layer = torch.cat([torch.full((len(side),), number) for number, side in enumerate(sides)])
     return layer.to(device), torch.cat(sides).to(device)

@@ -1,36 +1,39 @@
-"""What of a network lives: the gates' probabilities, what each is worth, and who has left."""
+"""State of the gates: their probabilities, their effects on the loss, and what has been removed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from regimes.discovery.prunable_graph import PrunableGraph
-from regimes.discovery.removal_criterion import CHECKS
+from regimes.discovery.removal_criterion import CHECKS_TO_REMOVE
+
+# field of GateState -> name of its tensor in checkpoints
+STORED_NAMES = {"prob": "chance", "effect": "worth", "streak": "agreed", "removed": "gone"}
 
 
 @dataclass
 class GateState:
-    """The gates of all units, or of all blocks, each tensor (gates,).
+    """Gates of all units, or of all blocks; each tensor has shape (gates,).
 
     Attributes:
-        chance: probability that the gate is on; 0 where it has left, 1 where it is not trained.
-        worth: running estimate of the loss with the gate on, less the loss with it off (nats).
-        agreed: consecutive checks that found that it may leave.
-        gone: whether it has left.
+        prob: probability that the gate is on; 0 if removed, 1 if the gate is not trained.
+        effect: running estimate of the loss with the gate on minus the loss with it off (nats); negative if it helps.
+        streak: number of consecutive checks that the gate passed as removable.
+        removed: whether it has been removed.
     """
 
-    chance: Tensor
-    worth: Tensor
-    agreed: Tensor
-    gone: Tensor
+    prob: Tensor
+    effect: Tensor
+    streak: Tensor
+    removed: Tensor
 
     @classmethod
     def of(cls, count: int, start: float, device: torch.device) -> GateState:
-        """Gates at the start of a training."""
+        """Return the gates at the start of a training."""
         return cls(
             torch.full((count,), start, device=device),
             torch.zeros(count, device=device),
@@ -40,78 +43,85 @@ class GateState:
 
     @property
     def alive(self) -> int:
-        """How many have not left."""
-        return int((~self.gone).sum())
+        """Number of gates that have not been removed."""
+        return int((~self.removed).sum())
 
-    def learn(self, worth: Tensor, share: float) -> None:
-        """Take a new estimate into the running one."""
-        self.worth += share * (worth - self.worth)
+    def update(self, effect: Tensor, share: float) -> None:
+        """Update the running estimate of the effects by an exponential moving average."""
+        self.effect += share * (effect - self.effect)
 
-    def move(self, step: float, pressure: Tensor) -> None:
-        """Projected gradient descent: ``chance <- clip(chance - step (h + r), 0, 1)``."""
-        self.chance = (self.chance - step * (self.worth + pressure)).clamp(0, 1).masked_fill(self.gone, 0)
+    def step(self, step: float, pressure: Tensor) -> None:
+        """Take a step of projected gradient descent: ``prob <- clip(prob - step (h + r), 0, 1)``."""
+        self.prob = (self.prob - step * (self.effect + pressure)).clamp(0, 1).masked_fill(self.removed, 0)
 
     def check(self, passes: Tensor) -> Tensor:
-        """Count a check; returns those that have now passed as many in a row as it takes."""
-        self.agreed = torch.where(passes & ~self.gone, self.agreed + 1, 0)
-        return self.agreed >= CHECKS
+        """Count a removal check; returns the gates that have passed `CHECKS_TO_REMOVE` checks in a row."""
+        self.streak = torch.where(passes & ~self.removed, self.streak + 1, 0)
+        return self.streak >= CHECKS_TO_REMOVE
 
-    def leave(self, gone: Tensor) -> None:
-        """Take note of who has left."""
-        self.gone |= gone
-        self.chance, self.worth = (each.masked_fill(self.gone, 0) for each in (self.chance, self.worth))
+    def mark_removed(self, removed: Tensor) -> None:
+        """Mark gates as removed."""
+        self.removed |= removed
+        self.prob, self.effect = (each.masked_fill(self.removed, 0) for each in (self.prob, self.effect))
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """All of it under names, on the CPU."""
-        return {f"{name}/{each.name}": getattr(self, each.name).cpu().clone() for each in fields(self)}
+        """Return the state as named CPU tensors; inverse of `from_tensors`."""
+        return {f"{name}/{stored}": getattr(self, field).cpu().clone() for field, stored in STORED_NAMES.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> GateState:
-        """The inverse of `tensors`."""
-        return cls(**{each.name: tensors[f"{name}/{each.name}"].to(device) for each in fields(cls)})
+        """Restore a state from the tensors of `tensors`."""
+        return cls(**{field: tensors[f"{name}/{stored}"].to(device) for field, stored in STORED_NAMES.items()})
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Who is to leave now.
+    """Units and blocks to remove now.
 
     Attributes:
-        units, blocks: bool; all of a block's units leave with it.
-        spared: names of the groups that would have lost their last unit.
-        nothing: whether nothing would be left: all that has gates, or a layer that the network cannot do without.
+        units, blocks: boolean masks; all units of a removed block are removed with it.
+        spared: names of the groups whose last unit is kept.
+        removes_everything: whether the removal would leave no gated unit or block, or empty a layer without which the
+            network cannot work; it must not be applied then.
     """
 
     units: Tensor
     blocks: Tensor
     spared: tuple[str, ...]
-    nothing: bool
+    removes_everything: bool
 
 
 def guard_removal(
-    anatomy: PrunableGraph, units: GateState, blocks: GateState, ask_units: Tensor, ask_blocks: Tensor
+    graph: PrunableGraph, units: GateState, blocks: GateState, requested_units: Tensor, requested_blocks: Tensor
 ) -> Removal:
-    """What may leave of what was asked: a layer keeps its last unit, and a block without any goes as a whole.
+    """Restrict a requested removal: a layer keeps its last unit, and a block without units is removed as a whole.
 
-    The unit that stays is the likeliest, of several the one of most worth.
+    The unit kept has the largest probability, or of several the most negative effect on the loss.
+
+    Args:
+        graph: units, blocks and layers of the network.
+        units, blocks: state of their gates.
+        requested_units, requested_blocks: boolean masks of the gates to remove.
     """
-    out_units, out_blocks = (ask_units & ~units.gone).clone(), (ask_blocks & ~blocks.gone).clone()
+    out_units = (requested_units & ~units.removed).clone()
+    out_blocks = (requested_blocks & ~blocks.removed).clone()
     spared, starved = [], False
-    for group in anatomy.groups:
-        if group.block is not None and bool(blocks.gone[group.block] | out_blocks[group.block]):
+    for group in graph.groups:
+        if group.block is not None and bool(blocks.removed[group.block] | out_blocks[group.block]):
             continue
-        here = group.units
-        if bool((units.gone[here] | out_units[here]).all()):
+        own = group.units
+        if bool((units.removed[own] | out_units[own]).all()):
             if group.block is not None and group.vital:
                 out_blocks[group.block] = True
             else:
-                rank = units.chance[here] - 1e-3 * units.worth[here]
-                best = rank.masked_fill(units.gone[here], -torch.inf).argmax()
+                rank = units.prob[own] - 1e-3 * units.effect[own]
+                best = rank.masked_fill(units.removed[own], -torch.inf).argmax()
                 out_units[group.first + int(best)] = False
                 spared.append(group.name)
                 starved |= group.vital
-    for group in anatomy.groups:
+    for group in graph.groups:
         if group.block is not None and bool(out_blocks[group.block]):
-            out_units[group.units] = ~units.gone[group.units]
-    beside = any(group.block is None for group in anatomy.groups)  # each of these keeps a unit
-    nothing = starved or (not beside and bool((blocks.gone | out_blocks).all()))
-    return Removal(out_units, out_blocks, tuple(spared), nothing)
+            out_units[group.units] = ~units.removed[group.units]
+    outside = any(group.block is None for group in graph.groups)  # each of these keeps a unit
+    everything = starved or (not outside and bool((blocks.removed | out_blocks).all()))
+    return Removal(out_units, out_blocks, tuple(spared), everything)

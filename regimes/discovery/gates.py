@@ -1,4 +1,4 @@
-"""Bernoulli gates on units and residual blocks: drawn for every input, put into any model by hooks."""
+"""Bernoulli gates on units and residual blocks, sampled for every input and applied to any model by hooks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from regimes.discovery.prunable_graph import PrunableGraph
 
 @dataclass(frozen=True)
 class GateDraw:
-    """Gates of one forward pass: (n, units) and (n, blocks), each 0 or 1; n is the batch or 1.
+    """Sampled gates of one forward pass: (n, units) and (n, blocks), each 0 or 1; n is the batch size or 1.
 
-    Kept where a gradient is wanted: as leaves, so that the loss can be differentiated by each gate of each input.
+    For gradients they are leaf tensors, so that the loss can be differentiated with respect to each gate of each input.
     """
 
     units: Tensor
@@ -25,50 +25,50 @@ class GateDraw:
 
 
 class Gates:
-    """Gates on a model, without a change to its class.
+    """Gates on a model, whose class is not changed.
 
-    A unit's gate multiplies it wherever a layer reads it, that is behind BatchNorm, activation and pooling; a block's
-    gate multiplies what its branch adds. With a gate at 0 the network computes exactly what it would compute without
-    the unit or the block.
+    A unit's gate multiplies it wherever a layer reads it, that is after BatchNorm, activation and pooling; a block's
+    gate multiplies the output of its branch. With a gate at 0 the network computes exactly what it computes without the
+    unit or block.
 
     Args:
-        model: gets hooks; `remove` takes them off.
-        anatomy: of the model; `now` follows it when something leaves.
+        model: model that gets the hooks; `remove` takes them off.
+        graph: units, blocks and layers of the model; call `update` after a removal.
     """
 
-    def __init__(self, model: nn.Module, anatomy: PrunableGraph) -> None:
+    def __init__(self, model: nn.Module, graph: PrunableGraph) -> None:
         self._draw: GateDraw | None = None
         self._padded: Tensor | None = None
         self._hooks: list[Any] = []
         self._owners: dict[str, Tensor] = {}
         device = next(model.parameters()).device
-        for name, layer in anatomy.layers.items():
-            if layer.reads:
+        for name, layer in graph.layers.items():
+            if layer.reads_units:
                 reader = model.get_submodule(name)
                 self._hooks.append(reader.register_forward_pre_hook(self._gate_units(name)))
-        for number, block in anatomy.standing.items():
+        for number, block in graph.remaining_blocks.items():
             self._hooks.append(model.get_submodule(block.gate).register_forward_hook(self._gate_block(number)))
         self._device = device
-        self.now(anatomy)
+        self.update(graph)
 
-    def now(self, anatomy: PrunableGraph) -> None:
-        """Follow a model that has lost something."""
+    def update(self, graph: PrunableGraph) -> None:
+        """Update the gates after units or blocks have been removed from the model."""
         self._owners = {
             name: layer.cols.to(self._device)
-            for name, layer in anatomy.layers.items()
-            if layer.reads and layer.cols is not None
+            for name, layer in graph.layers.items()
+            if layer.reads_units and layer.cols is not None
         }
 
     def remove(self) -> None:
-        """Take the hooks off: the model is plain again."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     @contextmanager
     def at(self, draw: GateDraw) -> Iterator[None]:
-        """Run the model under these gates."""
+        """Run the model under these gates, as a context manager."""
         self._draw = draw
-        ones = draw.units.new_ones(len(draw.units), 1)  # what NOBODY owns is always there
+        ones = draw.units.new_ones(len(draw.units), 1)  # gate of the channels owned by ALWAYS_KEPT
         self._padded = torch.cat([draw.units, ones], dim=1)
         try:
             yield
@@ -100,7 +100,14 @@ class Gates:
 
 
 def draw(theta: Tensor, rho: Tensor, inputs: int, generator: torch.Generator) -> GateDraw:
-    """Draw gates for so many inputs: unit i is on with probability ``theta[i]``, block b with ``rho[b]``."""
+    """Sample gates for a number of inputs: unit i is on with probability ``theta[i]``, block b with ``rho[b]``.
+
+    Args:
+        theta: (units,) probabilities.
+        rho: (blocks,) probabilities.
+        inputs: number of inputs.
+        generator: random generator.
+    """
     drawn = []
     for probability in (theta, rho):
         chance = torch.rand(inputs, len(probability), generator=generator, device=generator.device)
@@ -109,8 +116,14 @@ def draw(theta: Tensor, rho: Tensor, inputs: int, generator: torch.Generator) ->
     return GateDraw(*drawn)
 
 
-def partly(drawn: GateDraw, inputs: int, units: Tensor, blocks: Tensor) -> GateDraw:
-    """The draw for so many of the inputs; for all others the same gates: ``units`` (units,), ``blocks`` (blocks,)."""
+def with_constant_rest(drawn: GateDraw, inputs: int, units: Tensor, blocks: Tensor) -> GateDraw:
+    """Keep the sampled gates of the first ``inputs`` inputs and give all others the same gates.
+
+    Args:
+        drawn: sampled gates of a batch.
+        inputs: number of inputs that keep theirs.
+        units, blocks: (units,) and (blocks,) gates of the other inputs.
+    """
     found = []
     for gates, settled in ((drawn.units, units), (drawn.blocks, blocks)):
         values = gates.detach().clone()
@@ -119,6 +132,6 @@ def partly(drawn: GateDraw, inputs: int, units: Tensor, blocks: Tensor) -> GateD
     return GateDraw(*found)
 
 
-def fixed(units: Tensor, blocks: Tensor) -> GateDraw:
-    """The same gates for every input."""
+def constant_gates(units: Tensor, blocks: Tensor) -> GateDraw:
+    """Return the same gates for every input."""
     return GateDraw(units[None].float(), blocks[None].float())

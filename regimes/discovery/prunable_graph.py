@@ -1,4 +1,4 @@
-"""What a network can lose: units that leave together, residual blocks, and which entries of which layer they own."""
+"""Prunable graph: removable units, residual blocks, and the channels of each layer that they own."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 from regimes.models.residual_blocks import ResidualBlock
 
-NOBODY = -1  # owner of a channel that always stays
+ALWAYS_KEPT = -1  # owner of channels that cannot be removed
 
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """One layer and the units that its channels belong to.
+    """A layer and the owners of its channels.
 
     Attributes:
-        name: of the module.
-        rows: (outputs,) the unit of each output channel; `NOBODY` where it always stays.
-        cols: (inputs,) the unit of each input channel; None where a layer has no weights between channels (BatchNorm,
+        name: name of the module.
+        rows: (outputs,) unit that owns each output channel; `ALWAYS_KEPT` if none.
+        cols: (inputs,) unit that owns each input channel; None if the layer has no weights between channels (BatchNorm,
             a depthwise convolution).
-        kernel: weights of one pair of channels; 0 for a BatchNorm.
-        places: positions at which the kernel is applied to one input, so that a pair costs ``kernel * places`` MACs.
-        vectors: parameters of one output channel beside the kernel: a bias, a BatchNorm's two.
-        block: number of the block whose branch it is on; None: on no branch.
+        kernel: number of weights per pair of channels; 0 for BatchNorm.
+        places: positions at which the kernel is applied per input; a pair of channels costs ``kernel * places`` MACs.
+        vectors: parameters per output channel besides the kernel: a bias, or two of a BatchNorm.
+        block: number of the residual block whose branch contains it; None outside branches.
     """
 
     name: str
@@ -38,20 +38,20 @@ class PrunableLayer:
     block: int | None
 
     @property
-    def reads(self) -> bool:
-        """Whether units enter it through weights: there a gate acts."""
+    def reads_units(self) -> bool:
+        """Whether units enter the layer through weights; the layer's input is gated then."""
         return self.cols is not None and bool((self.cols >= 0).any())
 
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """The units of one layer: they are told apart by where they are read.
+    """The units of one layer, identified by the layers that consume them.
 
     Attributes:
-        name: of the layer that makes them.
-        first, size: their numbers are first, ..., first + size - 1.
-        block: number of the block they lie in; None: in no branch.
-        vital: whether the block's branch (the whole network, outside of blocks) says nothing without them.
+        name: name of the layer that produces them.
+        first, size: the units' numbers are first, ..., first + size - 1.
+        block: number of the residual block whose branch contains them; None outside branches.
+        vital: whether the output of the block's branch (of the network, outside branches) is constant without them.
     """
 
     name: str
@@ -62,19 +62,19 @@ class UnitGroup:
 
     @property
     def units(self) -> slice:
-        """Their places among all units."""
+        """Slice of the group in a tensor of all units."""
         return slice(self.first, self.first + self.size)
 
 
 @dataclass(frozen=True)
 class PrunableGraph:
-    """Units, blocks and layers of one network; what has been removed is missing from the layers.
+    """Units, blocks and layers of a network; removed channels and blocks are missing from the layers.
 
     Attributes:
-        layers: {name: layer} of all layers whose size is counted.
-        groups: of units, in the order of the network's modules.
-        blocks: residual blocks; their numbers stay when one is removed.
-        rest: parameters that belong to no layer of ``layers``: they always stay.
+        layers: {name: layer} of all layers that count towards the size.
+        groups: groups of units, in the order of the network's modules.
+        blocks: residual blocks; a removed block keeps its number.
+        rest: number of parameters outside ``layers``, which are always kept.
     """
 
     layers: dict[str, PrunableLayer]
@@ -84,19 +84,24 @@ class PrunableGraph:
 
     @property
     def units(self) -> int:
-        """How many units there were at the start."""
+        """Number of units at the start, removed ones included."""
         return sum(group.size for group in self.groups)
 
     @property
-    def standing(self) -> dict[int, ResidualBlock]:
+    def remaining_blocks(self) -> dict[int, ResidualBlock]:
         """{number: block} of the blocks that have not been removed."""
         left = {layer.block for layer in self.layers.values()}
         return {number: block for number, block in enumerate(self.blocks) if number in left}
 
     def without(self, units: Tensor, blocks: Iterable[int]) -> PrunableGraph:
-        """What is left when units (bool, (units,): True is removed) and whole blocks have left."""
+        """Return the graph after a removal.
+
+        Args:
+            units: (units,) mask, True for removed units.
+            blocks: numbers of the removed blocks.
+        """
         gone = set(blocks)
-        lost = torch.cat([units, units.new_zeros(1)])  # the last is NOBODY
+        lost = torch.cat([units, units.new_zeros(1)])  # the last entry belongs to ALWAYS_KEPT
         layers = {}
         for name, layer in self.layers.items():
             if layer.block not in gone:
@@ -105,6 +110,6 @@ class PrunableGraph:
         return dataclasses.replace(self, layers=layers)
 
 
-def widths(anatomy: PrunableGraph, gone: Tensor) -> dict[str, tuple[int, int]]:
-    """{layer that makes units: (units left, units at the start)}."""
-    return {group.name: (int((~gone[group.units]).sum()), group.size) for group in anatomy.groups}
+def widths(graph: PrunableGraph, removed: Tensor) -> dict[str, tuple[int, int]]:
+    """Return {layer that produces units: (remaining units, units at the start)}."""
+    return {group.name: (int((~removed[group.units]).sum()), group.size) for group in graph.groups}

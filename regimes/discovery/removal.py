@@ -1,4 +1,4 @@
-"""Take units and blocks out of a network for good: smaller tensors, the optimiser's state with them."""
+"""Removal of units and blocks from a network: smaller tensors, including the optimizer's state."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from torch import Tensor, nn
 
 from regimes.discovery.prunable_graph import PrunableGraph, PrunableLayer
 from regimes.models.residual_blocks import remove_block
-from regimes.pruners.channels import sizes_as_tensors
+from regimes.pruners.channels import sync_layer_sizes
 
 
 def remove(
-    model: nn.Module, anatomy: PrunableGraph, units: Tensor, blocks: Iterable[int], momentum: dict[str, Tensor]
+    model: nn.Module, graph: PrunableGraph, units: Tensor, blocks: Iterable[int], momentum: dict[str, Tensor]
 ) -> tuple[PrunableGraph, dict[str, Tensor]]:
-    """Remove units and blocks from the model itself; returns the anatomy of what is left, and its momentum.
+    """Remove units and blocks from a model in place; returns the graph and momentum of the smaller model.
+
+    Parameters keep their identity; their gradients are dropped.
 
     Args:
-        model: plain layers; parameters keep their identity, gradients are dropped.
-        anatomy: of the model as it stands.
-        units: (units,) bool, True leaves; those that left before may be marked again.
-        blocks: numbers of the blocks that leave, none of which has left before.
-        momentum: the optimiser's buffers by parameter name.
+        model: the model.
+        graph: its units, blocks and layers.
+        units: (units,) mask, True for units to remove; units removed before may be set again.
+        blocks: numbers of the blocks to remove, none of which was removed before.
+        momentum: the optimizer's buffers by parameter name.
     """
     gone, units = set(blocks), units.cpu()
-    left = anatomy.without(units, gone)
+    left = graph.without(units, gone)
     for number in gone:
-        remove_block(model, anatomy.blocks[number])
+        remove_block(model, graph.blocks[number])
     lost = torch.cat([units, torch.zeros(1, dtype=torch.bool)])
     for name in left.layers:
-        _shrink(model.get_submodule(name), anatomy.layers[name], lost, momentum)
+        _shrink(model.get_submodule(name), graph.layers[name], lost, momentum)
     named = dict(model.named_parameters())
     for each in named.values():
         each.grad = None
@@ -48,7 +50,7 @@ def _shrink(module: nn.Module, layer: PrunableLayer, lost: Tensor, momentum: dic
         tensor.data = _kept(tensor.data, rows, cols)
         if full in momentum:
             momentum[full] = _kept(momentum[full], rows, cols)
-    sizes_as_tensors(module)
+    sync_layer_sizes(module)
 
 
 def _kept(tensor: Tensor, rows: Tensor, cols: Tensor | None) -> Tensor:

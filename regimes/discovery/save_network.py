@@ -1,4 +1,4 @@
-"""A network that was found, as files that need nothing of this package: weights, how to build it, and a program."""
+"""Discovered networks as files that do not need this package: weights, construction plan, exported program."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _LINEAR = ("in_features", "out_features")
 
 
-def plan_of(model: nn.Module, anatomy: PrunableGraph) -> dict[str, Any]:
-    """What makes a network of the original class into the one that was found, as plain data.
+def plan_of(model: nn.Module, graph: PrunableGraph) -> dict[str, Any]:
+    """Return the changes that turn a network of the original class into the discovered one, as plain data.
 
     ``{"blocks": {name: {"keep": [children on the skip path], "relu": whether one follows}}, "layers": {name: [class in
     torch.nn, constructor arguments]}}``: first each removed block is replaced by what it keeps, then each layer by one
-    of the size it has now; then the state dict fits.
+    of its present size; then the state dict fits.
     """
-    gone = [block for number, block in enumerate(anatomy.blocks) if number not in anatomy.standing]
+    gone = [block for number, block in enumerate(graph.blocks) if number not in graph.remaining_blocks]
     blocks = {
         block.name: {"keep": [name.rpartition(".")[2] for name in block.skip], "relu": block.relu} for block in gone
     }
-    parts = {name: model.get_submodule(name) for name in anatomy.layers}
-    layers = {name: _constructor(module) for name, module in parts.items() if is_plain(module)}  # no other has changed
+    parts = {name: model.get_submodule(name) for name in graph.layers}
+    layers = {name: _constructor(module) for name, module in parts.items() if is_plain(module)}  # others are unchanged
     return {"blocks": blocks, "layers": layers}
 
 
 def rebuild(model: nn.Module, plan: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """Make a network of the original class into the one a plan describes, in place, and load its weights.
+    """Turn a network of the original class into the one that a plan describes, in place, and load its weights.
 
     Raises:
         UserError: the model is not of the class that the plan was made from.
@@ -55,21 +55,22 @@ def rebuild(model: nn.Module, plan: Mapping[str, Any], state: Mapping[str, Tenso
             model.set_submodule(name, layer.train(model.get_submodule(name).training))
         model.load_state_dict(dict(state))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{type(model).__name__} is not what this network was found in: {error}") from error
+        raise UserError(f"{type(model).__name__} is not the class of this network: {error}") from error
     return model
 
 
-def save(model: nn.Module, anatomy: PrunableGraph, inputs: Tensor, folder: Path) -> list[Path]:
-    """Write a network: weights (safetensors), plan (JSON) and an exported program (``torch.export``, any batch size).
+def save(model: nn.Module, graph: PrunableGraph, inputs: Tensor, folder: Path) -> list[Path]:
+    """Write a network to a folder and return the files.
 
-    Where a model cannot be exported, the program is left out.
+    ``network.safetensors``: weights; ``network.json``: the plan of `plan_of`; ``network.pt2``: a program exported with
+    ``torch.export`` for any batch size, omitted if the model cannot be exported.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: each.detach().cpu().contiguous().clone() for name, each in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    (folder / PLAN).write_text(json.dumps(plan_of(model, anatomy), indent=1) + "\n")
+    (folder / PLAN).write_text(json.dumps(plan_of(model, graph), indent=1) + "\n")
     files = [folder / WEIGHTS, folder / PLAN]
     program = exported(model, inputs)
     if program is not None:
@@ -79,21 +80,23 @@ def save(model: nn.Module, anatomy: PrunableGraph, inputs: Tensor, folder: Path)
 
 
 def exported(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram | None:
-    """The network in eval mode as an exported program for any number of inputs; None where torch cannot export it."""
+    """Return the network in eval mode as an exported program for any batch size; None if torch cannot export it."""
     plain = copy.deepcopy(model).cpu().eval()
     for each in (*plain.parameters(), *plain.buffers()):
-        each.data = each.data.contiguous()  # of weights kept channels-last an archive warns
-    examples = inputs[:1].cpu().contiguous().repeat(2, *[1] * (inputs.dim() - 1))  # of one, it would fix the batch
+        each.data = each.data.contiguous()  # torch.export.save warns about channels-last weights
+    examples = (
+        inputs[:1].cpu().contiguous().repeat(2, *[1] * (inputs.dim() - 1))
+    )  # with one example the batch size would be fixed at 1
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             return torch.export.export(plain, (examples,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception:  # models meet its limits in many ways; weights and plan stand all the same
+    except Exception:  # weights and plan do not depend on the export
         return None
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a layer is just what torch.nn makes of its constructor's arguments: no subclass, no parametrization."""
+    """Return whether a layer is fully described by its constructor arguments: no subclass, no parametrization."""
     known = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _ConvTransposeNd)
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return known and own <= {"weight", "bias"} and ("weight" in own or isinstance(module, _BatchNorm))

@@ -1,4 +1,4 @@
-"""A network in training that can lose units and blocks: its weights, momentum, gates, and what is left of it."""
+"""Network that loses units and blocks during training: weights, momentum, gates and prunable graph."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Tensors = dict[str, Tensor]
 
 
 class ShrinkingNetwork:
-    """What is left of a network, and the optimiser of that.
+    """A network in training from which units and blocks are removed, with its optimizer.
 
     Args:
-        whole: the network at the start; it stays as it is, ``model`` is a copy.
-        anatomy: of the whole.
-        recipe: of the optimiser.
+        whole: the network at the start; it is not changed, ``model`` is a copy.
+        graph: its units, blocks and layers.
+        recipe: recipe of the optimizer.
 
     Attributes:
-        model: the network as it is.
-        anatomy: of the model; ``full_anatomy`` and ``full`` (its size) are those of the whole.
-        units, blocks: their gates.
+        model: the current network.
+        graph: its prunable graph; ``full_graph`` and ``full`` (the size) are those of the whole network.
+        units, blocks: state of their gates.
         settled: whether the structure is fixed; ``gates`` is None then.
     """
 
     model: nn.Module
-    anatomy: PrunableGraph
+    graph: PrunableGraph
     units: GateState
     blocks: GateState
     complexity: Complexity
@@ -42,10 +42,10 @@ class ShrinkingNetwork:
     gates: Gates | None
     settled: bool
 
-    def __init__(self, whole: nn.Module, anatomy: PrunableGraph, recipe: Recipe) -> None:
-        self.whole, self.full_anatomy, self.recipe = whole, anatomy, recipe
+    def __init__(self, whole: nn.Module, graph: PrunableGraph, recipe: Recipe) -> None:
+        self.whole, self.full_graph, self.recipe = whole, graph, recipe
         self.device = next(whole.parameters()).device
-        self.full = size_of(anatomy)
+        self.full = size_of(graph)
 
     def build(
         self,
@@ -55,50 +55,56 @@ class ShrinkingNetwork:
         weights: Tensors | None = None,
         momentum: Tensors | None = None,
     ) -> None:
-        """The network with what is left of it, and all that trains it."""
+        """Build the current network, its gates and its optimizer.
+
+        Args:
+            units, blocks: state of the gates; removed units and blocks are taken out.
+            settled: whether the structure is fixed.
+            weights, momentum: tensors to load; None: those of the whole network, and no momentum.
+        """
         self.units, self.blocks, self.settled = units, blocks, settled
         self.model = copy.deepcopy(self.whole).train()
-        gone = blocks.gone.nonzero().flatten().tolist()
-        self.anatomy, _ = remove(self.model, self.full_anatomy, units.gone, gone, {})
+        gone = blocks.removed.nonzero().flatten().tolist()
+        self.graph, _ = remove(self.model, self.full_graph, units.removed, gone, {})
         if weights is not None:
             load_weights(self.model, weights)
-        self.complexity = Complexity(self.anatomy, self.device)
-        self.gates = None if settled else Gates(self.model, self.anatomy)
+        self.complexity = Complexity(self.graph, self.device)
+        self.gates = None if settled else Gates(self.model, self.graph)
         self.stepper = OptimizerStep(self.model, self.recipe, None)
         self.stepper.set_momentum(momentum or {})
 
     def tensors(self) -> Tensors:
-        """All that the next step depends on, copied to the CPU."""
+        """Return everything that the next step depends on, copied to the CPU."""
         found = {**self.units.tensors("units"), **self.blocks.tensors("blocks")}
         for part, named in (("weights", self.model.state_dict()), ("momentum", self.stepper.momentum())):
             found |= {f"{part}/{name}": each.detach().cpu().clone() for name, each in named.items()}
         return found
 
     def restore(self, tensors: Tensors, settled: bool) -> None:
-        """Go back to what `tensors` said."""
+        """Restore the state returned by `tensors`."""
         units, blocks = (GateState.from_tensors(tensors, side, self.device) for side in ("units", "blocks"))
         self.build(units, blocks, settled, _part(tensors, "weights"), _part(tensors, "momentum"))
 
-    def remove(self, leaving: Removal) -> None:
-        """Take units and blocks out for good, the optimiser's state included."""
-        if not bool(leaving.units.any() or leaving.blocks.any()):
+    def remove(self, removal: Removal) -> None:
+        """Remove units and blocks from the network and the optimizer's state."""
+        if not bool(removal.units.any() or removal.blocks.any()):
             return
-        gone = leaving.blocks.nonzero().flatten().tolist()
-        self.anatomy, momentum = remove(self.model, self.anatomy, leaving.units, gone, self.stepper.momentum())
-        self.units.leave(leaving.units)
-        self.blocks.leave(leaving.blocks)
-        self.complexity = Complexity(self.anatomy, self.device)
+        gone = removal.blocks.nonzero().flatten().tolist()
+        self.graph, momentum = remove(self.model, self.graph, removal.units, gone, self.stepper.momentum())
+        self.units.mark_removed(removal.units)
+        self.blocks.mark_removed(removal.blocks)
+        self.complexity = Complexity(self.graph, self.device)
         self.stepper = OptimizerStep(self.model, self.recipe, None)
         self.stepper.set_momentum(momentum)
         if self.gates is not None:
-            self.gates.now(self.anatomy)
+            self.gates.update(self.graph)
 
     def settle(self) -> None:
-        """Fix the structure: what is left is on, and no gate stands on it."""
+        """Fix the structure: everything that remains is on, and the gates are removed."""
         if self.gates is not None:
             self.gates.remove()
         self.gates, self.settled = None, True
-        self.units.chance, self.blocks.chance = (~self.units.gone).float(), (~self.blocks.gone).float()
+        self.units.prob, self.blocks.prob = (~self.units.removed).float(), (~self.blocks.removed).float()
 
 
 def _part(tensors: Tensors, name: str) -> Tensors:

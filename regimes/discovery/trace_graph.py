@@ -1,4 +1,4 @@
-"""Find what a network can lose: trace it, and try it out."""
+"""Tracing of a network: find the units and blocks that can be removed from it, and verify them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from regimes.discovery.complexity import size_of
-from regimes.discovery.prunable_graph import NOBODY, PrunableGraph, PrunableLayer, UnitGroup
+from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, PrunableLayer, UnitGroup
 from regimes.discovery.save_network import is_plain
-from regimes.discovery.verify_removal import sound_blocks, sound_units
+from regimes.discovery.verify_removal import removable_blocks, removable_units
 from regimes.errors import UserError
-from regimes.landscape.error import evaluating
-from regimes.models.residual_blocks import ResidualBlock, branches
-from regimes.pruners.channels import dependencies
+from regimes.landscape.error import eval_mode
+from regimes.models.residual_blocks import ResidualBlock, blocks_containing
+from regimes.pruners.channels import channel_groups
 
 
-def anatomy_of(model: nn.Module, inputs: Tensor) -> PrunableGraph:
-    """Find the units and blocks of a model, by tracing it on a few inputs; then try them out.
+def trace_graph(model: nn.Module, inputs: Tensor) -> PrunableGraph:
+    """Return the removable units and blocks of a model, found by tracing it on a few inputs and then verified.
 
-    Units are the output channels of a convolution or linear layer that nothing but convolutions, linear layers and
-    BatchNorm (element by element operations, pooling, reshaping, concatenation between them) reads, and that no
-    addition ties to another layer's; so the head's outputs, a residual stream and a stem that begins one are none. A
-    gate on a unit scales it where it is read, behind BatchNorm and ReLU: a unit that is read nowhere can leave, and
-    nothing changes. That is tried: what computes something else without its units than with their gates shut has none.
+    Units are the output channels of a convolution or linear layer that only convolutions, linear layers and BatchNorm
+    read (with element-wise operations, pooling, reshaping or concatenation in between), and that no addition ties to
+    another layer's channels. The outputs of the head, a residual stream and the stem in front of one are therefore no
+    units. A gate scales a unit where it is read, after BatchNorm and ReLU, so that a unit that is read nowhere can be
+    removed without any change. This is verified: a group whose removal changes the output otherwise than its closed
+    gates is left out.
 
     Raises:
-        UserError: torch-pruning is missing or cannot follow the model, or nothing in it can leave.
+        UserError: torch-pruning is missing or cannot trace the model, or nothing in it can be removed.
     """
-    blocks = sound_blocks(model, inputs)
+    blocks = removable_blocks(model, inputs)
     names = {module: name for name, module in model.named_modules()}
     places = _places(model, inputs)
     layers = {name: _layer(name, model.get_submodule(name), blocks, count) for name, count in places.items()}
@@ -39,7 +40,7 @@ def anatomy_of(model: nn.Module, inputs: Tensor) -> PrunableGraph:
     order = {name: number for number, name in enumerate(names.values())}
     groups: list[UnitGroup] = []
     taken = 0
-    parts = [(_producer(entries, names, layers), entries) for entries in dependencies(model, inputs)]
+    parts = [(_producer(entries, names, layers), entries) for entries in channel_groups(model, inputs)]
     for producer, entries in sorted(((each, of) for each, of in parts if each), key=lambda pair: order[pair[0]]):
         layer = layers[producer]
         for target, handler, positions, roots in entries:
@@ -51,30 +52,30 @@ def anatomy_of(model: nn.Module, inputs: Tensor) -> PrunableGraph:
         groups.append(UnitGroup(producer, taken, len(layer.rows), layer.block))
         taken += len(layer.rows)
     rest = sum(each.numel() for each in model.parameters()) - counted
-    found = sound_units(model, PrunableGraph(layers, tuple(groups), blocks, rest), inputs)
+    found = removable_units(model, PrunableGraph(layers, tuple(groups), blocks, rest), inputs)
     if not found.units and not blocks:
         raise UserError(
-            f"nothing in {type(model).__name__} can leave: it has no residual block, and no layer whose channels only "
-            "convolutions, linear layers and BatchNorm read"
+            f"nothing in {type(model).__name__} can be removed: it has no residual block, and no layer whose channels "
+            "are read only by convolutions, linear layers and BatchNorm"
         )
     return found
 
 
 def _places(model: nn.Module, inputs: Tensor) -> dict[str, int]:
-    """Positions at which each layer is applied to one input, in the order of the modules; layers that run, only."""
+    """Positions at which each layer is applied per input, in the order of the modules, for layers that run."""
     seen: dict[str, int] = {}
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, _BatchNorm)):
 
             def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
-                at = given[0] if isinstance(module, _ConvTransposeNd) else out  # there each input pixel is spread
+                at = given[0] if isinstance(module, _ConvTransposeNd) else out  # each input pixel is spread
                 channels = at.shape[-1] if isinstance(module, nn.Linear) else at.shape[1]
                 seen[name] = seen.get(name, 0) + at.numel() // channels
 
             hooks.append(module.register_forward_hook(note))
     try:
-        with evaluating(model):
+        with eval_mode(model):
             model(inputs[:1])
     finally:
         for hook in hooks:
@@ -83,14 +84,14 @@ def _places(model: nn.Module, inputs: Tensor) -> dict[str, int]:
 
 
 def _layer(name: str, module: nn.Module, blocks: tuple[ResidualBlock, ...], places: int) -> PrunableLayer:
-    within = next(branches(blocks, name), None)
+    within = next(blocks_containing(blocks, name), None)
     if isinstance(module, _BatchNorm):
         vectors = 2 if module.affine else 0
-        return PrunableLayer(name, torch.full((module.num_features,), NOBODY), None, 0, places, vectors, within)
+        return PrunableLayer(name, torch.full((module.num_features,), ALWAYS_KEPT), None, 0, places, vectors, within)
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
     kernel = math.prod(weight.shape[2:])
-    rows, cols = torch.full((len(weight),), NOBODY), torch.full((weight.shape[1],), NOBODY)
+    rows, cols = torch.full((len(weight),), ALWAYS_KEPT), torch.full((weight.shape[1],), ALWAYS_KEPT)
     depthwise = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and weight.shape[1] == 1
     return PrunableLayer(name, rows, None if depthwise else cols, kernel, places, int(bias is not None), within)
 
@@ -100,16 +101,18 @@ def _producer(
     names: dict[nn.Module, str],
     layers: dict[str, PrunableLayer],
 ) -> str | None:
-    """The one layer that makes a group's channels; None where they are no units."""
+    """Name of the only layer that produces a group's channels; None if they are no units."""
     makers, readers = set(), set()
     for target, handler, positions, _ in entries:
         name = names.get(target)
         if name is None:
-            if not type(target).__name__.startswith("_"):  # a bare parameter; torch-pruning's own are operations
+            if not type(target).__name__.startswith(
+                "_"
+            ):  # a bare parameter; names of torch-pruning's operations begin with _
                 return None
             continue
         module = target
-        if name not in layers or not is_plain(module):  # LayerNorm, GroupNorm, attention: channels know of each other
+        if name not in layers or not is_plain(module):  # LayerNorm, GroupNorm, attention: channels depend on each other
             return None
         grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
         if grouped and layers[name].cols is not None:

@@ -1,4 +1,4 @@
-"""Try out what a trace says of a network: what it loses must be what its gates shut."""
+"""Verification of a traced graph: removing units or blocks must give the same output as closing their gates."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from regimes.discovery.gates import GateDraw, Gates, fixed
-from regimes.discovery.prunable_graph import NOBODY, PrunableGraph, UnitGroup
+from regimes.discovery.gates import GateDraw, Gates, constant_gates
+from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, UnitGroup
 from regimes.discovery.removal import remove
 from regimes.errors import UserError
-from regimes.landscape.error import evaluating
+from regimes.landscape.error import eval_mode
 from regimes.models.residual_blocks import ResidualBlock, find_blocks, remove_block
 
-CLOSE = 1e-4  # relative difference of outputs that rounding explains
+OUTPUT_RTOL = 1e-4  # relative difference of outputs explained by rounding
 
 
-def sound_blocks(model: nn.Module, inputs: Tensor) -> tuple[ResidualBlock, ...]:
-    """The residual blocks of a model without which it computes what it computes with their gates shut.
+def removable_blocks(model: nn.Module, inputs: Tensor) -> tuple[ResidualBlock, ...]:
+    """Return the residual blocks whose removal gives the same output as closing their gates.
 
-    Not the model itself, and none whose branch is used elsewhere too.
+    The model itself and blocks whose branch is used elsewhere are excluded.
     """
     names: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
@@ -31,55 +31,61 @@ def sound_blocks(model: nn.Module, inputs: Tensor) -> tuple[ResidualBlock, ...]:
         inside = (each for name in block.branch for each in model.get_submodule(name).modules() if _holds(each))
         if block.name and all(names[id(each)] == 1 for each in inside):
             found.append(block)
-    model = _stirred(model)
-    if _go(model, found, inputs):
+    model = _with_nonzero_weights(model)
+    if _removal_matches_gating(model, found, inputs):
         return tuple(found)
-    return tuple(block for block in found if _go(model, [block], inputs))
+    return tuple(block for block in found if _removal_matches_gating(model, [block], inputs))
 
 
 def _holds(module: nn.Module) -> bool:
-    """Whether a module has parameters of its own; one ReLU may serve many."""
+    """Whether a module has parameters of its own; a ReLU without any may be shared."""
     return any(True for _ in module.parameters(recurse=False))
 
 
-def _go(model: nn.Module, blocks: list[ResidualBlock], inputs: Tensor) -> bool:
-    """Whether a network without blocks computes what it computes with their gates shut."""
+def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], inputs: Tensor) -> bool:
+    """Whether removing blocks gives the same output as closing their gates."""
     gated, small = copy.deepcopy(model), copy.deepcopy(model)
     for block in blocks:
         gated.get_submodule(block.gate).register_forward_hook(lambda module, given, out: 0 * out)
     try:
         for block in blocks:
             remove_block(small, block)
-        with evaluating(gated), evaluating(small):
+        with eval_mode(gated), eval_mode(small):
             return _alike(gated(inputs), small(inputs))
-    except Exception:  # its code reads the block's attributes, or calls it with more than one argument
+    except Exception:  # code that uses the block's attributes or passes several arguments
         return False
 
 
-def sound_units(model: nn.Module, anatomy: PrunableGraph, inputs: Tensor) -> PrunableGraph:
-    """The anatomy with those groups whose units can leave as their gates say, told what happens without all of them.
+def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Tensor) -> PrunableGraph:
+    """Return the graph with only those groups whose removal gives the same output as closing their gates.
+
+    Also sets `UnitGroup.vital`.
 
     Raises:
-        UserError: gates of single inputs reach other inputs.
+        UserError: a gate sampled for one input affects other inputs.
     """
-    model = _stirred(model)
+    model = _with_nonzero_weights(model)
     trial = copy.deepcopy(model)
-    gates = Gates(trial, anatomy)
+    gates = Gates(trial, graph)
     try:
-        with evaluating(trial):
-            every = [_half(group, anatomy.units) for group in anatomy.groups]
+        with eval_mode(trial):
+            every = [_half(group, graph.units) for group in graph.groups]
             together = torch.stack(every).any(0) if every else torch.zeros(0, dtype=torch.bool)
-            sound = set(anatomy.groups)
-            if not _leaves(model, trial, gates, anatomy, together, inputs):
-                pairs = zip(anatomy.groups, every, strict=True)
-                sound = {group for group, half in pairs if _leaves(model, trial, gates, anatomy, half, inputs)}
+            sound = set(graph.groups)
+            if not _unit_removal_matches_gating(model, trial, gates, graph, together, inputs):
+                pairs = zip(graph.groups, every, strict=True)
+                sound = {
+                    group
+                    for group, half in pairs
+                    if _unit_removal_matches_gating(model, trial, gates, graph, half, inputs)
+                }
             groups = [
-                dataclasses.replace(group, vital=_is_vital(trial, gates, anatomy, group, inputs))
-                for group in anatomy.groups
+                dataclasses.replace(group, vital=_is_vital(trial, gates, graph, group, inputs))
+                for group in graph.groups
                 if group in sound
             ]
-            found = _only(anatomy, groups)
-            gates.now(found)
+            found = _only(graph, groups)
+            gates.update(found)
             _check_inputs(trial, gates, found, inputs)
     finally:
         gates.remove()
@@ -87,36 +93,36 @@ def sound_units(model: nn.Module, anatomy: PrunableGraph, inputs: Tensor) -> Pru
 
 
 def _half(group: UnitGroup, units: int) -> Tensor:
-    """Every second unit of a group."""
+    """Mask of every second unit of a group."""
     out = torch.zeros(units, dtype=torch.bool)
     out[group.first : group.first + group.size : 2] = True
     return out
 
 
-def _leaves(
-    model: nn.Module, trial: nn.Module, gates: Gates, anatomy: PrunableGraph, units: Tensor, inputs: Tensor
+def _unit_removal_matches_gating(
+    model: nn.Module, trial: nn.Module, gates: Gates, graph: PrunableGraph, units: Tensor, inputs: Tensor
 ) -> bool:
-    """Whether the network without the units computes what it computes with their gates shut."""
+    """Whether removing units gives the same output as closing their gates."""
     small = copy.deepcopy(model)
     try:
-        remove(small, anatomy, units, [], {})
-        with evaluating(small), gates.at(fixed(~units.to(inputs.device), _all_on(anatomy, inputs))):
-            there, gone = trial(inputs), small(inputs)
-    except Exception:  # its own code counts on a width, in whatever way
+        remove(small, graph, units, [], {})
+        with eval_mode(small), gates.at(constant_gates(~units.to(inputs.device), _all_on(graph, inputs))):
+            gated, removed = trial(inputs), small(inputs)
+    except Exception:  # code that depends on a width
         return False
-    return _alike(there, gone)
+    return _alike(gated, removed)
 
 
-def _alike(there: Tensor, gone: Tensor) -> bool:
-    return bool((there - gone).abs().max() <= CLOSE * there.abs().max().clamp(min=1e-12))
+def _alike(gated: Tensor, removed: Tensor) -> bool:
+    return bool((gated - removed).abs().max() <= OUTPUT_RTOL * gated.abs().max().clamp(min=1e-12))
 
 
-def _check_inputs(trial: nn.Module, gates: Gates, anatomy: PrunableGraph, inputs: Tensor) -> None:
-    """Refuse a model in which a gate that is drawn for one input acts on another."""
+def _check_inputs(trial: nn.Module, gates: Gates, graph: PrunableGraph, inputs: Tensor) -> None:
+    """Refuse a model in which a gate sampled for one input affects another."""
     random = torch.Generator().manual_seed(0)
     units, blocks = (
         (torch.rand(len(inputs), count, generator=random) < 0.5).to(inputs)
-        for count in (anatomy.units, len(anatomy.blocks))
+        for count in (graph.units, len(graph.blocks))
     )
     try:
         with gates.at(GateDraw(units, blocks)):
@@ -131,13 +137,13 @@ def _check_inputs(trial: nn.Module, gates: Gates, anatomy: PrunableGraph, inputs
         sound = False
     if not sound:
         raise UserError(
-            f"{type(trial).__name__} mixes the inputs of a batch, or folds another axis into it; gates are drawn for "
-            "each input: the first axis of what a layer reads has to be the batch"
+            f"{type(trial).__name__} mixes the inputs of a batch, or folds another axis into it; the first axis of "
+            "every layer's input must be the batch"
         )
 
 
-def _stirred(model: nn.Module) -> nn.Module:
-    """A copy without parameters that are all zero, behind which nothing could be seen."""
+def _with_nonzero_weights(model: nn.Module) -> nn.Module:
+    """A copy in which all-zero parameters are random, since they would hide a difference."""
     stirred, random = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for each in stirred.parameters():
         if not bool(each.detach().any()):
@@ -145,31 +151,31 @@ def _stirred(model: nn.Module) -> nn.Module:
     return stirred
 
 
-def _is_vital(trial: nn.Module, gates: Gates, anatomy: PrunableGraph, group: UnitGroup, inputs: Tensor) -> bool:
-    """Whether a block's branch, or the whole network, tells inputs apart no more without a group."""
-    where = trial if group.block is None else trial.get_submodule(anatomy.blocks[group.block].gate)
+def _is_vital(trial: nn.Module, gates: Gates, graph: PrunableGraph, group: UnitGroup, inputs: Tensor) -> bool:
+    """Whether the output of a block's branch, or of the network, is the same for all inputs without a group."""
+    where = trial if group.block is None else trial.get_submodule(graph.blocks[group.block].gate)
     apart = []
     for on in (1.0, 0.0):
-        units = torch.ones(anatomy.units, device=inputs.device)
+        units = torch.ones(graph.units, device=inputs.device)
         units[group.units] = on
         said: list[Tensor] = []
         hook = where.register_forward_hook(lambda module, given, out, said=said: said.append(out))
         try:
-            with gates.at(fixed(units, _all_on(anatomy, inputs))):
+            with gates.at(constant_gates(units, _all_on(graph, inputs))):
                 trial(inputs)
         finally:
             hook.remove()
         apart.append(float((said[-1] - said[-1].mean(0)).abs().max()))
-    return apart[1] <= CLOSE * apart[0]
+    return apart[1] <= OUTPUT_RTOL * apart[0]
 
 
-def _all_on(anatomy: PrunableGraph, inputs: Tensor) -> Tensor:
-    return torch.ones(len(anatomy.blocks), device=inputs.device)
+def _all_on(graph: PrunableGraph, inputs: Tensor) -> Tensor:
+    return torch.ones(len(graph.blocks), device=inputs.device)
 
 
-def _only(anatomy: PrunableGraph, groups: list[UnitGroup]) -> PrunableGraph:
-    """The anatomy with some of its groups, numbered anew; the channels of the others always stay."""
-    number = torch.full((anatomy.units + 1,), NOBODY)  # the last is NOBODY's
+def _only(graph: PrunableGraph, groups: list[UnitGroup]) -> PrunableGraph:
+    """The graph with some of its groups, renumbered; the channels of the others become `ALWAYS_KEPT`."""
+    number = torch.full((graph.units + 1,), ALWAYS_KEPT)  # the last entry belongs to ALWAYS_KEPT
     kept, taken = [], 0
     for group in groups:
         number[group.units] = torch.arange(taken, taken + group.size)
@@ -179,6 +185,6 @@ def _only(anatomy: PrunableGraph, groups: list[UnitGroup]) -> PrunableGraph:
         name: dataclasses.replace(
             layer, rows=number[layer.rows], cols=None if layer.cols is None else number[layer.cols]
         )
-        for name, layer in anatomy.layers.items()
+        for name, layer in graph.layers.items()
     }
-    return dataclasses.replace(anatomy, layers=layers, groups=tuple(kept))
+    return dataclasses.replace(graph, layers=layers, groups=tuple(kept))

@@ -1,4 +1,4 @@
-"""The experiment: train -> prune -> retrain -> measure, each stage content-addressed and idempotent.
+"""The experiment engine: train -> prune -> retrain -> measure, every stage cached under a content key.
 
-Start reading in `run.py`, then `prepare.py`; `plan.py` lays the stages out, the four stage files do the work.
+See README.md in this folder.
 """

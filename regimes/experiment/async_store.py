@@ -1,4 +1,4 @@
-"""A store that writes in the background: a worker trains its next fleet while the last one's weights go to disk."""
+"""Store with a background writer thread, so that a worker trains while it writes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from regimes.experiment.store import Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEPTH = 32  # stages that may wait to be written, which bounds memory: a slow disk then holds the training up
+MAX_QUEUED = 32  # stages waiting to be written; bounds memory: when the queue is full, training waits for the disk
 
 
 class AsyncStore(Store):
-    """A store whose `write` returns at once; a thread does the writing, in order.
+    """Store whose `write` returns immediately; a thread writes in order.
 
-    What is reported of a stage waits behind its write, so that nobody hears of a stage that is not on disk. A write
-    that fails (a full disk) makes the stage a failed one.
+    A stage is reported only after it is written. If a write fails (full disk), the stage is reported as failed.
+
+    Args:
+        folder: the run folder.
+        report: function that receives the outcomes; called in the writer thread.
     """
 
-    def __init__(self, folder: str | Path, answer: Report) -> None:
+    def __init__(self, folder: str | Path, report: Report) -> None:
         super().__init__(folder)
-        self._answer = answer
-        self._queue: queue.Queue[tuple[str, Record, Mapping[str, Tensor] | None] | Outcome] = queue.Queue(DEPTH)
+        self._report = report
+        self._queue: queue.Queue[tuple[str, Record, Mapping[str, Tensor] | None] | Outcome] = queue.Queue(MAX_QUEUED)
         self._failed: dict[str, str] = {}
         threading.Thread(target=self._serve, daemon=True).start()
 
     def write(self, key: str, record: Record, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Have a finished stage written; the tensors must not change any more."""
+        """Queue a finished stage for writing; its tensors must not change afterwards."""
         self._queue.put((key, record, weights))
 
     def report(self, outcome: Outcome) -> None:
-        """Report a stage once everything before it is written."""
+        """Report an outcome after everything queued before it is written."""
         self._queue.put(outcome)
 
     def flush(self) -> None:
@@ -51,7 +54,7 @@ class AsyncStore(Store):
             item = self._queue.get()
             if isinstance(item, Outcome):
                 error = self._failed.pop(item.key, item.error)
-                self._answer(Outcome(item.key, error))
+                self._report(Outcome(item.key, error))
             else:
                 self._write(*item)
             self._queue.task_done()
@@ -61,6 +64,6 @@ class AsyncStore(Store):
             super().write(key, record, weights)
         except Exception as error:
             self._failed[key] = f"{type(error).__name__}: {error}".splitlines()[0]
-            # The disk that took no record may take no failure either; the supervisor still hears of it.
+            # Writing the failure may fail, too; it is still reported.
             with contextlib.suppress(OSError):
                 self.fail(key, self._failed[key], traceback.format_exc(), record["at"])

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside and renamed, read with their checksum."""
+"""Atomic files: written to a temporary file, flushed and renamed; JSON files carry a checksum."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import Any
 from regimes.config.keys import canonical
 
 Record = dict[str, Any]
-_HOST = "".join(each for each in platform.node() if each.isalnum())[:20] or "host"  # a folder may be shared
+_HOST = "".join(char for char in platform.node() if char.isalnum())[:20] or "host"  # a folder may be shared
 
 
 class DamagedFile(Exception):
-    """A stored file that is truncated, altered or not readable; the text names it."""
+    """A stored file that is truncated, altered or unreadable; the message names it."""
 
 
-def write_checked(path: Path, content: Record, first: bool = False) -> None:
-    """Write a JSON object with its checksum, atomically; with ``first`` only where nobody was quicker."""
+def write_checked(path: Path, content: Record, keep_existing: bool = False) -> None:
+    """Write a JSON object with its checksum atomically; with ``keep_existing``, an existing file is not replaced."""
     body = canonical(content)
     checksum = hashlib.sha256(body).hexdigest()
-    replace(path, b'{"sha256":"' + checksum.encode() + b'","content":' + body + b"}\n", first)
+    write_atomic(path, b'{"sha256":"' + checksum.encode() + b'","content":' + body + b"}\n", keep_existing)
 
 
 def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
-    """Read what `write_checked` wrote; None when the file is not there.
+    """Read a file written by `write_checked`; return None if it does not exist.
 
     Raises:
-        Damaged: the file is truncated, altered, or belongs to another key.
+        DamagedFile: the file is truncated, altered, or belongs to another key.
     """
     try:
         text = path.read_bytes()
@@ -47,17 +47,17 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(f"{path}: truncated or not a record") from error
     if not good or (expect_key is not None and content.get("key") != expect_key):
-        raise DamagedFile(f"{path}: altered, its checksum does not fit")
+        raise DamagedFile(f"{path}: altered, its checksum does not match")
     return content
 
 
-def replace(path: Path, content: bytes, first: bool = False) -> None:
-    """Write a file under a temporary name, flush it, and put it in its place in one instant.
+def write_atomic(path: Path, content: bytes, keep_existing: bool = False) -> None:
+    """Write a file under a temporary name, flush it and rename it.
 
-    With ``first``, a file that is already there stays.
+    With ``keep_existing``, an existing file is not replaced.
 
     Raises:
-        OSError: it cannot be written; names the file.
+        OSError: the file cannot be written; the error names it.
     """
     temporary = None
     try:
@@ -68,7 +68,7 @@ def replace(path: Path, content: bytes, first: bool = False) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)  # a run's folder may be shared
-        if first:
+        if keep_existing:
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
             os.unlink(temporary)
@@ -77,7 +77,7 @@ def replace(path: Path, content: bytes, first: bool = False) -> None:
     except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a full disk names no file by itself
+        if isinstance(error, OSError):  # "no space left" does not name the file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -93,7 +93,7 @@ def _alive(process: int) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of writers on this machine that were killed and are no longer running."""
+    """Remove temporary files of killed processes of this machine."""
     for path in folder.rglob(f".{_HOST}.*.tmp"):
         writer = path.name.split(".")[2]
         if not (writer.isdigit() and _alive(int(writer))):

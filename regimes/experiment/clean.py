@@ -1,4 +1,4 @@
-"""Remove weights that no pending stage needs."""
+"""Removal of weights that no pending stage needs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from regimes.experiment.store import Store
 
 
 def clean(stages: Sequence[Stage], progress: Progress, store: Store) -> tuple[int, int]:
-    """Remove what is not needed; returns (files removed, bytes freed).
+    """Remove weights that are not needed; return (files removed, bytes freed).
 
-    Kept are the weights that stages to do, failed ones and those that wait for them start from. Everything else can be
-    made again from its key, bit for bit, and is when a grown sweep asks for it.
+    Weights that pending, failed or blocked stages start from are kept. All others can be recomputed bit for bit, and
+    are if a grown sweep needs them.
     """
     unfinished = [stage for stage in stages if not store.record_file(stage.key).exists()]
     unfinished += progress.todo

@@ -1,4 +1,4 @@
-"""What a plan will cost: time from this machine's own speed, disk from the sizes of what is kept."""
+"""Cost estimate of a plan: time, disk space and memory, measured or calibrated on this machine."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from regimes.config.sweep import Sweep
 from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
-from regimes.experiment.memory import PROCESS, bytes_in_measuring, bytes_per_network
+from regimes.experiment.memory import PROCESS_BYTES, bytes_in_measuring, bytes_per_network
 from regimes.experiment.prepare import Prepared
 from regimes.experiment.stages.stage import Stage, size_of
 from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
-from regimes.landscape.error import evaluating, images_at_once
+from regimes.landscape.error import eval_mode, inputs_per_pass
 from regimes.landscape.metric import Metric
-from regimes.registry import load
+from regimes.registry import lookup
 
 RECORD_BYTES = 3_000  # a typical record on disk
-RateKey = tuple[Any, ...]  # (kind of stage,), and the width where it varies: what seconds per work depend on
+RateKey = tuple[Any, ...]  # (kind of stage,) or (kind, width) if width varies; seconds per work depend on it
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Expected cost of some stages.
+    """Expected cost of stages.
 
     Attributes:
-        core_seconds: on one core of this machine.
-        disk_bytes: records and weights that will be added.
-        memory_bytes: of one worker at its peak.
+        core_seconds: seconds on one core of this machine.
+        disk_bytes: size of the records and weights to be written.
+        memory_bytes: peak memory of one worker.
         source: "measured in this run" or "calibrated on this machine".
     """
 
@@ -46,21 +46,21 @@ class Cost:
     source: str
 
     def wall_seconds(self, workers: int) -> float:
-        """Expected wall time with so many workers, three seconds of start-up included."""
+        """Return the expected wall time with a number of workers, including three seconds of start-up."""
         return self.core_seconds / max(1, workers) + 3.0
 
 
 def estimate(prepared: Prepared, workers: int) -> Cost:
-    """Estimate what the stages to do will take.
+    """Estimate the cost of the pending stages.
 
-    Seconds per unit of work come from this run's own records where a kind of stage has some, otherwise from timing a
-    few steps and forward passes of the very model.
+    Seconds per unit of work come from this run's records if it has some of that kind of stage, otherwise from timing
+    a few training steps and forward passes of the model.
     """
     todo, context = prepared.progress.todo, prepared.context
     measured = _rates(prepared.stages, prepared.store)
     rates = dict(measured)
     for size in prepared.sweep.sizes():
-        if any(_rate_key(stage) not in measured for stage in todo if size_of(stage.at) == size):
+        if any(_rate_key(stage) not in measured for stage in todo if size_of(stage.coords) == size):
             found = _calibrated(context.sized(size), prepared.lanes, prepared.sweep.retrain)
             rates = {(kind, *size.values()): rate for kind, rate in found.items()} | rates
     seconds = sum(work * rates[key] for key, work in _work(todo))
@@ -69,7 +69,7 @@ def estimate(prepared: Prepared, workers: int) -> Cost:
 
 
 def memory(prepared: Prepared) -> int:
-    """Bytes that one worker will hold: itself, the data, a fleet in training or a network in measurement."""
+    """Return the peak bytes of one worker: process, data, and a fleet in training or a network in measurement."""
     context, sweep = prepared.context, prepared.sweep
     splits = (context.data.train, context.data.val, context.data.test)
     data = 2 * sum(split.inputs.nbytes + split.targets.nbytes for split in splits)  # as loaded, and as trained on
@@ -79,15 +79,15 @@ def memory(prepared: Prepared) -> int:
         for kind, each in recipes.items()
         for size in sweep.sizes()
     ]
-    return PROCESS + data + max([*fleets, *(_measuring(sweep, context.sized(size)) for size in sweep.sizes())])
+    return PROCESS_BYTES + data + max([*fleets, *(_measuring(sweep, context.sized(size)) for size in sweep.sizes())])
 
 
 def _measuring(sweep: Sweep, context: RunContext) -> int:
-    """Bytes of the largest graph that a metric holds."""
+    """Return the bytes of the largest autograd graph of a metric."""
     images, few = len(context.data.train.targets), 16
     graphs = []
     for name in sweep.measure.metrics:
-        metric: Metric = load(METRICS, name, "metric")
+        metric: Metric = lookup(METRICS, name, "metric")
         if metric.graph is not None:
             graphs.append(metric.graph(metric.options(**sweep.measure.options(metric.table)), images))
     if not graphs:
@@ -99,24 +99,24 @@ def _measuring(sweep: Sweep, context: RunContext) -> int:
 
 
 def disk(todo: Iterable[Stage], context: RunContext) -> int:
-    """Bytes that the stages will add."""
+    """Return the bytes that the stages will write."""
     total = 0
     for key, count in Counter(map(_rate_key, todo)).items():
         kind, *width = key
         model = context.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
         state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         weights = sum(each.numel() * each.element_size() for each in model.parameters())
-        sizes = {"train": state + weights, "prune": weights // 32, "measure": 0}  # all else keeps a network
+        sizes = {"train": state + weights, "prune": weights // 32, "measure": 0}  # others store a network
         total += count * (sizes.get(kind, state) + RECORD_BYTES)
     return total
 
 
 def _rate_key(stage: Stage) -> RateKey:
-    return (stage.kind, *size_of(stage.at).values())
+    return (stage.kind, *size_of(stage.coords).values())
 
 
 def _work(stages: Iterable[Stage]) -> list[tuple[RateKey, float]]:
-    """Work by stage; snapshots of one training count its way only once."""
+    """Work by kind of stage; snapshots of one training are counted once."""
     longest: dict[str, TrainStage] = {}
     rest = []
     for stage in stages:
@@ -124,8 +124,8 @@ def _work(stages: Iterable[Stage]) -> list[tuple[RateKey, float]]:
             known = longest.get(stage.training)
             longest[stage.training] = stage if known is None or stage.epoch > known.epoch else known
         else:
-            rest.append((_rate_key(stage), stage.work))
-    return [(_rate_key(stage), stage.work) for stage in longest.values()] + rest
+            rest.append((_rate_key(stage), stage.cost))
+    return [(_rate_key(stage), stage.cost) for stage in longest.values()] + rest
 
 
 def _rates(stages: Iterable[Stage], store: Store) -> dict[RateKey, float]:
@@ -147,7 +147,7 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[RateKey, float]:
 
 
 def _calibrated(context: RunContext, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:
-    """Seconds per forward pass of one image, in training and in measuring, of a fresh model on one thread."""
+    """Seconds per forward pass of one image, in training and in measuring, of a new model on one thread."""
     plain = recipe.model_copy(update={"sam_rho": 0.0})
     numerics = context.spec.numerics
     # A step is about three forward passes.
@@ -155,15 +155,15 @@ def _calibrated(context: RunContext, lanes: Mapping[str, int], recipe: Recipe) -
     rates = {choice: seconds_per_image(context, choice, plain) / 3 for choice in {dense, other}}
     with one_thread():
         model = context.new_model(seed=0)
-        inputs = context.data.train.inputs[: images_at_once(context.data.train.inputs)]
-        with evaluating(model):
+        inputs = context.data.train.inputs[: inputs_per_pass(context.data.train.inputs)]
+        with eval_mode(model):
             forward = _seconds(lambda: model(inputs), 3) / len(inputs)
     trained = {"train": rates[dense], "discover": rates[dense], "retrain": rates[other]}
     return {**trained, "given": forward, "prune": forward, "measure": forward}
 
 
 def _seconds(work: object, times: int) -> float:
-    """The shortest of a few timings, after one that does not count."""
+    """Shortest of a few timings, after one warm-up."""
     assert callable(work)
     found = []
     for _ in range(times + 1):

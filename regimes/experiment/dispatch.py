@@ -1,4 +1,4 @@
-"""Do one fleet: the only place that knows which function does which stage."""
+"""Dispatch of fleets to the functions that do their kind of stage."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ STAGE_FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def run_fleet(fleet: Fleet, context: RunContext, store: Store, report: Report) -> None:
-    """Do every stage of a fleet that nobody else has done meanwhile; report each as it is finished."""
-    left = []
+    """Do every stage of a fleet that another process has not done meanwhile; report each as it finishes."""
+    pending = []
     for stage in fleet.stages:
-        if _sound(stage.key, store):
+        if _is_intact(stage.key, store):
             report(Outcome(stage.key))
         else:
-            left.append(stage)
-    if left:
-        STAGE_FUNCTIONS[fleet.kind](left, context.sized(size_of(left[0].at)), store, report)
+            pending.append(stage)
+    if pending:
+        STAGE_FUNCTIONS[fleet.kind](pending, context.sized(size_of(pending[0].coords)), store, report)
 
 
-def _sound(key: str, store: Store) -> bool:
+def _is_intact(key: str, store: Store) -> bool:
     try:
         record = store.read(key)
         if record is None:

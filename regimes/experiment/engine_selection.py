@@ -1,4 +1,4 @@
-"""Which engine trains, and how many networks at once: tried on the very model before the first run, then kept."""
+"""Selection of the engine and of the number of lanes, by short trials on the sweep's own model."""
 
 from __future__ import annotations
 
@@ -19,44 +19,46 @@ from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.memory import networks_that_fit
 from regimes.experiment.schedule import fleet_count
 from regimes.experiment.stages.stage import Stage
-from regimes.registry import load
+from regimes.registry import lookup
 from regimes.training import ENGINES
 from regimes.training.fleet import Engine, Lane
-from regimes.training.vmap_engine import LEAST, has_private_randomness
+from regimes.training.vmap_engine import MIN_LANES, has_private_randomness
 
-STEPS = 4  # of a trial
-TRIALS = 4  # of which the best counts, after one that warms up
-JUDGED = 64  # images its errors are taken on
-SLOW = 0.08  # seconds of an eager step on a CPU from which it is bound by arithmetic: stacking saves nothing
-WORTH = 0.95  # another engine, or more lanes, has to take less than this share of the time
-PATIENCE = 2.0  # seconds of a trial after which two epochs have to do
-SIZES = {"stacked": (8, 16, 32, 64), "graphed": (1, 2, 4, 8, 16, 32)}  # lanes that are tried
-FEWEST = {"stacked": LEAST, "graphed": 1}  # networks that are worth another engine than "eager"
-USUAL = 8  # lanes where nothing was tried
+TRIAL_STEPS = 4  # steps of a trial epoch
+TIMED_EPOCHS = 4  # the fastest counts, after one warm-up
+TRIAL_IMAGES = 64  # validation and test images of a trial
+MAX_STEP_SECONDS = 0.08  # eager steps on a CPU that take longer are bound by arithmetic: stacking saves nothing
+MAX_TIME_SHARE = 0.95  # another engine, or more lanes, must take at most this fraction of the time
+MAX_TRIAL_SECONDS = 2.0  # a trial that takes longer ends after two epochs
+LANE_COUNTS = {"stacked": (8, 16, 32, 64), "graphed": (1, 2, 4, 8, 16, 32)}  # numbers of lanes to try
+MIN_NETWORKS = {"stacked": MIN_LANES, "graphed": 1}  # with fewer, use "eager"
+DEFAULT_LANES = 8  # without a trial
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine, and how many networks it is given at once."""
+    """An engine and the number of networks it trains at once."""
 
     engine: str
     lanes: int
 
 
 def select_engines(context: RunContext, sweep: Sweep, stages: Sequence[Stage], workers: int) -> dict[str, EngineChoice]:
-    """What is fastest for the networks of a sweep, chosen for dense ("train") and retrained ones ("retrain") apart.
+    """Return the fastest engine of a sweep's dense networks ("train") and of its retrained ones ("retrain").
 
-    Where width varies, the engine has to be the choice for every width, with as many lanes as suit them all.
+    If width varies, an engine is chosen only if it is the choice for every width, with the smallest number of lanes.
     """
-    labs = [context.sized(size) for size in sweep.sizes()]
+    contexts = [context.sized(size) for size in sweep.sizes()]
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     # Snapshots of one training are one network; trainings that differ in batch size cannot go together.
-    alike = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
+    by_batch_size = Counter(recipe.batch_size for recipe in {each.model_copy(update={"stop": None}) for each in dense})
     retrained = sum(stage.kind == "retrain" for stage in stages)
-    trained = 0 if sweep.dense else min(alike.values()) * sweep.dense_seeds
+    trained = 0 if sweep.dense else min(by_batch_size.values()) * sweep.dense_seeds
     return {
-        "train": _agreed([select_engine(each, dense, trained, workers) for each in labs]),
-        "retrain": _agreed([select_engine(each, [sweep.retrain], retrained // len(labs), workers) for each in labs]),
+        "train": _agreed([select_engine(each, dense, trained, workers) for each in contexts]),
+        "retrain": _agreed(
+            [select_engine(each, [sweep.retrain], retrained // len(contexts), workers) for each in contexts]
+        ),
     }
 
 
@@ -66,87 +68,87 @@ def _agreed(choices: Sequence[EngineChoice]) -> EngineChoice:
 
 
 def select_engine(context: RunContext, recipes: Iterable[Recipe], networks: int, workers: int = 1) -> EngineChoice:
-    """Return the fastest engine for these networks that keeps its promise of bits.
+    """Return the fastest engine whose results are correct and do not depend on the fleet.
 
-    It must do what "eager" does, in float64 up to rounding, and a lane's bits must depend neither on its slot nor on
-    its neighbours nor on the number of lanes, at every batch size of the sweep, with SAM where a recipe has it; that is
-    tried, not assumed. Where an engine fails, raises, or gains nothing, "eager" it is.
+    Short trials check that the engine equals "eager" in float64 up to rounding, and that a lane's bits depend neither
+    on its slot nor on its neighbours nor on the number of lanes, at every batch size of the sweep, and with SAM if a
+    recipe uses it. If an engine fails, raises or gains nothing, the result is "eager".
 
     Args:
-        context: data, model, device.
-        recipes: of everything that will be trained; the last one counts for time.
-        networks: how many there will be; a handful is not worth stacking.
-        workers: processes that share the memory.
+        context: data, model and device.
+        recipes: recipes of all trainings; the last one is timed.
+        networks: number of networks; a few are not worth stacking.
+        workers: number of processes that share the memory.
     """
     alone = EngineChoice("eager", 1)
     recipes = list({(recipe.batch_size, recipe.sam_rho > 0): recipe for recipe in recipes}.values())
     model = context.new_model(seed=0)
     name = "graphed" if context.device.type == "cuda" else "stacked"
-    if networks < FEWEST[name] or has_private_randomness(model):
+    if networks < MIN_NETWORKS[name] or has_private_randomness(model):
         return alone
     try:
         slots = engine_of(name).slots
         fit = networks_that_fit(context, max(recipes, key=lambda each: each.batch_size), workers)
-        sizes = [each for each in SIZES[name] if slots(1, model) <= each <= min(slots(networks, model), fit)]
+        sizes = [each for each in LANE_COUNTS[name] if slots(1, model) <= each <= min(slots(networks, model), fit)]
         seconds, faster = seconds_per_image(context, alone, recipes[-1]), list[EngineChoice]()
-        if context.device.type == "cpu" and seconds * recipes[-1].batch_size > SLOW:
+        if context.device.type == "cpu" and seconds * recipes[-1].batch_size > MAX_STEP_SECONDS:
             return alone
         for lanes in sizes:
             choice, idle = EngineChoice(name, lanes), _padding(name, networks, lanes, workers, model)
             trial = seconds_per_image(context, choice, recipes[-1]) * idle
-            if trial > WORTH * seconds:  # once more: a busy machine takes its time from whom it likes
+            if trial > MAX_TIME_SHARE * seconds:  # once more: the machine may have been busy
                 trial = min(trial, seconds_per_image(context, choice, recipes[-1]) * idle)
-            if trial > WORTH * seconds:
+            if trial > MAX_TIME_SHARE * seconds:
                 break
             faster, seconds = [choice, *faster], trial
         if not faster or not all(equals_eager(context, name, recipe) for recipe in recipes):
             return alone
-        for choice in faster:  # bits may rest on the number of lanes among many, and not among few
+        for choice in faster:  # bits may depend on the number of lanes only when it is large
             if all(keeps_bits(context, choice, recipe) for recipe in recipes):
                 return choice
         return alone
-    except Exception:  # an operation that vmap does not know raises anything, as a memory too small does
+    except Exception:  # unsupported operations and lack of memory raise anything
         return alone
 
 
 def engine_of(name: str) -> type[Engine]:
-    """The engine of a name in `ENGINES`."""
-    kind: type[Engine] = load(ENGINES, name, "engine")
+    """Return the engine class of a name in `ENGINES`."""
+    kind: type[Engine] = lookup(ENGINES, name, "engine")
     return kind
 
 
 def lanes_that_fit(context: RunContext, engine: str, recipe: Recipe, wanted: int, workers: int) -> int:
-    """A number of lanes: as many as wanted (0: as are usual), or as fit into memory, or else the least there is."""
+    """Return a number of lanes: ``wanted`` (0: the default), but at most what fits into memory, a power of two."""
     least = engine_of(engine).slots(1, context.new_model(seed=0))
-    most = min(wanted or max(USUAL, least), networks_that_fit(context, recipe, workers))
+    most = min(wanted or max(DEFAULT_LANES, least), networks_that_fit(context, recipe, workers))
     return max(least, 1 << (most.bit_length() - 1))
 
 
 def _padding(engine: str, networks: int, lanes: int, workers: int, model: nn.Module) -> float:
-    """Lanes that will be computed over networks that there are: an empty lane costs as much as a full one."""
+    """Lanes computed per network: an empty lane costs as much as a full one."""
     count = fleet_count(networks, lanes, workers)
     return count * engine_of(engine).slots(math.ceil(networks / count), model) / networks
 
 
 def seconds_per_image(context: RunContext, choice: EngineChoice, recipe: Recipe) -> float:
-    """Seconds of one training step per image and network, on one thread; the best of a few short trials."""
+    """Return the seconds of a training step per image and network, on one thread; the fastest of a few epochs."""
     with one_thread():
         trial = _trial(context, choice.engine, recipe, range(choice.lanes))
         found = []
-        for epoch in range(1 + TRIALS):
+        for epoch in range(1 + TIMED_EPOCHS):
             started = time.perf_counter()
             trial.epoch(epoch)
             found.append(time.perf_counter() - started)
-            if epoch and sum(found) > PATIENCE:
+            if epoch and sum(found) > MAX_TRIAL_SECONDS:
                 break
     return min(found[1:]) / (choice.lanes * _steps(context.data, recipe) * recipe.batch_size)
 
 
 def keeps_bits(context: RunContext, choice: EngineChoice, recipe: Recipe) -> bool:
-    """Whether a network gets the same bits in the first slot, in the last beside others, and in smaller fleets."""
+    """Return whether a network gets the same bits in the first slot, in the last slot, and in smaller fleets."""
     fleets = [[*range(choice.lanes)], [20, 0]]
     lanes = engine_of(choice.engine).slots(3, context.new_model(seed=0))
-    while lanes <= choice.lanes:  # every number of lanes that a fleet may come to
+    while lanes <= choice.lanes:  # every number of lanes that a fleet may have
         fleets.append([*range(20, 20 + lanes - 1), 0])
         lanes *= 2
     ends = []
@@ -166,9 +168,9 @@ def keeps_bits(context: RunContext, choice: EngineChoice, recipe: Recipe) -> boo
 
 
 def equals_eager(context: RunContext, engine: str, recipe: Recipe) -> bool:
-    """Whether two networks trained for a few steps in float64 end where "eager" takes them: weights, buffers, errors.
+    """Return whether a few steps in float64 give the same weights, buffers and errors as "eager".
 
-    A model may do what an engine does not see: freeze a parameter, leave one unused, set a buffer anew.
+    They may differ if a model freezes a parameter, leaves one unused, or reassigns a buffer.
     """
     data = _few(context.data, recipe).to(context.device, torch.float64)
     ends = []
@@ -196,21 +198,21 @@ def _trial(context: RunContext, engine: str, recipe: Recipe, seeds: Sequence[int
 
 
 def _lanes(context: RunContext, recipe: Recipe, seeds: Sequence[int]) -> list[Lane]:
-    recipe = recipe.model_copy(update={"epochs": 1 + TRIALS, "stop": None, "epoch_batch": None})
+    recipe = recipe.model_copy(update={"epochs": 1 + TIMED_EPOCHS, "stop": None, "epoch_batch": None})
     return [Lane(context.new_model(seed), recipe, ("trial", seed)) for seed in seeds]
 
 
 def _few(data: Dataset, recipe: Recipe) -> Dataset:
-    """The same data with a training split of a few batches, so that an epoch is a few steps, and few to judge on."""
+    """The same data with a few training batches and a few validation and test images."""
 
     def first(split: Split, images: int) -> Split:
         return Split(split.inputs[:images], split.targets[:images])
 
     images = _steps(data, recipe) * recipe.batch_size
     return dataclasses.replace(
-        data, train=first(data.train, images), val=first(data.val, JUDGED), test=first(data.test, JUDGED)
+        data, train=first(data.train, images), val=first(data.val, TRIAL_IMAGES), test=first(data.test, TRIAL_IMAGES)
     )
 
 
 def _steps(data: Dataset, recipe: Recipe) -> int:
-    return min(STEPS, len(data.train.targets) // recipe.batch_size)
+    return min(TRIAL_STEPS, len(data.train.targets) // recipe.batch_size)

@@ -1,4 +1,4 @@
-"""Executors: how fleets get done - in this process, or by a supervisor over spawned single-threaded processes."""
+"""Executors of fleets: in this process, or in spawned single-threaded worker processes with a supervisor."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from typing import IO, Any
 
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.dispatch import run_fleet
-from regimes.experiment.ready_queue import ReadyQueue
-from regimes.experiment.schedule import Fleet
+from regimes.experiment.schedule import Fleet, ReadyQueue
 from regimes.experiment.stages.stage import Outcome, Report, Stage
 from regimes.experiment.store import Store
 
-# glibc gives the memory of every large tensor back to the system and asks for it again at the next layer; keeping it
-# makes forward passes on 32x32 images 1.5 times as fast. Other systems do not read these names.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-TRIES = 3  # a fleet whose worker died is handed out this often before it counts as failed
+# By default glibc returns the memory of every large tensor to the system and requests it again in the next layer;
+# keeping it makes forward passes on 32x32 images 1.5 times as fast. Other systems ignore these variables.
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+MAX_ATTEMPTS = 3  # of a fleet whose worker dies, before it counts as failed
 
 
 class StopRun(BaseException):
-    """Raised by a report to end a run early (``--fail-fast``); no stage may take it for its own failure."""
+    """Raised by a report function to end a run early (``--fail-fast``); a BaseException, so that stages pass it on."""
 
 
 def in_process(fleets: Iterable[Fleet], spec: ContextSpec, report: Report) -> None:
-    """Do the fleets one after another in this process, on one thread: for small grids, notebooks and debugging."""
+    """Do the fleets sequentially in this process, on one thread: for small grids, notebooks and debugging."""
     store, waiting = Store(spec.folder), ReadyQueue(fleets)
 
     def note(outcome: Outcome) -> None:
@@ -47,12 +46,12 @@ def in_process(fleets: Iterable[Fleet], spec: ContextSpec, report: Report) -> No
 
 @dataclass
 class _Worker:
-    """A spawned process: fleets go in by its standard input, outcomes come out by its standard output.
+    """A worker process that reads fleets from standard input and writes outcomes to standard output.
 
     Attributes:
-        fleet: that it computes now; None: it waits for one.
-        given: fleets of which it still owes an outcome, computed ones that are being written among them.
-        owed: keys of the stages whose outcome it owes.
+        fleet: the fleet that it computes; None: it is idle.
+        given: fleets with an outcome pending, also those that are computed but not yet written.
+        owed: keys of the stages with an outcome pending.
     """
 
     process: subprocess.Popen[bytes]
@@ -66,7 +65,7 @@ class _Worker:
         assert self.process.stdin is not None
         return self.process.stdin
 
-    def give(self, fleet: Fleet) -> None:
+    def send(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.given.append(fleet)
         self.owed |= {stage.key for stage in fleet.stages}
@@ -74,9 +73,9 @@ class _Worker:
             pickle.dump(fleet, self.stdin)
             self.stdin.flush()
         except BrokenPipeError:
-            pass  # it has just died; its reader will say so
+            pass  # it has just died; its listener reports that
 
-    def hear(self, outcome: Outcome) -> None:
+    def receive(self, outcome: Outcome) -> None:
         self.owed.discard(outcome.key)
         self.given = [fleet for fleet in self.given if self.left_of(fleet)]
 
@@ -85,7 +84,14 @@ class _Worker:
 
 
 class Supervisor:
-    """Hands fleets to workers as their needs are met, puts a dead worker's fleet back, and never waits in vain."""
+    """Dispatcher of fleets to workers; it replaces dead workers and requeues their fleets.
+
+    Args:
+        fleets: the fleets, handed out as soon as the stages they need are done.
+        spec: description of the run context.
+        report: function that receives the outcomes.
+        workers: number of worker processes.
+    """
 
     def __init__(self, fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int) -> None:
         self.waiting = ReadyQueue(fleets)
@@ -98,7 +104,7 @@ class Supervisor:
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
 
     def run(self) -> None:
-        """Do all fleets; on any exception (Ctrl-C too) every worker is ended before it is passed on."""
+        """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first."""
         try:
             self.workers = [self._spawn() for _ in range(max(1, min(self.count, len(self.waiting))))]
             for worker in list(self.workers):
@@ -112,13 +118,13 @@ class Supervisor:
                 worker.process.wait()
 
     def _spawn(self) -> _Worker:
-        environment = {**KEEP_MEMORY, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {**MALLOC_SETTINGS, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "regimes.experiment.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            # A process group of its own: Ctrl-C is for the supervisor to hear, which then ends its workers.
+            # A process group of its own: only the supervisor receives Ctrl-C, and kills its workers.
             process_group=0 if os.name == "posix" else None,
         )
         worker = _Worker(process)
@@ -134,9 +140,9 @@ class Supervisor:
         return worker
 
     def _await_death(self, worker: _Worker) -> None:
-        # Not left to the end of its answers: children that a user's code has started may hold that pipe open.
+        # Not by the end of its output: children that user code has started may hold that pipe open.
         worker.process.wait()
-        worker.listener.join(timeout=1.0)  # what it answered before it died counts
+        worker.listener.join(timeout=1.0)  # outcomes written before it died count
         self.events.put((worker, EOFError()))
 
     def _listen(self, worker: _Worker) -> None:
@@ -149,12 +155,12 @@ class Supervisor:
 
     def _handle(self, worker: _Worker, event: Any) -> None:
         if isinstance(event, Outcome):
-            worker.hear(event)
+            worker.receive(event)
             self._close(event)
             self._wake_idle()
         elif isinstance(event, EOFError):
             if worker in self.workers:
-                self._bury(worker)
+                self._replace_dead(worker)
         elif worker in self.workers:  # the fleet is computed
             worker.fleet = None
             self._hand_out(worker)
@@ -172,43 +178,43 @@ class Supervisor:
     def _hand_out(self, worker: _Worker) -> None:
         fleet = self.waiting.take()
         if fleet is not None:
-            worker.give(fleet)
+            worker.send(fleet)
 
-    def _bury(self, worker: _Worker) -> None:
-        """Replace a worker that died; its fleet is put back, or fails after too many deaths."""
+    def _replace_dead(self, worker: _Worker) -> None:
+        """Replace a worker that died; requeue its fleets, or fail them after too many attempts."""
         self.workers.remove(worker)
         code = worker.process.wait()
         _kill(worker.process)
         fleet = worker.fleet
         for given in worker.given:
-            if given is not fleet:  # computed, but not all of it was written: not to blame, and to be done again
+            if given is not fleet:  # computed but not fully written: not the cause, to be done again
                 self.waiting.put_back(Fleet(given.kind, worker.left_of(given)))
         if fleet is not None:
-            self._blame(fleet.kind, worker.left_of(fleet), code)
-        if fleet is not None or worker.given:  # an idle one is not replaced: the others go on without it
+            self._retry_or_fail(fleet.kind, worker.left_of(fleet), code)
+        if fleet is not None or worker.given:  # an idle one is not replaced
             self.workers.append(self._spawn())
         self._wake_idle()
 
-    def _blame(self, kind: str, left: tuple[Stage, ...], code: int) -> None:
-        """What a dead worker was computing is cut in two, tried again, or given up."""
+    def _retry_or_fail(self, kind: str, left: tuple[Stage, ...], code: int) -> None:
+        """Bisect, retry or fail the fleet that a dead worker was computing."""
         halves = Fleet(kind, left).halves()
         deaths = max((self.deaths.get(stage.key, 0) for stage in left), default=0) + 1
-        if len(halves) > 1:  # one network may have killed it for all: cut the fleet until that one is alone
+        if len(halves) > 1:  # a single network may be the cause: bisect to find it
             for half in reversed(halves):
                 self.waiting.put_back(half)
-        elif deaths < TRIES and left:
+        elif deaths < MAX_ATTEMPTS and left:
             self.deaths |= {stage.key: deaths for stage in left}
             self.waiting.put_back(halves[0])
         else:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            line = f"the worker process died {deaths} times on it ({how}): out of memory, or a native crash?"
+            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+            line = f"the worker process died {deaths} times on this stage ({cause}): out of memory, or a native crash?"
             for stage in left:
-                self.store.fail(stage.key, line, "", stage.at)
+                self.store.fail(stage.key, line, "", stage.coords)
                 self._close(Outcome(stage.key, line))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a worker and whatever a user's code has started in it."""
+    """Kill a worker and all processes that user code has started in it."""
     if os.name == "posix":
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -216,5 +222,5 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def by_processes(fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int) -> None:
-    """Do the fleets in ``workers`` spawned processes of one thread each."""
+    """Do the fleets in ``workers`` spawned single-threaded processes."""
     Supervisor(fleets, spec, report, workers).run()

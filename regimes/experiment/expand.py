@@ -27,7 +27,7 @@ from regimes.experiment.store import Store
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.pruners import DISCOVERED
-from regimes.registry import load
+from regimes.registry import lookup
 from regimes.training.schedule import TrainingSchedule
 
 
@@ -62,7 +62,8 @@ def expand(sweep: Sweep, context: RunContext) -> list[Stage]:
                 assert isinstance(pruned, (PruneStage, DiscoverStage))
                 copies = [RetrainStage(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
                 stages += [*way, *copies, *_measurements(sweep, copies)]
-    shown = {stage.key: stage for stage in stages if not stage.aside}  # a step may be what the map asks for elsewhere
+    # An intermediate stage of one cell may be a final one of another.
+    shown = {stage.key: stage for stage in stages if not stage.intermediate}
     return [shown.get(key, stage) for key, stage in {stage.key: stage for stage in stages}.items()]
 
 
@@ -93,7 +94,8 @@ def _way(sweep: Sweep, dense: TrainStage | PretrainedStage, density: float) -> l
     load = sweep.load
     rewound = None
     if load.rewind and isinstance(dense, TrainStage):
-        rewound = dataclasses.replace(dense, recipe=dense.recipe.model_copy(update={"stop": load.rewind}), aside=True)
+        recipe = dense.recipe.model_copy(update={"stop": load.rewind})
+        rewound = dataclasses.replace(dense, recipe=recipe, intermediate=True)
     stages: list[Stage] = [] if rewound is None else [rewound]
     after: RetrainStage | None = None
     path = load.path(density)
@@ -102,14 +104,14 @@ def _way(sweep: Sweep, dense: TrainStage | PretrainedStage, density: float) -> l
         pruned = PruneStage(dense, each, load, after, rewound, None if last else density)
         stages.append(pruned)
         if not last:
-            after = RetrainStage(pruned, load.between(sweep.retrain), number)
+            after = RetrainStage(pruned, load.recipe_between_rounds(sweep.retrain), number)
             stages.append(after)
     return stages
 
 
 def _check_measures(sweep: Sweep, data: Dataset) -> None:
     for name in sweep.measure.metrics:
-        metric: Metric = load(METRICS, name, "metric")
+        metric: Metric = lookup(METRICS, name, "metric")
         if data.regression and metric.classes:
             raise UserError(f"metric '{name}' is for classes, '{data.title}' has numbers as targets; leave it out")
         if metric.needs is not None and importlib.util.find_spec(metric.needs[0]) is None:
@@ -130,12 +132,12 @@ def _check_fits(recipe: Recipe, data: Dataset) -> None:
         )
     if not data.regression and recipe.loss == "mse":
         raise UserError(f"recipe.loss = 'mse' is for numbers, '{data.title}' has classes as targets")
-    load(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
+    lookup(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
 
 
 def _measurements(sweep: Sweep, copies: Sequence[RetrainStage]) -> Iterator[MeasureStage]:
     for name in sweep.measure.metrics:
-        metric: Metric = load(METRICS, name, "metric")
+        metric: Metric = lookup(METRICS, name, "metric")
         options = sweep.measure.options(metric.table)
         if metric.subject == "model":
             yield from (MeasureStage(name, options, (copy,), None) for copy in copies)
@@ -174,7 +176,7 @@ def _first_decay(sweep: Sweep) -> float | None:
 
 
 def _placed(stage: Stage) -> dict[str, Any]:
-    place: dict[str, Any] = {"key": stage.key, "kind": stage.kind, "at": dict(stage.at)}
+    place: dict[str, Any] = {"key": stage.key, "kind": stage.kind, "at": dict(stage.coords)}
     if isinstance(stage, PretrainedStage):
         place["file"] = [stage.path, stage.content]
-    return {**place, "aside": True} if stage.aside else place
+    return {**place, "aside": True} if stage.intermediate else place

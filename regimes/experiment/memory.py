@@ -1,4 +1,4 @@
-"""How much memory a fleet takes and how much there is: a fleet is as large as fits."""
+"""Memory estimates: bytes of a network in training or in measurement, and how many networks fit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ from regimes.config.recipe import Recipe
 from regimes.experiment.context import RunContext, one_thread
 from regimes.models.build import seeded
 
-SHARE = 0.6  # of the free memory that all workers' fleets together may take
-PROCESS = 450_000_000  # bytes of a worker that has imported torch and trains something small
-COPIES = 6  # of the weights in training: themselves, gradients, momentum, and what a step makes on its way
-SLACK = 2.0  # what a backward pass holds at once, over what the forward pass kept for it
-TWICE = 2.4  # likewise, when a gradient is differentiated again
-SINGLE = (
-    3 * 2**27
-)  # bytes that gradients of single images take, a group at a time, and what the allocator keeps of them
+MAX_MEMORY_SHARE = 0.6  # of the free memory, for the fleets of all workers
+PROCESS_BYTES = 450_000_000  # a worker process with torch, training a small model
+WEIGHT_COPIES = 6  # in training: weights, gradients, momentum, and temporaries of a step
+BACKWARD_FACTOR = 2.0  # peak of a backward pass over what the forward pass saved for it
+DOUBLE_BACKWARD_FACTOR = 2.4  # likewise, for the gradient of a gradient
+PER_SAMPLE_BYTES = 3 * 2**27  # per-sample gradients, a group at a time, and what the allocator keeps of them
 
 
 def bytes_per_network(context: RunContext, recipe: Recipe) -> int:
-    """Memory of one network in training, counted on the very model; see `bytes_in_training`."""
+    """Return the bytes of one network in training, counted on the model itself; see `bytes_in_training`."""
     train = context.data.train
     images = min(recipe.batch_size, 64, len(train.targets))
     few = train.inputs[:images].clone(), train.targets[:images].clone()
@@ -39,9 +37,9 @@ def bytes_per_network(context: RunContext, recipe: Recipe) -> int:
 def bytes_in_training(
     model: nn.Module, inputs: Tensor, targets: Tensor, batch: int, loss_fn: Callable[..., Tensor] = F.cross_entropy
 ) -> int:
-    """Copies of a model's weights, and what its forward pass keeps for the backward one, scaled up to a batch size.
+    """Return the bytes of a model in training: copies of its weights, and saved activations scaled to a batch size.
 
-    The latter is the size of the tensors that autograd saves for a few images, which must own their memory.
+    The latter are the tensors that autograd saves for a few images, which must own their memory.
     """
     model.train()
 
@@ -49,7 +47,7 @@ def bytes_in_training(
         return loss_fn(model(inputs), targets)
 
     weights, activations = _kept_for_backward(model, forward)
-    return int(COPIES * weights + SLACK * activations * batch / len(inputs))
+    return int(WEIGHT_COPIES * weights + BACKWARD_FACTOR * activations * batch / len(inputs))
 
 
 def bytes_in_measuring(
@@ -60,8 +58,8 @@ def bytes_in_measuring(
     vectors: int,
     loss_fn: Callable[..., Tensor] = F.cross_entropy,
 ) -> int:
-    """What the Hessian's products hold: so many vectors of the weights' size, the graph of the gradient of so many
-    images, counted on a few of them, and gradients of single images."""
+    """Return the bytes of Hessian-vector products: ``vectors`` of the size of the weights, the graph of the gradient of
+    ``images`` images, extrapolated from a few, and per-sample gradients."""
     model.eval()
 
     def gradient() -> tuple[Tensor, ...]:
@@ -70,14 +68,16 @@ def bytes_in_measuring(
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
         weights, graph = _kept_for_backward(model, gradient)
-    return int((COPIES + vectors) * weights + SINGLE + TWICE * graph * images / len(inputs))
+    return int(
+        (WEIGHT_COPIES + vectors) * weights + PER_SAMPLE_BYTES + DOUBLE_BACKWARD_FACTOR * graph * images / len(inputs)
+    )
 
 
 def _kept_for_backward(model: nn.Module, run: Callable[[], object]) -> tuple[int, int]:
-    """Bytes of a model's state, and of what autograd keeps beside it while something runs."""
+    """Bytes of a model's state, and of the other tensors that autograd saves while ``run`` runs."""
     weights = {each.untyped_storage().data_ptr(): each.nbytes for each in model.state_dict().values()}
     kept: dict[int, int] = {}
-    alive: list[object] = []  # so that no address is counted twice
+    alive: list[object] = []  # so that no address is reused
 
     def note(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -90,7 +90,7 @@ def _kept_for_backward(model: nn.Module, run: Callable[[], object]) -> tuple[int
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now: on a CUDA device its own, else the machine's or this container's, whichever is less."""
+    """Return the free bytes of a CUDA device, or the smaller of the machine's and the container's free memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [2**32]
@@ -105,17 +105,17 @@ def free_bytes(device: torch.device) -> int:
 
 
 def networks_that_fit(context: RunContext, recipe: Recipe, workers: int) -> int:
-    """How many networks may be trained at once in each of so many workers; at least 1."""
-    budget = SHARE * free_bytes(context.device) / max(1, workers)
+    """Return how many networks each of a number of workers can train at once; at least 1."""
+    budget = MAX_MEMORY_SHARE * free_bytes(context.device) / max(1, workers)
     if context.device.type == "cpu":
-        budget -= PROCESS
+        budget -= PROCESS_BYTES
     return max(1, int(budget // bytes_per_network(context, recipe)))
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has had so far.
+    """Return the peak memory of this process.
 
-    On Linux the kernel's mark of this very program: ``ru_maxrss`` also holds what the process that started it had."""
+    On Linux from VmHWM: ``ru_maxrss`` includes the peak of the parent process."""
     for line in _read("/proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

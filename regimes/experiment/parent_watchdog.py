@@ -1,4 +1,4 @@
-"""Processes that end with the command that started them."""
+"""Watchdog that ends a worker process when its parent has died."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 import threading
 import time
 
-LOOK = 1.0  # seconds between looks
+POLL_SECONDS = 1.0
 
 
-def end_with(command: int) -> None:
-    """End this process once a command (its number) is no longer its parent: it has nobody left to work for.
+def exit_with_parent(command: int) -> None:
+    """Exit this process when its parent process, of id ``command``, has died.
 
-    For the start of a worker, or an executor's ``initializer``: where a command is killed, its workers would go on, or
-    wait for work for ever.
+    To be called at the start of a worker, or as an executor's ``initializer``; otherwise the workers of a killed
+    command would keep running or wait forever.
     """
     threading.Thread(target=_watch, args=(command,), daemon=True).start()
 
 
 def _watch(command: int) -> None:
     while os.getppid() == command:
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Try what a sweep names on a fresh model before any work, so that what cannot go says so at once."""
+"""Trial calls of a sweep's losses, pruner and discovery on a new model, to report errors before any work."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from torch import Tensor
 
 from regimes.config.sweep import Sweep
 from regimes.discovery import ESTIMATORS
-from regimes.discovery.trace_graph import anatomy_of
+from regimes.discovery.trace_graph import trace_graph
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
 from regimes.pruners.channels import shrink
 from regimes.pruners.prune import prune
-from regimes.registry import load
+from regimes.registry import lookup
 
 
 def try_losses(sweep: Sweep, context: RunContext) -> None:
     """Call the losses of both recipes on two inputs.
 
     Raises:
-        UserError: one raises, or does not give one number that depends on the outputs.
+        UserError: a loss raises, or does not return one number that depends on the outputs.
     """
     with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # shapes that do not fit warn first, then raise
+        warnings.simplefilter("ignore")  # mismatching shapes warn first, then raise
         model = context.new_model(seed=0)
         train = context.data.train
         for key, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
-            said = f"{key}.loss = '{recipe.loss}'"
+            where = f"{key}.loss = '{recipe.loss}'"
             try:
                 answers = model(train.inputs[:2])
                 value = recipe.training_loss(answers, train.targets[:2])
             except Exception as error:  # a user's function may raise anything
                 reason = (str(error).splitlines() or [""])[0]
-                raise UserError(f"{said} raised {type(error).__name__}: {reason}") from error
+                raise UserError(f"{where} raised {type(error).__name__}: {reason}") from error
             if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                 got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise UserError(f"{said} returned {got}; the mean loss of the batch is expected, one number of torch's")
+                raise UserError(f"{where} returned {got}; expected the mean loss of the batch, one number of torch")
 
 
 def try_pruner(sweep: Sweep, context: RunContext) -> None:
-    """Prune a fresh model to the lowest density, where the pruner or the allocation is a user's own.
+    """Prune a new model to the lowest density, if the pruner or the allocation is user-defined.
 
     Raises:
-        UserError: one raises, or its scores or counts do not fit.
+        UserError: one of them raises, or returns scores or counts that do not fit.
     """
     load = sweep.load
     if ":" not in load.pruner + load.allocation:
         return
-    said = f"[load] pruner = '{load.pruner}', allocation = '{load.allocation}'"
+    where = f"[load] pruner = '{load.pruner}', allocation = '{load.allocation}'"
     with one_thread():
         generator, loss_fn = torch.Generator().manual_seed(0), sweep.recipe.loss_fn
         try:
@@ -63,17 +63,17 @@ def try_pruner(sweep: Sweep, context: RunContext) -> None:
                 loss_fn,
             )
         except UserError as error:
-            raise UserError(f"{said}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
         except (Exception, SystemExit) as error:  # a user's function may raise anything
             reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"{said} raised {type(error).__name__}: {reason}") from error
+            raise UserError(f"{where} raised {type(error).__name__}: {reason}") from error
 
 
 def try_channels(sweep: Sweep, context: RunContext) -> None:
-    """Take channels from a fresh model down to each density.
+    """Remove channels from a new model down to each density.
 
     Raises:
-        UserError: torch-pruning is missing or cannot follow the model, or a density is out of reach.
+        UserError: torch-pruning is missing or cannot trace the model, or a density cannot be reached.
     """
     with one_thread(), torch.no_grad():
         model = context.new_model(seed=0)
@@ -82,12 +82,12 @@ def try_channels(sweep: Sweep, context: RunContext) -> None:
 
 
 def try_discovery(sweep: Sweep, context: RunContext) -> None:
-    """Look for units and blocks in a fresh model.
+    """Find the removable units and blocks of a new model.
 
     Raises:
-        UserError: torch-pruning is missing or cannot follow the model, nothing in it can leave, or an estimator is
+        UserError: torch-pruning is missing or cannot trace the model, nothing in it can be removed, or the estimator is
             unknown.
     """
-    load(ESTIMATORS, sweep.load.discover.estimator, "estimator")
+    lookup(ESTIMATORS, sweep.load.discover.estimator, "estimator")
     with one_thread():
-        anatomy_of(context.new_model(seed=0), context.data.train.inputs[:2])
+        trace_graph(context.new_model(seed=0), context.data.train.inputs[:2])

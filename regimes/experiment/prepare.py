@@ -1,4 +1,4 @@
-"""Prepare a run: read the sweep, load the data, try the model, choose the engines, lay out and survey the stages."""
+"""Preparation of a run: read the sweep, load the data, check the model, choose engines, list stages and progress."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ from pathlib import Path
 
 from regimes.config.sweep import Sweep
 from regimes.config.sweep_file import read_sweep
-from regimes.experiment.context import ContextSpec, Numerics, RunContext, numerics_of
+from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.engine_selection import EngineChoice, lanes_that_fit, select_engines
 from regimes.experiment.expand import expand
-from regimes.experiment.run_metadata import same_numerics
+from regimes.experiment.numerics import Numerics, numerics_of
+from regimes.experiment.run_metadata import check_numerics
 from regimes.experiment.schedule import Progress, scan_store
 from regimes.experiment.stages.stage import Stage
 from regimes.experiment.store import Store, open_store
-from regimes.registry import allow_imports_from, load
+from regimes.registry import allow_imports_from, lookup
 from regimes.training import ENGINES
 from regimes.training.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep with its data loaded, its stages laid out and its folder surveyed.
+    """A sweep with its data loaded, its stages listed and its folder scanned.
 
-    ``lanes`` says how many networks are trained at once, {"train": n, "retrain": m}; ``origin`` says which file the
-    sweep came from, and the folder that its user's own modules stand in.
+    Attributes:
+        sweep: the sweep.
+        spec: description of the run context, for worker processes.
+        context: the run context.
+        store: the store of the run folder.
+        stages: all stages of the sweep, each after those it needs.
+        progress: the stages that are done, pending and failed.
+        origin: the file that the sweep was read from, and the folder of user modules.
+        lanes: number of networks trained at once, {"train": n, "retrain": m}.
     """
 
     sweep: Sweep
@@ -52,20 +60,24 @@ def prepare(
     workers: int = 1,
     changes: Sequence[str] = (),
 ) -> Prepared:
-    """Load the data, lay the stages out and look at what the folder already holds; writes nothing."""
+    """Load the data, list the stages and scan the folder, without writing anything; for the arguments see `run`.
+
+    Raises:
+        UserError: an error in the sweep, or numerics that differ from the run's.
+    """
     if sweep is None:
         sweep, origin = stored_sweep(out or "")
     elif isinstance(sweep, Sweep):
         origin = {"file": "a sweep made in Python", "imports_from": os.getcwd()}
     else:
-        asked = "".join(f" --set {shlex.quote(each)}" for each in changes)
-        origin = {"file": f"{sweep}{asked}", "imports_from": str(Path(sweep).resolve().parent)}
+        overrides = "".join(f" --set {shlex.quote(change)}" for change in changes)
+        origin = {"file": f"{sweep}{overrides}", "imports_from": str(Path(sweep).resolve().parent)}
         sweep = read_sweep(sweep, changes)
     store = Store(Path("runs") / sweep.name if out is None else out)
     if engine is not None:
-        load(ENGINES, engine, "engine")
-    head = store.head
-    began = Numerics(**head["numerics"]) if head else None
+        lookup(ENGINES, engine, "engine")
+    info = store.run_info
+    began = Numerics(**info["numerics"]) if info else None
     usual = began or Numerics("eager", "eager", "", "", "", "")
     dense, other = (engine or usual.dense, engine or usual.engine)
     numerics = numerics_of(device, dense, other, precision or usual.precision)
@@ -75,18 +87,20 @@ def prepare(
     stages = expand(sweep, context)
     lanes: dict[str, int] = {}
     if engine is None and began is None:
-        known = remembered(numerics, store, precision)
+        known = numerics_from_records(numerics, store, precision)
         numerics, lanes = (known, {}) if known else _choose(numerics, select_engines(context, sweep, stages, workers))
-    lanes = lanes or lanes_of(numerics, (head or {}).get("lanes", {}), sweep, context, workers)
-    if not mixed and (began is not None or store.head is None):
-        same_numerics(store, numerics)  # else another command has just begun this run: `begin` adopts its engines
+    lanes = lanes or lane_counts(numerics, (info or {}).get("lanes", {}), sweep, context, workers)
+    if not mixed and (began is not None or store.run_info is None):
+        check_numerics(
+            store, numerics
+        )  # otherwise another process has just started this run: `start_run` adopts its engines
     spec = dataclasses.replace(context.spec, numerics=numerics, fingerprint=context.loaded.fingerprint)
     context.spec = spec
     return Prepared(sweep, spec, context, store, stages, scan_store(stages, store), origin, lanes)
 
 
 def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
-    """The sweep that a run's folder was last made with, and its origin.
+    """Return the sweep that a folder was last run with, and its origin.
 
     Raises:
         UserError: there is no run in the folder.
@@ -102,33 +116,33 @@ def _choose(numerics: Numerics, choices: dict[str, EngineChoice]) -> tuple[Numer
     return dataclasses.replace(numerics, **engines), {kind: choice.lanes for kind, choice in choices.items()}
 
 
-def lanes_of(
+def lane_counts(
     numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, context: RunContext, workers: int
 ) -> dict[str, int]:
-    """How many networks each engine is given at once: as the run had it, or the usual number; less if memory is short.
+    """Return the number of lanes for "train" and "retrain": the run's own or the default, fewer if memory is short.
 
-    The number is no part of the numerics: bits do not depend on it.
+    The number is not part of the numerics, because bits do not depend on it.
     """
     dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
     largest = {"train": max(dense, key=lambda recipe: recipe.batch_size), "retrain": sweep.retrain}
     engines = {"train": numerics.dense, "retrain": numerics.engine}
-    labs = [context.sized(size) for size in sweep.sizes()]
+    contexts = [context.sized(size) for size in sweep.sizes()]
     wanted = {kind: count for kind, count in usual.items() if count > 1}
     return {
         kind: 1
         if engine == "eager"
-        else min(lanes_that_fit(each, engine, largest[kind], wanted.get(kind, 0), workers) for each in labs)
+        else min(lanes_that_fit(each, engine, largest[kind], wanted.get(kind, 0), workers) for each in contexts)
         for kind, engine in engines.items()
     }
 
 
-def remembered(numerics: Numerics, store: Store, precision: str | None) -> Numerics | None:
-    """The numerics of a run whose run.json was removed, by the id that its records bear; None where there are none."""
+def numerics_from_records(numerics: Numerics, store: Store, precision: str | None) -> Numerics | None:
+    """Return the numerics of a run whose run.json was removed, by the id in its records; None if there are none."""
     known = next(store.numerics(), None)
     if known is None:
         return None
     choices = itertools.product(ENGINES, ENGINES, [precision] if precision else PRECISIONS)
     candidates = (
-        dataclasses.replace(numerics, dense=dense, engine=engine, precision=each) for dense, engine, each in choices
+        dataclasses.replace(numerics, dense=dense, engine=engine, precision=steps) for dense, engine, steps in choices
     )
-    return next((each for each in candidates if each.id == known), None)
+    return next((candidate for candidate in candidates if candidate.id == known), None)

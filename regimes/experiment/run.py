@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regimes.config.sweep import Sweep
+from regimes.experiment.environment import default_workers
 from regimes.experiment.executors import StopRun, by_processes, in_process
 from regimes.experiment.prepare import Prepared, prepare
-from regimes.experiment.run_metadata import default_workers, log, start_run
+from regimes.experiment.run_metadata import log, start_run
 from regimes.experiment.schedule import Progress, fleets, scan_store, with_dependencies
 from regimes.experiment.stages.stage import Outcome, Stage
 

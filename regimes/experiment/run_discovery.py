@@ -1,4 +1,4 @@
-"""Discover structures as a file asks: one training for each pressure and seed, each resumed where it stopped."""
+"""Runner of discovery files: one training for each pressure and seed, resumed if interrupted."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from regimes.config.discovery import Pressure
 from regimes.config.discovery_file import DiscoveryConfig
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.discovery import ESTIMATORS
-from regimes.discovery.api import Discovery, Saved, epochs, found
+from regimes.discovery.api import Checkpoint, Discovery, discovery_of, train_epochs
 from regimes.discovery.gated_training import GatedTraining, Row
 from regimes.discovery.save_network import PLAN, WEIGHTS, save
 from regimes.errors import RunFailed, UserError
-from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, replace, write_checked
-from regimes.experiment.context import ContextSpec, RunContext, numerics_of, one_thread
+from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, write_atomic, write_checked
+from regimes.experiment.context import ContextSpec, RunContext, one_thread
+from regimes.experiment.numerics import numerics_of
 from regimes.landscape.error import mean_error
 from regimes.registry import source_id
 
 RECORD, PROGRESS = "discovery.json", "progress"
-EVERY = 10.0  # seconds of training between two notes of progress
-IMAGES, PASSES = 256, 20  # by which the time of inference is taken
+SAVE_INTERVAL = 10.0  # seconds of training between two checkpoints
+TIMING_BATCH, TIMING_PASSES = 256, 20  # for the inference time
 
 Watch = Callable[["DiscoveryTask", Row], None]
 
@@ -36,62 +37,62 @@ class DiscoveryTask:
     """One training of a `DiscoveryConfig`.
 
     Attributes:
-        wanted: what is asked.
-        pressure: of this training.
-        seed: of this training.
-        folder: of its files.
+        config: the discovery file.
+        pressure: the pressure of this training.
+        seed: the seed of this training.
+        folder: the folder of its files.
     """
 
-    wanted: DiscoveryConfig
+    config: DiscoveryConfig
     pressure: Pressure
     seed: int
     folder: Path
 
     @property
     def name(self) -> str:
-        """For people: the pressure and the seed."""
+        """The pressure and the seed, for display."""
         return f"nu {self.pressure.nu:g}, seed {self.seed}"
 
 
-def tasks(wanted: DiscoveryConfig, out: Path) -> list[DiscoveryTask]:
-    """All trainings, seed by seed."""
+def tasks(config: DiscoveryConfig, out: Path) -> list[DiscoveryTask]:
+    """Return all trainings of a discovery file, seed by seed."""
     return [
-        DiscoveryTask(wanted, pressure, seed, out / f"nu-{pressure.nu:.12g}-seed-{seed}")
-        for seed in range(wanted.seeds)
-        for pressure in wanted.pressures
+        DiscoveryTask(config, pressure, seed, out / f"nu-{pressure.nu:.12g}-seed-{seed}")
+        for seed in range(config.seeds)
+        for pressure in config.pressures
     ]
 
 
-def context_of(wanted: DiscoveryConfig, device: str, folder: Path) -> RunContext:
-    """Data, model and device; checks that the model fits the data."""
+def context_of(config: DiscoveryConfig, device: str, folder: Path) -> RunContext:
+    """Return the run context of a discovery file, after checking that the model fits the data."""
     numerics = numerics_of(device, "eager", "eager")
-    context = RunContext(ContextSpec(wanted.data, wanted.model, device, numerics, str(folder)))
+    context = RunContext(ContextSpec(config.data, config.model, device, numerics, str(folder)))
     context.check_model()
     return context
 
 
 def run_task(task: DiscoveryTask, context: RunContext, watch: Watch | None = None) -> Record:
-    """Do one training, or what is left of it; returns its record, which stands in its folder beside the network.
+    """Run or resume one training; return its record, which is also written to its folder with the network.
 
     Raises:
-        UserError: the folder holds another discovery; see `regimes.discover` for the rest.
-        RunFailed: its loss was not finite.
+        UserError: the folder holds another discovery; see `regimes.discover` for others.
+        RunFailed: the loss is not finite.
     """
     key = digest(_describe(task, context))
     done = _read(task.folder / RECORD)
     if done is not None:
         if done["key"] != key:
-            raise UserError(f"{task.folder}: holds another discovery; take another --out, or remove it")
+            raise UserError(f"{task.folder}: holds a different discovery; choose another --out, or remove it")
         if all((task.folder / name).exists() for name in (WEIGHTS, PLAN)):
             return done
     model = context.new_model(seed_of("init", task.seed))
     with one_thread():
-        search = GatedTraining(model, context.data, task.wanted.recipe, task.pressure, ("dense", task.seed))
+        search = GatedTraining(model, context.data, task.config.recipe, task.pressure, ("dense", task.seed))
         last = time.monotonic()
-        for saved in epochs(search, _load_progress(task.folder, key)):
+        for saved in train_epochs(search, _load_progress(task.folder, key)):
             if watch is not None:
                 watch(task, search.history[-1])
-            if time.monotonic() - last > EVERY:
+            if time.monotonic() - last > SAVE_INTERVAL:
                 _keep_progress(task.folder, key, saved)
                 last = time.monotonic()
         return _finish(task, context, search, key)
@@ -100,11 +101,11 @@ def run_task(task: DiscoveryTask, context: RunContext, watch: Watch | None = Non
 def _finish(task: DiscoveryTask, context: RunContext, search: GatedTraining, key: str) -> Record:
     if search.diverged:
         raise RunFailed(f"{task.name}: {search.message}")
-    discovery = found(search)
-    save(discovery.model, search.anatomy, context.data.train.inputs, task.folder)
-    record = record_of(discovery, context, task.wanted.recipe.loss_fn)
+    discovery = discovery_of(search)
+    save(discovery.model, search.graph, context.data.train.inputs, task.folder)
+    record = record_of(discovery, context, task.config.recipe.loss_fn)
     record |= {"key": key, "nu": task.pressure.nu, "seed": task.seed, "pressure": task.pressure.model_dump()}
-    record["layers"] = [group.name for group in search.full_anatomy.groups]  # from input to output, for pictures
+    record["layers"] = [group.name for group in search.full_graph.groups]  # from input to output, for pictures
     write_checked(task.folder / RECORD, record)
     for leftover in task.folder.glob(f"{PROGRESS}.*"):
         leftover.unlink()
@@ -112,7 +113,7 @@ def _finish(task: DiscoveryTask, context: RunContext, search: GatedTraining, key
 
 
 def record_of(discovery: Discovery, context: RunContext, loss_fn: Callable[..., Any]) -> Record:
-    """What there is to know of a discovery, as plain data; errors are those of the network as it is saved."""
+    """Return the record of a discovery as plain data; errors are those of the saved network."""
     model = discovery.model
     return {
         "val_error": mean_error(model, context.data.val, loss_fn),
@@ -132,20 +133,20 @@ def record_of(discovery: Discovery, context: RunContext, loss_fn: Callable[..., 
 
 
 def inference_seconds(model: nn.Module, inputs: Tensor) -> float:
-    """Seconds a thousand inputs take in eval mode, in batches of 256: the median of some passes, one to warm up."""
-    batch = inputs[:IMAGES]
+    """Return the seconds for a thousand inputs in eval mode, in batches of 256: median of 20 passes after a warm-up."""
+    batch = inputs[:TIMING_BATCH]
     training = model.training
     model.eval()
     found = []
     with one_thread(), torch.no_grad():
-        for _ in range(PASSES + 1):
+        for _ in range(TIMING_PASSES + 1):
             started = time.perf_counter()
             model(batch)
             if batch.is_cuda:
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - started)
     model.train(training)
-    return 1000 * sorted(found[1:])[PASSES // 2] / len(batch)
+    return 1000 * sorted(found[1:])[TIMING_PASSES // 2] / len(batch)
 
 
 def _describe(task: DiscoveryTask, context: RunContext) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _describe(task: DiscoveryTask, context: RunContext) -> dict[str, Any]:
         **context.identity,
         "schema": SCHEMA,
         "stage": "discover",
-        "recipe": task.wanted.recipe.science(),
+        "recipe": task.config.recipe.key_fields(),
         "pressure": task.pressure.model_dump(),
         "estimator": source_id(ESTIMATORS, task.pressure.estimator, "estimator"),
         "seed": task.seed,
@@ -165,23 +166,23 @@ def _read(path: Path) -> Record | None:
     try:
         return read_checked(path)
     except DamagedFile:
-        return None  # it is made again
+        return None  # it is written again
 
 
-def _keep_progress(folder: Path, key: str, saved: Saved) -> None:
-    """The tensors first, under a name of their own: a note that is there has its tensors."""
+def _keep_progress(folder: Path, key: str, saved: Checkpoint) -> None:
+    """Write the tensors first, under a new name, so that the progress file always refers to existing tensors."""
     from safetensors.torch import save as packed
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = folder / f"{PROGRESS}.{saved.epoch}.safetensors"
-    replace(tensors, packed({name: each.contiguous() for name, each in saved.tensors.items()}))
+    write_atomic(tensors, packed({name: each.contiguous() for name, each in saved.tensors.items()}))
     write_checked(folder / f"{PROGRESS}.json", {"key": key, "epoch": saved.epoch, "facts": saved.facts})
     for old in folder.glob(f"{PROGRESS}.*.safetensors"):
         if old != tensors:
             old.unlink()
 
 
-def _load_progress(folder: Path, key: str) -> Saved | None:
+def _load_progress(folder: Path, key: str) -> Checkpoint | None:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -191,5 +192,5 @@ def _load_progress(folder: Path, key: str) -> Saved | None:
     try:
         tensors = load((folder / f"{PROGRESS}.{note['epoch']}.safetensors").read_bytes())
     except (OSError, ValueError, SafetensorError):
-        return None  # truncated, or gone: from the start
-    return Saved(note["epoch"], tensors, note["facts"])
+        return None  # truncated or missing: start again
+    return Checkpoint(note["epoch"], tensors, note["facts"])

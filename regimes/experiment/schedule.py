@@ -1,4 +1,4 @@
-"""The plan: every stage of a sweep, laid out in the order of the method, and which of them are still to do."""
+"""Scheduling: the progress of a run, the grouping of pending stages into fleets, and the queue of fleets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regimes.experiment.stages.discover import DiscoverStage
 from regimes.experiment.stages.measure import MeasureStage
 from regimes.experiment.stages.pretrained import PretrainedStage
 from regimes.experiment.stages.retrain import RetrainStage
-from regimes.experiment.stages.stage import Stage, size_of
+from regimes.experiment.stages.stage import Outcome, Stage, size_of
 from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.training.fleet import PER_NETWORK_FIELDS
@@ -21,11 +21,11 @@ from regimes.training.fleet import PER_NETWORK_FIELDS
 
 @dataclass(frozen=True)
 class Fleet:
-    """Stages of one kind that are handed out together: what a worker runs, and what is lost when it is killed.
+    """Stages of one kind that a worker does together.
 
     Attributes:
-        kind: train, prune, retrain or measure.
-        stages: networks trained together, one network's masks, or one pruned network's measurements.
+        kind: "train", "given", "prune", "discover", "retrain" or "measure".
+        stages: networks trained together, masks of one network, or measurements of one pruned network.
     """
 
     kind: str
@@ -33,12 +33,12 @@ class Fleet:
 
     @property
     def needs(self) -> set[str]:
-        """Keys of the stages that have to be done before."""
+        """Keys of the stages that must be done first."""
         own = {stage.key for stage in self.stages}
         return {need.key for stage in self.stages for need in stage.needs} - own
 
     def halves(self) -> list[Fleet]:
-        """The fleet cut in two by networks, or itself when it holds one; a training's snapshots stay together."""
+        """Return the fleet split in two by networks, or itself if it has one; snapshots of a training stay together."""
         networks: dict[str, list[Stage]] = {}
         for stage in self.stages:
             networks.setdefault(stage.training if isinstance(stage, TrainStage) else stage.key, []).append(stage)
@@ -49,23 +49,23 @@ class Fleet:
         return [Fleet(self.kind, tuple(stage for network in part for stage in network)) for part in parts]
 
     def without(self, failed: set[str]) -> Fleet:
-        """The fleet without the stages that need a failed one, each of which is added to ``failed``."""
-        left = tuple(stage for stage in self.stages if not any(need.key in failed for need in stage.needs))
-        failed |= {stage.key for stage in self.stages} - {stage.key for stage in left}
-        return self if len(left) == len(self.stages) else Fleet(self.kind, left)
+        """Return the fleet without stages that need a failed one; the keys of those are added to ``failed``."""
+        rest = tuple(stage for stage in self.stages if not any(need.key in failed for need in stage.needs))
+        failed |= {stage.key for stage in self.stages} - {stage.key for stage in rest}
+        return self if len(rest) == len(self.stages) else Fleet(self.kind, rest)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a store already holds of a plan.
+    """Progress of a run.
 
     Attributes:
-        todo: stages to do now, each after those it needs.
-        done: keys of the stages with a sound record.
+        todo: pending stages that can be done, each after those it needs.
+        done: keys of the stages with an intact record.
         failed: {key: error} of stages that raised.
-        blocked: keys of the stages that wait for a failed one.
-        diverged: how many of the done ones diverged.
-        damaged: {key: line} for each file that is not what was written; those stages are among ``todo``.
+        blocked: keys of the stages that need a failed one.
+        diverged: number of done stages that diverged.
+        damaged: {key: message} of damaged files; their stages are among ``todo``.
     """
 
     todo: tuple[Stage, ...]
@@ -77,9 +77,9 @@ class Progress:
 
 
 def scan_store(stages: Sequence[Stage], store: Store) -> Progress:
-    """Read every record of the plan, check every weight file, and say what is left to do.
+    """Read every record, check every weight file, and return the progress; writes nothing.
 
-    Weights that were removed (``regimes clean``) are made again only where a stage to do needs them. Changes nothing.
+    Weights that were removed (``regimes clean``) are recomputed only if a pending stage needs them.
     """
     damaged: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -103,15 +103,15 @@ def scan_store(stages: Sequence[Stage], store: Store) -> Progress:
         failure = store.failure(key)
         if failure is not None:
             failed[key] = failure["error"]
-    todo, blocked = _closure(stages, missing, without_weights, failed)
+    todo, blocked = _pending_and_blocked(stages, missing, without_weights, failed)
     done = frozenset(stage.key for stage in stages if stage.key not in missing)
     return Progress(todo, done, failed, blocked, damaged, diverged)
 
 
-def _closure(
+def _pending_and_blocked(
     stages: Sequence[Stage], missing: set[str], without_weights: set[str], failed: Iterable[str]
 ) -> tuple[tuple[Stage, ...], frozenset[str]]:
-    """Stages to do, in order, and the keys of those that wait for a failed one."""
+    """Pending stages, in order, and the keys of those that need a failed one."""
     stuck = set(failed)
     remade = missing | without_weights
     for stage in stages:
@@ -126,7 +126,7 @@ def _closure(
 
 
 def with_dependencies(todo: Sequence[Stage], wanted: Callable[[Stage], bool]) -> tuple[Stage, ...]:
-    """The stages to do that are wanted, and those that they need."""
+    """Return the pending stages that are wanted, and those that they need."""
     keys: set[str] = set()
     for stage in reversed(todo):
         if stage.key in keys or wanted(stage):
@@ -135,13 +135,13 @@ def with_dependencies(todo: Sequence[Stage], wanted: Callable[[Stage], bool]) ->
 
 
 def fleets(stages: Iterable[Stage], capacity: Mapping[str, int], workers: int = 1) -> list[Fleet]:
-    """Group stages into fleets: networks that can be trained together, masks and measurements that share a network.
+    """Group stages into fleets: networks that can be trained together; masks and measurements of one network.
 
     Args:
-        stages: to do, each after those it needs.
-        capacity: {"train": n, "retrain": m}, how many networks the engines train at once; fleets are at most that
-            large, and smaller where that keeps all workers busy.
-        workers: how many processes will share the work.
+        stages: pending stages, each after those it needs.
+        capacity: {"train": n, "retrain": m}, the maximum size of fleets; they are smaller if that keeps all workers
+            busy.
+        workers: number of worker processes.
     """
     stages = list(stages)
     order = {stage.key: index for index, stage in enumerate(stages)}
@@ -151,33 +151,34 @@ def fleets(stages: Iterable[Stage], capacity: Mapping[str, int], workers: int = 
         if isinstance(stage, TrainStage):
             asked[stage.training] = (*asked.get(stage.training, ()), stage.epoch)
     for stage in stages:
-        groups.setdefault(_alike(stage, asked), []).append(stage)
-    found = []
+        groups.setdefault(_fleet_key(stage, asked), []).append(stage)
+    grouped = []
     for members in groups.values():
         if isinstance(members[0], (TrainStage, RetrainStage)):
-            found += [Fleet(members[0].kind, part) for part in _parts(members, capacity[members[0].kind], workers)]
+            kind = members[0].kind
+            grouped += [Fleet(kind, part) for part in _split_evenly(members, capacity[kind], workers)]
         else:
-            found.append(Fleet(members[0].kind, tuple(members)))
-    # The dense trainings first: everything waits for them.
-    return sorted(found, key=lambda fleet: (fleet.kind not in ("train", "given"), order[fleet.stages[0].key]))
+            grouped.append(Fleet(members[0].kind, tuple(members)))
+    # Dense trainings first: everything depends on them.
+    return sorted(grouped, key=lambda fleet: (fleet.kind not in ("train", "given"), order[fleet.stages[0].key]))
 
 
 def fleet_count(networks: int, capacity: int, workers: int) -> int:
-    """How many fleets so many networks make: as few as the capacity allows, evenly shared out among workers."""
+    """Return the number of fleets: as few as the capacity allows, but a multiple of the workers if possible."""
     count = math.ceil(networks / capacity)
     if capacity > 1 and count % workers and networks >= 2 * workers:
         count += workers - count % workers
     return count
 
 
-def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """What stages of one fleet have in common."""
+def _fleet_key(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Key that the stages of one fleet share."""
     if isinstance(stage, TrainStage):
-        return ("train", _shape(stage.recipe), str(asked[stage.training]), str(size_of(stage.at)))
+        return ("train", _stackable_key(stage.recipe), str(asked[stage.training]), str(size_of(stage.coords)))
     if isinstance(stage, RetrainStage):
         # One round after the other; networks that have lost channels go with those that have lost as many.
-        small = str(stage.pruned.at[stage.pruned.load.axis[0]]) if stage.pruned.load.structured else ""
-        return ("retrain", _shape(stage.recipe), str(stage.pruned.round), small, str(size_of(stage.at)))
+        small = str(stage.pruned.coords[stage.pruned.load.axis[0]]) if stage.pruned.load.structured else ""
+        return ("retrain", _stackable_key(stage.recipe), str(stage.pruned.round), small, str(size_of(stage.coords)))
     if isinstance(stage, PretrainedStage):
         return ("given",)
     if isinstance(stage, MeasureStage):
@@ -187,13 +188,13 @@ def _alike(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str, ...
     return ("prune", stage.needs[0].key)
 
 
-def _shape(recipe: Recipe) -> str:
-    """Fields that recipes of one fleet share: all but `PER_NETWORK_FIELDS`. SAM and plain SGD do not mix."""
+def _stackable_key(recipe: Recipe) -> str:
+    """Fields that the recipes of one fleet share: all but `PER_NETWORK_FIELDS`; SAM and plain SGD do not mix."""
     return str(canonical([recipe.model_dump(exclude=set(PER_NETWORK_FIELDS)), recipe.sam_rho > 0]))
 
 
-def _parts(members: Sequence[Stage], capacity: int, workers: int) -> Iterator[tuple[Stage, ...]]:
-    """Cut stages into parts of at most ``capacity`` networks, of even size; a training's snapshots stay together."""
+def _split_evenly(members: Sequence[Stage], capacity: int, workers: int) -> Iterator[tuple[Stage, ...]]:
+    """Split stages into parts of at most ``capacity`` networks and even size; snapshots of a training stay together."""
     networks: dict[str, list[Stage]] = {}
     for stage in members:
         networks.setdefault(stage.training if isinstance(stage, TrainStage) else stage.key, []).append(stage)
@@ -203,3 +204,42 @@ def _parts(members: Sequence[Stage], capacity: int, workers: int) -> Iterator[tu
         chosen = each[part * len(each) // count : (part + 1) * len(each) // count]
         if chosen:
             yield tuple(stage for network in chosen for stage in network)
+
+
+class ReadyQueue:
+    """Queue of fleets, each ready when the stages it needs are done.
+
+    Attributes:
+        fleets: the waiting fleets in order.
+        open: keys of stages that are neither done nor failed.
+        failed: keys of stages that failed or need a failed one.
+    """
+
+    def __init__(self, fleets: Iterable[Fleet]) -> None:
+        self.fleets = list(fleets)
+        self.open = {stage.key for fleet in self.fleets for stage in fleet.stages}
+        self.failed: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.fleets)
+
+    def take(self) -> Fleet | None:
+        """Remove and return the first ready fleet, None if there is none; drop stages that need a failed one."""
+        remaining = (fleet.without(self.failed) for fleet in self.fleets)
+        self.fleets = [fleet for fleet in remaining if fleet.stages]
+        self.open -= self.failed
+        for fleet in self.fleets:
+            if not fleet.needs & self.open:
+                self.fleets.remove(fleet)
+                return fleet
+        return None
+
+    def put_back(self, fleet: Fleet) -> None:
+        """Put a fleet back at the front of the queue."""
+        self.fleets.insert(0, fleet)
+
+    def close(self, outcome: Outcome) -> None:
+        """Record the outcome of a stage."""
+        self.open.discard(outcome.key)
+        if outcome.error is not None:
+            self.failed.add(outcome.key)

@@ -1,17 +1,17 @@
-"""The store: one JSON record per finished stage, weights beside it; a kill at any instant harms nothing.
+"""The store: a JSON record and a weight file for each finished stage; safe against kills at any instant.
 
 Layout of a run folder::
 
-    run.json              numerics and environment the run began with
-    layout.json           the sweep as it was last run, and which stage stands where in its grid
+    run.json              numerics and environment that the run started with
+    layout.json           the sweep as it was last run, and the grid coordinates of its stages
     records/ab/ab12….json one finished stage: values, history, description, checksum
     weights/ab/ab12….safetensors
-    failures/ab12….json   a stage that raised: its error text
-    log.jsonl             a line for each time the run was worked on
+    failures/ab12….json   the error and traceback of a stage that raised
+    log.jsonl             one line for each invocation
 
-No locks and no database: every file is written under a temporary name, flushed, and renamed. Any number of processes
-may write at once; two that do the same stage write the same bytes. This module does not import torch until weights are
-asked for.
+There are no locks and no database: every file is written under a temporary name, flushed and renamed. Any number of
+processes may write at once; two that do the same stage write the same values. This module imports torch only when
+weights are read or written.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regimes.errors import UserError
-from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, remove_leftovers, replace, write_checked
+from regimes.experiment.atomic_files import (
+    DamagedFile,
+    Record,
+    read_checked,
+    remove_leftovers,
+    write_atomic,
+    write_checked,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Store:
-    """Files of one run folder, addressed by stage key."""
+    """Files of a run folder, addressed by stage key."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -39,30 +46,30 @@ class Store:
     # -- records --------------------------------------------------------------------------------------------------
 
     def record_file(self, key: str) -> Path:
-        """Where the record of a stage is kept."""
+        """Return the path of a stage's record."""
         return self.folder / "records" / key[:2] / f"{key}.json"
 
     def read(self, key: str) -> Record | None:
-        """Return a stage's record, None when it is not done.
+        """Return a stage's record, None if it is not done.
 
         Raises:
-            Damaged: the file is there but is not what was written.
+            DamagedFile: the file is not what was written.
         """
         return read_checked(self.record_file(key), expect_key=key)
 
     def write(self, key: str, record: Record, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Keep a finished stage: its weights first, then the record that vouches for them."""
+        """Write a finished stage: first its weights, then the record with their checksum."""
         if weights is not None:
             from safetensors.torch import save
 
             content = save({name: tensor.contiguous() for name, tensor in weights.items()})
-            replace(self.weights_file(key), content)
+            write_atomic(self.weights_file(key), content)
             record = {**record, "weights": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
         write_checked(self.record_file(key), {**record, "key": key})
         self.failure_file(key).unlink(missing_ok=True)
 
     def numerics(self) -> Iterator[str]:
-        """The ids of the numerics that sound records were made with."""
+        """Iterate over the numerics ids of all intact records."""
         for path in (self.folder / "records").glob("*/*.json"):
             with contextlib.suppress(DamagedFile):
                 record = read_checked(path)
@@ -70,7 +77,7 @@ class Store:
                     yield record["numerics"]
 
     def drop(self, key: str) -> None:
-        """Forget a stage, so that it is done again."""
+        """Remove a stage's files, so that it is done again."""
         for path in (self.record_file(key), self.weights_file(key)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -80,28 +87,28 @@ class Store:
     # -- weights --------------------------------------------------------------------------------------------------
 
     def weights_file(self, key: str) -> Path:
-        """Where the weights of a stage are kept."""
+        """Return the path of a stage's weights."""
         return self.folder / "weights" / key[:2] / f"{key}.safetensors"
 
     def weights(self, key: str) -> dict[str, Tensor]:
-        """Return the tensors kept with a stage.
+        """Return the tensors of a stage.
 
         Raises:
-            Damaged: the file is missing, or its bytes are not those the record vouches for.
+            DamagedFile: the file is missing or does not match the checksum in the record.
         """
         from safetensors.torch import load
 
         record = self.read(key)
-        content = self._vouched(key, record or {})
+        content = self._read_checked_weights(key, record or {})
         if content is None:
             raise DamagedFile(f"{self.weights_file(key)}: missing")
         return load(content)
 
     def check_weights(self, key: str, record: Record) -> None:
-        """Raise Damaged when a stage's weights are there but are not those its record vouches for."""
-        self._vouched(key, record)
+        """Raise `DamagedFile` if the weights exist but do not match the checksum in the record."""
+        self._read_checked_weights(key, record)
 
-    def _vouched(self, key: str, record: Record) -> bytes | None:
+    def _read_checked_weights(self, key: str, record: Record) -> bytes | None:
         path = self.weights_file(key)
         try:
             content = path.read_bytes()
@@ -109,25 +116,23 @@ class Store:
             return None
         except OSError as error:
             raise DamagedFile(f"{path}: {error.strerror}") from error
-        promised = record.get("weights") or {}
-        if hashlib.sha256(content).hexdigest() != promised.get("sha256"):
-            raise DamagedFile(
-                f"{path}: {len(content)} bytes, {promised.get('bytes')} were written; truncated or altered"
-            )
+        expected = record.get("weights") or {}
+        if hashlib.sha256(content).hexdigest() != expected.get("sha256"):
+            raise DamagedFile(f"{path}: {len(content)} bytes, expected {expected.get('bytes')}; truncated or altered")
         return content
 
     # -- failures -------------------------------------------------------------------------------------------------
 
     def failure_file(self, key: str) -> Path:
-        """Where the error of a failed stage is kept."""
+        """Return the path of a failed stage's error."""
         return self.folder / "failures" / f"{key}.json"
 
     def fail(self, key: str, error: str, trace: str, at: Mapping[str, Any]) -> None:
-        """Keep the error of a stage that raised."""
+        """Write the error of a stage that raised."""
         write_checked(self.failure_file(key), {"key": key, "error": error, "trace": trace, "at": dict(at)})
 
     def failure(self, key: str) -> Record | None:
-        """The error of a failed stage, None when it has not failed; an unreadable one counts as none."""
+        """Return the error of a failed stage, None if there is none or its file is damaged."""
         try:
             return read_checked(self.failure_file(key), expect_key=key)
         except DamagedFile:
@@ -136,8 +141,8 @@ class Store:
     # -- the run's own files --------------------------------------------------------------------------------------
 
     @property
-    def head(self) -> Record | None:
-        """What run.json says of the numerics and the environment the run began with; None before a run.
+    def run_info(self) -> Record | None:
+        """Content of run.json, the numerics and environment that the run started with; None before a run.
 
         Raises:
             UserError: the file is damaged.
@@ -146,12 +151,12 @@ class Store:
             return self.read_json("run.json")
         except DamagedFile as error:
             raise UserError(
-                f"{error}; remove it, and `regimes run` takes this machine's numerics as the run's"
+                f"{error}; remove it, then `regimes run` writes it again with this machine's numerics"
             ) from error
 
     @property
     def checkpoints(self) -> dict[str, str]:
-        """{file: hash of what it held} of the checkpoints that this run was last laid out with."""
+        """{file: content hash} of the checkpoints in layout.json."""
         try:
             layout = self.read_json("layout.json") or {}
         except DamagedFile:
@@ -160,7 +165,7 @@ class Store:
 
     @property
     def layout(self) -> Record:
-        """What layout.json says: the sweep, and which stage stands where.
+        """Content of layout.json: the sweep and the grid coordinates of its stages.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -175,20 +180,20 @@ class Store:
             raise UserError(f"{problem}; write it again with: regimes run SWEEP.toml --out {self.folder}")
         return layout
 
-    def write_json(self, name: str, content: Record, first: bool = False) -> None:
-        """Keep one of the run's own files, e.g. run.json; with ``first`` the one that was there first stays."""
-        write_checked(self.folder / name, content, first)
+    def write_json(self, name: str, content: Record, keep_existing: bool = False) -> None:
+        """Write one of the run's own files, e.g. run.json; with ``keep_existing``, an existing one is not replaced."""
+        write_checked(self.folder / name, content, keep_existing)
 
     def read_json(self, name: str) -> Record | None:
-        """Read one of the run's own files; None when it is not there.
+        """Read one of the run's own files; return None if it does not exist.
 
         Raises:
-            Damaged: it is there but is not what was written.
+            DamagedFile: the file is not what was written.
         """
         return read_checked(self.folder / name)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of writers on this machine that were killed."""
+        """Remove temporary files of killed processes of this machine."""
         remove_leftovers(self.folder)
 
 

@@ -1,4 +1,4 @@
-"""The worker process: reads fleets from standard input, does them, writes outcomes to standard output."""
+"""Worker process: reads fleets from standard input, does them, and writes outcomes to standard output."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve until the supervisor closes the pipe; when it is gone, so is this process, in the middle of work too."""
-    # A user's code must neither read the orders nor print between the answers.
+    """Serve until the supervisor closes the pipe, then exit immediately, even in the middle of a fleet."""
+    # User code must neither read from the input pipe nor print into the output pipe.
     orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
 
-    # Before the user's folder comes first on the path: a queue.py or random.py there must not stand in for Python's.
+    # Imported before the user's folder is on the path: a queue.py or random.py there must not shadow Python's.
     import torch
 
     torch.set_num_threads(1)
@@ -31,20 +31,20 @@ def main() -> None:
     inbox: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_receive, args=(orders, inbox), daemon=True).start()
 
-    speaking = threading.Lock()
+    lock = threading.Lock()
 
     def answer(message: Any) -> None:
         try:
-            with speaking:
+            with lock:
                 pickle.dump(message, answers)
                 answers.flush()
         except BrokenPipeError:
-            os._exit(0)  # the supervisor has gone; no stage is to blame
+            os._exit(0)  # the supervisor has exited
 
     context, store = RunContext(spec), AsyncStore(spec.folder, answer)
     while True:
         run_fleet(inbox.get(), context, store, store.report)
-        answer("computed")  # and ready for the next fleet; this one's outcomes follow as they are written
+        answer("computed")  # ready for the next fleet; the outcomes follow as they are written
 
 
 def _receive(orders: Any, inbox: queue.Queue[Any]) -> None:
@@ -52,7 +52,7 @@ def _receive(orders: Any, inbox: queue.Queue[Any]) -> None:
         while True:
             inbox.put(pickle.load(orders))
     except (EOFError, OSError, pickle.UnpicklingError):
-        os._exit(0)  # the supervisor has gone
+        os._exit(0)  # the supervisor has exited
 
 
 if __name__ == "__main__":

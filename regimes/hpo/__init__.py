@@ -1,4 +1,10 @@
-"""Hyperparameters searched on small proxies: a ladder of densities that the map trusts, any Optuna study climbs it."""
+"""Hyperparameter search with pruned or narrow networks as low fidelities of an Optuna study.
+
+A trial is trained on small proxies first (`proxies`) and on the full network last; densities are given by hand or
+chosen by a regime map (`map_guidance`). `plan` builds and times the fidelities, `trial_runner` trains trials and
+reports them to the study, `search` does a whole search as ``regimes hpo`` does. `objective` and `custom_loop` serve
+Optuna studies of your own.
+"""
 
 PROXIES = {
     "narrowed": "regimes.hpo.proxies:narrowed",

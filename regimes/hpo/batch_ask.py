@@ -1,4 +1,4 @@
-"""Asking a study for a batch of trials, so that their proxies fill a fleet and every value comes up."""
+"""Ask an Optuna study for a batch of trials whose proxies can be trained as one fleet."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from regimes.hpo.search_space import Space, suggest
 from regimes.hpo.trial_attrs import note
 from regimes.training.fleet import PER_NETWORK_FIELDS
 
-SHARED = 8  # trials of a batch that share a batch size, at least: as many as a fleet of even channels needs
-RANGE = (0, 1, 2, 3)  # of a range as many values are counted
+MIN_GROUP = 8  # smallest group of trials with one batch size: the size from which even channels stack
+RANGE_AS_CHOICES = (0, 1, 2, 3)  # a range counts as this many values
 
 
-def ask(study: optuna.Study, count: int, space: Space, together: int) -> list[Trial]:
-    """New trials of a study, their values drawn.
+def ask(study: optuna.Study, count: int, space: Space, stack_size: int) -> list[Trial]:
+    """Ask a study for new trials and sample their hyperparameters.
 
-    Where proxies stack, some trials share what lanes of a fleet cannot differ in (the batch size): the first of them
-    draws it. They are as many as `shared`. Values that wait in the study stay as they are.
+    If proxies stack, consecutive trials form groups that share the hyperparameters in which lanes of a fleet cannot
+    differ (the batch size): the first trial of a group samples them; see `group_size`. Values of enqueued trials are
+    not changed.
 
     Args:
-        study: minimises one value.
-        count: trials.
-        space: of the hyperparameters.
-        together: proxies that stack.
+        study: a study that minimises one value.
+        count: number of trials.
+        space: the search space.
+        stack_size: number of proxies that are trained together.
 
     Raises:
-        UserError: the sampler or a value cannot be used.
+        UserError: the study has another direction, or its sampler rejects the space.
     """
-    check(study)
-    names, size = sorted(set(space) - set(PER_NETWORK_FIELDS)), shared(study, count, space, together)
+    check_minimises(study)
+    names, size = sorted(set(space) - set(PER_NETWORK_FIELDS)), group_size(study, count, space, stack_size)
     sampler, trials = study.sampler, list[Trial]()
     try:
         for number in range(count):
@@ -53,19 +54,27 @@ def ask(study: optuna.Study, count: int, space: Space, together: int) -> list[Tr
     return trials
 
 
-def shared(study: optuna.Study, count: int, space: Space, together: int) -> int:
-    """How many of a batch share a batch size: as many as stack, but each value may come up in every batch."""
+def group_size(study: optuna.Study, count: int, space: Space, stack_size: int) -> int:
+    """Return how many consecutive trials of a batch share a batch size.
+
+    At most ``stack_size``, and few enough that each value of the batch size can occur in every batch; 1 for CMA-ES,
+    which learns only from points that it sampled as a whole.
+    """
     names = set(space) - set(PER_NETWORK_FIELDS)
-    if not names or together == 1 or isinstance(study.sampler, optuna.samplers.CmaEsSampler):
-        return 1  # CMA-ES learns from whole points only
-    values = max(len(space[name].choices or RANGE) for name in names)
-    return max(1, min(together, max(SHARED, math.ceil(count / values))))
+    if not names or stack_size == 1 or isinstance(study.sampler, optuna.samplers.CmaEsSampler):
+        return 1
+    values = max(len(space[name].choices or RANGE_AS_CHOICES) for name in names)
+    return max(1, min(stack_size, max(MIN_GROUP, math.ceil(count / values))))
 
 
-def check(study: optuna.Study) -> None:
-    """Refuse a study that does not minimise one value."""
+def check_minimises(study: optuna.Study) -> None:
+    """Refuse a study that does not minimise a single value.
+
+    Raises:
+        UserError: the study maximises, or has several objectives.
+    """
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
-        raise UserError(f"study '{study.study_name}' does not minimise one value; losses and errors are minimised")
+        raise UserError(f"study '{study.study_name}' does not minimise one value; create it with direction='minimize'")
 
 
 def _partly(values: dict[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:

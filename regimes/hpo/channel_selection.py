@@ -1,4 +1,4 @@
-"""Which channels of a fresh network stay, once a proxy's widths are settled: the best of each group."""
+"""Selection of the channels that a proxy keeps of a fresh network, by weight magnitude or saliency."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
-from regimes.pruners.channels import dependencies
+from regimes.pruners.channels import channel_groups
 
-Scores = Callable[[nn.Module], Mapping[str, Tensor]]  # of each weight of each layer, {name in the state dict: values}
+Scores = Callable[[nn.Module], Mapping[str, Tensor]]  # model -> {name in the state dict: score of each weight}
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a group of channels is in one layer.
+    """The channels of a group in one layer.
 
     Attributes:
-        layer: its name.
-        axis: 0: they are outputs of the layer, 1: inputs.
-        positions, channels: along that axis, and the group's channel at each.
+        layer: name of the layer.
+        axis: 0 if they are output channels of the layer, 1 if they are input channels.
+        positions, channels: positions along that axis, and the group's channel at each position.
     """
 
     layer: str
@@ -33,34 +33,39 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelSelector:
-    """Cuts a fresh network down to given shapes, group by group keeping the channels with the largest scores."""
+    """Cuts a fresh network to given tensor shapes, keeping in each channel group the channels with the largest scores.
+
+    Attributes:
+        groups: groups of channels that have to be removed together.
+        scores: function that scores every weight of a network.
+    """
 
     groups: tuple[tuple[Member, ...], ...]
     scores: Scores
 
     @classmethod
     def of(cls, model: nn.Module, data: Dataset, scores: Scores) -> ChannelSelector:
-        """Find the groups by tracing a network."""
+        """Find the channel groups of a network by tracing it."""
         names = {module: name for name, module in model.named_modules()}
         groups = []
-        for group in dependencies(model, data.train.inputs[:2]):
+        for group in channel_groups(model, data.train.inputs[:2]):
             members = []
             for target, handler, positions, channels in group:
                 if target in names:
                     weight = getattr(target, "weight", None)
                     inward = handler == "prune_in_channels" and isinstance(weight, Tensor) and weight.dim() > 1
                     if inward and isinstance(weight, Tensor) and weight.shape[1] == 1:
-                        inward = False  # depthwise: one input channel for each output
+                        inward = False  # depthwise: one input channel per output
                     where = torch.tensor(positions), torch.tensor(channels)
                     members.append(Member(names[target], int(inward), *where))
             groups.append(tuple(members))
         return cls(tuple(groups), scores)
 
     def __call__(self, whole: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """The cut state dict.
+        """Return the state dict cut to ``shapes``.
 
         Raises:
-            UserError: the groups of this network do not explain the shapes.
+            UserError: the channel groups do not lead to these shapes.
         """
         state, scores = dict(whole.state_dict()), self.scores(whole)
         stay: dict[tuple[str, int], Tensor] = {}
@@ -81,8 +86,8 @@ class ChannelSelector:
                     tensor = tensor.index_select(axis, where)
             if tuple(tensor.shape) != tuple(shape):
                 raise UserError(
-                    f"cannot tell which channels of {type(whole).__name__} belong together ({name}); "
-                    "take ladder.proxy = 'narrowed' or 'channels-random'"
+                    f"cannot determine which channels of {type(whole).__name__} belong together ({name}); "
+                    "use ladder.proxy = 'narrowed' or 'channels-random'"
                 )
             cut[name] = tensor.clone()
         return cut
@@ -94,8 +99,11 @@ class ChannelSelector:
         shapes: Mapping[str, tuple[int, ...]],
         scores: Mapping[str, Tensor],
     ) -> Tensor | None:
-        """(channels,) bool: those of a group that stay; None where the group has no layer to tell how many."""
-        count, keep = 1 + max((int(each.channels.max()) for each in group if len(each.channels)), default=-1), None
+        """Return a (channels,) mask of a group's best channels; None if no layer sets the number."""
+        count, keep = (
+            1 + max((int(member.channels.max()) for member in group if len(member.channels)), default=-1),
+            None,
+        )
         total = torch.zeros(count, dtype=torch.float64)
         for member in group:
             name = f"{member.layer}.weight"
@@ -112,17 +120,21 @@ class ChannelSelector:
 
 
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
-    """Squares of the weights."""
+    """Return the squared weights of every layer."""
     return {name: each.detach().square() for name, each in layer_weights(model).items()}
 
 
 def saliencies(data: Dataset, loss_fn: Callable[..., Tensor], images: int) -> Scores:
-    """Squares of weight times gradient, on so many images: what the loss would change by, to first order."""
+    """Return a score function: (weight times gradient) squared over the first ``images`` training inputs.
+
+    The first-order change of the loss if the weight is removed.
+    """
 
     def scores(model: nn.Module) -> dict[str, Tensor]:
         weights = layer_weights(model)
         training = model.training
-        loss = loss_fn(model.eval()(data.train.inputs[:images]), data.train.targets[:images])  # no statistics change
+        model.eval()  # BatchNorm statistics stay
+        loss = loss_fn(model(data.train.inputs[:images]), data.train.targets[:images])
         slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
         model.train(training)
         pairs = zip(weights.items(), slopes, strict=True)
@@ -132,7 +144,7 @@ def saliencies(data: Dataset, loss_fn: Callable[..., Tensor], images: int) -> Sc
 
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of convolutions and linear layers, by their names in the state dict."""
+    """Return the weights of convolutions and linear layers by their names in the state dict."""
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
     return {f"{name}.weight" if name else "weight": module.weight for name, module in layers}

@@ -1,4 +1,4 @@
-"""Whether a proxy is worth its seconds."""
+"""Removal of proxies that are too slow to save time."""
 
 from __future__ import annotations
 
@@ -6,54 +6,54 @@ from collections.abc import Sequence
 
 from regimes.config.hpo import Hpo
 from regimes.hpo.fidelities import Fidelity
-from regimes.hpo.stoppers import FACTOR
+from regimes.hpo.stoppers import REDUCTION_FACTOR
 
-SLOW = 0.8  # of the next rung's time, from which a rung saves too little
+MAX_COST_SHARE = 0.8  # largest useful cost of a fidelity, as a share of the next one's
 
 
-def drop_slow(rungs: list[Fidelity], notes: list[str], most: float = SLOW) -> list[Fidelity]:
-    """Leave out proxies that are too slow by the clock to save any time.
+def drop_slow(rungs: list[Fidelity], notes: list[str], max_share: float = MAX_COST_SHARE) -> list[Fidelity]:
+    """Remove proxies whose measured training time is too large a share of the next fidelity's.
 
     Args:
-        rungs: the full network last.
-        notes: is told what is left out.
-        most: share of the full network's time that the rung below it may take.
+        rungs: the fidelities, cheapest first, the full network last.
+        notes: list to which a line is appended for every proxy removed.
+        max_share: largest allowed share of the full network's time for the fidelity before it.
     """
     kept = rungs[-1:]
     for rung in rungs[-2::-1]:
-        limit = most if len(kept) == 1 else SLOW
+        limit = max_share if len(kept) == 1 else MAX_COST_SHARE
         share = rung.seconds * rung.epochs / (kept[0].seconds * kept[0].epochs)
         if share >= limit:
-            saves = f"to save enough it has to take less than {limit:.2f}" if limit > 0 else "nothing would save enough"
-            notes.append(f"density {rung.density:g} takes {share:.2f} of the next rung's time; {saves}: left out")
+            allowed = f"the limit is {limit:.2f}" if limit > 0 else "no proxy would save time"
+            notes.append(f"density {rung.density:g} left out: takes {share:.2f} of the next fidelity's time; {allowed}")
         else:
             kept.insert(0, rung)
     return kept
 
 
-def max_cost_share(reports: Sequence[float], proxy_reports: Sequence[float], goes_on: float) -> float:
-    """Share of the full network's time from which a proxy saves too little, beside halving alone.
+def max_cost_share(reports: Sequence[float], proxy_reports: Sequence[float], full_share: float) -> float:
+    """Return the largest cost of a proxy, as a share of a full training, that saves time over halving alone.
 
-    A trial that is reported first at ``r`` takes ``s = r + (1 - r) / 3`` of a training on the mean, since a third goes
-    on: ``s`` of a full training without proxies, ``c s'`` on a proxy that takes ``c`` of its time, and ``p`` of them go
-    on to a full training. It has to be ``c s' + p < 0.8 s``.
+    A trial whose first report is at share ``r`` of a training costs ``s = r + (1 - r) / 3`` trainings on average,
+    since a third of the trials continue: ``s`` full trainings without proxies, ``c s'`` with a proxy of cost ``c``,
+    plus ``p`` full trainings for the share of trials that continue. The condition is ``c s' + p < 0.8 s``.
 
     Args:
-        reports: shares of the training at which the full network is reported, where there is no proxy.
-        proxy_reports: the same of the proxy's.
-        goes_on: ``p``.
+        reports: shares of the training at which the full network is reported if there is no proxy.
+        proxy_reports: shares of the training at which a proxy is reported.
+        full_share: ``p``, the share of trials that are trained in full.
     """
-    return (SLOW * _part(reports) - goes_on) / _part(proxy_reports)
+    return (MAX_COST_SHARE * _expected_share(reports) - full_share) / _expected_share(proxy_reports)
 
 
-def _part(reports: Sequence[float]) -> float:
+def _expected_share(reports: Sequence[float]) -> float:
     first = min(reports, default=1.0)
-    return first + (1 - first) / FACTOR
+    return first + (1 - first) / REDUCTION_FACTOR
 
 
 def max_cost_share_for(spec: Hpo) -> float:
-    """Share of the full network's time that a proxy may take which the map chose; see `max_cost_share`."""
+    """Return the largest cost share of a proxy that a map chose, for a search's settings; see `max_cost_share`."""
     if spec.study.stopper == "none":
-        return SLOW
-    promoted = spec.study.promoted / spec.trials if spec.study.pattern == "promote" else FACTOR**-2
+        return MAX_COST_SHARE
+    promoted = spec.study.promoted / spec.trials if spec.study.pattern == "promote" else REDUCTION_FACTOR**-2
     return max_cost_share(spec.ladder.reports, spec.ladder.proxy_reports, promoted)

@@ -1,4 +1,4 @@
-"""A ladder for anyone's own training loop: a few lines in an Optuna script that is there already."""
+"""Density as a fidelity for a training loop of your own, in an existing Optuna script."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from regimes.experiment.context import one_thread
 from regimes.hpo import PROXIES
 from regimes.hpo.proxies import Proxy
 from regimes.models.build import seeded
-from regimes.registry import load
+from regimes.registry import lookup
 
-TIMED = 5  # steps by which a rung's cost is measured
+TIMED_STEPS = 5  # steps over which a fidelity is timed
 
 
 @dataclass(frozen=True)
 class Step:
-    """One rung of one trial of one's own.
+    """One fidelity of one trial.
 
     Attributes:
-        density: of the network to train; 1: the full one.
+        density: density of the network to train; 1 for the full network.
     """
 
     density: float
@@ -41,14 +41,14 @@ class Step:
     _last: bool
 
     def model(self) -> nn.Module:
-        """A network of this rung with fresh weights: the trial's own, the same each time it is asked for."""
+        """Return this fidelity's network with fresh weights; every call returns the same weights."""
         return self._make(self._seed)
 
     def report(self, value: float) -> None:
-        """Say what the training came to.
+        """Report a value of this fidelity to the study.
 
         Raises:
-            optuna.TrialPruned: the study's stopper ends the trial here.
+            optuna.TrialPruned: the study's stopper ends the trial.
         """
         self._trial.report(value, self._step)
         if not self._last and self._trial.should_prune():
@@ -56,17 +56,17 @@ class Step:
 
 
 class CustomLadder:
-    """Rungs for one's own training loop, ``regimes.ladder(...)``; see `climb`.
+    """Fidelities for a training loop of your own, ``regimes.ladder(...)``; see `climb`.
 
     Args:
-        make: makes the full network with fresh weights, from torch's random numbers.
+        make: function that returns the full network with fresh weights, drawn from torch's global generator.
         data: a `Dataset`, or a few inputs as a tensor.
-        densities: of the rungs below the full network.
-        proxy: a name in `PROXIES`; those that judge by a loss need a `Dataset`.
-        seed: of every network.
+        densities: densities of the proxies, each above 0 and below 1.
+        proxy: kind of proxy, a name in `PROXIES`; kinds that evaluate a loss need a `Dataset`.
+        seed: seed of every network.
 
     Raises:
-        UserError: a density that is none, or that this model cannot have.
+        UserError: a density is out of range, or the model cannot be reduced to it.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class CustomLadder:
         found: list[tuple[float, Proxy | None]] = []
         for density in sorted({float(each) for each in densities} - {1.0}):
             if not 0 < density < 1:
-                raise UserError(f"densities: {density:g} is no fraction of the weights; allowed: above 0, below 1")
+                raise UserError(f"densities: {density:g} is out of range; allowed: above 0, below 1")
             with one_thread():
-                maker = load(PROXIES, proxy, "proxy")
+                maker = lookup(PROXIES, proxy, "proxy")
                 found.append((density, maker(self._whole(seed), held, density, Recipe(), seed)))
         self.rungs = [*found, (1.0, None)]
         self.seconds = [_seconds(self._model(each, seed), held.train.inputs) for _, each in self.rungs]
@@ -95,7 +95,7 @@ class CustomLadder:
             self.steps.append(max((self.steps or [0])[-1] + 1, round(spent / self.seconds[0])))
 
     def climb(self, trial: Trial) -> Iterator[Step]:
-        """The rungs of a trial, cheapest first: train ``step.model()``, then ``step.report(value)``, for each.
+        """Yield the fidelities of a trial, cheapest first: train ``step.model()``, then call ``step.report(value)``.
 
         ::
 
@@ -122,7 +122,7 @@ class CustomLadder:
         return whole if proxy is None else proxy.fresh(whole)
 
 
-ladder = CustomLadder  # as it is called: regimes.ladder(...)
+ladder = CustomLadder  # public name: regimes.ladder(...)
 
 
 def _inputs_only(inputs: Tensor) -> Dataset:
@@ -131,14 +131,14 @@ def _inputs_only(inputs: Tensor) -> Dataset:
 
 
 def _seconds(model: nn.Module, inputs: Tensor) -> float:
-    """A step forward and back on some inputs: the median of a few."""
+    """Return the median seconds of a forward and backward pass."""
     found = []
     trial, inputs = copy.deepcopy(model).train(), inputs.to(next(model.parameters()).device)
     with one_thread(), torch.enable_grad():
-        for _ in range(TIMED + 1):
+        for _ in range(TIMED_STEPS + 1):
             started = time.perf_counter()
             trial(inputs[:64]).sum().backward()
             if inputs.is_cuda:
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - started)
-    return sorted(found[1:])[TIMED // 2]
+    return sorted(found[1:])[TIMED_STEPS // 2]

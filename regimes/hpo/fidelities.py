@@ -1,8 +1,8 @@
-"""The ladder: proxies from cheap to dear, the full network last, with what each costs in measured seconds."""
+"""Fidelities of a search, from the cheapest proxy to the full network, with their measured costs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,22 +13,21 @@ from regimes.config.recipe import Recipe
 from regimes.experiment.context import RunContext
 from regimes.experiment.engine_selection import EngineChoice, engine_of
 
-PAYS = 0.67  # of the time one by one: stacked proxies are worth more than what one result could stop
+MAX_STACKED_TIME_SHARE = 0.67  # time of stacked proxies over one by one, below which stacking beats earlier stopping
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """One kind of network that a trial is trained on.
+    """One kind of network on which trials are trained.
 
     Attributes:
-        density: that was asked for; 1: the full network.
-        kept: fraction of the prunable weights that it has.
-        context: makes its networks.
-        epochs: of its training.
-        choice: engine that trains it, and networks at once.
-        seconds: of a training step per image and network, with that engine.
-        alone: the same, trained one by one.
-        shift: {field of a recipe: factor} by which a trial's values are multiplied here.
+        density: density asked for; 1 for the full network.
+        kept: fraction of the prunable weights that the network has.
+        context: run context that makes its networks.
+        epochs: epochs of its training.
+        choice: engine that trains it, and number of networks trained at once.
+        seconds: seconds of a training step per image and network with that engine.
+        alone: seconds of a training step per image for a network trained by itself.
     """
 
     density: float
@@ -38,44 +37,42 @@ class Fidelity:
     choice: EngineChoice
     seconds: float
     alone: float
-    shift: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def together(self) -> int:
-        """How many climb on at once: as many as stack where that pays, else one, so that its result can stop others."""
-        return self.choice.lanes if self.seconds < PAYS * self.alone else 1
+    def stack_size(self) -> int:
+        """Number of trials that continue together: all lanes if stacking pays, else 1 (each result can stop others)."""
+        return self.choice.lanes if self.seconds < MAX_STACKED_TIME_SHARE * self.alone else 1
 
     def lanes_for(self, networks: int) -> int:
-        """Lanes of a fleet of so many networks, idle ones included."""
+        """Return the lanes of a fleet of so many networks, including idle ones."""
         return engine_of(self.choice.engine).slots(networks, self._any)
 
     @cached_property
     def _any(self) -> nn.Module:
-        """One of its networks, for what weights do not matter to: often asked about, and pruning takes long."""
+        """One of its networks, cached, for questions that do not depend on the weights."""
         return self.context.new_model(seed=0)
 
     def engine(self, networks: int) -> str:
-        """What trains so many networks fastest: together, idle lanes included, or one by one."""
+        """Return the fastest engine for so many networks: stacked with idle lanes, or one by one."""
         if self.choice.lanes == 1:
             return self.choice.engine
         together = self.lanes_for(networks) * self.seconds
         return self.choice.engine if together < networks * self.alone else "eager"
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """A trial's recipe on this rung."""
-        moved = {name: getattr(recipe, name) * factor for name, factor in self.shift.items()}
-        return recipe.model_copy(update={**moved, "epochs": self.epochs, "stop": None})
+        """Return a trial's recipe with this fidelity's epochs."""
+        return recipe.model_copy(update={"epochs": self.epochs, "stop": None})
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a training that ends with a report.
+    """Part of a training between two reports.
 
     Attributes:
-        rung: number of its rung.
-        start, stop: epochs of the rung's training.
-        step: that the study is told: the cost so far in units of the first stretch's, at least one more than before.
-        cost: so far, as a share of a full training.
+        rung: index of the fidelity.
+        start, stop: first and last epoch, of the fidelity's training.
+        step: Optuna step of the report: cumulative cost in units of the first segment's cost, strictly increasing.
+        cost: cumulative cost as a share of a full training.
     """
 
     rung: int
@@ -87,12 +84,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Rungs from cheap to dear, the full network last.
+    """Fidelities of a search in order of cost, the full network last.
 
     Attributes:
-        rungs: as climbed.
-        stretches: of all rungs, in order.
-        seconds: that finding proxies and timing them took.
+        rungs: the fidelities.
+        stretches: the segments of all fidelities, in order.
+        seconds: seconds spent on building and timing the proxies.
     """
 
     rungs: tuple[Fidelity, ...]
@@ -101,11 +98,11 @@ class Ladder:
 
     @property
     def costs(self) -> list[float]:
-        """Of each rung's training, as a share of a full one, in measured seconds."""
+        """Measured cost of each fidelity's training, as a share of a full training."""
         return [_cost(rung, self.rungs[-1]) for rung in self.rungs]
 
     def facts(self) -> list[dict[str, Any]]:
-        """The rungs as plain data."""
+        """Return the fidelities as plain data, for results."""
         return [
             {
                 "density": rung.density,
@@ -123,7 +120,14 @@ class Ladder:
 def ladder_of(
     rungs: Sequence[Fidelity], reports: Sequence[float], seconds: float = 0.0, proxy_reports: Sequence[float] = ()
 ) -> Ladder:
-    """A ladder of rungs; the full network is reported on its way too, at shares of its epochs."""
+    """Divide the training of each fidelity into segments.
+
+    Args:
+        rungs: the fidelities, cheapest first, the full network last.
+        reports: shares of the full network's epochs at which it is also reported before its end.
+        seconds: seconds spent on building and timing the proxies.
+        proxy_reports: shares of a proxy's epochs at which it is also reported before its end.
+    """
     stretches: list[Segment] = []
     spent, unit, step = 0.0, 0.0, 0
     for number, rung in enumerate(rungs):

@@ -1,4 +1,4 @@
-"""Train trials on rungs: proxies of many trials as one fleet, each result kept, the test split never seen."""
+"""Training of trials on the fidelities: proxies of many trials as one fleet, every result stored by content."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from regimes.training.fleet import PER_NETWORK_FIELDS, Lane, Snapshot
 from regimes.training.train import train_fleet
 
 VALUES = ("loss", "error", "calibrated")
-MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """One trial on its way.
+    """Training job of one trial.
 
     Attributes:
-        recipe: the trial's own, of a full training.
-        seed: names its weights and its batches.
+        recipe: the trial's recipe for the full network.
+        seed: seed of its weights and batches.
     """
 
     recipe: Recipe
@@ -45,13 +45,13 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class FidelityResult:
-    """What a stretch came to.
+    """Result of a segment.
 
     Attributes:
-        loss, error, calibrated: on the validation split, see `judging`; infinite where the training diverged.
-        seconds: of this trial's share of the fleet.
-        paid: whether they were spent now, not read from an earlier result.
-        why: "diverged", "out of memory", the text of an error; "" where all is well.
+        loss, error, calibrated: values on the validation split, see `Validation`; infinite if the training diverged.
+        seconds: this trial's share of the fleet's training time.
+        paid: whether the seconds were spent now, not read from an earlier result.
+        why: "diverged", "out of memory" or the text of an error; "" if the segment succeeded.
     """
 
     loss: float
@@ -63,108 +63,108 @@ class FidelityResult:
 
 
 class FidelityTrainer:
-    """Trains entries stretch by stretch.
+    """Trains trials segment by segment. The test split is not available to it.
 
     Args:
-        context: of the full network.
-        ladder: to climb.
-        seed: of the study; with an entry's own it names every random number.
-        folder: where results are kept, by content; None: nowhere.
+        context: the full network's data, model and device.
+        ladder: the fidelities.
+        seed: seed of the study; with a job's seed it determines every random number.
+        folder: folder for results, stored by content; None: results are not stored.
     """
 
     def __init__(self, context: RunContext, ladder: Ladder, seed: int = 0, folder: Path | None = None) -> None:
         self.context, self.ladder, self.seed = context, ladder, seed
-        self.data = blind(context.data)
+        self.data = without_test_split(context.data)
         self.store = Store(folder) if folder else None
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
-        self._begun: dict[int, list[str]] = {}  # keys of stretches whose weights are in the store, by trial
+        self._begun: dict[int, list[str]] = {}  # trial's seed -> keys of segments with stored weights
 
-    def run(self, entries: Sequence[TrialJob], stretch: Segment) -> list[FidelityResult]:
-        """Do a stretch for some trials; those that can be stacked are trained as one."""
+    def run(self, jobs: Sequence[TrialJob], segment: Segment) -> list[FidelityResult]:
+        """Train a segment for some trials, those that can be stacked as one fleet; returns a result per job."""
         found: dict[int, FidelityResult] = {}
-        for number, entry in enumerate(entries):
-            known = self._known(entry, stretch)
+        for number, job in enumerate(jobs):
+            known = self._known(job, segment)
             if known is not None:
                 found[number] = known
-        for begun in (True, False):  # one whose weights are gone is trained from its beginning, to the same bits
-            rest = [n for n in range(len(entries)) if n not in found and self._goes_on(entries[n], stretch) == begun]
-            for places in alike([entries[number].recipe for number in rest]):
+        for begun in (True, False):  # a job whose weights are gone restarts from epoch 0, with the same result
+            rest = [n for n in range(len(jobs)) if n not in found and self._goes_on(jobs[n], segment) == begun]
+            for places in stackable_groups([jobs[number].recipe for number in rest]):
                 numbers = [rest[place] for place in places]
-                for number, value in zip(numbers, self._fleet([entries[n] for n in numbers], stretch), strict=True):
+                for number, value in zip(numbers, self._fleet([jobs[n] for n in numbers], segment), strict=True):
                     found[number] = value
-                    self._keep(entries[number], stretch, value)
-        return [found[number] for number in range(len(entries))]
+                    self._keep(jobs[number], segment, value)
+        return [found[number] for number in range(len(jobs))]
 
-    def _goes_on(self, entry: TrialJob, stretch: Segment) -> bool:
-        """Whether a stretch goes on from weights that are at hand."""
-        return stretch.start > 0 and (entry.seed, stretch.rung) in self._snapshots
+    def _goes_on(self, job: TrialJob, segment: Segment) -> bool:
+        """Whether a segment continues from weights in memory."""
+        return segment.start > 0 and (job.seed, segment.rung) in self._snapshots
 
-    def forget(self, entry: TrialJob, over: bool = True) -> None:
-        """Let go of what a trial would have needed to train on; for good, once it is over."""
-        for key in [key for key in self._snapshots if key[0] == entry.seed]:
+    def forget(self, job: TrialJob, over: bool = True) -> None:
+        """Drop a trial's snapshots; if it is over, delete its stored weights as well."""
+        for key in [key for key in self._snapshots if key[0] == job.seed]:
             del self._snapshots[key]
         if over and self.store is not None:
-            for name in self._begun.pop(entry.seed, ()):
+            for name in self._begun.pop(job.seed, ()):
                 self.store.weights_file(name).unlink(missing_ok=True)
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def _fleet(self, entries: Sequence[TrialJob], stretch: Segment) -> list[FidelityResult]:
-        """Train together; one that raises, or is too large together with others, is trained alone."""
-        choice = self.ladder.rungs[stretch.rung].choice
+    def _fleet(self, jobs: Sequence[TrialJob], segment: Segment) -> list[FidelityResult]:
+        """Train jobs together; after an error or out of memory, in halves, down to single jobs."""
+        choice = self.ladder.rungs[segment.rung].choice
         try:
-            return self._trained(entries, stretch, choice)
+            return self._trained(jobs, segment, choice)
         except UserError:
             raise
         except Exception as error:
             why = _why(error)
-        if len(entries) == 1:
+        if len(jobs) == 1:
             return [FidelityResult(math.inf, math.inf, 0.0, why=why)]
-        middle = len(entries) // 2
-        return [*self._fleet(entries[:middle], stretch), *self._fleet(entries[middle:], stretch)]
+        middle = len(jobs) // 2
+        return [*self._fleet(jobs[:middle], segment), *self._fleet(jobs[middle:], segment)]
 
-    def _trained(self, entries: Sequence[TrialJob], stretch: Segment, choice: EngineChoice) -> list[FidelityResult]:
+    def _trained(self, jobs: Sequence[TrialJob], segment: Segment, choice: EngineChoice) -> list[FidelityResult]:
         started = time.perf_counter()
-        rung = self.ladder.rungs[stretch.rung]
+        rung = self.ladder.rungs[segment.rung]
         with one_thread():
-            lanes = [self._lane(entry, stretch, rung) for entry in entries]
+            lanes = [self._lane(job, segment, rung) for job in jobs]
             snapshots: dict[int, Snapshot] = {}
             for first in range(0, len(lanes), choice.lanes):
                 part = lanes[first : first + choice.lanes]
                 engine, precision = rung.engine(len(part)), rung.context.spec.numerics.precision
-                for number, snapshot in train_fleet(part, self.data, [stretch.stop], engine, False, precision):
+                for number, snapshot in train_fleet(part, self.data, [segment.stop], engine, False, precision):
                     snapshots[first + number] = snapshot
-            values = [self._judged(rung, entries[n], stretch, snapshots[n]) for n in range(len(entries))]
-        for number, (entry, value) in enumerate(zip(entries, values, strict=True)):  # all is well: go on from here
-            if stretch.stop < rung.epochs and not value.why:
-                self._snapshots[entry.seed, stretch.rung] = snapshots[number]
-        share = (time.perf_counter() - started) / len(entries)
+            values = [self._judged(rung, jobs[n], segment, snapshots[n]) for n in range(len(jobs))]
+        for number, (job, value) in enumerate(zip(jobs, values, strict=True)):  # state to continue from
+            if segment.stop < rung.epochs and not value.why:
+                self._snapshots[job.seed, segment.rung] = snapshots[number]
+        share = (time.perf_counter() - started) / len(jobs)
         return [dataclasses.replace(value, seconds=share) for value in values]
 
-    def _lane(self, entry: TrialJob, stretch: Segment, rung: Fidelity) -> Lane:
-        """A training from fresh weights, or the one that this trial has begun on this rung."""
-        role = ("hpo", self.seed, entry.seed, f"{rung.density:g}")
-        recipe = rung.recipe(entry.recipe).model_copy(update={"stop": stretch.stop, "last": 1})
-        resume = self._snapshots[entry.seed, stretch.rung] if self._goes_on(entry, stretch) else None
+    def _lane(self, job: TrialJob, segment: Segment, rung: Fidelity) -> Lane:
+        """A training from fresh weights, or the continuation of this trial's training of the same fidelity."""
+        role = ("hpo", self.seed, job.seed, f"{rung.density:g}")
+        recipe = rung.recipe(job.recipe).model_copy(update={"stop": segment.stop, "last": 1})
+        resume = self._snapshots[job.seed, segment.rung] if self._goes_on(job, segment) else None
         model = rung.context.new_model(seed_of("init", *role))
         return Lane(model, recipe, role, None, resume)
 
-    def _judged(self, rung: Fidelity, entry: TrialJob, stretch: Segment, snapshot: Snapshot) -> FidelityResult:
+    def _judged(self, rung: Fidelity, job: TrialJob, segment: Segment, snapshot: Snapshot) -> FidelityResult:
         if snapshot.diverged:
             return FidelityResult(math.inf, math.inf, 0.0, why="diverged")
         model = rung.context.model_with(snapshot.weights)
-        found = validate(model, self.data.val, entry.recipe)
+        found = validate(model, self.data.val, job.recipe)
         if not math.isfinite(found.loss):
             return FidelityResult(math.inf, math.inf, 0.0, why="diverged")
         return FidelityResult(found.loss, found.error, 0.0, calibrated=found.calibrated)
 
-    # -- results that are kept --------------------------------------------------------------------------------------
+    # -- stored results ---------------------------------------------------------------------------------------------
 
-    def key(self, entry: TrialJob, stretch: Segment) -> str:
-        """Content key of a stretch: all that its value rests on."""
-        rung = self.ladder.rungs[stretch.rung]
-        science = {**rung.recipe(entry.recipe).science(), "last": 1, "stop": stretch.stop}
-        role = ["hpo", self.seed, entry.seed, f"{rung.density:g}"]
+    def key(self, job: TrialJob, segment: Segment) -> str:
+        """Return the content key of a segment: a hash of everything that its result depends on."""
+        rung = self.ladder.rungs[segment.rung]
+        science = {**rung.recipe(job.recipe).key_fields(), "last": 1, "stop": segment.stop}
+        role = ["hpo", self.seed, job.seed, f"{rung.density:g}"]
         about = {
             "schema": SCHEMA,
             "stage": "hpo",
@@ -175,30 +175,30 @@ class FidelityTrainer:
         }
         return digest({**rung.context.identity, **about, "recipe": science, "role": role})
 
-    def _known(self, entry: TrialJob, stretch: Segment) -> FidelityResult | None:
-        """A result of an earlier command, with the weights to train on from where they are still kept."""
+    def _known(self, job: TrialJob, segment: Segment) -> FidelityResult | None:
+        """A stored result, with the weights to continue from if they are still stored."""
         if self.store is None:
             return None
-        key = self.key(entry, stretch)
+        key = self.key(job, segment)
         try:
             record = self.store.read(key)
         except DamagedFile:
             return None
         if record is None:
             return None
-        if stretch.stop < self.ladder.rungs[stretch.rung].epochs and not record["why"]:
-            with contextlib.suppress(DamagedFile):  # of a trial that was over
-                self._snapshots[entry.seed, stretch.rung] = _unpacked(stretch.stop, self.store.weights(key))
-                self._begun.setdefault(entry.seed, []).append(key)
+        if segment.stop < self.ladder.rungs[segment.rung].epochs and not record["why"]:
+            with contextlib.suppress(DamagedFile):  # deleted when the trial was over
+                self._snapshots[job.seed, segment.rung] = _unpacked(segment.stop, self.store.weights(key))
+                self._begun.setdefault(job.seed, []).append(key)
         loss, error, calibrated = (math.inf if record.get(name) is None else record[name] for name in VALUES)
         return FidelityResult(loss, error, record["seconds"], False, record["why"], calibrated)
 
-    def _keep(self, entry: TrialJob, stretch: Segment, value: FidelityResult) -> None:
+    def _keep(self, job: TrialJob, segment: Segment, value: FidelityResult) -> None:
         if self.store is None or value.why not in ("", "diverged"):
-            return  # memory may suffice another time
+            return  # out of memory may not happen again
         finite = math.isfinite(value.loss)
-        snapshot = self._snapshots.get((entry.seed, stretch.rung))
-        going_on = snapshot is not None and snapshot.epoch == stretch.stop
+        snapshot = self._snapshots.get((job.seed, segment.rung))
+        going_on = snapshot is not None and snapshot.epoch == segment.stop
         record: dict[str, Any] = {
             "kind": "hpo",
             "status": value.why or "ok",
@@ -206,26 +206,25 @@ class FidelityTrainer:
             "seconds": value.seconds,
             "why": value.why,
             "numerics": self.context.spec.numerics.id,
-            "at": {"density": self.ladder.rungs[stretch.rung].density, "epoch": stretch.stop, "trial": entry.seed},
+            "at": {"density": self.ladder.rungs[segment.rung].density, "epoch": segment.stop, "trial": job.seed},
         }
-        key = self.key(entry, stretch)
+        key = self.key(job, segment)
         if going_on:
-            self._begun.setdefault(entry.seed, []).append(key)
+            self._begun.setdefault(job.seed, []).append(key)
         self.store.write(key, record, _packed(snapshot) if going_on and snapshot else None)
 
 
-def blind(data: Dataset) -> Dataset:
-    """The data without its test split: a search never sees it. (One validation image stands in its place.)"""
+def without_test_split(data: Dataset) -> Dataset:
+    """Return the data with the test split replaced by one validation image, so that a search cannot use it."""
     return dataclasses.replace(data, test=Split(data.val.inputs[:1], data.val.targets[:1]))
 
 
-def alike(recipes: Sequence[Recipe]) -> Iterator[list[int]]:
-    """Places of recipes that can be trained in lock-step: equal but for what lanes may differ in."""
+def stackable_groups(recipes: Sequence[Recipe]) -> Iterator[list[int]]:
+    """Yield the indices of recipes that differ only in `PER_NETWORK_FIELDS`, with and without SAM apart."""
     groups: dict[Recipe, list[int]] = {}
     for place, recipe in enumerate(recipes):
         same = {name: Recipe.model_fields[name].default for name in PER_NETWORK_FIELDS}
         groups.setdefault(recipe.model_copy(update=same), []).append(place)
-    # With SAM and without are two kinds of steps.
     for places in groups.values():
         for sharp in (False, True):
             part = [place for place in places if (recipes[place].sam_rho > 0) == sharp]
@@ -235,7 +234,8 @@ def alike(recipes: Sequence[Recipe]) -> Iterator[list[int]]:
 
 def _why(error: Exception) -> str:
     text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(each in text.lower() for each in MEMORY):
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if out_of_memory or any(part in text.lower() for part in OUT_OF_MEMORY_TEXTS):
         return "out of memory"
     return f"{type(error).__name__}: {text}"
 

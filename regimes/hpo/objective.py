@@ -1,4 +1,4 @@
-"""An objective for anyone's own Optuna study: density as a fidelity."""
+"""Objective function for an Optuna study of your own, with density as a fidelity."""
 
 from __future__ import annotations
 
@@ -24,40 +24,41 @@ from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
-from regimes.experiment.context import ContextSpec, RunContext, in_layout, numerics_of
-from regimes.hpo.map_guidance import MapGuidance, open_guide
-from regimes.hpo.optimize_loop import Limits, trial_runner_of, work
+from regimes.experiment.context import ContextSpec, RunContext, in_layout
+from regimes.experiment.numerics import numerics_of
+from regimes.hpo.map_guidance import MapGuidance, open_guidance
+from regimes.hpo.optimize_loop import Limits, run_trials, trial_runner_of
 from regimes.hpo.plan import Plan, check_batches, plan
 from regimes.hpo.trial_runner import TrialRunner
 from regimes.models.build import seeded
 from regimes.regime_map.regime_map import RegimeMap
-from regimes.registry import load
+from regimes.registry import lookup
 
-OWN = "own"  # name of a model or data set that is given as an object
+OBJECT_NAME = "own"  # name of a model or data set given as an object
 
 
 class ObjectContext(RunContext):
-    """The context of a model and data that are given as objects."""
+    """Run context of a model and data that are given as Python objects."""
 
     def __init__(self, make: Callable[[], nn.Module], data: Dataset, device: str) -> None:
-        own = Named(name=OWN)
+        own = Named(name=OBJECT_NAME)
         super().__init__(ContextSpec(own, own, device, numerics_of(device, "eager", "eager"), ""))
         self.make, self.loaded = make, data
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The data's numbers; the fresh weights that a seed gives, what the model prints, and its class's source."""
+        """Content identity: the data's fingerprint, a seed's fresh weights, the model's repr and class sources."""
         model = self.new_model(0)
         seen = hashlib.sha256(repr(model).encode())
         for name, each in model.state_dict().items():
             seen.update(name.encode() + each.detach().cpu().contiguous().numpy().tobytes())
         for kind in sorted({type(each) for each in model.modules()}, key=str):
-            with contextlib.suppress(OSError, TypeError):  # made where there is no file
+            with contextlib.suppress(OSError, TypeError):  # class without a source file
                 seen.update(inspect.getsource(kind).encode())
-        return {"data": self.loaded.fingerprint, "model": {"name": OWN, "seen": seen.hexdigest()[:20]}}
+        return {"data": self.loaded.fingerprint, "model": {"name": OBJECT_NAME, "seen": seen.hexdigest()[:20]}}
 
     def new_model(self, seed: int) -> nn.Module:
-        """A model with fresh weights on the device; same seed, same bits."""
+        """Return a model with fresh weights on the device; the same seed gives the same bits."""
         with seeded(seed):
             model = self.make()
         model.to(self.device, self.dtype)
@@ -65,7 +66,7 @@ class ObjectContext(RunContext):
 
 
 class Objective:
-    """An objective for ``study.optimize``: a trial climbs the ladder, and its value is the full network's.
+    """Objective for ``study.optimize``: trains a trial on every fidelity and returns the full network's value.
 
     Made by `objective`.
     """
@@ -76,25 +77,25 @@ class Objective:
         self._turn = threading.Lock()
 
     def __call__(self, trial: Trial) -> float:
-        """Train one trial, rung by rung, as Optuna calls it.
+        """Train one trial, fidelity by fidelity.
 
-        Threads (``n_jobs``) take turns: seeds are lent to generators that a process has once. Processes may share a
+        Threads (``n_jobs``) run one after the other, because seeding is per process; let several processes share a
         study instead.
 
         Raises:
-            optuna.TrialPruned: the study's stopper has ended it, or it has diverged.
+            optuna.TrialPruned: the study's stopper ended the trial, or its training diverged.
         """
         with self._turn:
-            return self.climb(1).alone(trial)
+            return self.climb(1).run_trial(trial)
 
     def plan(self, batch: int) -> Plan:
-        """The ladder for batches of a size; made once, since its proxies are built and timed."""
+        """Return the search plan for a batch size; built and timed on first use."""
         if batch not in self._plans:
             self._plans[batch] = plan(self.spec.model_copy(update={"batch": batch}), self.context, self.guide)
         return self._plans[batch]
 
     def climb(self, batch: int, deadline: float = math.inf) -> TrialRunner:
-        """What trials do, ``batch`` of them together."""
+        """Return the runner that trains ``batch`` trials together."""
         return trial_runner_of(self.plan(batch), self.context, self.folder, None, deadline)
 
 
@@ -115,29 +116,29 @@ def objective(
     device: str = "cpu",
     out: str | Path | None = None,
 ) -> Objective:
-    """An objective for your own Optuna study: density as a fidelity.
+    """Make an objective for your own Optuna study, with density as a fidelity.
 
-    Each trial trains small proxies first and the full network last, every rung from fresh weights. Each rung is
-    reported at its cumulative cost in units of the cheapest one, so any of Optuna's stoppers can end a weak trial; the
-    value is the full network's, on the validation split. The test split is never touched.
+    Each trial trains small proxies first and the full network last, each from fresh weights. Every report has as its
+    step the cumulative cost in units of the cheapest one, so any of Optuna's stoppers can end a weak trial; the value
+    of a trial is the full network's on the validation split. The test split is never used.
 
     Args:
-        model: a name, ``{"name": ..., option: ...}``, or a function that makes the full network with fresh weights.
+        model: a name, ``{"name": ..., option: ...}``, or a function that returns the full network with fresh weights.
         data: a name, ``{"name": ...}``, or a `Dataset`.
         space: {field of the recipe: ``{"low": ..., "high": ..., "log": ...}`` or a list of values}.
-        recipe: of the full network; a `Recipe` or its fields.
-        densities: of the rungs below the full network; []: the full network alone.
-        map: instead of densities: a map, or the path of a run or grid, which says what densities to trust.
-        proxy: how proxies are made, a name in `PROXIES`.
-        epochs: share of the epochs that proxies are trained for.
-        reports, proxy_reports: shares of the full network's training, and of a proxy's, at which it is reported too.
+        recipe: training recipe of the full network; a `Recipe` or its fields.
+        densities: densities of the proxies; []: only the full network.
+        map: a `RegimeMap`, or the path of a run or grid, that chooses the densities if ``densities`` is None.
+        proxy: kind of proxy, a name in `PROXIES`.
+        epochs: the proxies' epochs as a share of the recipe's.
+        reports, proxy_reports: shares of the full network's and of a proxy's training at which it is also reported.
         value: "calibrated", "loss" or "error"; see `StudySpec`.
-        seed: names every random number, with the number of the trial.
+        seed: seed of every random number, together with the trial's number.
         device: "cpu", "cuda", ...
-        out: folder in which what trials came to is kept, so that it is never paid twice.
+        out: folder in which the results of trials are stored, so that none is computed twice.
 
     Raises:
-        UserError: anything that cannot be meant, one line each.
+        UserError: an argument is invalid; one line for each.
     """
     own = not isinstance(model, (str, Mapping)) or isinstance(data, Dataset)
     fields = recipe.model_dump(exclude={"stop"}) if isinstance(recipe, Recipe) else dict(recipe or {})
@@ -156,7 +157,7 @@ def objective(
         "seed": seed,
     }
     if densities is None and map is None:
-        raise UserError("say densities=[...], e.g. [0.05], or map=RUN: what may be tried on proxies?")
+        raise UserError("densities and map are both missing; pass densities=[...], e.g. [0.05], or map=RUN")
     if densities is not None:
         raw["ladder"]["densities"] = [float(each) for each in densities]
     spec = resolve_hpo(raw, "objective")
@@ -177,7 +178,9 @@ def _own(model: Any, data: Any, spec: Hpo, device: str) -> RunContext:
     from regimes.data import DATASETS
     from regimes.models.build import build
 
-    loaded: Dataset = data if isinstance(data, Dataset) else load(DATASETS, spec.data.name, "data")(**spec.data.options)
+    loaded: Dataset = (
+        data if isinstance(data, Dataset) else lookup(DATASETS, spec.data.name, "data")(**spec.data.options)
+    )
     make = model
     if isinstance(model, (str, Mapping)):
         make = lambda: build(  # noqa: E731
@@ -196,23 +199,23 @@ def _lab(spec: Hpo, device: str) -> RunContext:
 
 
 def _guide(path: str | Path, spec: Hpo, own: bool) -> MapGuidance:
-    return MapGuidance(RegimeMap.open(path), str(path)) if own else open_guide(path, spec.data, spec.model)
+    return MapGuidance(RegimeMap.open(path), str(path)) if own else open_guidance(path, spec.data, spec.model)
 
 
 def optimize(
     study: optuna.Study, objective: Objective, n_trials: int, batch: int = 16, timeout: float | None = None
 ) -> None:
-    """Ask and tell in batches, so that the proxies of many trials train as one fleet.
+    """Run a study in batches of trials, so that the proxies of many trials train as one fleet.
 
     The study keeps its own storage, sampler and stopper. Trials of earlier calls count.
 
     Args:
-        study: yours.
-        objective: made by `regimes.objective`.
-        n_trials: in all.
-        batch: trials that are asked for together.
-        timeout: seconds from which nothing new is begun; what is under way then is marked failed, and its values are
-            asked for again by the next call with ``regimes.hpo.optuna_study.requeue_dead_trials``.
+        study: your study.
+        objective: objective made by `regimes.objective`.
+        n_trials: total number of trials.
+        batch: number of trials asked for together.
+        timeout: seconds after which nothing new is started. Trials that are then unfinished are marked failed;
+            ``regimes.hpo.optuna_study.requeue_dead_trials`` enqueues them again.
     """
     deadline = time.monotonic() + (timeout if timeout is not None else math.inf)
-    work(study, objective.climb(batch, deadline), batch, Limits(n_trials, deadline))
+    run_trials(study, objective.climb(batch, deadline), batch, Limits(n_trials, deadline))

@@ -1,4 +1,4 @@
-"""Do a search: workers ask, climb and tell until there are enough trials; then the winner is tested."""
+"""Ask-and-tell loop of a study, and the final test of the winner."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from regimes.hpo.trial_runner import RunningTrial, TrialRunner, Watch
 from regimes.landscape.error import error_and_loss
 from regimes.training.train import train
 
-RECORDS = "trials"  # folder of what trials came to, by content
+RECORDS = "trials"  # subfolder of stored results
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a search ends.
+    """Limits of a search.
 
     Attributes:
-        trials: in all, earlier ones included.
-        deadline: by ``time.monotonic``.
-        draws: whether new settings are drawn; else only those that wait in the study are tried.
+        trials: total number of trials, earlier ones included.
+        deadline: time by ``time.monotonic`` after which nothing new is started.
+        draws: whether new settings are sampled; if not, only trials enqueued in the study run.
     """
 
     trials: int
@@ -48,23 +48,23 @@ class Limits:
 def trial_runner_of(
     plan: Plan, context: RunContext, folder: Path | None, watch: Watch | None = None, deadline: float = math.inf
 ) -> TrialRunner:
-    """What a trial of a plan does."""
+    """Return the runner for the trials of a plan."""
     trainer = FidelityTrainer(context, plan.ladder, plan.spec.seed, folder / RECORDS if folder else None)
-    guide = plan.guide
+    guidance = plan.map_guidance
     start: Callable[[Recipe], tuple[int, str]] | None = None
-    if guide is not None and len(plan.ladder.rungs) > 1:
-        start = lambda recipe: guide.start(plan.ladder, recipe)  # noqa: E731 - closes over the map
+    if guidance is not None and len(plan.ladder.rungs) > 1:
+        start = lambda recipe: guidance.start(plan.ladder, recipe)  # noqa: E731
     return TrialRunner(trainer, plan.space, plan.spec.recipe, plan.spec.study.value, start, watch, deadline)
 
 
 def study_of(plan: Plan, context: RunContext, storage: optuna.storages.BaseStorage, worker: int = 0) -> optuna.Study:
-    """The study of a plan."""
+    """Create or open the study of a plan."""
     spec = plan.spec
     science = {
         "data": spec.data.model_dump(),
         "fingerprint": context.loaded.fingerprint,
         "model": spec.model.model_dump(),
-        "recipe": spec.recipe.science(),
+        "recipe": spec.recipe.key_fields(),
         "value": spec.study.value,
         "ladder": [{"density": rung.density, "epochs": rung.epochs} for rung in plan.ladder.rungs],
         "reports": len(plan.ladder.stretches),
@@ -74,8 +74,8 @@ def study_of(plan: Plan, context: RunContext, storage: optuna.storages.BaseStora
     return open_study(storage, spec.name, spec.study, plan.space, steps, science, spec.seed, worker)
 
 
-def begin(study: optuna.Study, plan: Plan) -> None:
-    """Enqueue what the map would try first, once."""
+def enqueue_priors(study: optuna.Study, plan: Plan) -> None:
+    """Enqueue the first values that the map suggests, if the study has no trials yet."""
     if study.trials or not plan.priors:
         return
     middle = plan.spec.recipe.model_dump()
@@ -89,10 +89,10 @@ def begin(study: optuna.Study, plan: Plan) -> None:
         study.enqueue_trial(allowed, user_attrs={f"{PREFIX}from": "map"})
 
 
-def work(study: optuna.Study, climb: TrialRunner, batch: int, limits: Limits) -> None:
-    """Ask for trials in batches and climb with them until there are enough, or time is up.
+def run_trials(study: optuna.Study, runner: TrialRunner, batch: int, limits: Limits) -> None:
+    """Ask for trials in batches and train them until there are enough or time is up.
 
-    Trials that time cuts off are marked and asked for again by the next command.
+    Trials that the deadline interrupts are marked; `requeue_dead_trials` enqueues them again.
     """
     while time.monotonic() < limits.deadline:
         trials = study.get_trials(deepcopy=False)
@@ -100,58 +100,56 @@ def work(study: optuna.Study, climb: TrialRunner, batch: int, limits: Limits) ->
         count = min(batch, limits.trials - count_finished(trials), batch if limits.draws else waiting)
         if count <= 0:
             return
-        climbers = climb.ask(study, count)
+        started = runner.ask(study, count)
         try:
-            kept = _needed(study, climbers, limits)
-            _leave(study, [each for each in climbers if each not in kept], again=False)
-            climb.together(study, kept)
+            kept = _needed(study, started, limits)
+            _fail_unfinished(study, [each for each in started if each not in kept], again=False)
+            runner.run_batch(study, kept)
         finally:
-            _leave(study, climbers)
+            _fail_unfinished(study, started)
 
 
-def _needed(study: optuna.Study, climbers: list[RunningTrial], limits: Limits) -> list[RunningTrial]:
-    """Those to climb with, where others asked at the same time: what had waited, nothing twice, draws if need be."""
+def _needed(study: optuna.Study, started: list[RunningTrial], limits: Limits) -> list[RunningTrial]:
+    """Drop duplicates and surplus draws caused by concurrent workers; enqueued trials have priority."""
     trials = study.get_trials(deepcopy=False)
-    waited = [each for each in climbers if trials[each.trial.number].system_attrs.get("fixed_params")]
-    drawn = [each for each in climbers if each not in waited]
+    enqueued = [each for each in started if trials[each.trial.number].system_attrs.get("fixed_params")]
+    drawn = [each for each in started if each not in enqueued]
     spare = max(0, count_finished(trials) - limits.trials) if limits.draws else len(drawn)
     drawn = drawn[: max(0, len(drawn) - spare)]
-    waited = [each for each in waited if not is_duplicate(trials[each.trial.number], trials)]
-    return [each for each in climbers if each in waited or each in drawn]
+    enqueued = [each for each in enqueued if not is_duplicate(trials[each.trial.number], trials)]
+    return [each for each in started if each in enqueued or each in drawn]
 
 
-def _leave(study: optuna.Study, climbers: list[RunningTrial], again: bool = True) -> None:
-    """Mark what was cut off, so that it is asked for again; or hand back what is not needed."""
-    for climber in climbers:
-        if not climber.over:
-            with contextlib.suppress(RuntimeError, ValueError):  # told by another command, which took it for dead
-                note(climber.trial, "unfinished" if again else "spare", True)
-                study.tell(climber.trial, state=TrialState.FAIL)
-            climber.over = True
+def _fail_unfinished(study: optuna.Study, started: list[RunningTrial], again: bool = True) -> None:
+    """Mark unfinished trials failed, to be requeued (``again``) or as surplus."""
+    for running in started:
+        if not running.over:
+            with contextlib.suppress(RuntimeError, ValueError):  # already finished by another process
+                note(running.trial, "unfinished" if again else "spare", True)
+                study.tell(running.trial, state=TrialState.FAIL)
+            running.over = True
 
 
 def winner_of(study: optuna.Study) -> optuna.trial.FrozenTrial:
-    """The best trial that came to the top.
+    """Return the best trial that finished the full network.
 
     Raises:
-        UserError: none did.
+        UserError: no trial did.
     """
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not done:
         states = [each.state.name.lower() for each in study.get_trials(deepcopy=False)]
         said = ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states)) or "no trials"
-        held = (
-            f"; trials are held by {', '.join(holders(study))}: if that is gone, --take-over" if holders(study) else ""
-        )
+        held = f"; trials are held by {', '.join(holders(study))}: if gone, use --take-over" if holders(study) else ""
         raise UserError(
-            f"no trial reached the full network ({said}){held}: take a gentler study.stopper, more trials, more time, "
-            "or smaller values of what diverges"
+            f"no trial reached the full network ({said}){held}: use a study.stopper that stops less, more trials, "
+            "more time, or smaller values of a hyperparameter that diverges"
         )
     return study.best_trial
 
 
-def final(plan: Plan, context: RunContext, winner: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """Train the winner with fresh seeds and judge it on the test split, which the search has not seen."""
+def test_winner(plan: Plan, context: RunContext, winner: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """Train the winner's setting with fresh seeds and evaluate it on the test split, which the search never uses."""
     spec = plan.spec
     recipe = recipe_with(spec.recipe, {name: winner.params[name] for name in plan.space})
     started = time.perf_counter()
@@ -176,7 +174,7 @@ def final(plan: Plan, context: RunContext, winner: optuna.trial.FrozenTrial) -> 
         "test_error": float(np.mean(errors)) if errors else None,
         "test_error_sd": float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
         "seconds": time.perf_counter() - started,
-        "deployment": plan.guide.deployment(recipe) if plan.guide else None,
+        "deployment": plan.map_guidance.deployment(recipe) if plan.map_guidance else None,
     }
 
 

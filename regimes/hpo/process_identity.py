@@ -1,4 +1,4 @@
-"""Which process works on a trial, and whether it is still there."""
+"""Identity of the process that runs a trial, and whether that process is alive."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 
 def this_worker() -> str:
-    """This process, told from all others that ever ran on this machine: host, process id, and when it began."""
+    """Return a unique id of this process: host, process id and start time."""
     return f"{socket.gethostname()}/{os.getpid()}/{_began(os.getpid())}"
 
 
 def is_dead(name: str) -> bool:
-    """Whether a worker of this machine is gone; of other machines nothing is known, so theirs count as alive."""
+    """Return whether a worker of this machine is gone; workers of other machines count as alive."""
     _, pid, began = name.rsplit("/", 2)
     return is_here(name) and _began(int(pid)) != began
 
 
 def is_here(name: str) -> bool:
-    """Whether a worker is, or was, one of this machine's."""
+    """Return whether a worker is or was a process of this machine."""
     return name.rsplit("/", 2)[0] == socket.gethostname()
 
 
 def _began(pid: int) -> str:
-    """When a process began, in the kernel's ticks; "" where there is none, "?" where only that it lives is known."""
+    """Start time of a process in kernel ticks; "" if there is none, "?" if it is alive but has no /proc entry."""
     try:
         content = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

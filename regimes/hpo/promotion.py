@@ -1,4 +1,4 @@
-"""The pattern "promote": a study of proxies alone, then its best in a study of the full network, to the end."""
+"""The "promote" pattern: a study of proxies, then its best trials in a study of the full network."""
 
 from __future__ import annotations
 
@@ -13,33 +13,40 @@ from regimes.hpo.fidelities import Ladder, ladder_of
 from regimes.hpo.plan import Plan
 from regimes.hpo.trial_attrs import PREFIX
 
-WHOLE, PROXIES, BASE = "whole", "proxies", "base"  # phases: one study, or two
+SINGLE_PHASE, PROXY_PHASE, FULL_PHASE = "whole", "proxies", "base"
 
 
 def phases(plan: Plan) -> list[str]:
-    """The studies of a search, in order: one, or two where the best of the first are promoted."""
-    return [WHOLE] if plan.spec.study.pattern == "ladder" or len(plan.ladder.rungs) == 1 else [PROXIES, BASE]
+    """Return the phases of a search in order: one study, or a study of proxies and one of the full network."""
+    one = plan.spec.study.pattern == "ladder" or len(plan.ladder.rungs) == 1
+    return [SINGLE_PHASE] if one else [PROXY_PHASE, FULL_PHASE]
 
 
 def phase_of(plan: Plan, phase: str) -> Plan:
-    """The plan of one phase: of its study alone."""
-    if phase == WHOLE:
+    """Return the part of a plan that belongs to one phase."""
+    if phase == SINGLE_PHASE:
         return plan
-    if phase == PROXIES:
+    if phase == PROXY_PHASE:
         name = f"{plan.spec.name}-proxy"
         count = sum(each.rung < len(plan.ladder.rungs) - 1 for each in plan.ladder.stretches)
         ladder = dataclasses.replace(plan.ladder, rungs=plan.ladder.rungs[:-1], stretches=plan.ladder.stretches[:count])
-        return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"name": name}), ladder=ladder, guide=None)
+        spec = plan.spec.model_copy(update={"name": name})
+        return dataclasses.replace(plan, spec=spec, ladder=ladder, map_guidance=None)
     spec = plan.spec.model_copy(update={"batch": 1})
     full: Ladder = ladder_of(plan.ladder.rungs[-1:], ())
     return dataclasses.replace(plan, spec=spec, ladder=full, priors=())
 
 
 def promote(proxies: optuna.Study, base: optuna.Study, count: int) -> list[int]:
-    """Enqueue the best trials of a study of proxies in a study of the full network, once; returns their numbers.
+    """Enqueue the best trials of a study of proxies in a study of the full network, each once; returns their numbers.
 
-    Of trials of equal values the best is taken. Both studies may be in one storage. A trial of the base study notes
-    where it comes from in ``regimes:promoted``.
+    Of trials with equal parameters the best is taken. Both studies may be in one storage. The user attribute
+    ``regimes:promoted`` of a trial of the base study is the number of its proxy trial.
+
+    Args:
+        proxies: the study of proxies.
+        base: the study of the full network.
+        count: number of trials to promote, those promoted before included.
 
     Raises:
         UserError: no trial of the proxies has finished.
@@ -50,10 +57,10 @@ def promote(proxies: optuna.Study, base: optuna.Study, count: int) -> list[int]:
     worst_last = proxies.direction == optuna.study.StudyDirection.MINIMIZE
     ranked = sorted(done, key=lambda each: each.value or 0.0, reverse=not worst_last)
     known = promoted(base)
-    stands = {digest(each.params): each for each in done if each.number in known}  # promoted before for these values
+    before = {digest(each.params): each for each in done if each.number in known}  # already promoted
     distinct: dict[str, FrozenTrial] = {}
     for trial in ranked:
-        distinct.setdefault(digest(trial.params), stands.get(digest(trial.params), trial))
+        distinct.setdefault(digest(trial.params), before.get(digest(trial.params), trial))
     best = list(distinct.values())[:count]
     for trial in best:
         if trial.number not in known:
@@ -62,6 +69,6 @@ def promote(proxies: optuna.Study, base: optuna.Study, count: int) -> list[int]:
 
 
 def promoted(base: optuna.Study) -> set[int]:
-    """The trials of a study of proxies that were promoted into this one."""
+    """Return the numbers of the proxy trials that were promoted into a study."""
     name = f"{PREFIX}promoted"
     return {each.user_attrs[name] for each in base.get_trials(deepcopy=False) if name in each.user_attrs}

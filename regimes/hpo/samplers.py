@@ -1,7 +1,6 @@
-"""Optuna's samplers by name, with settings that do not change from one of its releases to the next.
+"""Optuna's samplers by name, with defaults fixed independently of Optuna's release.
 
-A sampler's numbers follow from the seed and, where several workers ask, from the worker, so that no two ask for the
-same points.
+A sampler is seeded from the study's seed and the worker's number, so that no two workers sample the same points.
 """
 
 from __future__ import annotations
@@ -13,15 +12,17 @@ from optuna import samplers
 
 
 def tpe(seed: int, **options: Any) -> samplers.BaseSampler:
-    """Tree-structured Parzen estimators, jointly over the space; trials that are running count as bad ones, so that a
-    batch spreads."""
+    """Tree-structured Parzen estimator, multivariate.
+
+    Running trials count as bad ones, so that the points of a batch spread.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls some of its settings experimental
+        warnings.simplefilter("ignore")  # experimental options
         return samplers.TPESampler(**{"seed": seed, "multivariate": True, "constant_liar": True, **options})
 
 
 def cma_es(seed: int, **options: Any) -> samplers.BaseSampler:
-    """Covariance matrix adaptation, which learns from stopped trials too; a list of values is drawn at random."""
+    """CMA-ES that also learns from stopped trials; categorical values are sampled at random."""
     chosen = {"seed": seed, "warn_independent_sampling": False, "consider_pruned_trials": True, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -29,9 +30,9 @@ def cma_es(seed: int, **options: Any) -> samplers.BaseSampler:
 
 
 def gp(seed: int, **options: Any) -> samplers.BaseSampler:
-    """Bayesian optimisation by a Gaussian process.
+    """Bayesian optimisation with a Gaussian process.
 
-    It learns from trials alone that came to the top; beside a stopper that lets few through, it is nearly random.
+    It learns only from completed trials; with a stopper that lets few through it is nearly random.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -39,5 +40,5 @@ def gp(seed: int, **options: Any) -> samplers.BaseSampler:
 
 
 def random(seed: int, **options: Any) -> samplers.BaseSampler:
-    """Independent draws."""
+    """Independent random sampling."""
     return samplers.RandomSampler(**{"seed": seed, **options})

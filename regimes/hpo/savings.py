@@ -1,4 +1,4 @@
-"""What a search cost and what it saved, from what its trials have noted: seconds, not FLOPs."""
+"""Cost of a search and the time that it saved, in seconds of training recorded by its trials."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from optuna.trial import FrozenTrial, TrialState
 from regimes.hpo.plan import Plan
 from regimes.hpo.trial_attrs import PREFIX
 
-FEW = 4  # trials that a rank correlation needs
+MIN_TRIALS_FOR_TAU = 4
 
 
 def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
-    """Seconds, and ``saving = 1 - (map + sum_r n_r c_r + k) / n`` in costs of a full training.
+    """Return seconds spent and ``saving = 1 - (map + sum_r n_r c_r + k) / n``, in costs of a full training.
 
-    ``n``: trials; ``n_r``: those that ran at rung r, at a measured cost of ``c_r``; ``k``: full trainings paid, parts
-    of them counted as parts; ``map``: what the map cost if it was made for this search, with finding and timing the
-    proxies. The baseline is every trial trained in full; what that takes is told by those that ran (`_full_each`).
+    ``n``: trials; ``n_r``: trials that ran on fidelity r, at a measured cost of ``c_r``; ``k``: full trainings, partial
+    ones counted in part; ``map``: cost of the map, if made for this search, and of building and timing the proxies. The
+    baseline trains every trial in full; its cost is estimated from the full trainings that ran (`_full_each`).
+
+    Args:
+        studies: the studies of the search's phases.
+        plan: the plan of the whole search.
     """
     every = [each for study in studies for each in study.get_trials(deepcopy=False) if rows_of(each)]
     trials = [each for study in studies for each in _lasting(study)]
-    count = len(_lasting(studies[0]))  # those of a second study are promoted from the first
+    count = len(_lasting(studies[0]))  # trials of a second study are promoted from the first
     epochs = {rung.density: rung.epochs for rung in plan.ladder.rungs}
     rungs = [_rung(density, trials, every, epochs[density]) for density in sorted(epochs)]
     full = rungs[-1]
     whole = _full_each(plan, _lasting(studies[0]), trials)
-    overhead = (plan.guide.seconds if plan.guide else 0.0) + plan.ladder.seconds
+    overhead = (plan.map_guidance.seconds if plan.map_guidance else 0.0) + plan.ladder.seconds
     spent = overhead + sum(rung["seconds"] for rung in rungs)
     baseline = count * whole
     for rung in rungs:
@@ -40,7 +44,7 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
         "trials": count,
         "states": {name: sum(each.state.name == name for each in trials) for name in _states(trials)},
         "full_seconds": _plain(whole),
-        "map_seconds": plan.guide.seconds if plan.guide else 0.0,
+        "map_seconds": plan.map_guidance.seconds if plan.map_guidance else 0.0,
         "proxy_seconds": plan.ladder.seconds,
         "seconds": spent,
         "baseline_seconds": _plain(baseline),
@@ -54,13 +58,13 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
 
 
 def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
-    """The stretches that a trial has climbed."""
+    """Return the segments that a trial has finished, as plain data."""
     rows: list[dict[str, Any]] = trial.user_attrs.get(f"{PREFIX}climb", [])
     return rows
 
 
 def _lasting(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that have climbed, without those that were cut off and are done again by another."""
+    """Trials with results, without those that were interrupted and requeued."""
     trials = study.get_trials(deepcopy=False)
     again = {each.user_attrs.get(f"{PREFIX}instead_of") for each in trials}
     return [each for each in trials if rows_of(each) and each.number not in again]
@@ -71,7 +75,7 @@ def _states(trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def _rung(density: float, trials: Sequence[FrozenTrial], every: Sequence[FrozenTrial], epochs: int) -> dict[str, Any]:
-    """What one rung cost: seconds paid by all trials, also by those that were cut off."""
+    """Cost of one fidelity: seconds spent by all trials, interrupted ones included."""
     here = [[row for row in rows_of(each) if row["density"] == density] for each in trials]
     ran = [rows for rows in here if rows]
     rows_paid = [row for each in every for row in rows_of(each) if row["density"] == density and row.get("paid", True)]
@@ -87,10 +91,10 @@ def _rung(density: float, trials: Sequence[FrozenTrial], every: Sequence[FrozenT
 
 
 def _full_each(plan: Plan, asked: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> float:
-    """Mean seconds of a full training of the trials that were asked for; NaN where none of the full network ran.
+    """Mean seconds of a full training of the given trials; NaN if no full training ran.
 
-    Those that ran are chosen ones, and small batches take longer: ``a + b / batch size``, neither below zero, is fitted
-    to them, a part of a training scaled up to a whole.
+    Trials that ran in full are a selection, and small batches take longer: ``a + b / batch size`` with non-negative
+    coefficients is fitted to them, partial trainings scaled up.
     """
     epochs = plan.ladder.rungs[-1].epochs
     climbed = [(_batch(plan, each), [row for row in rows_of(each) if row["density"] == 1]) for each in trials]
@@ -112,7 +116,7 @@ def _batch(plan: Plan, trial: FrozenTrial) -> float:
 
 
 def _both(studies: Sequence[optuna.Study]) -> list[list[dict[str, Any]]]:
-    """What trials have climbed that finished the full network, with what they did as proxies of an earlier study."""
+    """Segments of trials that finished the full network, with those of their proxy trials."""
     proxies: dict[Any, list[dict[str, Any]]] = {
         each.number: rows_of(each) for each in studies[0].get_trials(deepcopy=False)
     }
@@ -122,26 +126,26 @@ def _both(studies: Sequence[optuna.Study]) -> list[list[dict[str, Any]]]:
 
 
 def _agreement(climbs: Sequence[list[dict[str, Any]]], density: float, value: str) -> dict[str, Any]:
-    """Does a rung rank as the full network does? Over trials that finished both.
+    """Rank agreement of a fidelity with the full network, over trials that finished both.
 
-    Kendall's tau between their values, and the regret: how much worse by the full network's value the trial is that
-    the rung puts first than the best of them.
+    Kendall's tau between their values, and the regret: the full network's value of the fidelity's best trial, less
+    the best value.
     """
-    from scipy.stats import kendalltau  # slow to import: not for those who only search
+    from scipy.stats import kendalltau  # slow to import
 
     pairs = []
     for climbed in climbs:
         rows = [row for row in climbed if row["density"] == density and row.get(value) is not None]
         if rows:
             pairs.append((rows[-1][value], climbed[-1][value]))
-    if len(pairs) < FEW:
+    if len(pairs) < MIN_TRIALS_FOR_TAU:
         return {"tau": None, "regret": None, "tau_of": len(pairs)}
     tau = _plain(float(kendalltau(*zip(*pairs, strict=True)).statistic))
     return {"tau": tau, "regret": _plain(min(pairs)[1] - min(full for _, full in pairs)), "tau_of": len(pairs)}
 
 
 def best_so_far(studies: Sequence[optuna.Study], overhead: float) -> list[dict[str, float]]:
-    """The full network's best value against the seconds of training paid by then, by all workers in all studies."""
+    """Return the full network's best value against seconds of training spent, over all workers and studies."""
     marks = []
     for study in studies:
         for trial in study.get_trials(deepcopy=False):
@@ -160,7 +164,7 @@ def best_so_far(studies: Sequence[optuna.Study], overhead: float) -> list[dict[s
 
 
 def stopped_at(study: optuna.Study) -> dict[int, int]:
-    """{step: trials that the stopper ended there}."""
+    """Return {step: number of trials that the stopper ended there}."""
     found: dict[int, int] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
         if f"{PREFIX}why" not in trial.user_attrs and trial.intermediate_values:
@@ -170,7 +174,7 @@ def stopped_at(study: optuna.Study) -> dict[int, int]:
 
 
 def in_words(facts: Mapping[str, Any]) -> list[str]:
-    """The savings in a few lines."""
+    """Return the savings as a few lines of text."""
     lines = []
     for rung in facts["rungs"]:
         if rung["trials"]:
@@ -180,17 +184,17 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
                     f", tau with the full network {rung['tau']:.2f}, regret {rung['regret']:.2g} (of {rung['tau_of']})"
                 )
             lines.append(
-                f"density {rung['density']:g}: {rung['trials']} trials, {rung['finished']} to its end, "
+                f"density {rung['density']:g}: {rung['trials']} trials, {rung['finished']} to the end, "
                 f"{rung['seconds']:.0f} s, c = {'unknown' if rung['c'] is None else format(rung['c'], '.2f')}{tau}"
             )
     if facts["map_seconds"]:
-        lines.append(f"the map: {facts['map_seconds']:.0f} s")
-    lines.append(f"finding and timing proxies: {facts['proxy_seconds']:.0f} s")
+        lines.append(f"making the map: {facts['map_seconds']:.0f} s")
+    lines.append(f"building and timing proxies: {facts['proxy_seconds']:.0f} s")
     if facts["saving"] is not None:
         n, k = facts["n"], facts["k"]
         lines.append(
-            f"{facts['seconds']:.0f} s for {n} trials, {k:.1f} full trainings among them; "
-            f"all in full would have taken {facts['baseline_seconds']:.0f} s: saving {facts['saving']:.0%}"
+            f"{facts['seconds']:.0f} s for {n} trials, with {k:.1f} full trainings; "
+            f"training all in full: {facts['baseline_seconds']:.0f} s; saving {facts['saving']:.0%}"
         )
     return lines
 

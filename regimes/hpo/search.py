@@ -1,4 +1,4 @@
-"""A whole search, as ``regimes hpo`` does it: map, plan, study, winner, savings; resumes where it stopped."""
+"""A whole search, as run by ``regimes hpo``: map, plan, study, winner, savings; resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -17,32 +17,40 @@ from regimes.config.keys import digest
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
 from regimes.experiment.context import RunContext
-from regimes.hpo.optimize_loop import Limits, begin, final, study_of, trial_runner_of, winner_of, work
+from regimes.hpo.optimize_loop import (
+    Limits,
+    enqueue_priors,
+    run_trials,
+    study_of,
+    test_winner,
+    trial_runner_of,
+    winner_of,
+)
 from regimes.hpo.optuna_study import JOURNAL, count_finished, holders, is_open, open_storage, requeue_dead_trials
-from regimes.hpo.plan import Plan, Say, context_of, guide_of, load_plan, plan, save_plan
-from regimes.hpo.promotion import BASE, phase_of, phases, promote, promoted
+from regimes.hpo.plan import Plan, Say, context_of, guidance_of, load_plan, plan, save_plan
+from regimes.hpo.promotion import FULL_PHASE, phase_of, phases, promote, promoted
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.trial_attrs import PREFIX
 from regimes.hpo.trial_runner import Watch
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
 
 RESULT = "result.json"
-WAIT = 1.0  # seconds between two looks at trials that others hold
+POLL_SECONDS = 1.0  # between two checks of trials held by others
 Look = Callable[[optuna.Study, Plan], None]
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a search is to be done.
+    """Options of a search.
 
     Attributes:
-        folder: of its files.
-        map: of a run or grid; None: made, or none.
-        storage: of the study; None: a journal in the folder.
-        timeout: seconds from which nothing new is begun.
-        workers: processes; 1: this one.
+        folder: folder of its files.
+        map: path of a run or grid; None: a map is made, or none is used.
+        storage: URL of the study's storage; None: a journal in the folder.
+        timeout: seconds after which nothing new is started.
+        workers: number of processes; 1: this process.
         device: "cpu", "cuda", ...
-        take_over: whether trials that other machines hold count as given up.
+        take_over: whether running trials of other machines count as dead.
     """
 
     folder: Path
@@ -55,113 +63,119 @@ class SearchOptions:
 
 
 def search(
-    spec: Hpo, asked: SearchOptions, say: Say = lambda text: None, watch: Watch | None = None, look: Look | None = None
+    spec: Hpo,
+    options: SearchOptions,
+    say: Say = lambda text: None,
+    watch: Watch | None = None,
+    look: Look | None = None,
 ) -> dict[str, Any]:
-    """Do a search, or what is left of it; returns its result as plain data, which stands in the folder too.
+    """Run or resume a search; returns the result as plain data, which is also written to ``result.json``.
 
     Args:
-        spec: what is searched.
-        asked: how.
-        say: called with what was decided, in words.
-        watch: called after every stretch of every trial, where there is one process.
-        look: called every now and then, where there are several.
+        spec: the search's settings.
+        options: folder, map, storage, limits and device.
+        say: called with decisions and progress, in words.
+        watch: called after every segment of every trial, if there is one process.
+        look: called twice a second, if there are several processes.
 
     Raises:
-        UserError: a map, storage or study that does not fit; no trial reached the full network.
+        UserError: the map, storage or study does not fit; no trial reached the full network.
     """
     started = time.monotonic()
-    deadline = started + asked.timeout
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    url = asked.storage or str(asked.folder / JOURNAL)
+    deadline = started + options.timeout
+    options.folder.mkdir(parents=True, exist_ok=True)
+    url = options.storage or str(options.folder / JOURNAL)
     storage = open_storage(url)
-    context = context_of(spec, asked.device, asked.folder)
-    whole = load_plan(spec, context, asked.folder)
+    context = context_of(spec, options.device, options.folder)
+    whole = load_plan(spec, context, options.folder)
     if whole is None:
-        guide = guide_of(spec, asked.map, asked.folder, asked.workers, asked.device, say)
-        whole = plan(spec, context, guide, asked.workers, say)
-        save_plan(whole, asked.folder)
-        whole = load_plan(spec, context, asked.folder) or whole
-    _check_same(whole, asked)
-    go = _SearchRunner(whole, context, asked, url, deadline, say, watch, look)
+        guidance = guidance_of(spec, options.map, options.folder, options.workers, options.device, say)
+        whole = plan(spec, context, guidance, options.workers, say)
+        save_plan(whole, options.folder)
+        whole = load_plan(spec, context, options.folder) or whole
+    _check_same(whole, options)
+    runner = _SearchRunner(whole, context, options, url, deadline, say, watch, look)
     studies = [study_of(phase_of(whole, phase), context, storage) for phase in phases(whole)]
-    begin(studies[0], phase_of(whole, phases(whole)[0]))
-    go.on(phases(whole)[0], studies[0], spec.trials)
+    enqueue_priors(studies[0], phase_of(whole, phases(whole)[0]))
+    runner.run_phase(phases(whole)[0], studies[0], spec.trials)
     if len(studies) > 1:
-        go.promote(*studies)
-    return _finish(whole, studies, context, asked.folder, say, time.monotonic() >= deadline)
+        runner.promote(*studies)
+    return _finish(whole, studies, context, options.folder, say, time.monotonic() >= deadline)
 
 
 @dataclass(frozen=True)
 class _SearchRunner:
-    """What the phases of a search share."""
+    """State shared by the phases of a search."""
 
     plan: Plan
     context: RunContext
-    asked: SearchOptions
+    options: SearchOptions
     url: str
     deadline: float
     say: Say
     watch: Watch | None
     look: Look | None
 
-    def on(self, phase: str, study: optuna.Study, trials: int) -> None:
-        """Work on a phase until its trials are done, whoever does them, or time is up."""
-        told, again = False, requeue_dead_trials(study, self.asked.take_over)
+    def run_phase(self, phase: str, study: optuna.Study, trials: int) -> None:
+        """Run a phase until its trials are done, by this or other processes, or time is up."""
+        waiting, again = False, requeue_dead_trials(study, self.options.take_over)
         while True:
             if again:
-                self.say(f"{len(again)} trials were cut off and are done again: {', '.join(map(str, again))}")
+                self.say(f"{len(again)} interrupted trials are requeued: {', '.join(map(str, again))}")
             if count_finished(study.get_trials(deepcopy=False)) < trials:
                 self._work(phase, study, trials)
             held = sum(is_open(each) for each in study.get_trials(deepcopy=False))
-            again = requeue_dead_trials(study, self.asked.take_over)
+            again = requeue_dead_trials(study, self.options.take_over)
             if time.monotonic() >= self.deadline or not (held or again):
                 return
             if not again:
-                if not told:
+                if not waiting:
                     others = ", ".join(holders(study))
-                    self.say(f"waiting for {held} held by others ({others}); if one is gone: stop this, --take-over")
-                told = True
-                time.sleep(WAIT)
+                    self.say(
+                        f"waiting for {held} trials held by {others}; if a machine is gone, stop and use --take-over"
+                    )
+                waiting = True
+                time.sleep(POLL_SECONDS)
 
     def promote(self, proxies: optuna.Study, base: optuna.Study) -> None:
-        """Train the best proxies in full, and the next best where none of these comes to its end."""
+        """Train the best proxies in full; if none of them completes, the next best."""
         most = self.plan.spec.study.promoted
         count = 0
         while not base.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) or not count:
             if time.monotonic() >= self.deadline and not _all_done(proxies, self.plan.spec):
                 return
-            winner_of(proxies)  # says what to do where there is none
+            winner_of(proxies)  # raises if there is none
             count += most
             before = promoted(base)
             best = promote(proxies, base, count)
             new = len(set(best) - before)
             if new:
                 self.say(f"proxies are done; the best {new} are trained in full")
-            self.on(BASE, base, len(promoted(base)))
+            self.run_phase(FULL_PHASE, base, len(promoted(base)))
             if len(best) < count or time.monotonic() >= self.deadline:
                 return
 
     def _work(self, phase: str, study: optuna.Study, trials: int) -> None:
-        part, asked = phase_of(self.plan, phase), self.asked
-        if asked.workers <= 1:
-            climb = trial_runner_of(part, self.context, asked.folder, self.watch, self.deadline)
-            work(study, climb, part.spec.batch, Limits(trials, self.deadline, phase != BASE))
+        part, options = phase_of(self.plan, phase), self.options
+        if options.workers <= 1:
+            runner = trial_runner_of(part, self.context, options.folder, self.watch, self.deadline)
+            run_trials(study, runner, part.spec.batch, Limits(trials, self.deadline, phase != FULL_PHASE))
             return
         look = self.look
-        seen = (lambda: look(study, part)) if look else (lambda: None)
+        on_poll = (lambda: look(study, part)) if look else (lambda: None)
         ends = time.time() + self.deadline - time.monotonic()
-        batch = max(1, part.spec.batch // asked.workers)
-        post = WorkerConfig(asked.folder, self.url, asked.device, phase, batch, trials, ends)
-        run_workers(post, self.plan.spec, study, asked.workers, seen)
+        batch = max(1, part.spec.batch // options.workers)
+        config = WorkerConfig(options.folder, self.url, options.device, phase, batch, trials, ends)
+        run_workers(config, self.plan.spec, study, options.workers, on_poll)
 
 
-def _check_same(whole: Plan, asked: SearchOptions) -> None:
-    """A search that is gone on with keeps its map and its device: rungs and their costs rest on them."""
-    name = whole.guide.name if whole.guide else None
-    if asked.map is not None and str(asked.map.resolve()) != name:
-        raise UserError(f"--map {asked.map}: this search was begun with {name or 'no map'}; take another --out")
-    if asked.device != whole.device:
-        raise UserError(f"--device {asked.device}: this search was begun on {whole.device}; take another --out")
+def _check_same(whole: Plan, options: SearchOptions) -> None:
+    """Refuse to resume a search with another map or device, on which its fidelities and costs depend."""
+    name = whole.map_guidance.name if whole.map_guidance else None
+    if options.map is not None and str(options.map.resolve()) != name:
+        raise UserError(f"--map {options.map}: this search was started with {name or 'no map'}; use another --out")
+    if options.device != whole.device:
+        raise UserError(f"--device {options.device}: this search was started on {whole.device}; use another --out")
 
 
 def _all_done(proxies: optuna.Study, spec: Hpo) -> bool:
@@ -176,16 +190,16 @@ def _finish(
     study, notes = done[-1] if late and done else studies[-1], list(whole.notes)
     winner = winner_of(study)
     if study is not studies[-1]:
-        notes.append("time was up before any trial was trained in full: the best proxy's values are taken")
+        notes.append("time was up before any full training finished: the winner is the best proxy trial")
         say(notes[-1])
     result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, study, winner), "notes": notes}
     before = _before(folder / RESULT)
     if before is not None and before["key"] == result["key"]:
-        result["winner"] = before["winner"]  # judged on the test split once
+        result["winner"] = before["winner"]  # evaluate on the test split only once
     else:
-        fresh = f"it is trained {whole.spec.final_seeds} times anew and tested"
+        fresh = f"it is trained with {whole.spec.final_seeds} fresh seeds and tested"
         say(f"trial {winner.number} of {study.study_name} is the best; {fresh}")
-        result["winner"] = final(whole, context, winner)
+        result["winner"] = test_winner(whole, context, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
     result["value"] = whole.spec.study.value
     result["savings"] = savings(studies, whole)
@@ -195,7 +209,7 @@ def _finish(
         {"trial": each.number, "why": each.user_attrs[f"{PREFIX}why"], "params": each.params}
         for study in studies
         for each in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        if f"{PREFIX}why" in each.user_attrs  # others were cut off and done again, or not needed
+        if f"{PREFIX}why" in each.user_attrs  # others were requeued or surplus
     ]
     write_checked(folder / RESULT, result)
     return result

@@ -1,11 +1,11 @@
-"""Optuna's stoppers of weak trials by name, set up for the steps of a ladder (Optuna calls them pruners).
+"""Stoppers of weak trials by name: Optuna's pruners, with defaults for the steps of a ladder.
 
-The steps that a ladder reports are costs: 1 for the cheapest rung, the whole climb at the end. So a stopper that counts
-resources counts seconds.
+A step is a cumulative cost: 1 for the first report, the cost of the whole ladder at the end. A stopper that counts
+resources therefore counts seconds.
 
-What Optuna's own do with rungs: halving and hyperband decide once on a step, and file a trial's first report with all
-first reports. Median and percentile hold the best value that a trial has had so far, on whatever rung, against the
-others' at this step: a trial that did well on its proxy is stopped late on the full network.
+Successive halving and Hyperband decide once per step, and compare a trial's first report with all first reports. Median
+and percentile compare the best value that a trial has reported so far, on any fidelity, with the others' at this step:
+a trial that did well on its proxy is stopped late on the full network.
 """
 
 from __future__ import annotations
@@ -17,46 +17,50 @@ from typing import Any, TypeVar
 from optuna import pruners
 
 T = TypeVar("T")
-AT_ONCE = (pruners.SuccessiveHalvingPruner, pruners.HyperbandPruner)  # decide by reports, whoever has finished
-FACTOR = 3  # of the trials that come to a step one goes on
+HALVING_STOPPERS = (pruners.SuccessiveHalvingPruner, pruners.HyperbandPruner)  # do not wait for finished trials
+REDUCTION_FACTOR = 3  # one of three trials continues
 
 
 def none(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
-    """Every trial climbs to the top."""
+    """No stopping: every trial trains the full network."""
     return pruners.NopPruner(**options)
 
 
 def median(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
-    """Stops what is worse than the median of finished trials at a step, from four finished trials on."""
+    """Stop trials that are worse than the median of the trials at a step, after four finished trials."""
     return pruners.MedianPruner(**{"n_startup_trials": 4, "n_warmup_steps": 0, **options})
 
 
 def percentile(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
-    """Stops what is not among the best third of finished trials at a step, from four finished trials on."""
-    chosen = {"percentile": 100 / FACTOR, "n_startup_trials": 4, "n_warmup_steps": 0, **options}
+    """Stop trials that are not in the best third at a step, after four finished trials."""
+    chosen = {"percentile": 100 / REDUCTION_FACTOR, "n_startup_trials": 4, "n_warmup_steps": 0, **options}
     return pruners.PercentilePruner(**chosen)
 
 
 def halving(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
-    """Successive halving: of those that come to a cost of 1, 3, 9, ... the best third goes on, from the first trial."""
-    return pruners.SuccessiveHalvingPruner(**{"min_resource": 1, "reduction_factor": FACTOR, **options})
+    """Successive halving: at costs of 1, 3, 9, ... the best third continues, from the first trial on."""
+    return pruners.SuccessiveHalvingPruner(**{"min_resource": 1, "reduction_factor": REDUCTION_FACTOR, **options})
 
 
 def hyperband(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
-    """Brackets of successive halving: some trials are spared the first decisions."""
-    chosen = {"min_resource": 1, "max_resource": max(steps[-1], FACTOR), "reduction_factor": FACTOR, **options}
+    """Hyperband: brackets of successive halving that start deciding at different costs."""
+    largest = max(steps[-1], REDUCTION_FACTOR)
+    chosen = {"min_resource": 1, "max_resource": largest, "reduction_factor": REDUCTION_FACTOR, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pruners.HyperbandPruner(**chosen)
 
 
 def fair_order(batch: Sequence[T], value: Callable[[T], float]) -> list[T]:
-    """The order in which a batch is put before the stopper: the best, then from a third down to the worst, then the
-    rest of the best third in such an order, too.
+    """Order a batch for the stopper: the best trial, then from the second third down to the worst, then the best third.
 
-    Successive halving compares a trial with those that were asked about before it. In this order it decides on a batch
-    as if it had seen all of it, several times at one step where that is three times as dear as the one before, and
-    more: best first it would let one through, worst first all.
+    The best third is ordered in the same way. Successive halving compares a trial only with those reported before it.
+    In this order it decides as if it had seen the whole batch, also several times at one step whose cost is three
+    times the one before or more; best first would let one trial through, worst first all of them.
+
+    Args:
+        batch: the trials.
+        value: function that returns a trial's value; smaller is better.
     """
     ranked = sorted(batch, key=value)
     third = len(ranked) // 3

@@ -1,4 +1,4 @@
-"""What is noted on a trial, as plain JSON, so that any dashboard shows it and any later command reads it."""
+"""User attributes of a trial: plain JSON that dashboards show and later commands read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from optuna.trial import Trial
 from regimes.hpo.fidelities import Ladder, Segment
 from regimes.hpo.fidelity_trainer import FidelityResult
 
-PREFIX = "regimes:"  # of every name
+PREFIX = "regimes:"  # of every attribute name
 
 
-def row_of(ladder: Ladder, stretch: Segment, value: FidelityResult) -> dict[str, Any]:
-    """A stretch as plain JSON; what is not finite is null."""
-    rung = ladder.rungs[stretch.rung]
+def row_of(ladder: Ladder, segment: Segment, value: FidelityResult) -> dict[str, Any]:
+    """Return a segment's result as plain JSON; non-finite numbers become null."""
+    rung = ladder.rungs[segment.rung]
     numbers = {"loss": value.loss, "error": value.error, "calibrated": value.calibrated}
     return {
         "density": rung.density,
-        "epoch": stretch.stop,
-        "step": stretch.step,
+        "epoch": segment.stop,
+        "step": segment.step,
         **{name: each if math.isfinite(each) else None for name, each in numbers.items()},
         "seconds": round(value.seconds, 4),
         "at": round(time.time(), 3),
@@ -31,5 +31,5 @@ def row_of(ladder: Ladder, stretch: Segment, value: FidelityResult) -> dict[str,
 
 
 def note(trial: Trial, name: str, value: Any) -> None:
-    """Note plain data on a trial."""
+    """Set a user attribute, prefixed with `PREFIX`, on a trial."""
     trial.set_user_attr(f"{PREFIX}{name}", value)

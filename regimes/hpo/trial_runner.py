@@ -1,4 +1,4 @@
-"""Trials climb the ladder: every stretch is a report to the study, whose stopper ends the weak ones."""
+"""Training of trials through the fidelities: a report after every segment, and early stopping by the study."""
 
 from __future__ import annotations
 
@@ -15,63 +15,63 @@ from optuna.trial import Trial, TrialState
 
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.hpo.batch_ask import ask, check
+from regimes.hpo.batch_ask import ask, check_minimises
 from regimes.hpo.fidelities import Ladder, Segment
 from regimes.hpo.fidelity_trainer import FidelityResult, TrialJob
 from regimes.hpo.process_identity import this_worker
 from regimes.hpo.search_space import Space, recipe_with, suggest
-from regimes.hpo.stoppers import AT_ONCE, fair_order
+from regimes.hpo.stoppers import HALVING_STOPPERS, fair_order
 from regimes.hpo.trial_attrs import PREFIX, note, row_of
 
 Watch = Callable[[Trial, Segment, FidelityResult], None]
-Start = Callable[[Recipe], "tuple[int, str]"]  # a trial's recipe -> the rung it starts on, and why
+Start = Callable[[Recipe], "tuple[int, str]"]  # a trial's recipe -> index of its first fidelity, and the reason
 
 
-NOTHING = FidelityResult(math.inf, math.inf, 0.0)
+NO_RESULT = FidelityResult(math.inf, math.inf, 0.0)
 
 
 class SegmentTrainer(Protocol):
-    """What trains trials; see `trainer.Trainer`."""
+    """Interface of a trainer of segments; see `FidelityTrainer`."""
 
     ladder: Ladder
 
-    def run(self, entries: Sequence[TrialJob], stretch: Segment) -> list[FidelityResult]:
-        """Do a stretch for some trials."""
+    def run(self, jobs: Sequence[TrialJob], segment: Segment) -> list[FidelityResult]:
+        """Train a segment for some trials."""
 
-    def forget(self, entry: TrialJob, over: bool = True) -> None:
-        """Let go of what a trial would have needed to train on; for good, once it is over."""
+    def forget(self, job: TrialJob, over: bool = True) -> None:
+        """Drop what a trial needs to continue; for good if it is over."""
 
 
 @dataclass
 class RunningTrial:
-    """One trial.
+    """A trial in progress.
 
     Attributes:
-        trial: Optuna's.
-        entry: what is trained.
-        first: number of the stretch it starts with.
-        value: of the last stretch done.
-        over: it was told to the study.
+        trial: Optuna's trial.
+        job: its training job.
+        first: index of its first segment.
+        value: result of its last segment.
+        over: whether the study knows its final state.
     """
 
     trial: Trial
-    entry: TrialJob
+    job: TrialJob
     first: int = 0
-    value: FidelityResult = NOTHING
+    value: FidelityResult = NO_RESULT
     over: bool = False
 
 
 class TrialRunner:
-    """What one trial, or a batch of them, does from the first rung to the top.
+    """Trains one trial, or a batch of trials, from the first fidelity to the full network.
 
     Args:
-        trainer: trains the stretches.
-        space: of the hyperparameters.
-        recipe: of the full network, for what the space leaves open.
-        value: what is told to the study: "loss", "error" or "calibrated".
-        start: where a trial starts; None: on the cheapest rung.
-        watch: called after every stretch of every trial.
-        deadline: time (``time.monotonic``) from which no stretch is begun.
+        trainer: trains the segments.
+        space: the search space.
+        recipe: the full network's recipe, for fields outside the space.
+        value: the value reported to the study: "loss", "error" or "calibrated".
+        start: selects a trial's first fidelity; None: the cheapest.
+        watch: called after every segment of every trial.
+        deadline: time (``time.monotonic``) after which no segment is started.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class TrialRunner:
         self.start, self.watch, self.deadline = start, watch, deadline
         self.stretches = trainer.ladder.stretches
 
-    # -- asking -----------------------------------------------------------------------------------------------------
+    # -- new trials -------------------------------------------------------------------------------------------------
 
     def ask(self, study: optuna.Study, count: int) -> list[RunningTrial]:
-        """New trials of a study; see `asking.ask`."""
-        return [self.climber(each) for each in ask(study, count, self.space, self.trainer.ladder.rungs[0].together)]
+        """Ask a study for new trials; see `batch_ask.ask`."""
+        return [self.prepare(each) for each in ask(study, count, self.space, self.trainer.ladder.rungs[0].stack_size)]
 
-    def climber(self, trial: Trial) -> RunningTrial:
-        """A trial, its values drawn by now or drawn here, ready to climb."""
+    def prepare(self, trial: Trial) -> RunningTrial:
+        """Sample a trial's values, unless sampled before, and return it ready to run."""
         note(trial, "worker", this_worker())
         recipe = recipe_with(self.recipe, suggest(trial, self.space))
         seed = trial.user_attrs.get(f"{PREFIX}seed", trial.number)
@@ -108,144 +108,146 @@ class TrialRunner:
 
     # -- one by one -------------------------------------------------------------------------------------------------
 
-    def alone(self, trial: Trial) -> float:
-        """The objective of ``study.optimize``: the full network's value.
+    def run_trial(self, trial: Trial) -> float:
+        """Train one trial and return the full network's value; an objective for ``study.optimize``.
 
         Raises:
-            optuna.TrialPruned: the stopper has ended the trial, or it has diverged.
+            optuna.TrialPruned: the stopper ended the trial, or its training diverged.
         """
-        check(trial.study)
-        climber, over = self.climber(trial), False
+        check_minimises(trial.study)
+        running, over = self.prepare(trial), False
         try:
-            for number in range(climber.first, len(self.stretches)):
-                (value,) = self.trainer.run([climber.entry], self.stretches[number])
-                self._report(climber, number, value)
+            for number in range(running.first, len(self.stretches)):
+                (value,) = self.trainer.run([running.job], self.stretches[number])
+                self._report(running, number, value)
                 if value.why == "diverged":
                     raise optuna.TrialPruned("diverged")
                 if value.why:
                     raise UserError(f"trial {trial.number}: {value.why}")
-                if number + 1 < len(self.stretches) and self._stops(climber):
+                if number + 1 < len(self.stretches) and self._stops(running):
                     raise optuna.TrialPruned
             over = True
-            return self._told(climber.value)
+            return self._objective(running.value)
         except optuna.TrialPruned:
             over = True
             raise
         finally:
-            self.trainer.forget(climber.entry, over)
+            self.trainer.forget(running.job, over)
 
-    # -- together ---------------------------------------------------------------------------------------------------
+    # -- in batches -------------------------------------------------------------------------------------------------
 
-    def together(self, study: optuna.Study, climbers: Sequence[RunningTrial]) -> None:
-        """Climb with a batch and tell the study how each ended; those that run out of time are left open."""
-        for first in sorted({each.first for each in climbers}):
-            self._from(study, [each for each in climbers if each.first == first], first)
+    def run_batch(self, study: optuna.Study, batch: Sequence[RunningTrial]) -> None:
+        """Train a batch and tell the study each trial's final state; at the deadline, trials stay open."""
+        for first in sorted({each.first for each in batch}):
+            self._run_from(study, [each for each in batch if each.first == first], first)
 
-    def _from(self, study: optuna.Study, climbers: Sequence[RunningTrial], number: int) -> None:
-        """Do a stretch with all; then climb on, the most promising first, as many together as `_at_once` says.
+    def _run_from(self, study: optuna.Study, batch: Sequence[RunningTrial], number: int) -> None:
+        """Train a segment for all trials, then continue with the best first, in groups of the size given by `_at_once`.
 
-        The stopper is asked once when all have reported, in `fair_order`, by which successive halving has seen them
-        all; and again before a trial climbs on, since by then median and percentile may have seen better ones finish
-        (halving does not decide twice on a step). So a first batch is no batch of free riders.
+        The stopper is asked once after all have reported, in `fair_order`, so that successive halving compares all of
+        them, and again before a trial continues, since median and percentile may have seen better trials finish by then
+        (halving does not decide twice on a step). So the first batch can be stopped too.
         """
         if time.monotonic() > self.deadline:
             return
-        values = self.trainer.run([each.entry for each in climbers], self.stretches[number])
-        for climber, value in zip(climbers, values, strict=True):
-            self._report(climber, number, value)
-        left = [each for each in climbers if not each.value.why and not each.over]
-        for climber in climbers:
-            if climber.value.why and not climber.over:
-                self._end(study, climber, climber.value.why)
+        values = self.trainer.run([each.job for each in batch], self.stretches[number])
+        for running, value in zip(batch, values, strict=True):
+            self._report(running, number, value)
+        left = [each for each in batch if not each.value.why and not each.over]
+        for running in batch:
+            if running.value.why and not running.over:
+                self._end(study, running, running.value.why)
         if number + 1 == len(self.stretches):
-            for climber in left:
-                self._tell(study, climber, TrialState.COMPLETE)
+            for running in left:
+                self._tell(study, running, TrialState.COMPLETE)
             return
-        for climber in fair_order(left, lambda each: self._told(each.value)):
-            if self._stops(climber):
-                self._tell(study, climber, TrialState.PRUNED)
-        left = sorted((each for each in left if not each.over), key=lambda each: self._told(each.value))
+        for running in fair_order(left, lambda each: self._objective(each.value)):
+            if self._stops(running):
+                self._tell(study, running, TrialState.PRUNED)
+        left = sorted((each for each in left if not each.over), key=lambda each: self._objective(each.value))
         size = self._at_once(study, self.stretches[number + 1], len(left))
         while left:
             group, left = left[:size], left[size:]
-            for climber in group:
-                if self._stops(climber):
-                    self._tell(study, climber, TrialState.PRUNED)
+            for running in group:
+                if self._stops(running):
+                    self._tell(study, running, TrialState.PRUNED)
             group = [each for each in group if not each.over]
             if group:
-                self._from(study, group, number + 1)
+                self._run_from(study, group, number + 1)
 
-    def _at_once(self, study: optuna.Study, stretch: Segment, left: int) -> int:
-        """How many climb on together: one by one where networks do not stack; all, so that fleets of one batch size are
-        as large as they can be, where the stopper has decided by now; a fleet, where it waits for some to finish."""
-        together = self.trainer.ladder.rungs[stretch.rung].together
-        has_decided = isinstance(study.pruner, (*AT_ONCE, optuna.pruners.NopPruner))
+    def _at_once(self, study: optuna.Study, segment: Segment, left: int) -> int:
+        """Number of trials that continue together.
+
+        One if networks do not stack; all of them (largest fleets) if the stopper has already decided; one fleet if the
+        stopper waits for finished trials.
+        """
+        together = self.trainer.ladder.rungs[segment.rung].stack_size
+        has_decided = isinstance(study.pruner, (*HALVING_STOPPERS, optuna.pruners.NopPruner))
         return left if together > 1 and has_decided else together
 
-    # -- telling ----------------------------------------------------------------------------------------------------
+    # -- reports ----------------------------------------------------------------------------------------------------
 
-    def _stops(self, climber: RunningTrial) -> bool:
+    def _stops(self, running: RunningTrial) -> bool:
         """Ask the study's stopper.
 
-        Halving and Hyperband file a trial's first report with all first reports, whatever its step: one that started
-        on a higher rung would be held against proxies, so they are not asked about it.
+        Halving and Hyperband compare a trial's first report with all first reports, whatever the step: a trial that
+        started on a higher fidelity would be compared with proxies, so they are not asked about it.
         """
-        if climber.first and isinstance(climber.trial.study.pruner, AT_ONCE):
+        if running.first and isinstance(running.trial.study.pruner, HALVING_STOPPERS):
             return False
         try:
-            with _unless_taken(climber):
-                return climber.trial.should_prune()
+            with _unless_taken(running):
+                return running.trial.should_prune()
             return False
         except (TypeError, ValueError) as error:
             raise UserError(f"study.stopper: {str(error).splitlines()[0]}") from error
 
     def step(self, study: optuna.Study, number: int) -> int:
-        """What a stretch is told as: by the first plan that this study saw, so that all of its steps compare."""
+        """Return the Optuna step of a segment, fixed by the study's first plan so that steps stay comparable."""
         steps = study.user_attrs.get(f"{PREFIX}steps")
         if steps is None:
             steps = [each.step for each in self.stretches]
             study.set_user_attr(f"{PREFIX}steps", steps)
         if len(steps) != len(self.stretches):
             raise UserError(
-                f"study '{study.study_name}' was begun with another ladder: {len(steps)} reports a trial, here "
-                f"{len(self.stretches)}; take another study"
+                f"study '{study.study_name}' was started with another ladder: {len(steps)} reports per trial, now "
+                f"{len(self.stretches)}; use another study"
             )
         return int(steps[number])
 
-    def _report(self, climber: RunningTrial, number: int, value: FidelityResult) -> None:
-        stretch = self.stretches[number]
-        climber.value = value
-        trial = climber.trial
-        with _unless_taken(climber):
+    def _report(self, running: RunningTrial, number: int, value: FidelityResult) -> None:
+        segment = self.stretches[number]
+        running.value = value
+        trial = running.trial
+        with _unless_taken(running):
             if not value.why or value.why == "diverged":
-                trial.report(self._told(value), self.step(trial.study, number))
-            rows = [*trial.user_attrs.get(f"{PREFIX}climb", []), row_of(self.trainer.ladder, stretch, value)]
+                trial.report(self._objective(value), self.step(trial.study, number))
+            rows = [*trial.user_attrs.get(f"{PREFIX}climb", []), row_of(self.trainer.ladder, segment, value)]
             note(trial, "climb", rows)
         if self.watch is not None:
-            self.watch(trial, stretch, value)
+            self.watch(trial, segment, value)
 
-    def _told(self, value: FidelityResult) -> float:
+    def _objective(self, value: FidelityResult) -> float:
         return float(getattr(value, self.value))
 
-    def _tell(self, study: optuna.Study, climber: RunningTrial, state: TrialState) -> None:
+    def _tell(self, study: optuna.Study, running: RunningTrial, state: TrialState) -> None:
         done = state == TrialState.COMPLETE
-        with _unless_taken(climber):
-            study.tell(climber.trial, self._told(climber.value) if done else None, state, skip_if_finished=True)
-        self.trainer.forget(climber.entry)  # after it is told: a kill between costs disk, not a training
-        climber.over = True
+        with _unless_taken(running):
+            study.tell(running.trial, self._objective(running.value) if done else None, state, skip_if_finished=True)
+        self.trainer.forget(running.job)  # after tell: a kill in between costs disk space, not a training
+        running.over = True
 
-    def _end(self, study: optuna.Study, climber: RunningTrial, why: str) -> None:
-        """A diverged trial is a bad one, and the sampler learns from it; one that raised says nothing of its values."""
-        with _unless_taken(climber):
-            note(climber.trial, "why", why)
-        self._tell(study, climber, TrialState.PRUNED if why == "diverged" else TrialState.FAIL)
+    def _end(self, study: optuna.Study, running: RunningTrial, why: str) -> None:
+        """Mark a diverged trial PRUNED, so the sampler learns from it; one that raised FAIL, so it is ignored."""
+        with _unless_taken(running):
+            note(running.trial, "why", why)
+        self._tell(study, running, TrialState.PRUNED if why == "diverged" else TrialState.FAIL)
 
 
 @contextlib.contextmanager
-def _unless_taken(climber: RunningTrial) -> Iterator[None]:
-    """A trial that another command has told meanwhile (both took it from the same place, or it counted as given up) is
-    over here too."""
+def _unless_taken(running: RunningTrial) -> Iterator[None]:
+    """Treat a trial that another process has finished meanwhile as over."""
     try:
         yield
     except UpdateFinishedTrialError:
-        climber.over = True
+        running.over = True

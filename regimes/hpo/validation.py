@@ -1,4 +1,4 @@
-"""What a trial is judged by: the error, the loss, and the loss once confidence is set right."""
+"""Validation of a trial: error, loss, and loss after temperature scaling (Guo et al. 2017, arXiv 1706.04599)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch.nn import functional
 
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
-from regimes.landscape.error import finite_mistakes, images_at_once, outputs
+from regimes.landscape.error import input_errors_or_nan, inputs_per_pass, outputs
 
-SURE = 20.0  # times that outputs are multiplied by at most, or divided
-HALVINGS = 40  # of the interval in which the factor lies
+MAX_SCALE = 20.0  # largest inverse temperature, and largest temperature
+BISECTIONS = 40  # of the interval of log b
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A network on a split.
+    """Evaluation of a network on a split.
 
     Attributes:
-        loss: mean over the images.
-        error: share of wrong answers.
-        calibrated: see `calibrated_loss`; the loss itself where it is not the cross-entropy of classes.
+        loss: mean loss over the images.
+        error: fraction of wrong predictions.
+        calibrated: loss after temperature scaling, see `calibrated_loss`; the plain loss unless it is the cross-entropy
+            of classes.
     """
 
     loss: float
@@ -33,12 +34,12 @@ class Validation:
 
 
 def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
-    """Judge a network, in eval mode, from one pass over the split."""
+    """Evaluate a network in eval mode, in one pass over the split."""
     answers, targets = outputs(model, split.inputs), split.targets
-    total, wrong, size = 0.0, list[Tensor](), images_at_once(split.inputs)
+    total, wrong, size = 0.0, list[Tensor](), inputs_per_pass(split.inputs)
     for some, theirs in zip(answers.split(size), targets.split(size), strict=True):
         total += float(recipe.loss_fn(some, theirs)) * len(theirs)
-        wrong.append(finite_mistakes(some, theirs, recipe.loss_fn))
+        wrong.append(input_errors_or_nan(some, theirs, recipe.loss_fn))
     loss = total / len(targets)
     classes = recipe.loss == "cross-entropy" and answers.dim() == 2 and not targets.is_floating_point()
     calibrated = calibrated_loss(answers, targets) if classes and math.isfinite(loss) else loss
@@ -46,24 +47,23 @@ def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
 
 
 def calibrated_loss(answers: Tensor, targets: Tensor) -> float:
-    """The least mean cross-entropy over all temperatures: ``min_b mean_i CE(b * answers_i, targets_i)``, in nat.
+    """Return the cross-entropy after temperature scaling: ``min_b mean_i CE(b * answers_i, targets_i)``, in nats.
 
-    The loss punishes a network that is right but not sure of it, as label smoothing and noisy labels make it; the order
-    of networks by loss is then that of their confidence. With the factor that suits each network best this is gone,
-    and what is left is as fine as a loss and about what the error is about. The loss is convex in ``b``, which is
-    looked for between ``1 / SURE`` and ``SURE``.
+    The plain loss also depends on how confident a network is, which label smoothing and noisy labels change. At the
+    best temperature of each network this is removed, while the loss stays more fine-grained than the error. The loss is
+    convex in ``b``, the inverse temperature, which is found by bisection between ``1 / MAX_SCALE`` and ``MAX_SCALE``.
 
     Args:
-        answers: (n, classes).
+        answers: (n, classes) logits.
         targets: (n,) classes.
     """
     answers = answers.double()
     right = answers.gather(1, targets[:, None])[:, 0]
-    low, high = -math.log(SURE), math.log(SURE)
-    for _ in range(HALVINGS):
+    low, high = -math.log(MAX_SCALE), math.log(MAX_SCALE)
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         expected = (functional.softmax(math.exp(middle) * answers, dim=1) * answers).sum(dim=1)
-        if float((expected - right).mean()) > 0:  # the slope in b
+        if float((expected - right).mean()) > 0:  # derivative with respect to b
             high = middle
         else:
             low = middle

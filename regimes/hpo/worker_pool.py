@@ -1,4 +1,4 @@
-"""Workers of one search: processes that share a study; one that dies is noticed, and what it held is done again."""
+"""Worker processes of one search on a shared study; the trials of a worker that dies are requeued."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regimes.errors import RunFailed, UserError
-from regimes.experiment.parent_watchdog import end_with
+from regimes.experiment.parent_watchdog import exit_with_parent
 
 if TYPE_CHECKING:
     import optuna
 
     from regimes.config.hpo import Hpo
 
-DEATHS = 3  # of workers that a search survives
-LOOK = 0.5  # seconds between two looks at the workers
+MAX_WORKER_DEATHS = 3  # that a search survives
+POLL_SECONDS = 0.5  # between two checks of the workers
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What every worker of a crew is told.
+    """Configuration sent to each worker.
 
     Attributes:
-        folder: of the search; its plan is read from there.
-        url: of the storage.
-        device: to train on.
-        phase: of the search.
-        batch: trials that it asks for together.
-        trials: in all.
-        ends: time (``time.time``) from which nothing new is begun.
+        folder: folder of the search, from which the plan is read.
+        url: URL of the storage.
+        device: device to train on.
+        phase: phase of the search.
+        batch: number of trials that it asks for together.
+        trials: total number of trials.
+        ends: time (``time.time``) after which nothing new is started.
     """
 
     folder: Path
@@ -47,78 +47,85 @@ class WorkerConfig:
 
 
 def run_workers(
-    post: WorkerConfig, spec: Hpo, study: optuna.Study, workers: int, look: Callable[[], None] = lambda: None
+    config: WorkerConfig, spec: Hpo, study: optuna.Study, workers: int, on_poll: Callable[[], None] = lambda: None
 ) -> None:
-    """Let processes work on a study until there are enough trials.
+    """Run worker processes on a study until there are enough trials.
+
+    Args:
+        config: configuration sent to each worker.
+        spec: the search's settings.
+        study: the study.
+        workers: number of processes.
+        on_poll: called at every check of the workers.
 
     Raises:
-        RunFailed: workers die again and again.
-        UserError: what a worker could not do.
+        RunFailed: more than `MAX_WORKER_DEATHS` workers died.
+        UserError: a worker raised one.
     """
     from regimes.hpo.optuna_study import requeue_dead_trials
 
     context = multiprocessing.get_context("spawn")
     deaths, errors = 0, context.SimpleQueue()
-    run_workers: list[Any] = []
+    processes: list[Any] = []
 
     def start(number: int) -> Any:
-        process = context.Process(target=_worker, args=(post, spec, number, os.getpid(), errors))
+        process = context.Process(target=_worker, args=(config, spec, number, os.getpid(), errors))
         process.start()
         return process
 
     try:
-        run_workers = [start(number) for number in range(workers)]
-        while any(process.exitcode != 0 for process in run_workers):
-            time.sleep(LOOK)
-            look()
+        processes = [start(number) for number in range(workers)]
+        while any(process.exitcode != 0 for process in processes):
+            time.sleep(POLL_SECONDS)
+            on_poll()
             if not errors.empty():
                 raise UserError(errors.get())
-            for number, process in enumerate(run_workers):
+            for number, process in enumerate(processes):
                 if process.exitcode not in (None, 0):
                     deaths += 1
-                    if deaths > DEATHS:
+                    if deaths > MAX_WORKER_DEATHS:
                         raise RunFailed(
-                            f"workers died {deaths} times, the last with exit code {process.exitcode}; out of memory? "
-                            "The same command goes on; fewer --workers need less"
+                            f"workers died {deaths} times, the last with exit code {process.exitcode}, perhaps out of "
+                            "memory; run the same command with fewer --workers to resume"
                         )
                     requeue_dead_trials(study)
-                    run_workers[number] = start(workers * deaths + number)
+                    processes[number] = start(workers * deaths + number)
     finally:
-        for process in run_workers:
+        for process in processes:
             if process.is_alive():
                 process.terminate()
-        for process in run_workers:
+        for process in processes:
             process.join()
 
 
-def _worker(post: WorkerConfig, spec: Hpo, number: int, command: int, errors: Any) -> None:
-    """One process: the plan is read from the folder, the study from its storage."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
+def _worker(config: WorkerConfig, spec: Hpo, number: int, command: int, errors: Any) -> None:
+    """Main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and ends its workers
     signal.signal(signal.SIGTERM, _leave)
-    end_with(command)
+    exit_with_parent(command)
     import optuna
     import torch
 
-    from regimes.hpo.optimize_loop import Limits, study_of, trial_runner_of, work
+    from regimes.hpo.optimize_loop import Limits, run_trials, study_of, trial_runner_of
     from regimes.hpo.optuna_study import open_storage
     from regimes.hpo.plan import context_of, load_plan
-    from regimes.hpo.promotion import BASE, phase_of
+    from regimes.hpo.promotion import FULL_PHASE, phase_of
 
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        context = context_of(spec, post.device, post.folder)
-        plan = load_plan(spec, context, post.folder)
+        context = context_of(spec, config.device, config.folder)
+        plan = load_plan(spec, context, config.folder)
         assert plan is not None
-        plan = phase_of(plan, post.phase)
-        deadline = time.monotonic() + post.ends - time.time()
-        study = study_of(plan, context, open_storage(post.url), number)
-        climb = trial_runner_of(plan, context, post.folder, None, deadline)
-        work(study, climb, post.batch, Limits(post.trials, deadline, post.phase != BASE))
+        plan = phase_of(plan, config.phase)
+        deadline = time.monotonic() + config.ends - time.time()
+        study = study_of(plan, context, open_storage(config.url), number)
+        runner = trial_runner_of(plan, context, config.folder, None, deadline)
+        run_trials(study, runner, config.batch, Limits(config.trials, deadline, config.phase != FULL_PHASE))
     except UserError as error:
         errors.put(str(error))
         os._exit(2)
 
 
 def _leave(*_: Any) -> None:
-    raise SystemExit(143)  # so that trials under way are handed back
+    raise SystemExit(143)  # so that running trials are marked unfinished

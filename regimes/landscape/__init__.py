@@ -1,6 +1,6 @@
-"""Measures of the loss landscape. Each works alone, on any ``nn.Module`` and tensors, and in a sweep by its name.
+"""Measures of the loss landscape, usable on their own on any ``nn.Module`` and by name in a sweep.
 
-A new metric is one file beside this one and one line here.
+A new metric is one module in this folder and one line in `METRICS`; see README.md.
 """
 
 METRICS = {

@@ -1,4 +1,4 @@
-"""How far two networks agree: in their answers, in their probabilities, in their weights."""
+"""Agreement of two networks: predictions, probabilities, outputs and weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from regimes.errors import UserError
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
-from regimes.landscape.linear_path import ends
-from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, subset, used
+from regimes.landscape.linear_path import matching_parameters
+from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 
 
 def disagreement(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
-    """Fraction of inputs that two classifiers put into different classes, with its binomial standard error."""
+    """Return the fraction of inputs that two classifiers assign to different classes, with its binomial standard error.
+
+    Args:
+        a, b: classifiers that return logits (n, classes); they are evaluated in eval mode and not changed.
+        inputs: (n, ...), or a loader of batches, which is read into memory.
+
+    Raises:
+        UserError: the outputs are not logits of the same shape, or there are no inputs.
+    """
     first, second = _logits(a, b, inputs)
     if not (first.isfinite().all() and second.isfinite().all()):
         return Estimate(math.nan, math.nan, len(first))
@@ -27,26 +35,31 @@ def disagreement(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> 
 
 
 def js_divergence(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
-    """Mean Jensen-Shannon divergence of two classifiers' probabilities p and q, in nats: from 0 to ln 2.
+    """Return the mean Jensen-Shannon divergence of two classifiers' probabilities p and q, in nats (0 to ln 2).
 
-    ``JS = (KL(p | m) + KL(q | m)) / 2`` with ``m = (p + q) / 2``, in float64; the standard error is that of the inputs.
+    ``JS = (KL(p | m) + KL(q | m)) / 2`` with ``m = (p + q) / 2``, computed in float64. The standard error is taken over
+    the inputs. Arguments and errors are those of `disagreement`.
     """
-    p, q = (each.double().log_softmax(dim=1) for each in _logits(a, b, inputs))
+    p, q = (logits.double().log_softmax(dim=1) for logits in _logits(a, b, inputs))
     middle = torch.logaddexp(p, q) - math.log(2)
-    each = ((p.exp() * (p - middle)).sum(dim=1) + (q.exp() * (q - middle)).sum(dim=1)) / 2
-    return _mean(each.clamp(min=0.0), "nat")
+    divergences = ((p.exp() * (p - middle)).sum(dim=1) + (q.exp() * (q - middle)).sum(dim=1)) / 2
+    return _mean(divergences.clamp(min=0.0), "nat")
 
 
 def output_distance(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
-    """Mean Euclidean distance of two networks' outputs, in their unit; the standard error is that of the inputs."""
+    """Return the mean Euclidean distance of two networks' outputs, with its standard error over the inputs."""
     same = inputs_of(inputs, a)
     first, second = (outputs(model, same).double().reshape(len(same), -1) for model in (a, b))
     return _mean((first - second).norm(dim=1), "1")
 
 
 def weight_distance(a: nn.Module, b: nn.Module) -> Estimate:
-    """Euclidean (L2) distance of two networks' parameters, in float64; exact, so its standard error is 0."""
-    start, end = ends(a, b)
+    """Return the Euclidean (L2) distance of two networks' parameters, in float64; exact, so its standard error is 0.
+
+    Raises:
+        UserError: the networks have different parameters.
+    """
+    start, end = matching_parameters(a, b)
     square = sum(float((value.double() - end[name].double()).square().sum()) for name, value in start.items())
     return Estimate(square**0.5, 0.0, sum(value.numel() for value in start.values()))
 
@@ -56,18 +69,23 @@ def _logits(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> tuple
     first, second = outputs(a, same), outputs(b, same)
     if first.dim() != 2 or first.shape != second.shape or first.shape[1] < 2:
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise UserError(f"logits of shape (n, classes) are expected of both networks, got {shapes}")
+        raise UserError(f"both networks must return logits of shape (n, classes), got {shapes}")
     return first, second
 
 
-def _mean(each: Tensor, unit: str) -> Estimate:
-    spread = float(each.std()) / len(each) ** 0.5 if len(each) > 1 else math.nan
-    return Estimate(float(each.mean()), spread, len(each), unit)
+def _mean(values: Tensor, unit: str) -> Estimate:
+    stderr = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), stderr, len(values), unit)
 
 
 @dataclass(frozen=True)
 class AgreementOptions:
-    """Options of the metric "agreement": images used (0: all) of which split."""
+    """Options of the metric "agreement".
+
+    Attributes:
+        images: number of images used (0: all).
+        split: split the images are taken from.
+    """
 
     images: Images = 0
     split: Literal["train", "val", "test"] = "test"
@@ -94,6 +112,6 @@ AGREEMENT = Metric(
         "weight_distance": Variable("1", "L2 distance of two retrained copies' weights"),
     },
     measure=_measure,
-    work=lambda options, images: 4 * used(options.images, images),
+    work=lambda options, images: 4 * image_count(options.images, images),
     classes=True,
 )

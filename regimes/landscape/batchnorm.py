@@ -1,4 +1,4 @@
-"""BatchNorm statistics, estimated again for weights that were never trained (points on a path)."""
+"""Re-estimation of BatchNorm statistics, for weights that were never trained (points on a path)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regimes.landscape.error import images_at_once, outputs
+from regimes.landscape.error import inputs_per_pass, outputs
 
-BATCH = 2**22  # numbers in the inputs of one batch of statistics: 1365 colour images of 32x32, 8192 small digits
+BATCH_INPUT_VALUES = 2**22  # input values per batch of statistics: 1365 colour images of 32x32, 8192 small digits
 
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, inputs: Tensor, batch: int | None = None) -> None:
-    """Reset every BatchNorm's running statistics and average them anew over ``inputs``, un-augmented.
+    """Reset the running statistics of every BatchNorm layer and re-estimate them on ``inputs``.
 
-    The inputs are cut into batches of *equal* size (a ragged last batch would weigh too much), as few as keep the size
-    at most ``batch`` (None: what `BATCH` numbers amount to); up to ``number of batches - 1`` inputs are left out.
-    Everything but BatchNorm is in eval mode meanwhile, so dropout does not disturb the statistics. The model ends in
-    eval mode.
+    The inputs are split into the smallest number of equally sized batches of at most ``batch`` inputs (a smaller last
+    batch would be over-weighted), so up to ``number of batches - 1`` inputs are left out. All other modules are in eval
+    mode meanwhile, so dropout does not affect the statistics. The model is left in eval mode.
+
+    Args:
+        model: any network; its BatchNorm buffers are changed.
+        inputs: (n, ...), on the model's device.
+        batch: largest batch size; None: as many inputs as hold `BATCH_INPUT_VALUES` values.
     """
     norms = _norms(model)
     if not norms:
         model.eval()
         return
-    batches = math.ceil(len(inputs) / (batch or images_at_once(inputs, BATCH)))
+    batches = math.ceil(len(inputs) / (batch or inputs_per_pass(inputs, BATCH_INPUT_VALUES)))
     size = len(inputs) // batches
-    # Shuffled, always the same way: where data stand class by class, each batch would hold only a few classes.
+    # Shuffled with a fixed seed: in data sorted by class, each batch would hold only a few classes.
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
     with _estimating(model, norms):
         for index in range(batches):
@@ -38,16 +42,19 @@ def reestimate_batch_norm(model: nn.Module, inputs: Tensor, batch: int | None = 
 
 
 @torch.no_grad()
-def settled_outputs(model: nn.Module, inputs: Tensor, batch: int | None = None, by_batch: bool = False) -> Tensor:
-    """Estimate BatchNorm statistics anew on ``inputs``, as `reestimate_batch_norm`, and return the outputs under them.
+def reestimated_outputs(model: nn.Module, inputs: Tensor, batch: int | None = None, by_batch: bool = False) -> Tensor:
+    """Re-estimate BatchNorm statistics on ``inputs`` and return the outputs computed with them.
 
-    That is a pass for the statistics and one for the outputs. Where all inputs fit in one batch, one pass gives both:
-    the batch that a layer is normalised by is then the whole set. (Outputs differ from those of a second pass by
-    rounding and by a factor sqrt(1 - 1/n) in what BatchNorm divides by, n the number of values a channel has.) With
-    ``by_batch`` one pass is taken for any number of inputs: each batch, drawn at random, is normalised by itself.
+    This takes one pass for the statistics and one for the outputs. If all inputs fit in one batch, a single pass gives
+    both, because the batch statistics are those of the whole set. (The outputs then differ from those of a second pass
+    by rounding and by a factor sqrt(1 - 1/n) in BatchNorm's divisor, n being the number of values per channel.)
+
+    Args:
+        model, inputs, batch: as in `reestimate_batch_norm`.
+        by_batch: take a single pass for any number of inputs, each random batch normalised by its own statistics.
     """
     norms = _norms(model)
-    batches = math.ceil(len(inputs) / (batch or images_at_once(inputs, BATCH)))
+    batches = math.ceil(len(inputs) / (batch or inputs_per_pass(inputs, BATCH_INPUT_VALUES)))
     if not norms or (batches > 1 and not by_batch):
         reestimate_batch_norm(model, inputs, batch)
         return outputs(model, inputs)
@@ -65,7 +72,7 @@ def _norms(model: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def _estimating(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Let forward passes average statistics anew, all else in eval mode; afterwards these are in eval mode too."""
+    """Accumulate BatchNorm statistics in forward passes, everything else in eval mode; end with all in eval mode."""
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Mode connectivity along a trained path: a Bezier curve or a polygonal chain that is bent to where the loss is low."""
+"""Mode connectivity along a trained path: a Bezier curve or polygonal chain optimised for low loss."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.func import functional_call
 from regimes.errors import UserError
 from regimes.landscape.hessian_operator import AnyMask, layers_of
 from regimes.landscape.inputs import Data, pair
-from regimes.landscape.linear_path import Connectivity, Statistics, along, ends, measured
-from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
+from regimes.landscape.linear_path import Connectivity, Statistics, matching_parameters, measure_path, path_values
+from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
 
@@ -43,24 +43,24 @@ def curve_connectivity(
     statistics: Statistics = "all",
     generator: torch.Generator | None = None,
 ) -> Connectivity:
-    """Bend a path between two networks to where the training loss is low, and measure it as a line is measured.
+    """Train a low-loss path between two networks and measure mode connectivity along it.
 
-    The ends stay; the bends between them are trained by SGD on the mean loss at uniformly drawn positions,
-    ``E_t L(phi(t))`` (Garipov et al. 2018, arXiv 1802.10026), with momentum 0.9, no weight decay, a learning rate that
-    is constant for half of the epochs, falls linearly to a hundredth until nine tenths of them and stays there, and
-    BatchNorm by the batch's own statistics.
-    The path starts as the straight line. It is an upper bound of what separates two networks: more epochs may lower it.
+    The ends are fixed. The bends (control points) between them are trained by SGD on the mean loss at uniformly drawn
+    positions, ``E_t L(phi(t))`` (Garipov et al. 2018, arXiv 1802.10026), starting from the straight line, with momentum
+    0.9, no weight decay and batch statistics in BatchNorm. The learning rate is constant for half of the epochs, decays
+    linearly to a hundredth until nine tenths of them, and stays there. The barrier found is an upper bound: more epochs
+    may lower it.
 
     Args:
-        a, b: networks of one architecture; they are left as they were.
+        a, b: networks of the same architecture; they are not changed.
         data: inputs (n, ...) and targets (n, ...), without augmentation.
         kind: "bezier": ``sum_j C(m, j) t^j (1-t)^(m-j) theta_j`` over ends and bends, quadratic with one bend; "chain":
-            straight from each to the next.
-        bends: trained points between the ends.
-        mask: pruned coordinates, where the path stays at zero; None: every coordinate bends.
-        epochs, batch_size, learning_rate: of the bends' training.
+            straight segments between consecutive points.
+        bends: number of trained points between the ends.
+        mask: live coordinates; the path stays at zero on the others. None: every coordinate is live.
+        epochs, batch_size, learning_rate: SGD settings for training the bends.
         points, loss_fn, batch, statistics: as in `linear_connectivity`.
-        generator: of positions and batches, on the CPU; None: seed 0.
+        generator: CPU generator for positions and batches; None: seed 0.
 
     Raises:
         UserError: an unknown kind, no bends, networks of different architectures.
@@ -69,18 +69,18 @@ def curve_connectivity(
         raise UserError(f"curve kind = '{kind}': allowed: {', '.join(get_args(Kind))}")
     if bends < 1 or epochs < 1:
         raise UserError(f"bends = {bends}, epochs = {epochs}: allowed: 1 or more")
-    start, end = ends(a, b)
+    start, end = matching_parameters(a, b)
     data = pair(data, a)
     generator = generator or torch.Generator().manual_seed(0)
     walker = copy.deepcopy(a)
     path = BezierPath(kind, start, end, bends)
-    bend(path, walker, data, mask, epochs, min(batch_size, len(data[0])), learning_rate, loss_fn, generator)
+    train_bends(path, walker, data, mask, epochs, min(batch_size, len(data[0])), learning_rate, loss_fn, generator)
     with torch.no_grad():
-        return along(path.at, walker, data, points, loss_fn, batch, statistics, None)
+        return measure_path(path.at, walker, data, points, loss_fn, batch, statistics, None)
 
 
 class BezierPath:
-    """A path through weight space: fixed ends, trained bends, evenly spread over the straight line at first."""
+    """A path through weight space with fixed ends and trainable bends, initialised evenly on the straight line."""
 
     def __init__(self, kind: Kind, start: Weights, end: Weights, bends: int) -> None:
         self.kind = kind
@@ -90,22 +90,22 @@ class BezierPath:
         ]
         self.points = [start, *self.bends, end]
 
-    def shares(self, t: float) -> list[float]:
-        """What each point, ends included, has in the position t; they add up to 1."""
+    def coefficients(self, t: float) -> list[float]:
+        """Return the coefficient of every point, ends included, at position t; the coefficients add up to 1."""
         last = len(self.points) - 1
         if self.kind == "bezier":
             return [math.comb(last, j) * t**j * (1 - t) ** (last - j) for j in range(last + 1)]
         return [max(0.0, 1 - abs(t * last - j)) for j in range(last + 1)]
 
     def at(self, t: float) -> Weights:
-        """The weights at a position; exactly the ends at 0 and 1."""
-        parts = [(share, point) for share, point in zip(self.shares(t), self.points, strict=True) if share]
+        """Return the weights at position t; exactly those of the ends at 0 and 1."""
+        parts = [(share, point) for share, point in zip(self.coefficients(t), self.points, strict=True) if share]
         if len(parts) == 1:
             return parts[0][1]
         return {name: sum(share * point[name] for share, point in parts) for name in self.points[0]}  # type: ignore[misc]
 
 
-def bend(
+def train_bends(
     path: BezierPath,
     walker: nn.Module,
     data: tuple[Tensor, Tensor],
@@ -116,7 +116,14 @@ def bend(
     loss_fn: LossFn,
     generator: torch.Generator,
 ) -> None:
-    """Train a path's bends, and nothing else."""
+    """Train the bends of a path in place; the ends are not changed.
+
+    Args:
+        path: the path.
+        walker: network of the path's architecture, used for the forward passes.
+        data: inputs and targets.
+        mask, epochs, batch_size, learning_rate, loss_fn, generator: as in `curve_connectivity`.
+    """
     inputs, targets = data
     still = {name: torch.zeros_like(each) for name, each in walker.named_parameters() if not each.requires_grad}
     alive = still | {
@@ -150,10 +157,11 @@ class CurveOptions:
     """Options of the metric "curve".
 
     Attributes:
-        kind, bends: "bezier" or "chain", and how many bends are trained.
-        epochs, batch_size, learning_rate: of their training.
-        points: on the curve, ends included.
-        images: training images used (0: all).
+        kind: "bezier" or "chain".
+        bends: number of trained points between the ends.
+        epochs, batch_size, learning_rate: SGD settings for training the bends.
+        points: number of positions measured on the curve, ends included.
+        images: number of training images used (0: all).
     """
 
     kind: Kind = "bezier"
@@ -181,18 +189,18 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: CurveOptions) -
         loss_fn=probe.loss_fn,
         generator=probe.generator,
     )
-    return measured("curve", curve)
+    return path_values("curve", curve)
 
 
 def _either(one: Mask | None, other: Mask | None) -> Mask | None:
-    """What lives in either of two networks."""
+    """Return the union of two masks; None if either network is unmasked."""
     if one is None or other is None:
         return None
     return Mask({name: layer | other.layers[name] for name, layer in one.layers.items()})
 
 
 def _work(options: CurveOptions, images: int) -> float:
-    return (2 * options.points + 3.5 * options.epochs) * used(options.images, images)
+    return (2 * options.points + 3.5 * options.epochs) * image_count(options.images, images)
 
 
 CURVE = Metric(

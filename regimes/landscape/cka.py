@@ -1,4 +1,4 @@
-"""Similarity of two networks' outputs, or of what a layer puts out: linear centred kernel alignment."""
+"""Similarity of two networks' outputs or layer activations: linear centred kernel alignment (CKA)."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from regimes.errors import UserError
-from regimes.landscape.error import evaluating, images_at_once, outputs
+from regimes.landscape.error import eval_mode, inputs_per_pass, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
-from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 from regimes.registry import nearest
 
-HELD = 2**32  # bytes of features, in float64, that are held for both networks together
-GROUPS = 20  # of the jackknife
+MAX_FEATURE_BYTES = 2**32  # float64 features of both networks together
+JACKKNIFE_GROUPS = 20
 
 
 def cka(
     a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any], on: str = "softmax", debiased: bool = False
 ) -> Estimate:
-    """Linear CKA between two networks' outputs, or outputs of a layer, over ``inputs``: exact over the whole set, in
-    float64.
+    """Return linear CKA between two networks' outputs, or a layer's outputs, over all ``inputs``, in float64.
 
     Args:
-        a, b: networks; they are run in eval mode and left as they were.
+        a, b: networks; they are evaluated in eval mode and not changed.
         inputs: (n, ...), or a loader of batches, which is read into memory.
-        on: what is compared: "softmax" as in the study, "logits" (which gives other values, so a record says which),
-            or the name of a layer as in ``model.named_modules()``, whose outputs are flattened to one row an input.
-        debiased: see `cka_of_features`.
+        on: features to compare: "softmax" (as in Zhou et al. 2023), "logits", or the name of a layer as in
+            ``model.named_modules()``, whose outputs are flattened to one row per input.
+        debiased: whether to use the debiased estimator; see `cka_of_features`.
 
     Raises:
-        UserError: no such layer, or more features than may be held.
+        UserError: no such layer, outputs that are not class scores with "softmax", or features that need too much
+            memory.
     """
     inputs = inputs_of(inputs, a)
     if on in ("softmax", "logits"):
         features = [outputs(model, inputs).double() for model in (a, b)]
         if on == "softmax":
             if features[0].dim() < 2 or features[0].shape[1] < 2:
-                raise UserError(f"cka on = 'softmax' is for classes, the outputs have shape {tuple(features[0].shape)}")
+                raise UserError(f"cka on = 'softmax' needs classes, the outputs have shape {tuple(features[0].shape)}")
             features = [each.softmax(dim=1) for each in features]
         features = [each.reshape(len(inputs), -1) for each in features]
     else:
@@ -51,29 +51,34 @@ def cka(
 
 
 def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
-    """What a layer puts out for every input, flattened (n, features), float64, in eval mode.
+    """Return the outputs of a layer for every input, flattened to (n, features), in float64 and eval mode.
 
     Raises:
-        UserError: no such layer, one that is not called once a pass or gives no tensor, or too much to hold.
+        UserError: no such layer, a layer that does not return exactly one tensor per forward pass, or too many features
+            to keep in memory.
     """
     layers = dict(model.named_modules())
     if not name or name not in layers:
         names = [each for each in layers if each]
-        raise UserError(f"cka on = '{name}': no such layer{nearest(name, names)}; allowed: softmax, logits, or a layer")
+        raise UserError(
+            f"cka on = '{name}': no such layer{nearest(name, names)}; allowed: softmax, logits, or the name of a layer"
+        )
     caught: list[Tensor] = []
     rows: list[Tensor] = []
     hook = layers[name].register_forward_hook(lambda module, args, output: caught.append(_kept(output)))
     try:
-        with evaluating(model):
-            for part in inputs.split(images_at_once(inputs)):
+        with eval_mode(model):
+            for part in inputs.split(inputs_per_pass(inputs)):
                 caught.clear()
                 model(part)
                 if len(caught) != 1 or not isinstance(caught[0], Tensor) or len(caught[0]) != len(part):
-                    raise UserError(f"cka on = '{name}': this layer does not put out one tensor a pass, a row an input")
-                if not rows and 2 * 8 * len(inputs) * caught[0][0].numel() > HELD:
                     raise UserError(
-                        f"cka on = '{name}': {len(inputs)} inputs with {caught[0][0].numel()} features are more than "
-                        f"{HELD / 1e9:.0f} GB; take fewer images"
+                        f"cka on = '{name}': this layer must return one tensor per forward pass, one row per input"
+                    )
+                if not rows and 2 * 8 * len(inputs) * caught[0][0].numel() > MAX_FEATURE_BYTES:
+                    raise UserError(
+                        f"cka on = '{name}': {len(inputs)} inputs with {caught[0][0].numel()} features need more than "
+                        f"{MAX_FEATURE_BYTES / 1e9:.0f} GB; use fewer images"
                     )
                 rows.append(caught[0].flatten(1).double())
     finally:
@@ -82,34 +87,42 @@ def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
 
 
 def _kept(output: Any) -> Any:
-    """A copy: what follows may work in place."""
+    """Copy the output: later layers may work in place."""
     return output.detach().clone() if isinstance(output, Tensor) else output
 
 
 def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False, rounding: float | None = None) -> Estimate:
-    """Linear CKA of two feature matrices (n, p) and (n, q).
+    """Return the linear CKA of two feature matrices (n, p) and (n, q).
 
-    ``CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))``. The biased HSIC of linear kernels is ``|X'Y|_F^2`` of the
-    centred features: its CKA rises when n is small. The debiased one takes the U-statistic instead, which is zero on
-    average for independent features. The standard error is a jackknife over 20 groups of inputs.
+    ``CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))`` (Kornblith et al. 2019, arXiv 1905.00414). The biased HSIC of
+    linear kernels is ``|X'Y|_F^2`` of the centred features; its CKA is too large for small n. The debiased version uses
+    the U-statistic of Song et al. 2012 instead, which is zero on average for independent features. The standard error
+    is a jackknife over 20 groups of inputs.
 
-    CKA of features that do not vary is 0/0; here two constant matrices are alike (1), a constant and a varying one are
-    not (0), so that CKA of a network with itself is always 1. What varies by less than ``rounding`` times the largest
-    number counts as constant (None: eight times what the numbers' own type rounds to). Only numbers that are not finite
-    give NaN.
+    CKA of constant features is 0/0; it is defined here as 1 for two constant matrices and 0 for a constant and a
+    varying one, so that CKA of a network with itself is always 1. Values that are not finite give NaN.
+
+    Args:
+        X, Y: features of the same inputs, one row per input; at least 4 rows.
+        debiased: whether to use the debiased HSIC.
+        rounding: features that vary by less than this fraction of the largest absolute value count as constant; None:
+            eight times the machine epsilon of X's dtype and of Y's.
+
+    Raises:
+        UserError: different numbers of rows, or fewer than 4.
     """
     if len(X) != len(Y):
-        raise UserError(f"CKA compares the same inputs: got {len(X)} and {len(Y)} rows")
+        raise UserError(f"CKA needs the features of the same inputs, got {len(X)} and {len(Y)} rows")
     if len(X) < 4:
         raise UserError(f"CKA needs at least 4 inputs, got {len(X)}")
     if not (X.isfinite().all() and Y.isfinite().all()):
         return Estimate(float("nan"), float("nan"), len(X))
     X, Y = _centred(X, rounding), _centred(Y, rounding)
     value = _cka(X, Y, debiased)
-    groups = min(GROUPS, len(X) // 4)
+    groups = min(JACKKNIFE_GROUPS, len(X) // 4)
     if groups < 2:
         return Estimate(value, float("nan"), len(X))
-    # Groups drawn at random: data may stand class by class, or class after class in turn.
+    # Random groups: data may be sorted by class, or alternate between classes.
     group = torch.randperm(len(X), generator=torch.Generator().manual_seed(0)).to(X.device) % groups
     left_out = torch.tensor(
         [_cka(X[group != each], Y[group != each], debiased) for each in range(groups)], dtype=torch.float64
@@ -135,7 +148,7 @@ def _cka(X: Tensor, Y: Tensor, debiased: bool) -> float:
 
 
 def _cross(X: Tensor, Y: Tensor) -> Tensor:
-    """``|X'Y|_F^2``; where inputs are fewer than features, from both matrices of inner products, which are smaller."""
+    """Return ``|X'Y|_F^2``; with fewer inputs than features, from the two Gram matrices, which are smaller."""
     if len(X) < min(X.shape[1], Y.shape[1]):
         return ((X @ X.T) * (Y @ Y.T)).sum()
     return (X.T @ Y).square().sum()
@@ -157,11 +170,17 @@ def _hsic_debiased(X: Tensor, Y: Tensor) -> float:
 
 @dataclass(frozen=True)
 class CkaOptions:
-    """Options of the metric "cka": what is compared (softmax, logits, or a layer's name), debiased or not, images used
-    (0: all) of which split.
+    """Options of the metric "cka".
 
-    The study takes un-augmented training images; where networks fit those perfectly, CKA saturates, and the validation
-    images tell more."""
+    Zhou et al. 2023 use training images without augmentation. If the networks fit those perfectly, CKA saturates, and
+    validation images are more informative.
+
+    Attributes:
+        on: features to compare: "softmax", "logits" or the name of a layer.
+        debiased: whether to use the debiased estimator.
+        images: number of images used (0: all).
+        split: split the images are taken from.
+    """
 
     on: str = "softmax"
     debiased: bool = False
@@ -174,7 +193,7 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: CkaOptions) -> 
     split = subset(getattr(probe.data, options.split), options.images)
     if options.on == "softmax" and split.targets.is_floating_point():
         raise UserError(
-            "measure.cka.on = 'softmax' is for classes, the data have numbers as targets; set on = 'logits'"
+            "measure.cka.on = 'softmax' needs classes, but the targets of this data set are numbers; set on = 'logits'"
         )
     return {"cka": cka(a.model, b.model, split.inputs, options.on, options.debiased)}
 
@@ -186,5 +205,5 @@ CKA = Metric(
     table="cka",
     variables={"cka": Variable("1", "linear CKA between two retrained copies")},
     measure=_measure,
-    work=lambda options, images: 2 * used(options.images, images),
+    work=lambda options, images: 2 * image_count(options.images, images),
 )

@@ -14,21 +14,28 @@ from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn, Metric, MetricValues, Probe, Trained, Variable
 
-# Numbers in the inputs of one forward pass: bounds memory, never changes a result beyond rounding. On a CPU activations
-# should fit into the cache, a card wants large batches.
-PASS = {"cpu": 2**19, "cuda": 2**24}
+# Input values per forward pass. This bounds memory and does not change results beyond rounding. On a CPU activations
+# should fit into the cache; a GPU needs large batches.
+INPUT_VALUES_PER_PASS = {"cpu": 2**19, "cuda": 2**24}
 
 
-def images_at_once(inputs: Tensor, numbers: int | None = None, lanes: int = 1) -> int:
-    """How many inputs make up so many numbers, or `PASS` for all lanes of a fleet, between 16 and 8192: on a CPU 170
-    colour images of 32x32, all small digits."""
-    numbers = numbers or PASS.get(inputs.device.type, PASS["cpu"]) // lanes
+def inputs_per_pass(inputs: Tensor, numbers: int | None = None, lanes: int = 1) -> int:
+    """Return the number of inputs per forward pass, between 16 and 8192.
+
+    On a CPU this is 170 colour images of 32x32 pixels.
+
+    Args:
+        inputs: (n, ...), on the device of the pass.
+        numbers: input values per pass; None: `INPUT_VALUES_PER_PASS`, divided by ``lanes``.
+        lanes: number of networks evaluated together.
+    """
+    numbers = numbers or INPUT_VALUES_PER_PASS.get(inputs.device.type, INPUT_VALUES_PER_PASS["cpu"]) // lanes
     return min(8192, max(16, numbers // max(1, inputs[0].numel())))
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put every module of a model into eval mode, without gradients, and put each back as it was."""
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Context manager for eval mode without gradients; restores the mode of every module on exit."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -40,36 +47,40 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the model's outputs (n, classes) in eval mode."""
-    with evaluating(model):
-        return torch.cat([as_tensor(model(part)) for part in inputs.split(images_at_once(inputs))])
-
-
-def as_tensor(answers: object) -> Tensor:
-    """What a model has put out, if it is one tensor.
+    """Return the model's outputs (n, classes) in eval mode.
 
     Raises:
-        UserError: it is something else.
+        UserError: the model does not return one tensor.
+    """
+    with eval_mode(model):
+        return torch.cat([checked_output(model(part)) for part in inputs.split(inputs_per_pass(inputs))])
+
+
+def checked_output(answers: object) -> Tensor:
+    """Return a model's output if it is one tensor.
+
+    Raises:
+        UserError: it is anything else.
     """
     if isinstance(answers, Tensor):
         return answers
-    raise UserError(f"the model puts out {type(answers).__name__}; one tensor is expected: wrap it and return that")
+    raise UserError(f"the model returns {type(answers).__name__}; expected one tensor: wrap the model to return one")
 
 
 def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Estimate, Estimate]:
     """Return the error and the mean loss over a split, in eval mode.
 
-    The error is the fraction of wrong answers, its standard error binomial over the images; where targets are numbers
-    rather than classes, it is the mean loss of single inputs, with their spread. The loss is exact for the images
-    (stderr NaN: the loss function may be of any kind and gives only means).
+    The error is the fraction of wrong predictions with its binomial standard error. For regression, or several targets
+    per input, it is the mean of `input_errors` with the standard error of that mean. The standard error of the loss is
+    NaN, because a loss function returns only the mean over a batch.
     """
     wrong: list[Tensor] = []
     total = 0.0
-    with evaluating(model):
-        size = images_at_once(split.inputs)
+    with eval_mode(model):
+        size = inputs_per_pass(split.inputs)
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
-            answers = as_tensor(model(inputs))
-            wrong.append(finite_mistakes(answers, targets, loss_fn))
+            answers = checked_output(model(inputs))
+            wrong.append(input_errors_or_nan(answers, targets, loss_fn))
             total += float(loss_fn(answers, targets)) * len(targets)
     count = len(split.targets)
     each = torch.cat(wrong)
@@ -81,24 +92,27 @@ def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Est
 
 
 def mean_error(model: nn.Module, split: Split, loss_fn: LossFn) -> float:
-    """The error over a split, in eval mode; a network that has diverged has one too."""
-    size = images_at_once(split.inputs)
-    with evaluating(model):
+    """Return the error over a split, in eval mode; defined for diverged networks too."""
+    size = inputs_per_pass(split.inputs)
+    with eval_mode(model):
         parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
-        each = torch.cat([mistakes(as_tensor(model(inputs)), targets, loss_fn) for inputs, targets in parts])
+        each = torch.cat([input_errors(checked_output(model(inputs)), targets, loss_fn) for inputs, targets in parts])
     return float(each.mean()) if split.targets.is_floating_point() else float(each.sum()) / len(each)
 
 
-def finite_mistakes(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
-    """The error of each input as `mistakes` has it, NaN where the answer is no number."""
-    wrong = mistakes(answers, targets, loss_fn)
+def input_errors_or_nan(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
+    """Return the error of each input as `input_errors` does, but NaN where the output is not finite."""
+    wrong = input_errors(answers, targets, loss_fn)
     lost = ~answers.reshape(len(answers), -1).isfinite().all(dim=1)
     return wrong.masked_fill(lost, torch.nan) if bool(lost.any()) else wrong
 
 
-def mistakes(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
-    """The error of each input (n,), float64: 1 for a wrong class and 0 for the right one, or the share of wrong classes
-    where an input has several (n, ...); where targets are numbers, the loss of that input alone."""
+def input_errors(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
+    """Return the error of each input (n,), in float64.
+
+    For classes: 1 if the predicted class is wrong, else 0; with several targets per input (n, ...), the fraction of
+    wrong ones. For regression: the loss of that input alone.
+    """
     if not targets.is_floating_point():
         wrong = (answers.argmax(dim=1) != targets).double()
         return wrong.flatten(1).mean(dim=1) if wrong.dim() > 1 else wrong
@@ -108,7 +122,7 @@ def mistakes(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
 
 @dataclass(frozen=True)
 class ErrorOptions:
-    """Options of the metric "error": none."""
+    """Options of the metric "error"; it has none."""
 
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: ErrorOptions) -> MetricValues:

@@ -1,4 +1,4 @@
-"""The Hessian in two parts: Gauss-Newton, whose trace takes gradients alone, and the rest, often without a trace."""
+"""Decomposition of the Hessian into the Gauss-Newton matrix and a rest."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ from torch.func import functional_call, grad, jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.errors import UserError
-from regimes.landscape.error import evaluating, images_at_once, outputs
+from regimes.landscape.error import eval_mode, inputs_per_pass, outputs
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.metric import LossFn
 
-BYTES = {"cpu": 2**25, "cuda": 2**30}  # that the gradients of a group of inputs, one by one, may take
-ROOTS = 2**30  # bytes that taking the curvatures of the loss in all outputs may need
-COPIES = 5  # of them, on the way
-WORK = 2**32  # inputs times outputs cubed: beyond it, their roots take longer than probing the whole Hessian
-FEW = 4  # inputs on which the rest's diagonal is looked at
-ROUNDING = 1e-4  # what a curvature may lie below zero, beside the largest
+GRADIENT_BYTES = {"cpu": 2**25, "cuda": 2**30}  # memory for the per-input gradients of a group of inputs
+MAX_ROOT_BYTES = 2**30  # memory for the output Hessians of all inputs
+ROOT_COPIES = 5  # temporary copies of the output Hessians
+MAX_ROOT_WORK = 2**32  # inputs times outputs cubed; beyond it, matrix roots take longer than probing the whole Hessian
+CHECKED_INPUTS = 4  # inputs on which the diagonal of the rest is checked
+MAX_NEGATIVE_CURVATURE = 1e-4  # tolerated negative curvature, relative to the largest
 
 
 class NotSplittable(Exception):
-    """This loss or this network cannot be taken apart input by input; the Hessian as a whole still can be probed."""
+    """The loss or network has no per-input decomposition; the Hessian as a whole can still be probed."""
 
 
 class GaussNewtonSplit:
-    """``H = G + R`` for the Hessian of a mean loss over (inputs, targets), on the live coordinates, in eval mode.
+    """Decomposition ``H = G + R`` of the Hessian of a mean loss, on the live coordinates, in eval mode.
 
-    With ``J_n`` the Jacobian of the outputs for input n, ``A_n`` the Hessian and ``s_n`` the gradient of its loss in
-    those outputs,
+    With ``J_n`` the Jacobian of the outputs for input n, and ``s_n`` and ``A_n`` the gradient and Hessian of its loss
+    with respect to those outputs,
 
     ``G = mean_n J_n' A_n J_n``  (generalised Gauss-Newton; for cross-entropy the Fisher matrix)
     ``R = mean_n sum_k s_nk (Hessian of output k)``
 
-    *tr G* takes gradients alone: ``tr J' A J = sum_c |J' a_c|^2`` over the columns of a root of A; one pass a column
-    makes it exact, random sums of columns estimate it, independently for every input, so that errors average out over
-    the inputs as well.
+    *tr G* needs gradients only: ``tr J' A J = sum_c |J' a_c|^2`` over the columns a_c of a root of A. One pass per
+    column is exact; random combinations of the columns estimate it, drawn independently for every input, so that errors
+    average out over the inputs too.
 
-    *tr R* is zero wherever the network is piecewise linear in each parameter tensor taken alone, since the diagonal
-    blocks of R vanish: layers with ReLU, pooling and BatchNorm in eval mode, each tensor used once. That is looked at
-    on a few inputs rather than assumed (`flat`). Elsewhere R is small where the network fits its data.
+    *tr R* is zero if the network is piecewise linear in each parameter tensor alone (layers with ReLU, pooling and
+    BatchNorm in eval mode, each tensor used once), because then the diagonal blocks of R vanish. This is checked on a
+    few inputs, not assumed (`rest_has_zero_diagonal`). Otherwise R is small if the network fits its data.
+
+    Args:
+        model, loss_fn, data, mask, chunk: as in `HessianOperator`.
 
     Raises:
-        NoSplit: the loss is not the mean over inputs of a function of each, or not convex in the outputs; outputs mix
-            inputs; an operation has no batched form; too many outputs.
+        NotSplittable: the loss is not a mean of per-input losses, or not convex in the outputs; outputs depend on the
+            other inputs; an operation has no batched form; too many outputs.
+        UserError: as for `HessianOperator`.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class GaussNewtonSplit:
             self._take_apart(loss_fn, data, mask)
         except (NotSplittable, UserError):
             raise
-        except Exception as broken:  # what is not made for single inputs raises anything
+        except Exception as broken:  # code not written for single inputs may raise anything
             raise NotSplittable((str(broken).splitlines() or [type(broken).__name__])[0]) from None
 
     def _take_apart(self, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask) -> None:
@@ -74,9 +78,9 @@ class GaussNewtonSplit:
         named = zip(self.rest.leaves, alive, strict=True)
         self.live = {name: part.to(answers) for name, part in named if not part.all()}
         self._weights = {name: leaf.detach() for name, leaf in self.rest.leaves.items()}
-        with evaluating(self.model), sdpa_kernel(SDPBackend.MATH):
-            alone = vmap(lambda x: self._apply(self._weights, x))(data[0][:FEW])
-        together = answers[:FEW].reshape(len(alone), -1)
+        with eval_mode(self.model), sdpa_kernel(SDPBackend.MATH):
+            alone = vmap(lambda x: self._apply(self._weights, x))(data[0][:CHECKED_INPUTS])
+        together = answers[:CHECKED_INPUTS].reshape(len(alone), -1)
         if not torch.allclose(alone, together, rtol=1e-3, atol=1e-3 * float(answers.abs().max())):
             raise NotSplittable("outputs depend on the other inputs of a batch")
 
@@ -85,34 +89,34 @@ class GaussNewtonSplit:
         return out[0].flatten()
 
     def exact(self) -> Tensor:
-        """``tr J_n' A_n J_n`` of every input, tensor by tensor (n, tensors)."""
+        """Return ``tr J_n' A_n J_n`` of every input and parameter tensor (n, tensors)."""
         return self._squares(self.roots.transpose(1, 2))
 
-    def slope_squares(self) -> Tensor:
-        """``|J_n' s_n|^2``, the squared gradient of every input's own loss, tensor by tensor (n, tensors)."""
+    def squared_gradients(self) -> Tensor:
+        """Return the squared per-input gradient ``|J_n' s_n|^2`` of every input and parameter tensor (n, tensors)."""
         return self._squares(self.slopes[:, None])
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """An unbiased guess of it (n, tensors): for every input one random sum of the root's columns."""
+        """Return an unbiased estimate of `exact` (n, tensors), from one random sum of root columns per input."""
         signs = torch.randint(0, 2, (len(self.inputs), self.columns, 1), generator=generator, dtype=torch.int8)
         return self._squares((self.roots @ (2 * signs - 1).to(self.roots)).transpose(1, 2))
 
-    def flat(self) -> bool:
-        """Whether R has no diagonal: each tensor's own block of it, times a random vector, on a few inputs.
+    def rest_has_zero_diagonal(self) -> bool:
+        """Return whether the diagonal blocks of R are zero, by multiplying each with a random vector on a few inputs.
 
-        Where a network is linear in a tensor, that product is exactly zero, in float32 too; anything else counts as
-        bent, however small. The inputs are the largest one, some drawn at random, and as many of pure noise.
+        If the network is linear in a tensor, the product is exactly zero, in float32 too; any other value, however
+        small, gives False. The inputs are the one with the largest norm, a few random ones, and as many of pure noise.
         """
         random = torch.Generator().manual_seed(0)
         sizes = torch.cat([part.double().flatten(1).norm(dim=1) for part in self.inputs.split(1024)])
-        chosen = {int(sizes.argmax()), *torch.randperm(len(sizes), generator=random)[: FEW - 1].tolist()}
+        chosen = {int(sizes.argmax()), *torch.randperm(len(sizes), generator=random)[: CHECKED_INPUTS - 1].tolist()}
         few = self.inputs[torch.tensor(sorted(chosen), device=self.inputs.device)]
         noise = torch.randn(few.shape, generator=random, dtype=torch.float64).to(few)
-        few = torch.cat([few, few.mean() + 2 * few.std() * noise])  # units that these inputs leave in one place
+        few = torch.cat([few, few.mean() + 2 * few.std() * noise])  # reaches units these inputs leave saturated
         slopes = torch.randn(len(few), self.roots.shape[1], generator=random, dtype=torch.float64).to(self.roots)
         rest = HessianOperator(self.model, _linear, (few, slopes))
-        vectors = rest.tensors(rest.normal(random))
-        return not any(bool(rest.within(name, vector).any()) for name, vector in vectors.items())
+        vectors = rest.as_tensors(rest.normal(random))
+        return not any(bool(rest.block_product(name, vector).any()) for name, vector in vectors.items())
 
     def _squares(self, vectors: Tensor) -> Tensor:
         """``sum_c |J_n' v_nc|^2`` on the live coordinates of each tensor (n, tensors), for vectors (n, c, outputs)."""
@@ -120,16 +124,16 @@ class GaussNewtonSplit:
         def one(x: Tensor, columns: Tensor) -> Tensor:
             back: Callable[[Tensor], tuple[dict[str, Tensor]]] = vjp(lambda w: self._apply(w, x), self._weights)[1]
             total = torch.zeros(len(self._weights), device=x.device, dtype=columns.dtype)
-            for column in columns:  # one after the other: the forward pass is shared, memory is not asked for
+            for column in columns:  # one at a time: they share the forward pass, and memory stays small
                 rows = {name: gradient.flatten() for name, gradient in back(column)[0].items()}
                 alive = ((row * self.live[name] if name in self.live else row) @ row for name, row in rows.items())
                 total = total + torch.stack(list(alive))
             return total
 
         numbers = self.rest.live.numel()
-        group = max(1, BYTES.get(self.inputs.device.type, 2**25) // (numbers * self.roots.element_size()))
-        group = min(group, self.chunk or group, images_at_once(self.inputs))
-        with evaluating(self.model), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batched form
+        group = max(1, GRADIENT_BYTES.get(self.inputs.device.type, 2**25) // (numbers * self.roots.element_size()))
+        group = min(group, self.chunk or group, inputs_per_pass(self.inputs))
+        with eval_mode(self.model), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batched form
             parts = zip(self.inputs.split(group), vectors.split(group), strict=True)
             try:
                 return torch.cat([vmap(one)(*part) for part in parts]).double().cpu()
@@ -138,27 +142,27 @@ class GaussNewtonSplit:
 
 
 def _linear(answers: Tensor, slopes: Tensor) -> Tensor:
-    """The loss with its slopes held: its Hessian in the weights is R."""
+    """Linearised loss, with fixed slopes: its Hessian in the weights is R."""
     return (answers.reshape(slopes.shape) * slopes).sum(dim=1).mean()
 
 
 def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes (n, k) of the loss of each input in its k outputs, and roots (n, k, c) of its Hessian there."""
+    """Gradients (n, k) of each input's loss in its k outputs, and roots (n, k, c) of its Hessian in them."""
     count, width = len(answers), answers[0].numel()
-    if count * width**2 * 8 * COPIES > ROOTS or count * width**3 > WORK:
+    if count * width**2 * 8 * ROOT_COPIES > MAX_ROOT_BYTES or count * width**3 > MAX_ROOT_WORK:
         raise NotSplittable("too many outputs")
     if not answers.isfinite().all():
         raise NotSplittable("outputs are not finite")
     below = 0.0
-    try:  # in float64, as the curvature of a loss that is nearly zero is lost in rounding
+    try:  # in float64, because the curvature of a nearly zero loss is lost in rounding
         fine = targets.double() if targets.is_floating_point() else targets
         slopes, curved = _derivatives(loss_fn, answers.double(), fine)
-    except RuntimeError:  # a loss that holds tensors of its own
+    except RuntimeError:  # a loss with tensors of its own
         slopes, curved = _derivatives(loss_fn, answers, targets)
         below = 10 * torch.finfo(answers.dtype).eps
     values, vectors = torch.linalg.eigh(curved.double())
     largest = float(values.max())
-    if not float(values.min()) >= -ROUNDING * largest - below:
+    if not float(values.min()) >= -MAX_NEGATIVE_CURVATURE * largest - below:
         raise NotSplittable("the loss is not convex in the outputs")
     idle = int((values <= 1e-9 * largest).all(dim=0).sum())  # eigenvalues ascend: the first ones
     roots = vectors[:, :, idle:] * values[:, None, idle:].clamp(min=0).sqrt()
@@ -177,20 +181,20 @@ def _derivatives(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Ten
     if not (slopes.isfinite().all() and curved.isfinite().all()):
         raise NotSplittable("the loss is not finite")
     _check_mean(loss_fn, answers, targets, slopes)
-    # Where an answer is right its slope is zero, whatever the loss: so beside it too.
+    # Correct outputs have zero gradient under any loss, so check at perturbed outputs too.
     noise = torch.randn(answers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(answers)
-    beside = answers + 0.01 * (float(answers.std()) if answers.numel() > 1 else 1.0) * noise
-    alone = vmap(grad(single))(beside.reshape(flat.shape), targets)
-    if alone.isfinite().all():  # else outside of where the loss is defined
-        _check_mean(loss_fn, beside, targets, alone)
+    perturbed = answers + 0.01 * (float(answers.std()) if answers.numel() > 1 else 1.0) * noise
+    alone = vmap(grad(single))(perturbed.reshape(flat.shape), targets)
+    if alone.isfinite().all():  # else outside the domain of the loss
+        _check_mean(loss_fn, perturbed, targets, alone)
     return slopes, curved
 
 
 def _check_mean(loss_fn: LossFn, answers: Tensor, targets: Tensor, alone: Tensor) -> None:
-    """Hold the slopes of single inputs (n, k) against those of the whole loss."""
+    """Check the gradients of single inputs (n, k) against those of the whole loss."""
     with torch.enable_grad():
         leaf = answers.detach().requires_grad_()
         (together,) = torch.autograd.grad(loss_fn(leaf, targets), leaf)
     atol = 1e-3 * float(alone.abs().max())
     if not torch.allclose(together.reshape(alone.shape) * len(alone), alone, rtol=1e-3, atol=atol):
-        raise NotSplittable("the loss is not the mean over inputs of a function of each")
+        raise NotSplittable("the loss is not a mean of per-input losses")

@@ -1,4 +1,4 @@
-"""Curvature of the loss: trace and top eigenvalue of the Hessian, each with its standard error."""
+"""Trace and largest eigenvalue of the Hessian, each with its standard error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.lanczos import lanczos_top
-from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
-from regimes.landscape.trace_estimators import UNIT, Method, trace
+from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
+from regimes.landscape.trace_estimators import CURVATURE_UNIT, Method, trace
 
 Backend = Literal["own", "pyhessian"]
-RELATIVE = 0.03  # standard error of a trace for which neither an error nor probes are asked
+DEFAULT_REL_STDERR = 0.03  # used if neither rel_stderr nor probes is given
 PYHESSIAN_PROBES = 32
 
 
@@ -37,35 +37,36 @@ def hessian_trace(
     chunk: int = 0,
     backend: Backend = "own",
 ) -> Estimate:
-    """Trace of the Hessian of the mean loss over ``data``, on the mask's support.
+    """Return the trace of the Hessian of the mean loss over ``data``, on the mask's support.
 
-    To a relative standard error, by the cheapest method that serves:
+    The trace is estimated to a relative standard error by the cheapest applicable method:
 
-    * "split": Gauss-Newton from gradients, and probes of the rest where that has a diagonal (`Split`). The trace of a
-      ReLU network takes about as many gradients as it has outputs, then it is exact, or fewer.
-    * "xtrace": products that share a basis (`XTrace`), where the loss does not split.
-    * "hutchinson": ``tr H = E[v' H v]`` over random signs v, where XTrace's bases would not fit into memory.
+    * "split": the Gauss-Newton trace from gradients, plus probes of the rest if its diagonal is not zero
+      (`GaussNewtonSplit`). For a ReLU network this takes at most about as many gradients as the network has outputs,
+      and is then exact.
+    * "xtrace": Hessian-vector products that share a basis (`XTrace`), if the loss cannot be split.
+    * "hutchinson": ``tr H = E[v' H v]`` over random signs v, if the bases of XTrace do not fit into memory.
 
-    With ``probes`` alone: so many of Hutchinson's; their spread over sqrt(probes), with Student's factor, is the
-    standard error. It tells how well the trace *of these inputs* is known.
+    With ``probes``, a fixed number of Hutchinson probes is used; the standard error is their standard deviation over
+    sqrt(probes), widened by Student's factor. Standard errors refer to the trace on *these inputs*.
 
     Args:
-        model: any network; it is measured in eval mode and left as it was.
+        model: any network; it is measured in eval mode and not changed.
         loss_fn: (outputs, targets) -> mean loss.
         data: inputs (n, ...) and targets (n, ...), or a loader of such batches, which is read into memory.
-        mask: the live coordinates; see `HessianOperator`.
-        rel_stderr: go on until stderr <= rel_stderr * abs(value), or ``max_probes``; None: 0.03 if no probes are given.
-        generator: on the CPU; None: seed 0.
-        probes: so many of Hutchinson's probes (of XTrace's products) in place of ``rel_stderr``, at least 2.
-        max_probes: the most Hessian-vector products (or gradients) that ``rel_stderr`` may ask for, but for those that
-            a first standard error takes.
-        method: one of the above, or "auto". "split" raises where the loss does not split.
-        chunk: inputs per forward pass, which bounds memory; 0: all at once.
-        backend: "own", or "pyhessian" for the repaired reference.
+        mask: live coordinates; see `HessianOperator`.
+        rel_stderr: stop when ``stderr <= rel_stderr * abs(value)``; None: 0.03 if ``probes`` is 0.
+        generator: CPU generator; None: seed 0.
+        probes: fixed number of Hutchinson probes (with "xtrace": of products) instead of ``rel_stderr``, at least 2.
+        max_probes: largest number of Hessian-vector products or gradients used to reach ``rel_stderr``, apart from
+            those needed for a first standard error.
+        method: one of the above, or "auto".
+        chunk: inputs per forward pass, to bound memory; 0: all at once.
+        backend: "own", or "pyhessian" for the patched reference implementation.
 
     Raises:
-        UserError: fewer than 2 probes, an unknown backend or method, a mask that does not fit, a loss that does not
-            split where a split is asked for.
+        UserError: fewer than 2 probes, an unknown backend or method, a mask that does not fit, or ``method="split"``
+            for a loss that cannot be split.
     """
     _check(probes == 0 or probes >= 2, f"probes = {probes}: a standard error needs at least 2")
     _check(not probes or rel_stderr is None, f"probes = {probes} and rel_stderr = {rel_stderr}: give one of them")
@@ -76,13 +77,13 @@ def hessian_trace(
     data = pair(data, model)
     generator = generator or torch.Generator().manual_seed(0)
     if rel_stderr is None and not probes and backend == "own":
-        rel_stderr = RELATIVE
+        rel_stderr = DEFAULT_REL_STDERR
     if backend == "pyhessian":
         from regimes.landscape.pyhessian import reference_trace
 
-        _check(rel_stderr is None and chunk == 0, "hessian.backend = 'pyhessian' takes neither rel_stderr nor chunk")
+        _check(rel_stderr is None and chunk == 0, "hessian.backend = 'pyhessian' supports neither rel_stderr nor chunk")
         return reference_trace(model, loss_fn, data, mask, probes or PYHESSIAN_PROBES, generator)
-    _check(not probes or method != "split", f"probes = {probes}: 'split' works to a rel_stderr")
+    _check(not probes or method != "split", f"probes = {probes}: method 'split' needs rel_stderr instead")
     found = trace(model, loss_fn, data, mask, rel_stderr or 0.0, generator, probes, max_probes, method, chunk)
     return found.warned("the Hessian trace")
 
@@ -99,18 +100,21 @@ def hessian_top(
     chunk: int = 0,
     backend: Backend = "own",
 ) -> Estimate:
-    """Largest eigenvalue of the Hessian of the mean loss over ``data``, on the mask's support, by Lanczos.
+    """Return the largest eigenvalue of the Hessian of the mean loss over ``data``, on the mask's support, by Lanczos.
 
     The value is the largest Ritz value after k steps with full reorthogonalisation, a lower bound of the eigenvalue.
-    As its standard error stands a bound rather than a deviation: with the residual ``r = |H y - value y|``, an
-    eigenvalue lies within r, and within ``r^2 / (gap - r)`` where the others are at least ``gap`` away (Kato, Temple);
-    the next Ritz value is taken for the next eigenvalue. Steps stop when the bound is below ``tolerance * abs(value)``
-    three times in a row (``python -m regimes.research study calibration`` counts how often that was too early).
+    The field ``stderr`` holds an error bound instead of a standard error: with the residual ``r = |H y - value y|``,
+    an eigenvalue lies within r, and within ``r^2 / (gap - r)`` if all others are at least ``gap`` away (Kato, Temple);
+    the gap is taken from the next Ritz value. Iteration stops when the bound is below ``tolerance * abs(value)`` three
+    times in a row (``python -m regimes.research study calibration`` counts how often that is too early).
 
     Args:
-        tolerance: relative error to stop at.
-        max_steps: the most Lanczos steps; each is one Hessian-vector product.
         model, loss_fn, data, mask, generator, chunk, backend: as in `hessian_trace`.
+        tolerance: relative error bound to reach.
+        max_steps: largest number of Lanczos steps, one Hessian-vector product each.
+
+    Raises:
+        UserError: max_steps below 1, an unknown backend, or a mask that does not fit.
     """
     _check(max_steps >= 1, f"max_steps = {max_steps}: at least 1 is needed")
     data = pair(data, model)
@@ -118,7 +122,7 @@ def hessian_top(
     if backend == "pyhessian":
         from regimes.landscape.pyhessian import reference_top
 
-        _check(chunk == 0, "hessian.backend = 'pyhessian' takes no chunk")
+        _check(chunk == 0, "hessian.backend = 'pyhessian' does not support chunk")
         return reference_top(model, loss_fn, data, mask, tolerance, max_steps, generator)
     _check(backend == "own", f"hessian.backend = '{backend}': allowed: own, pyhessian")
     hessian = HessianOperator(model, loss_fn, data, mask, chunk)
@@ -132,20 +136,20 @@ def _check(holds: bool, otherwise: str) -> None:
 
 def _none_or_two(probes: int) -> int:
     if probes == 1:
-        raise ValueError("allowed: 0, or at least 2: a standard error needs them")
+        raise ValueError("allowed: 0, or at least 2 (needed for a standard error)")
     return probes
 
 
 @dataclass(frozen=True)
 class HessianOptions:
-    """Options of both Hessian metrics.
+    """Options of the metrics "hessian_trace", "hessian_top", "gauss_newton" and "fisher".
 
     Attributes:
-        images: training images, drawn once for all networks (0: all).
-        rel_stderr: relative standard error of the trace to go on for.
-        probes: so many Hutchinson probes of the trace instead, whatever its standard error becomes; 0: none.
-        tolerance: relative error of the top eigenvalue.
-        max_steps: the most Lanczos steps.
+        images: number of training images, drawn once for all networks (0: all).
+        rel_stderr: relative standard error of the trace to reach.
+        probes: fixed number of Hutchinson probes instead of ``rel_stderr``; 0: use ``rel_stderr``.
+        tolerance: relative error bound of the largest eigenvalue to reach.
+        max_steps: largest number of Lanczos steps.
         chunk: images per forward pass (0: all at once).
         backend: "own" or "pyhessian".
     """
@@ -160,8 +164,8 @@ class HessianOptions:
 
 
 def _held(options: HessianOptions, images: int, vectors: int) -> tuple[int, int]:
-    """Images whose gradient's graph is held at once, and vectors of the weights' size."""
-    return options.chunk or used(options.images, images), vectors
+    """Images whose gradient graph is kept at once, and number of vectors of the weights' size."""
+    return options.chunk or image_count(options.images, images), vectors
 
 
 def _measure_trace(subjects: Sequence[Trained], probe: Probe, options: HessianOptions) -> MetricValues:
@@ -198,12 +202,12 @@ def _measure_top(subjects: Sequence[Trained], probe: Probe, options: HessianOpti
     return {"hessian_top": top}
 
 
-SPLIT = 6  # products that a trace to 5 % costs, about: a draw is less than a product
+SPLIT_TRACE_PRODUCTS = 6  # approximate cost of a trace to 5 %, in Hessian-vector products; a draw costs less than one
 
 
 def _work(products: float, options: HessianOptions, images: int) -> float:
-    # A Hessian-vector product on a kept graph costs about two gradients, a gradient about three forward passes.
-    return products * 6 * used(options.images, images)
+    # A Hessian-vector product on a stored graph costs about two gradients, a gradient about three forward passes.
+    return products * 6 * image_count(options.images, images)
 
 
 TRACE = Metric(
@@ -211,9 +215,11 @@ TRACE = Metric(
     subject="model",
     options=HessianOptions,
     table="hessian",
-    variables={"hessian_trace": Variable(UNIT, "Hessian trace on the mask's support (training loss, eval mode)")},
+    variables={
+        "hessian_trace": Variable(CURVATURE_UNIT, "Hessian trace on the mask's support (training loss, eval mode)")
+    },
     measure=_measure_trace,
-    work=lambda options, images: _work(options.probes or SPLIT, options, images),
+    work=lambda options, images: _work(options.probes or SPLIT_TRACE_PRODUCTS, options, images),
     graph=lambda options, images: _held(options, images, 8),
 )
 
@@ -223,7 +229,9 @@ TOP = Metric(
     options=HessianOptions,
     table="hessian",
     variables={
-        "hessian_top": Variable(UNIT, "largest Hessian eigenvalue on the mask's support (training loss, eval mode)")
+        "hessian_top": Variable(
+            CURVATURE_UNIT, "largest Hessian eigenvalue on the mask's support (training loss, eval mode)"
+        )
     },
     measure=_measure_top,
     work=lambda options, images: _work(12, options, images),

@@ -1,4 +1,4 @@
-"""The Hessian of a mean loss as an operator: it is multiplied with vectors, never written down."""
+"""Hessian-vector products of a mean loss; the Hessian itself is never formed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.errors import UserError
-from regimes.landscape.error import evaluating, outputs
+from regimes.landscape.error import eval_mode, outputs
 from regimes.landscape.metric import LossFn
 from regimes.pruners.mask import Mask
 
@@ -18,23 +18,27 @@ AnyMask = Mask | Mapping[str, Tensor] | None
 
 
 class HessianOperator:
-    """``H v`` for the Hessian H of the mean loss over (inputs, targets), on the live coordinates only.
+    """Linear operator ``v -> H v`` for the Hessian H of the mean loss over (inputs, targets), on the live coordinates.
 
     H is taken in eval mode (BatchNorm with its running statistics, no dropout) with respect to every parameter that
-    requires a gradient: head, biases and BatchNorm included. Coordinates that a mask has pruned are left out, otherwise
-    a trace would count directions in which the network cannot move. The model's own gradients, mode and buffers are not
-    touched.
+    requires a gradient, including the head, biases and BatchNorm. Coordinates pruned by the mask are left out;
+    otherwise a trace would count directions in which the network cannot move. The model's gradients, mode and buffers
+    are not changed.
 
-    Cost: with one chunk the graph of the gradient is kept and each product costs about 1-2 gradients; with several the
-    graph is built again for every product, and memory stays that of one chunk.
+    With one chunk, the graph of the gradient is stored and each product costs about 1-2 gradients. With several, the
+    graph is rebuilt for every product, and memory stays that of one chunk.
 
     Args:
         model: any network.
         loss_fn: (outputs, targets) -> mean loss.
         data: inputs (n, ...), targets (n, ...).
-        mask: a `Mask` or {parameter name: boolean tensor}; None: every coordinate lives.
+        mask: a `Mask` or {parameter name: boolean tensor}; None: every coordinate is live.
         chunk: inputs per forward pass; 0: all at once.
-        together: vectors that go through one batched pass in `times`; None: 1 on a CPU, 8 elsewhere.
+        vectors_per_pass: number of vectors per batched pass in `matmat`; None: 1 on a CPU, 8 elsewhere.
+
+    Raises:
+        UserError: no inputs or a different number of targets, a mask that does not fit, no live coordinate, weights
+            that are neither float32 nor float64, or several chunks with a loss that is not a mean over inputs.
     """
 
     def __init__(
@@ -44,14 +48,14 @@ class HessianOperator:
         data: tuple[Tensor, Tensor],
         mask: AnyMask = None,
         chunk: int = 0,
-        together: int | None = None,
+        vectors_per_pass: int | None = None,
     ) -> None:
         self.model = model
         self.loss_fn = loss_fn
         inputs, targets = data
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise UserError(
-                f"the Hessian needs as many targets as inputs, above 0: got {len(inputs)} and {len(targets)}"
+                f"the Hessian needs equally many inputs and targets, at least one: got {len(inputs)} and {len(targets)}"
             )
         size = chunk or len(inputs)
         self.chunks = list(zip(inputs.split(size), targets.split(size), strict=True))
@@ -64,16 +68,16 @@ class HessianOperator:
         self.live = _live(self.leaves, layers_of(mask, dict(model.named_parameters())))
         self.size = int(self.live.sum())
         if self.size == 0:
-            raise UserError("no live parameter is left: the Hessian has no coordinates")
+            raise UserError("the model has no live parameter: the Hessian has no coordinates")
         example = next(iter(self.leaves.values()))
         self.device, self.dtype = example.device, example.dtype
         if self.dtype not in (torch.float32, torch.float64):
             raise UserError(f"the Hessian needs weights in float32 or float64, got {self.dtype}; call model.float()")
-        self.together = together or (1 if self.device.type == "cpu" else 8)
+        self.vectors_per_pass = vectors_per_pass or (1 if self.device.type == "cpu" else 8)
         self._kept: tuple[Tensor, ...] | None = None
 
     def _check_mean(self, inputs: Tensor, targets: Tensor) -> None:
-        """Chunks add up only where the loss is a mean over inputs."""
+        """Check that the loss is a mean over inputs; chunks add up only then."""
         answers = outputs(self.model, inputs)
         whole = float(self.loss_fn(answers, targets))
         size = len(self.chunks[0][0])
@@ -81,27 +85,28 @@ class HessianOperator:
         mean = sum(float(self.loss_fn(answer, target)) * len(target) / self.count for answer, target in parts)
         if abs(whole - mean) > 1e-3 * max(abs(whole), abs(mean)):
             raise UserError(
-                f"chunk = {size}: this loss is no mean over inputs (all: {whole:.4g}, in chunks: {mean:.4g})"
+                f"chunk = {size}: this loss is not a mean over inputs (all: {whole:.4g}, in chunks: {mean:.4g}); "
+                "set chunk = 0"
             )
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         """Return ``H v`` (size,) for a vector over the live coordinates (size,)."""
         return self._batch(vector[None])[0]
 
-    def times(self, vectors: Tensor) -> Tensor:
+    def matmat(self, vectors: Tensor) -> Tensor:
         """Return ``H V`` (size, k) for k vectors (size, k)."""
         if not vectors.shape[1]:
             return vectors
         try:
-            return torch.cat([self._batch(part) for part in vectors.T.split(self.together)]).T
+            return torch.cat([self._batch(part) for part in vectors.T.split(self.vectors_per_pass)]).T
         except RuntimeError:  # an operation that has no batched form
-            if self.together == 1:
+            if self.vectors_per_pass == 1:
                 raise
-            self.together = 1
-            return self.times(vectors)
+            self.vectors_per_pass = 1
+            return self.matmat(vectors)
 
     def _batch(self, rows: Tensor) -> Tensor:
-        """``H v`` of each row (k, size); several rows in one batched pass, each chunk's graph built once for all."""
+        """``H v`` for each row (k, size), in one batched pass; each chunk's graph is built once for all rows."""
         whole = torch.zeros(len(rows), self.live.numel(), device=self.device, dtype=self.dtype)
         whole[:, self.live] = rows.to(whole)
         parts = [
@@ -110,11 +115,11 @@ class HessianOperator:
         total = torch.zeros_like(whole)
         for share, gradient in self._gradients():
             total += self._product(gradient, parts) * share
-            del gradient  # its graph, before the next chunk's is built
+            del gradient  # free its graph before the next chunk's is built
         return total[:, self.live]
 
-    def within(self, name: str, vector: Tensor) -> Tensor:
-        """One tensor's own diagonal block of H, pruned coordinates included, times a vector of the tensor's shape."""
+    def block_product(self, name: str, vector: Tensor) -> Tensor:
+        """Multiply one parameter's diagonal block of H, pruned coordinates included, by a vector of its shape."""
         leaf, place = self.leaves[name], list(self.leaves).index(name)
         total = torch.zeros_like(leaf)
         for share, gradient in self._gradients():
@@ -124,25 +129,25 @@ class HessianOperator:
             del gradient
         return total
 
-    def tensors(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector over the live coordinates (size,) as the parameters' shapes, zero where pruned."""
+    def as_tensors(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return a vector over the live coordinates (size,) in the parameters' shapes, zero where pruned."""
         whole = torch.zeros(self.live.numel(), device=self.device, dtype=self.dtype)
         whole[self.live] = vector.to(whole)
         return {n: part.view_as(leaf) for (n, leaf), part in zip(self.leaves.items(), self._cut(whole), strict=True)}
 
     def weights(self) -> Tensor:
-        """The live coordinates' own values (size,)."""
+        """Return the values of the live coordinates (size,)."""
         return torch.cat([leaf.detach().reshape(-1) for leaf in self.leaves.values()])[self.live]
 
     def loss_and_gradient(self, step: Tensor | None = None) -> tuple[float, Tensor]:
-        """The mean loss and its gradient (size,), at the weights or a step (size,) away from them."""
+        """Return the mean loss and its gradient (size,), at the weights or at a step (size,) from them."""
         leaves = self.leaves
         if step is not None:
-            moved = self.tensors(step)
+            moved = self.as_tensors(step)
             leaves = {name: (leaf.detach() + moved[name]).requires_grad_() for name, leaf in leaves.items()}
         total, whole = 0.0, torch.zeros(self.live.numel(), device=self.device, dtype=self.dtype)
         for inputs, targets in self.chunks:
-            with evaluating(self.model), torch.enable_grad():
+            with eval_mode(self.model), torch.enable_grad():
                 loss = self.loss_fn(functional_call(self.model, (leaves, self.buffers), (inputs,)), targets)
                 parts = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             share = len(inputs) / self.count
@@ -151,27 +156,27 @@ class HessianOperator:
         return total, whole[self.live]
 
     def rademacher(self, generator: torch.Generator) -> Tensor:
-        """A random vector of signs (size,), drawn on the CPU so that it is the same on every device."""
+        """Return a vector of random signs (size,), drawn on the CPU and so the same on every device."""
         signs = torch.randint(0, 2, (self.size,), generator=generator, dtype=torch.int8)
         return (2 * signs - 1).to(self.device, self.dtype)
 
     def normal(self, generator: torch.Generator) -> Tensor:
-        """A random Gaussian vector (size,), drawn on the CPU."""
+        """Return a standard Gaussian vector (size,), drawn on the CPU."""
         return torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
 
     def _cut(self, whole: Tensor) -> tuple[Tensor, ...]:
         return whole.split([leaf.numel() for leaf in self.leaves.values()], dim=-1)
 
     def _gradients(self) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
-        """Each chunk's share of the inputs and its gradient with the graph that made it; a single chunk's is kept."""
+        """Yield each chunk's share of the inputs and its gradient with its graph; stored if there is only one chunk."""
         if self._kept is None and len(self.chunks) == 1:
             self._kept = self._gradient(*self.chunks[0])
         for inputs, targets in self.chunks:
             yield len(inputs) / self.count, self._kept or self._gradient(inputs, targets)
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        # Attention's fused kernels cannot be differentiated twice.
-        with evaluating(self.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        # Fused attention kernels cannot be differentiated twice.
+        with eval_mode(self.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             loss = self.loss_fn(functional_call(self.model, (self.leaves, self.buffers), (inputs,)), targets)
             leaves = list(self.leaves.values())
             return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
@@ -203,15 +208,17 @@ class HessianOperator:
 
 
 def layers_of(mask: AnyMask, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A mask's layers, held against a model's parameters.
+    """Return the layers of a mask, checked against a model's parameters.
 
     Raises:
-        UserError: a layer that the model has not, or of another shape.
+        UserError: a layer that the model does not have, or of another shape.
     """
     layers = mask.layers if isinstance(mask, Mask) else dict(mask or {})
     unknown = [name for name in layers if name not in parameters]
     if unknown:
-        raise UserError(f"the mask names {', '.join(unknown)}, which the model has not; it has {', '.join(parameters)}")
+        raise UserError(
+            f"the mask names unknown parameters {', '.join(unknown)}; the model has {', '.join(parameters)}"
+        )
     for name, layer in layers.items():
         if layer.shape != parameters[name].shape:
             shapes = f"{tuple(layer.shape)}, the parameter {tuple(parameters[name].shape)}"

@@ -1,4 +1,4 @@
-"""Mode connectivity: what happens to the error on a path between two networks; here, on the straight line."""
+"""Mode connectivity along the straight line between two networks, and the measurement of any path."""
 
 from __future__ import annotations
 
@@ -13,29 +13,40 @@ from torch import Tensor, nn
 
 from regimes.data.dataset import Split
 from regimes.errors import UserError
-from regimes.landscape.batchnorm import settled_outputs
-from regimes.landscape.error import finite_mistakes, outputs
+from regimes.landscape.batchnorm import reestimated_outputs
+from regimes.landscape.error import input_errors_or_nan, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
-from regimes.landscape.metric import Curve, Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import (
+    Curve,
+    Images,
+    LossFn,
+    Metric,
+    MetricValues,
+    Probe,
+    Trained,
+    Variable,
+    image_count,
+    subset,
+)
 
 Statistics = Literal["all", "batch"]
-PathPoint = Callable[[float], dict[str, Tensor]]  # t -> the parameters at that position of a path
+WeightPath = Callable[[float], dict[str, Tensor]]  # position t -> parameters at t
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connectivity(Estimate):
-    """A path between two networks.
+    """Mode connectivity of two networks along a path.
 
     Attributes:
-        value: of the straight line LMC, ``(E(0)+E(1))/2 - E(t*)`` with ``t* = argmax_t |(E(0)+E(1))/2 - E(t)|``:
-            negative is a barrier, about 0 connected, positive means that the line is better than its ends. The ends
-            themselves do not compete for t*: there the gap is half the ends' difference, with the sign of whichever
-            network is called first. Of another path likewise.
-        t: positions on the path, 0 the first network, 1 the second.
-        error: E(t), the fraction of wrong answers at each position; the mean loss where targets are numbers.
+        value: ``(E(0)+E(1))/2 - E(t*)`` with ``t* = argmax_t |(E(0)+E(1))/2 - E(t)|``; on the straight line this is
+            LMC. A negative value is a barrier, about 0 means connected, positive means that the path is better than its
+            ends. The ends are excluded from t*: the gap there is half the difference of the ends, and its sign would
+            depend on the order of the networks.
+        t: positions on the path; 0 is the first network, 1 the second.
+        error: E(t), the error at each position: the fraction of wrong predictions; for regression, the mean loss.
         loss: mean loss at each position.
-        t_star: the position the value was taken at.
+        t_star: position at which the value was taken.
     """
 
     t: tuple[float, ...]
@@ -59,29 +70,30 @@ def linear_connectivity(
     statistics: Statistics = "all",
     judge: Data | None = None,
 ) -> Connectivity:
-    """Measure linear mode connectivity on (inputs, targets), as Zhou et al. 2023 (arXiv 2305.18383) do.
+    """Measure linear mode connectivity of two networks, as Zhou et al. 2023 (arXiv 2305.18383) do.
 
-    At every point, ends included, BatchNorm statistics are reset and estimated again on the inputs. The standard error
-    is that of the images: the spread of ``(e_i(0)+e_i(1))/2 - e_i(t*)`` over images i, divided by sqrt(n); the choice
-    of t* is taken as given. The two networks are not changed.
+    At every point, ends included, BatchNorm statistics are reset and re-estimated on the inputs. The standard error is
+    taken over the images: the standard deviation of ``(e_i(0)+e_i(1))/2 - e_i(t*)`` over images i, divided by sqrt(n),
+    with t* taken as given. The networks are not changed.
 
     Args:
-        a: a network; b: another of the same architecture.
-        data: inputs (n, ...) and targets (n,), un-augmented training images in the paper; or a loader of such batches,
-            which is read into memory.
-        points: evenly spaced positions from 0 to 1, at least 3.
-        loss_fn: mean loss of a batch, for the loss along the line.
-        batch: at most so many images in one batch of BatchNorm statistics; None: what `batchnorm.BATCH` numbers
-            amount to.
-        statistics: "all": those of all images, as the study takes them; "batch": each batch by its own, in half the
-            time where there are several (``python -m regimes.research bench pair`` shows what it does to the value).
-        judge: other inputs and targets, a test split's, to take errors and losses on; BatchNorm statistics are those
-            of ``data`` all the same.
+        a, b: networks of the same architecture.
+        data: inputs (n, ...) and targets (n,), in the paper training images without augmentation; or a loader of such
+            batches, which is read into memory.
+        points: number of evenly spaced positions from 0 to 1, at least 3.
+        loss_fn: (outputs, targets) -> mean loss.
+        batch: largest batch for BatchNorm statistics; None: as many images as hold `batchnorm.BATCH_INPUT_VALUES`
+            values.
+        statistics: "all": BatchNorm statistics of all images, as in the paper; "batch": each batch is normalised by its
+            own statistics, which halves the time if there are several (``python -m regimes.research bench pair`` shows
+            the effect on the value).
+        judge: inputs and targets (e.g. a test split) on which errors and losses are measured instead; BatchNorm
+            statistics are still those of ``data``.
 
     Raises:
-        UserError: fewer than three points, or networks with different parameters.
+        UserError: fewer than three points, unknown statistics, or networks with different parameters.
     """
-    start, end = ends(a, b)
+    start, end = matching_parameters(a, b)
 
     floats = {name for name, each in a.named_buffers() if each.is_floating_point()}
     start |= {name: each for name, each in a.named_buffers() if name in floats}
@@ -91,24 +103,24 @@ def linear_connectivity(
         return {name: torch.lerp(value, end[name], t) for name, value in start.items()}
 
     judged = None if judge is None else pair(judge, a)
-    return along(line, copy.deepcopy(a), pair(data, a), points, loss_fn, batch, statistics, judged)
+    return measure_path(line, copy.deepcopy(a), pair(data, a), points, loss_fn, batch, statistics, judged)
 
 
-def ends(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters of two networks.
+def matching_parameters(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the parameters of two networks of the same architecture.
 
     Raises:
-        UserError: they differ in names or shapes.
+        UserError: the parameters differ in names or shapes.
     """
     start = {name: each.detach() for name, each in a.named_parameters()}
     end = {name: each.detach() for name, each in b.named_parameters()}
     if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in end.items()}:
-        raise UserError("the two networks have different parameters; a path between them needs one architecture")
+        raise UserError("the two networks have different parameters; both must have the same architecture")
     return start, end
 
 
-def along(
-    place: PathPoint,
+def measure_path(
+    path: WeightPath,
     walker: nn.Module,
     data: tuple[Tensor, Tensor],
     points: int,
@@ -117,30 +129,33 @@ def along(
     statistics: Statistics,
     judge: tuple[Tensor, Tensor] | None,
 ) -> Connectivity:
-    """Take a network along a path and measure it at evenly spaced positions; see `linear_connectivity`.
+    """Measure mode connectivity at evenly spaced positions on a path.
 
     Args:
-        place: the path.
-        walker: a network of the path's architecture; it is changed.
-        data, points, loss_fn, batch, statistics, judge: as there.
+        path: function from a position t in [0, 1] to the parameters there.
+        walker: network of the path's architecture, used for the forward passes; it is changed.
+        data, points, loss_fn, batch, statistics, judge: as in `linear_connectivity`.
+
+    Raises:
+        UserError: fewer than three points, or unknown statistics.
     """
     if statistics not in ("all", "batch"):
         raise UserError(f"statistics = '{statistics}': allowed: all, batch")
     if points < 3:
-        raise UserError(f"points = {points}: a line needs at least 3, ends included (the study takes 11)")
+        raise UserError(f"points = {points}: allowed: at least 3, ends included (11 in the paper)")
     targets = data[1] if judge is None else judge[1]
     t = tuple(index / (points - 1) for index in range(points))
     wrong, losses = [], []
     for position in t:
         with torch.no_grad():
-            there = place(position)
-            for name, each in (*walker.named_parameters(), *walker.named_buffers()):
-                if name in there:
-                    each.copy_(there[name])
-        answers = settled_outputs(walker, data[0], batch, statistics == "batch")
+            weights = path(position)
+            for name, tensor in (*walker.named_parameters(), *walker.named_buffers()):
+                if name in weights:
+                    tensor.copy_(weights[name])
+        answers = reestimated_outputs(walker, data[0], batch, statistics == "batch")
         if judge is not None:
             answers = outputs(walker, judge[0])
-        wrong.append(finite_mistakes(answers, targets, loss_fn))
+        wrong.append(input_errors_or_nan(answers, targets, loss_fn))
         losses.append(float(loss_fn(answers, targets)))
     gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
     star = 1 + int(gaps[1:-1].mean(dim=1).abs().argmax())
@@ -158,8 +173,13 @@ def along(
 
 @dataclass(frozen=True)
 class LmcOptions:
-    """Options of the metric "lmc": points on the line, training images used (0: all), BatchNorm statistics of all of
-    them or batch by batch."""
+    """Options of the metrics "lmc", "lmc_test" and "lmc_matched".
+
+    Attributes:
+        points: number of positions on the line, ends included.
+        images: number of training images used (0: all).
+        statistics: BatchNorm statistics of "all" images, or of each "batch".
+    """
 
     points: Annotated[int, Strict(), Field(ge=3)] = 11
     images: Images = 0
@@ -170,11 +190,11 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> 
     a, b = subjects
     split: Split = subset(probe.data.train, options.images)
     line = linear_connectivity(a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics)
-    return measured("lmc", line)
+    return path_values("lmc", line)
 
 
-def measured(name: str, path: Connectivity) -> MetricValues:
-    """A path's value under a metric's name, and what was seen along it: ``NAME_error``, ``NAME_loss``."""
+def path_values(name: str, path: Connectivity) -> MetricValues:
+    """Return a path's variables: its value as NAME, and the curves ``NAME_error`` and ``NAME_loss`` along it."""
     return {name: path, f"{name}_error": Curve(path.error, "t", path.t), f"{name}_loss": Curve(path.loss, "t", path.t)}
 
 
@@ -184,7 +204,7 @@ def _measure_test(subjects: Sequence[Trained], probe: Probe, options: LmcOptions
     line = linear_connectivity(
         a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics, judge=probe.data.test
     )
-    return measured("lmc_test", line)
+    return path_values("lmc_test", line)
 
 
 LMC = Metric(
@@ -198,7 +218,7 @@ LMC = Metric(
         "lmc_loss": Variable("nat", "training loss along the line"),
     },
     measure=_measure,
-    work=lambda options, images: 2 * options.points * used(options.images, images),
+    work=lambda options, images: 2 * options.points * image_count(options.images, images),
 )
 
 LMC_TEST = Metric(
@@ -212,5 +232,5 @@ LMC_TEST = Metric(
         "lmc_test_loss": Variable("nat", "test loss along the line"),
     },
     measure=_measure_test,
-    work=lambda options, images: 2 * options.points * used(options.images, images),
+    work=lambda options, images: 2 * options.points * image_count(options.images, images),
 )

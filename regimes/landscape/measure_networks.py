@@ -1,4 +1,4 @@
-"""Measures of networks of one's own, without a sweep: every metric by its name, on modules and tensors or loaders."""
+"""Measure your own networks by metric name, without a sweep."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import Curve, LossFn, Metric, Probe, Trained
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prunable
-from regimes.registry import load, nearest
+from regimes.registry import lookup, nearest
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number of one network or of a pair.
+    """One measured variable of a network or of a pair of networks.
 
     Attributes:
-        metric, variable: whose, and which.
-        networks: their positions in the list that was measured.
+        metric: name of the metric.
+        variable: name of the variable.
+        networks: indices of the networks in the list that was measured.
         value: an estimate with its standard error, or a curve.
-        long_name: what it is.
-        seconds: that the metric took, all its variables together.
+        long_name: description of the variable.
+        seconds: time the metric took for all of its variables.
     """
 
     metric: str
@@ -56,27 +57,28 @@ def measure(
     loss_fn: LossFn = F.cross_entropy,
     seed: int = 0,
 ) -> list[Measurement]:
-    """Measure networks of one architecture: each alone by metrics of a model, all pairs by metrics of a pair.
+    """Measure networks of one architecture: single-model metrics on each, pair metrics on all pairs.
 
     Args:
-        models: they are left as they were.
+        models: networks; they are not changed.
         data: a `Dataset`, or the training split as (inputs, targets) or as a ``DataLoader``, which is read once into
-            memory. The networks' device is where it goes.
-        metrics: names in `METRICS` or import paths; None: error and Hessian trace, LMC and CKA of pairs.
+            memory and moved to the device of the networks.
+        metrics: names in `METRICS` or import paths; None: error and Hessian trace, and for two or more networks also
+            LMC and CKA.
         options: {table: {option: value}}, as in ``[measure]`` of a sweep file.
-        test: the test split, where ``data`` is a training split; None: the training split stands in for it.
-        masks: of pruned networks, see `mask_of_zeros`; None: every weight lives.
-        loss_fn: mean loss of a batch.
-        seed: of random probes.
+        test: the test split, if ``data`` is a training split; None: the training split is used in its place.
+        masks: masks of pruned networks, see `mask_of_zeros`; None: every weight is live.
+        loss_fn: (outputs, targets) -> mean loss.
+        seed: seed of the random probes.
 
     Raises:
-        UserError: no models, an unknown metric, table or option, a metric of pairs and one model only, one for classes
-            where targets are numbers; nothing is measured then.
+        UserError: no models, masks of another number, an unknown metric, table or option, a pair metric with a single
+            model, or a classification metric with regression targets. All of this is checked before measuring.
     """
     if isinstance(models, nn.Module) or not models:
-        raise UserError("models: a list of one network or more is expected")
+        raise UserError("models: expected a list of at least one network")
     if masks is not None and len(masks) != len(models):
-        raise UserError(f"masks: one for each network, or None: got {len(masks)} for {len(models)}")
+        raise UserError(f"masks: expected one per network, or None: got {len(masks)} for {len(models)}")
     held = data if isinstance(data, Dataset) else _dataset(data, test, models[0])
     subjects = [Trained(*each) for each in zip(models, masks or [None] * len(models), strict=True)]
     chosen = _chosen(metrics, options or {}, len(models), held)
@@ -94,25 +96,25 @@ def measure(
     return found
 
 
-def usual(models: int) -> tuple[str, ...]:
-    """What is measured of so many networks when nothing else is said."""
+def default_metrics(models: int) -> tuple[str, ...]:
+    """Return the names of the default metrics for a number of networks."""
     return ("error", "hessian_trace") if models == 1 else ("error", "lmc", "cka", "hessian_trace")
 
 
 def _chosen(
     names: Sequence[str] | None, options: Mapping[str, Mapping[str, Any]], models: int, data: Dataset
 ) -> list[tuple[Metric, Any]]:
-    """The metrics with their options, checked before anything is measured."""
-    metrics: list[Metric] = [load(METRICS, name, "metric") for name in names or usual(models)]
+    """Return the metrics with their options, checked before anything is measured."""
+    metrics: list[Metric] = [lookup(METRICS, name, "metric") for name in names or default_metrics(models)]
     tables = [metric.table for metric in metrics]
     for table in options:
         if table not in tables:
             raise UserError(f"options: unknown table '{table}'{nearest(table, tables)}; allowed: {', '.join(tables)}")
     for metric in metrics:
         if metric.subject == "pair" and models < 2:
-            raise UserError(f"metric '{metric.name}' compares two networks; give two or more")
+            raise UserError(f"metric '{metric.name}' compares two networks; pass at least two")
         if metric.classes and data.regression:
-            raise UserError(f"metric '{metric.name}' is for classes, the targets are numbers")
+            raise UserError(f"metric '{metric.name}' needs classes, but the targets are numbers")
     return [(metric, _options(metric, options.get(metric.table, {}))) for metric in metrics]
 
 
@@ -139,10 +141,13 @@ def _dataset(train: Data, test: Data | None, model: nn.Module) -> Dataset:
 
 
 def mask_of_zeros(model: nn.Module) -> Mask | None:
-    """The mask that a pruned network's own zeros tell: of every prunable weight, what is not exactly 0; None where no
-    weight is."""
+    """Return the mask of a pruned network from its zeros: prunable weights that are exactly 0 count as pruned.
+
+    Returns:
+        The mask, or None if no prunable weight is 0.
+    """
     try:
         layers = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-    except UserError:  # nothing that could have been pruned
+    except UserError:  # no prunable layer
         return None
     return Mask(layers) if any(not bool(layer.all()) for layer in layers.values()) else None

@@ -1,4 +1,4 @@
-"""What a metric of a sweep is: what it needs, its options, what it returns."""
+"""Definition of a metric: its inputs, options and variables."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ def _enough(images: int) -> int:
     return images
 
 
-Images = Annotated[int, Strict(), Field(ge=0), AfterValidator(_enough)]  # an option: how many images; 0: all
+Images = Annotated[int, Strict(), Field(ge=0), AfterValidator(_enough)]  # type of an option: number of images; 0: all
 
 
-def used(asked: int, there: int) -> int:
-    """How many images an option means: as many as there are for 0, no more than there are."""
-    return min(asked, there) or there
+def image_count(requested: int, available: int) -> int:
+    """Return the number of images an option selects: all available ones for 0, and never more than those."""
+    return min(requested, available) or available
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A retrained network and the mask it was trained under."""
+    """A network to measure.
+
+    Attributes:
+        model: the network.
+        mask: the mask it was trained with; None if it is not pruned.
+    """
 
     model: nn.Module
     mask: Mask | None
@@ -42,7 +47,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a metric measures with: the data, the loss (mean over a batch), and a generator on the CPU."""
+    """Inputs of a measurement, apart from the networks.
+
+    Attributes:
+        data: the data set.
+        loss_fn: (outputs, targets) -> mean loss.
+        generator: CPU generator for random probes.
+    """
 
     data: Dataset
     loss_fn: LossFn
@@ -51,8 +62,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable that a metric puts into the record: its units, its long name, whether it is an error (or a difference
-    of errors): a fraction where targets are classes, a loss where they are numbers."""
+    """Description of a variable in the record.
+
+    Attributes:
+        units: its units.
+        long_name: its description.
+        error: whether it is an error or a difference of errors: a fraction for classes, a loss for regression.
+    """
 
     units: str
     long_name: str
@@ -61,7 +77,13 @@ class Variable:
 
 @dataclass(frozen=True)
 class Curve:
-    """A measured function of one coordinate, e.g. the error along a line."""
+    """A measured function of one coordinate, e.g. the error along a line.
+
+    Attributes:
+        values: the measured values.
+        coordinate: name of the coordinate.
+        at: the coordinates of the values.
+    """
 
     values: Sequence[float]
     coordinate: str
@@ -73,20 +95,20 @@ MetricValues = Mapping[str, Estimate | Curve]
 
 @dataclass(frozen=True)
 class Metric:
-    """A measurement that a sweep can name.
+    """A metric that sweeps and `regimes.measure` can use by name.
 
     Attributes:
         name: its name in ``[measure] metrics``.
         subject: "model" for one retrained network, "pair" for two retrained copies of one pruned network.
-        options: a frozen dataclass of the options it takes, with their defaults.
-        table: the name of its table of options, ``[measure.TABLE]``; metrics may share one.
-        variables: {variable: what it is}, everything that ``measure`` returns.
-        measure: ``(subjects, probe, options) -> {variable: Estimate | Curve}``; the subjects are left as they were.
-        graph: ``(options, images) -> (images, vectors)``: how many images' gradient has its graph held at once, and
-            how many vectors of the weights' size, for the plan's estimate of memory; None: no second derivatives.
-        classes: whether it is for classifiers only.
-        needs: a module that it imports beside this package's own needs, and what to install for it.
-        work: ``(options, images) -> forward passes of one image``, for the plan's estimate of time.
+        options: frozen dataclass of its options, with their defaults.
+        table: name of its option table, ``[measure.TABLE]``; metrics may share one.
+        variables: {variable: description}, one for every variable that ``measure`` returns.
+        measure: ``(subjects, probe, options) -> {variable: Estimate | Curve}``; must not change the subjects.
+        work: ``(options, images) -> forward passes of one image``, for the plan's time estimate.
+        graph: ``(options, images) -> (images, vectors)``, for the plan's memory estimate: the number of images whose
+            gradient graph is kept at once, and of vectors of the weights' size; None: no second derivatives.
+        classes: whether it supports classifiers only.
+        needs: optional dependency as (module, requirement to install); None: no extra dependency.
     """
 
     name: str

@@ -1,13 +1,13 @@
-"""PyHessian 0.1 as a repaired reference: an independent implementation to hold our own numbers against.
+"""Patched PyHessian 0.1 as a reference backend: an independent implementation to compare with.
 
-What is repaired, all of it on a copy of the user's model:
+Patches, all applied to a copy of the user's model:
 
-- a second object on one model returns the Hessian doubled, since gradients add up: they are set to None first;
-- ``trace()`` may stop after two probes, always when the running mean is negative: a fixed count is forced;
-- it uses CUDA unless told otherwise, leaves the model in eval mode and fails on parameters the loss does not use;
-- it knows no masks: masked weights are written as ``weight * mask``, whose Hessian is zero on pruned coordinates;
-- it draws from torch's global generator: that is lent a seed and given back;
-- it reports no standard error: ours comes from the probes it returns.
+- A second object on the same model returns a doubled Hessian, because gradients accumulate: they are set to None first.
+- ``trace()`` may stop after two probes, and always does when the running mean is negative: a fixed count is forced.
+- It uses CUDA by default, leaves the model in eval mode and fails on parameters that the loss does not use.
+- It does not support masks: masked weights become ``weight * mask``, whose Hessian is zero on pruned coordinates.
+- It draws from torch's global generator: the generator is seeded, and its state restored afterwards.
+- It reports no standard error: it is computed from the probes it returns.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def reference_trace(
     probes: int,
     generator: torch.Generator,
 ) -> Estimate:
-    """The trace by PyHessian's Hutchinson estimator with a fixed number of probes."""
+    """Return the trace by PyHessian's Hutchinson estimator, with a fixed number of probes."""
     with _reference(model, loss_fn, data, mask) as reference, _drawn_from(generator):
-        # No ratio lies below minus infinity, so exactly `probes` are drawn, whatever the sign of the running mean.
+        # No ratio is below minus infinity, so exactly `probes` are drawn, whatever the sign of the running mean.
         return Estimate.mean([float(each) for each in reference.trace(maxIter=probes, tol=-math.inf)], "nat")
 
 
@@ -51,9 +51,9 @@ def reference_top(
     max_steps: int,
     generator: torch.Generator,
 ) -> Estimate:
-    """The eigenvalue by PyHessian's power iteration, which finds the one of largest *magnitude*, negative or not.
+    """Return the eigenvalue of largest *magnitude*, positive or negative, by PyHessian's power iteration.
 
-    As its standard error stands the residual of its vector, as samples the most steps it may have taken.
+    The field ``stderr`` holds the residual of the eigenvector, ``samples`` the largest number of steps.
     """
     with _reference(model, loss_fn, data, mask) as reference, _drawn_from(generator):
         (value,), (vector,) = reference.eigenvalues(maxIter=max_steps, tol=tolerance, top_n=1)

@@ -1,4 +1,4 @@
-"""Sharpness: by how much the loss can rise within a ball around the weights, as SAM sees it."""
+"""Sharpness: largest increase of the loss within a ball around the weights, as in SAM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
-from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
+from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 
 
 def sharpness(
@@ -29,28 +29,28 @@ def sharpness(
     adaptive: bool = False,
     chunk: int = 0,
 ) -> Estimate:
-    """``max L(w + e) - L(w)`` over ``|e|_2 <= rho``, on the mask's support, in eval mode.
+    """Return the sharpness ``max L(w + e) - L(w)`` over ``|e|_2 <= rho``, on the mask's support, in eval mode.
 
-    With one step ``e = rho g / |g|``, the point that SAM goes to (Foret et al. 2021, arXiv 2010.01412). With more,
-    ascent within the ball by projected gradients: each goes a fifth of the radius along the gradient and back onto the
-    ball, and the highest loss on the way is taken. Either is a lower bound of the maximum. Adaptive (Kwon et al. 2021,
-    arXiv 2102.11600): the ball is ``|e / |w||_2 <= rho``, elementwise, so that scaling weights between layers changes
-    nothing.
+    With one step, ``e = rho g / |g|`` as in SAM (Foret et al. 2021, arXiv 2010.01412). With more, projected gradient
+    ascent: each step moves a fifth of the radius along the gradient and is projected back onto the ball, and the
+    largest loss on the way is taken. Either is a lower bound of the maximum. With ``adaptive`` (ASAM, Kwon et al. 2021,
+    arXiv 2102.11600), the ball is ``|e / |w||_2 <= rho``, elementwise, which is invariant to rescaling weights between
+    layers.
 
-    The standard error is 0 for one step, which is exact for these inputs; for more, what the second half of the steps
-    still added.
+    The standard error is 0 for one step, which is exact for these inputs; for more steps, it is the increase found in
+    their second half.
 
     Args:
         model, loss_fn, data, mask, chunk: as in `hessian_trace`.
-        rho: radius.
-        steps: of ascent.
-        adaptive: whether the ball is scaled by the weights.
+        rho: radius of the ball.
+        steps: number of ascent steps.
+        adaptive: whether to scale the ball by the weights.
 
     Raises:
         UserError: rho or steps out of range.
     """
     if not rho > 0 or steps < 1:
-        raise UserError(f"rho = {rho}, steps = {steps}: rho has to be above 0, steps 1 or more")
+        raise UserError(f"rho = {rho}, steps = {steps}: allowed: rho above 0 and steps at least 1")
     around = HessianOperator(model, loss_fn, pair(data, model), mask, chunk)
     scale = around.weights().abs() if adaptive else torch.ones(around.size, device=around.device, dtype=around.dtype)
     low, gradient = around.loss_and_gradient()
@@ -76,7 +76,14 @@ def sharpness(
 
 @dataclass(frozen=True)
 class SharpnessOptions:
-    """Options of the metric "sharpness": training images (0: all), radius, steps of ascent, adaptive or not."""
+    """Options of the metric "sharpness".
+
+    Attributes:
+        images: number of training images used (0: all).
+        rho: radius of the ball.
+        steps: number of ascent steps.
+        adaptive: whether to scale the ball by the weights.
+    """
 
     images: Images = 256
     rho: Annotated[float, Strict(), Field(gt=0)] = 0.05
@@ -107,5 +114,5 @@ SHARPNESS = Metric(
     table="sharpness",
     variables={"sharpness": Variable("nat", "rise of the training loss within a ball of radius rho (eval mode)")},
     measure=_measure,
-    work=lambda options, images: (3 + 3 * options.steps) * used(options.images, images),
+    work=lambda options, images: (3 + 3 * options.steps) * image_count(options.images, images),
 )

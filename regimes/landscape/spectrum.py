@@ -1,4 +1,4 @@
-"""The Hessian's spectrum: its largest eigenvalues, and how all of them are spread (stochastic Lanczos quadrature)."""
+"""Spectrum of the Hessian: its largest eigenvalues, and its spectral density by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
@@ -18,20 +18,33 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.lanczos import lanczos, lanczos_top
-from regimes.landscape.metric import Curve, Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, subset, used
-from regimes.landscape.trace_estimators import UNIT
+from regimes.landscape.metric import (
+    Curve,
+    Images,
+    LossFn,
+    Metric,
+    MetricValues,
+    Probe,
+    Trained,
+    Variable,
+    image_count,
+    subset,
+)
+from regimes.landscape.trace_estimators import CURVATURE_UNIT
 
-# Where the spectrum's distribution is kept in a record: zero, and ten values a decade to either side.
-GRID = tuple(sorted({0.0, *(sign * round(10 ** (each / 10), 8) for each in range(-40, 51) for sign in (-1, 1))}))
+# Eigenvalues at which a record stores the cumulative distribution: zero, and ten per decade on either side.
+EIGENVALUE_GRID = tuple(
+    sorted({0.0, *(sign * round(10 ** (each / 10), 8) for each in range(-40, 51) for sign in (-1, 1))})
+)
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A Hessian's eigenvalue distribution, as weighted points of each probe.
+    """Eigenvalue distribution of a Hessian, as one quadrature rule per probe.
 
     Attributes:
         nodes: Ritz values of each probe, ascending.
-        weights: their weights, adding up to 1 in each probe.
+        weights: weights of the nodes, adding up to 1 for each probe.
         size: number of coordinates.
     """
 
@@ -40,14 +53,14 @@ class Spectrum:
     size: int
 
     def moment(self, power: int) -> Estimate:
-        """Mean of the eigenvalues to a power; for power 1, times `size`, the trace."""
+        """Return the mean of a power of the eigenvalues; ``moment(1)`` times `size` is the trace."""
         return Estimate.mean_of_few([float(w @ x**power) for x, w in zip(self.nodes, self.weights, strict=True)])
 
     def below(self, value: float) -> Estimate:
-        """Fraction of the eigenvalues that are at most ``value``.
+        """Return the fraction of the eigenvalues that are at most ``value``.
 
-        A quadrature knows it no better than by the weights of the points to either side of ``value`` (Chebyshev,
-        Markov, Stieltjes), which are large where eigenvalues crowd, as about zero: they are in the standard error.
+        A quadrature determines it only up to the weights of the nodes next to ``value`` (Chebyshev, Markov, Stieltjes),
+        which are large where eigenvalues are dense, e.g. around zero; the standard error includes them.
         """
         shares, gaps = [], []
         for x, w in zip(self.nodes, self.weights, strict=True):
@@ -55,11 +68,11 @@ class Spectrum:
             shares.append(float(w[:place].sum()) if np.isfinite(x).all() else math.nan)
             gaps.append(max([0.0, *w[max(0, place - 1) : place + 1].tolist()]))
         mean = Estimate.mean_of_few(shares)
-        exact = all(len(x) == self.size for x in self.nodes)  # every eigenvalue is a point
+        exact = all(len(x) == self.size for x in self.nodes)  # every eigenvalue is a node
         return Estimate(mean.value, math.hypot(mean.stderr, 0.0 if exact else float(np.mean(gaps)) / 2), mean.samples)
 
     def density(self, at: ArrayLike, width: float) -> NDArray[np.float64]:
-        """Density of the eigenvalues at some values: the points smeared by Gaussians of a standard deviation."""
+        """Return the spectral density at the given values, smoothed by Gaussians of standard deviation ``width``."""
         found = [
             w @ np.exp(-0.5 * ((np.asarray(at)[None] - x[:, None]) / width) ** 2) / (width * math.sqrt(2 * math.pi))
             for x, w in zip(self.nodes, self.weights, strict=True)
@@ -78,17 +91,17 @@ def hessian_spectrum(
     steps: int = 40,
     chunk: int = 0,
 ) -> Spectrum:
-    """Distribution of the eigenvalues of the Hessian of the mean loss, on the mask's support, in eval mode.
+    """Return the eigenvalue distribution of the Hessian of the mean loss, on the mask's support, in eval mode.
 
-    Stochastic Lanczos quadrature (Ghorbani et al. 2019, arXiv 1901.10159): from each random Gaussian vector v so many
-    steps of Lanczos; the Ritz values, weighted by the squares of their vectors' first entries, are the quadrature of
-    the distribution as v sees it, exact for polynomials up to degree ``2 steps - 1``. The probes' spread gives the
-    standard errors.
+    Stochastic Lanczos quadrature (Ghorbani et al. 2019, arXiv 1901.10159): Lanczos is run from each of several random
+    Gaussian vectors. The Ritz values, weighted by the squared first entries of their eigenvectors, are a quadrature of
+    the distribution weighted by that vector, exact for polynomials up to degree ``2 steps - 1``. Standard errors come
+    from the variation between probes.
 
     Args:
         model, loss_fn, data, mask, generator, chunk: as in `regimes.hessian_trace`.
-        probes: random vectors, at least 2.
-        steps: of Lanczos for each; one Hessian-vector product a step.
+        probes: number of random vectors, at least 2.
+        steps: number of Lanczos steps per vector, one Hessian-vector product each.
 
     Raises:
         UserError: too few probes or steps.
@@ -117,17 +130,24 @@ def hessian_eigenvalues(
     max_steps: int = 100,
     chunk: int = 0,
 ) -> list[Estimate]:
-    """The largest eigenvalues of the Hessian of the mean loss, largest first, on the mask's support; see `hessian_top`.
+    """Return the largest eigenvalues of the Hessian of the mean loss, in descending order, on the mask's support.
 
-    Lanczos from one vector sees each distinct eigenvalue once, whatever its multiplicity.
+    As in `hessian_top`, ``stderr`` holds error bounds. Lanczos from one vector finds each distinct eigenvalue once,
+    whatever its multiplicity.
 
     Args:
-        count: how many.
-        tolerance, max_steps: relative error to stop at; the most products.
         model, loss_fn, data, mask, generator, chunk: as in `regimes.hessian_trace`.
+        count: number of eigenvalues.
+        tolerance: relative error bound to reach.
+        max_steps: largest number of Hessian-vector products, at least ``count``.
+
+    Raises:
+        UserError: count or max_steps out of range.
     """
     if count < 1 or max_steps < count:
-        raise UserError(f"count = {count}, max_steps = {max_steps}: at least 1, and no fewer steps than values")
+        raise UserError(
+            f"count = {count}, max_steps = {max_steps}: allowed: count at least 1, max_steps at least count"
+        )
     generator = generator or torch.Generator().manual_seed(0)
     hessian = HessianOperator(model, loss_fn, pair(data, model), mask, chunk)
     found = lanczos_top(hessian, generator, tolerance, max_steps, count)
@@ -136,7 +156,13 @@ def hessian_eigenvalues(
 
 @dataclass(frozen=True)
 class SpectrumOptions:
-    """Options of the metric "spectrum": training images (0: all), probes, steps of Lanczos for each."""
+    """Options of the metric "spectrum".
+
+    Attributes:
+        images: number of training images used (0: all).
+        probes: number of random vectors.
+        steps: number of Lanczos steps per vector.
+    """
 
     images: Images = 256
     probes: Annotated[int, Strict(), Field(ge=2)] = 4
@@ -155,11 +181,11 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: SpectrumOptions
         probes=options.probes,
         steps=options.steps,
     )
-    below = [found.below(each).value for each in GRID]
+    below = [found.below(each).value for each in EIGENVALUE_GRID]
     return {
         "hessian_mean": found.moment(1),
         "hessian_square": found.moment(2),
-        "hessian_below": Curve(below, "eigenvalue", GRID),
+        "hessian_below": Curve(below, "eigenvalue", EIGENVALUE_GRID),
     }
 
 
@@ -169,11 +195,13 @@ SPECTRUM = Metric(
     options=SpectrumOptions,
     table="spectrum",
     variables={
-        "hessian_mean": Variable(UNIT, "mean Hessian eigenvalue on the mask's support (training loss, eval mode)"),
+        "hessian_mean": Variable(
+            CURVATURE_UNIT, "mean Hessian eigenvalue on the mask's support (training loss, eval mode)"
+        ),
         "hessian_square": Variable("nat^2", "mean squared Hessian eigenvalue on the mask's support"),
         "hessian_below": Variable("1", "share of Hessian eigenvalues up to a value (blurred where they crowd)"),
     },
     measure=_measure,
-    work=lambda options, images: options.probes * options.steps * 6 * used(options.images, images),
-    graph=lambda options, images: (used(options.images, images), 2 * options.steps),
+    work=lambda options, images: options.probes * options.steps * 6 * image_count(options.images, images),
+    graph=lambda options, images: (image_count(options.images, images), 2 * options.steps),
 )

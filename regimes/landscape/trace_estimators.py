@@ -1,4 +1,4 @@
-"""Which way to the trace of a Hessian: taken apart, by products that share a basis, or by random signs."""
+"""Choice of the Hessian trace estimator (Gauss-Newton split, XTrace or Hutchinson), and Hutchinson's estimator."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from regimes.landscape.metric import LossFn
 from regimes.landscape.xtrace import columns_that_fit, xtrace
 
 Method = Literal["auto", "split", "xtrace", "hutchinson"]
-LEAST = 32  # probes of Hutchinson's before their spread is believed
-ENOUGH = 48  # test vectors that have to fit into memory, or XTrace is not begun
-UNIT = "nat"  # curvature of a loss in nats per squared weight; weights have no unit
+MIN_HUTCHINSON_PROBES = 32  # probes before the standard error is used to stop
+MIN_XTRACE_VECTORS = 48  # test vectors that must fit into memory for XTrace to be used
+CURVATURE_UNIT = "nat"  # loss in nats per squared weight; weights have no unit
 
 
 def trace(
@@ -34,10 +34,10 @@ def trace(
     method: Method,
     chunk: int,
 ) -> Estimate:
-    """The trace by one method, or by the cheapest that serves; see `regimes.hessian_trace`.
+    """Return the trace by the given method, or by the cheapest applicable one; see `regimes.hessian_trace`.
 
     Raises:
-        UserError: a split is asked for, and the loss does not split.
+        UserError: ``method="split"`` for a loss that cannot be split.
     """
     hessian = HessianOperator(model, loss_fn, data, mask, chunk)
     if probes and method == "xtrace":
@@ -49,23 +49,31 @@ def trace(
             return split_trace(GaussNewtonSplit(model, loss_fn, data, mask, chunk), generator, rel_stderr, max_probes)
         except NotSplittable as why:
             if method == "split":
-                raise UserError(f"method = 'split': {why}; take 'auto' or 'xtrace'") from None
-    if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= ENOUGH):
+                raise UserError(f"method = 'split': {why}; use 'auto' or 'xtrace'") from None
+    if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= MIN_XTRACE_VECTORS):
         return xtrace(hessian, generator, rel_stderr, max_probes)
-    return hutchinson(hessian, generator, LEAST, rel_stderr, max_probes)
+    return hutchinson(hessian, generator, MIN_HUTCHINSON_PROBES, rel_stderr, max_probes)
 
 
 def hutchinson(
     hessian: HessianOperator, generator: torch.Generator, probes: int, rel_stderr: float | None, max_probes: int
 ) -> Estimate:
-    """The mean of ``v' H v`` over random signs v."""
+    """Return the trace by Hutchinson's estimator, the mean of ``v' H v`` over random sign vectors v.
+
+    Args:
+        hessian: the operator.
+        generator: CPU generator.
+        probes: smallest number of probes.
+        rel_stderr: relative standard error to reach; None: stop after ``probes``.
+        max_probes: largest number of probes.
+    """
     draws: list[float] = []
     while True:
         vector = hessian.rademacher(generator)
         draws.append(float(vector @ (hessian @ vector)))
         if len(draws) < probes:
             continue
-        estimate = Estimate.mean_of_few(draws, UNIT)
+        estimate = Estimate.mean_of_few(draws, CURVATURE_UNIT)
         enough = rel_stderr is None or estimate.stderr <= rel_stderr * abs(estimate.value)
         if enough or len(draws) >= max_probes or not math.isfinite(estimate.value):
             return estimate

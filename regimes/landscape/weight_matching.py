@@ -1,7 +1,7 @@
-"""Weight matching: a network's hidden channels put in the order that is nearest to another network's.
+"""Weight matching: permute a network's hidden channels to be as close as possible to another network's.
 
-Channels may be renamed without changing what a network computes, so a barrier on the straight line between two networks
-may be nothing but another order of channels. Matched networks answer that.
+Permuting channels does not change the function of a network, so a barrier between two networks may be due to the order
+of their channels alone. Matching the networks first removes such barriers.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from regimes.errors import UserError
-from regimes.landscape.linear_path import LmcOptions, ends, linear_connectivity, measured
-from regimes.landscape.metric import Metric, MetricValues, Probe, Trained, Variable, subset, used
-from regimes.pruners.channels import INSTALL, dependencies
+from regimes.landscape.linear_path import LmcOptions, linear_connectivity, matching_parameters, path_values
+from regimes.landscape.metric import Metric, MetricValues, Probe, Trained, Variable, image_count, subset
+from regimes.pruners.channels import TORCH_PRUNING_REQUIREMENT, channel_groups
 
-SWEEPS = 100  # over all groups; a handful are enough where networks are small
+MAX_ROUNDS = 100  # over all groups; a few suffice for small networks
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Where the channels of a group stand in one tensor.
+    """Positions of a group's channels in one tensor.
 
     Attributes:
-        name: of the parameter or buffer.
-        axis: along which they stand.
-        positions: (channels, k): the k positions of each, several where a layer has been flattened.
+        name: name of the parameter or buffer.
+        axis: axis of the channels.
+        positions: (channels, k): the k positions of each channel; more than one after flattening.
     """
 
     name: str
@@ -38,46 +38,47 @@ class ChannelGroup:
     positions: Tensor
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """What the tensor holds of each channel (channels, numbers), float64."""
+        """Return the tensor's entries of each channel (channels, entries), in float64."""
         chosen = tensor.detach().double().movedim(self.axis, 0)[self.positions.to(tensor.device)]
         return chosen.reshape(len(self.positions), -1)
 
     @torch.no_grad()
     def permute(self, tensor: Tensor, order: Tensor) -> None:
-        """Put what channel ``order[i]`` holds in the place of channel i."""
-        here, there = (each.reshape(-1).to(tensor.device) for each in (self.positions, self.positions[order]))
-        tensor.index_copy_(self.axis, here, tensor.index_select(self.axis, there))
+        """Permute the tensor in place: channel i receives the entries of channel ``order[i]``."""
+        target, source = (index.reshape(-1).to(tensor.device) for index in (self.positions, self.positions[order]))
+        tensor.index_copy_(self.axis, target, tensor.index_select(self.axis, source))
 
 
 Group = tuple[ChannelGroup, ...]
 
 
 def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator | None = None) -> nn.Module:
-    """Return a copy of b with its hidden channels permuted to lie as near to a's as can be found; its outputs are b's.
+    """Return a copy of b with its hidden channels permuted to match a's weights; it computes the same outputs as b.
 
-    Weight matching (Ainsworth et al. 2023, arXiv 2209.04836): group by group, the permutation that maximises the inner
-    product of both networks' weights is a linear assignment, and rounds over all groups, in random order, go on until
-    none gains. A local optimum is found, not always the best one. Which channels have to move together is found by
-    torch-pruning; a group that would change the outputs is left as it is.
+    Weight matching (git re-basin, Ainsworth et al. 2023, arXiv 2209.04836): for one group of channels, the permutation
+    that maximises the inner product of both networks' weights is a linear assignment problem; rounds over all groups,
+    in random order, continue until no group improves. The result is a local optimum. Groups are found by torch-pruning;
+    a group whose permutation would change the outputs is not permuted.
 
     Args:
-        a, b: networks of one architecture; they are left as they were.
-        inputs: one or two inputs, to trace the network with.
-        generator: of the groups' order, on the CPU; None: seed 0.
+        a, b: networks of the same architecture; they are not changed.
+        inputs: one or two inputs, to trace the network.
+        generator: CPU generator for the order of the groups; None: seed 0.
 
     Raises:
-        UserError: torch-pruning is not installed or cannot follow the network, or the architectures differ.
+        UserError: torch-pruning is not installed or cannot trace the network, the architectures differ, or the network
+            has no channels that can be permuted.
     """
-    ends(a, b)
+    matching_parameters(a, b)
     generator = generator or torch.Generator().manual_seed(0)
     matched = copy.deepcopy(b).eval()
     fixed: dict[str, Tensor] = dict(a.named_parameters())
     moved: dict[str, Tensor] = dict(matched.named_parameters())
     state = moved | dict(matched.named_buffers())
-    found = groups(matched, inputs)
+    found = permutable_groups(matched, inputs)
     if not found:
-        raise UserError(f"no channels of {type(b).__name__} were found that may change places")
-    for _ in range(SWEEPS):
+        raise UserError(f"{type(b).__name__} has no hidden channels that can be permuted")
+    for _ in range(MAX_ROUNDS):
         gained = [_turn(found[each], fixed, moved, state) for each in torch.randperm(len(found), generator=generator)]
         if not any(gained):
             break
@@ -85,10 +86,10 @@ def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator
 
 
 def _turn(group: Group, fixed: dict[str, Tensor], moved: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
-    """Put a group's channels in the best order, all others as they are; whether that has gained anything."""
-    from scipy.optimize import linear_sum_assignment  # every command and worker would load it at its start
+    """Put a group's channels in the best order given all others; return whether that improved the match."""
+    from scipy.optimize import linear_sum_assignment  # imported here, or every command and worker would load it
 
-    both = [each for each in group if each.name in moved]  # statistics follow, they have no say
+    both = [each for each in group if each.name in moved]  # BatchNorm statistics are permuted, but not matched
     names = {each.name for each in both}
     gains = sum(each.rows(fixed[each.name]) @ each.rows(moved[each.name]).T for each in both)
     assert isinstance(gains, Tensor)
@@ -107,11 +108,14 @@ def _turn(group: Group, fixed: dict[str, Tensor], moved: dict[str, Tensor], stat
     return False
 
 
-def groups(model: nn.Module, inputs: Tensor) -> list[Group]:
-    """The groups of channels that may be permuted without changing a network's outputs.
+def permutable_groups(model: nn.Module, inputs: Tensor) -> list[Group]:
+    """Return the groups of channels that can be permuted without changing a network's outputs.
 
-    Each is tried on a copy with random weights, where no unit is dead: what may change places depends on the
-    architecture alone.
+    Each group is tested on a copy with random weights, in which no unit is dead: the result depends on the architecture
+    alone.
+
+    Raises:
+        UserError: torch-pruning is not installed or cannot trace the network.
     """
     found = []
     random = torch.Generator().manual_seed(0)
@@ -125,7 +129,7 @@ def groups(model: nn.Module, inputs: Tensor) -> list[Group]:
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=random, dtype=torch.float64))
         noise = torch.randn((8, *inputs.shape[1:]), generator=random, dtype=torch.float64).to(inputs)
         answers = lively(noise)
-        for group in dependencies(model, inputs):
+        for group in channel_groups(model, inputs):
             places = _places(model, group)
             if places is None or len(places[0].positions) < 2:
                 continue
@@ -140,7 +144,7 @@ def groups(model: nn.Module, inputs: Tensor) -> list[Group]:
 
 
 def _places(model: nn.Module, group: Sequence[tuple[nn.Module, str, list[int], list[int]]]) -> Group | None:
-    """Where a group's channels stand; None where a layer of it is of a kind that is not known here."""
+    """Positions of a group's channels; None if it contains a layer of an unsupported type."""
     names = {module: name for name, module in model.named_modules()}
     places: dict[tuple[str, int], ChannelGroup] = {}
     for module, way, idxs, roots in group:
@@ -163,11 +167,11 @@ def _places(model: nn.Module, group: Sequence[tuple[nn.Module, str, list[int], l
 
 
 def _axes(module: nn.Module, way: str) -> dict[str, int] | None:
-    """Along which axis of each tensor a layer's channels stand."""
+    """Axis of the channels in each tensor of a layer; None for an unsupported type."""
     if isinstance(module, _BatchNorm):
         return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0)
     if isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels:
-        return {"weight": 0, "bias": 0}  # depthwise: in and out are one
+        return {"weight": 0, "bias": 0}  # depthwise: input and output channels coincide
     if isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1 and not module.transposed):
         return {"weight": 1} if way == "prune_in_channels" else {"weight": 0, "bias": 0}
     return None
@@ -178,7 +182,7 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> 
     split = subset(probe.data.train, options.images)
     matched = match(a.model, b.model, split.inputs[:2], probe.generator)
     line = linear_connectivity(a.model, matched, split, options.points, probe.loss_fn, statistics=options.statistics)
-    return measured("lmc_matched", line)
+    return path_values("lmc_matched", line)
 
 
 LMC_MATCHED = Metric(
@@ -192,6 +196,6 @@ LMC_MATCHED = Metric(
         "lmc_matched_loss": Variable("nat", "training loss along the line after weight matching"),
     },
     measure=_measure,
-    work=lambda options, images: 2 * options.points * used(options.images, images),
-    needs=("torch_pruning", INSTALL),
+    work=lambda options, images: 2 * options.points * image_count(options.images, images),
+    needs=("torch_pruning", TORCH_PRUNING_REQUIREMENT),
 )

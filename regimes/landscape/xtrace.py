@@ -1,4 +1,4 @@
-"""XTrace: the trace of a symmetric operator from few products, where its spectrum decays."""
+"""XTrace: trace of a symmetric operator from few products, for decaying spectra."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ import math
 import torch
 from torch import Tensor
 
-from regimes.landscape.estimate import Estimate, student
+from regimes.landscape.estimate import Estimate, student_factor
 from regimes.landscape.hessian_operator import HessianOperator
 
-BLOCK = 2  # test vectors that are added at a time
-FIRST = 8  # test vectors to begin with
-WIDER = 1.4  # the leave-one-out estimates share vectors: their plain spread was a quarter too small
-BYTES = 2**31  # that three bases of long vectors may take
+BLOCK_SIZE = 2  # test vectors added at a time
+INITIAL_VECTORS = 8
+STDERR_FACTOR = 1.4  # leave-one-out estimates share vectors: their standard error was a quarter too small without it
+MAX_BASIS_BYTES = 2**31  # memory for three bases
 
 
 class XTrace:
-    """Leave-one-out trace estimates that share all their products (Epperly, Tropp, Webber 2024, SIAM J. Matrix Anal.).
+    """XTrace estimator of the trace (Epperly, Tropp and Webber 2024, SIAM J. Matrix Anal. Appl.).
 
-    For test vectors ``w_1 .. w_m`` let Q_i be an orthonormal basis of the ``H w_j``, j != i. Then
+    For test vectors ``w_1 .. w_m``, let Q_i be an orthonormal basis of the ``H w_j``, j != i. Then
 
     ``t_i = tr(Q_i' H Q_i) + x' H x (n - m + 1) / |x|^2,  x = (1 - Q_i Q_i') w_i``
 
-    is unbiased (w Gaussian, n coordinates): what the basis catches is exact, only the rest is sampled. All m of them
-    cost 2m products; the trace is their mean, its standard error their spread over sqrt(m). Against Hutchinson's m
-    probes the error falls faster than 1/sqrt(m) as long as the spectrum decays, as that of a trained network does.
+    is unbiased (w Gaussian, n coordinates): the part inside the basis is exact, only the rest is sampled. All m of
+    these leave-one-out estimates share 2m products. The trace is their mean; its standard error is their standard
+    deviation over sqrt(m), widened by `STDERR_FACTOR` and `student_factor`. Compared with Hutchinson's estimator, the
+    error decreases faster than 1/sqrt(m) while the spectrum decays, as it does for trained networks.
 
-    Bases grow in blocks, and no product is made twice.
+    Bases grow in blocks, and no product is computed twice.
+
+    Args:
+        hessian: the operator.
+        generator: CPU generator for the test vectors.
     """
 
     def __init__(self, hessian: HessianOperator, generator: torch.Generator) -> None:
@@ -40,10 +45,13 @@ class XTrace:
         self.left, self.rank = math.inf, -1  # length of the shortest product outside the basis; see `grow`
 
     def grow(self, count: int) -> None:
-        """Add test vectors. Once a product does not leave the basis but for rounding, the basis holds the whole range;
-        its columns before that one are the operator's ``rank``, those after it are noise."""
+        """Add test vectors.
+
+        When a product is inside the basis up to rounding, the basis spans the operator's whole range. Then ``rank`` is
+        set to the number of columns before that product; those after it are noise.
+        """
         tests = torch.stack([self.hessian.normal(self.generator) for _ in range(count)], dim=1)
-        products = self.hessian.times(tests)
+        products = self.hessian.matmat(tests)
         self.energies = torch.cat([self.energies, (tests * products).sum(dim=0).double().cpu()])
         known = len(self.triangle)
         edge = torch.zeros(known, count, device=tests.device, dtype=tests.dtype)
@@ -57,14 +65,14 @@ class XTrace:
         self.triangle = triangle
         self.tests = torch.cat([self.tests, tests], dim=1)
         self.basis = torch.cat([self.basis, fresh], dim=1)
-        self.images = torch.cat([self.images, self.hessian.times(fresh)], dim=1)
+        self.images = torch.cat([self.images, self.hessian.matmat(fresh)], dim=1)
         diagonal = triangle.diagonal().abs()
         self.left = float(diagonal.min())
         within = (diagonal <= 30 * torch.finfo(tests.dtype).eps * diagonal.max()).nonzero()
         self.rank = int(within[0]) if len(within) else -1
 
     def estimate(self) -> Estimate:
-        """The trace from all test vectors so far; its samples are the products made."""
+        """Return the trace from all test vectors so far; ``samples`` counts the products."""
         inner = _small(self.basis, self.images)  # Q' H Q
         basis, cross = _small(self.basis, self.tests), _small(self.images, self.tests)  # Q' W, Q' H W
         left_out = torch.linalg.solve_triangular(
@@ -78,47 +86,53 @@ class XTrace:
         lengths = self.tests.double().square().sum(dim=0).cpu() - inside.square().sum(dim=0)
         each = caught + outside * (size - count + 1) / lengths
         mean = Estimate.mean(each.tolist(), "nat")
-        return Estimate(mean.value, WIDER * mean.stderr * student(count - 1), 2 * count, "nat")
+        return Estimate(mean.value, STDERR_FACTOR * mean.stderr * student_factor(count - 1), 2 * count, "nat")
 
 
 def xtrace(
-    hessian: HessianOperator, generator: torch.Generator, rel_stderr: float, most: int, beside: float = 0.0
+    hessian: HessianOperator, generator: torch.Generator, rel_stderr: float, most: int, offset: float = 0.0
 ) -> Estimate:
-    """Grow test vectors until ``stderr <= rel_stderr * abs(value + beside)`` twice in a row, or ``most`` products.
+    """Estimate the trace by XTrace until ``stderr <= rel_stderr * abs(value + offset)`` twice in a row.
 
-    Where a few more test vectors would take as many products as there are coordinates, the diagonal is taken instead
-    and the trace is exact. At least ``2 FIRST`` products are made.
-    Where the operator's rank is smaller than the number of test vectors, nothing is left to sample; a bound of what
-    rounding leaves outside the basis then stands as the standard error.
+    The exact diagonal is computed instead if a few more test vectors would take as many products as there are
+    coordinates. If the operator's rank is smaller than the number of test vectors, the trace is known up to rounding,
+    and a bound of the rounding error outside the basis is returned as the standard error.
+
+    Args:
+        hessian: the operator.
+        generator: CPU generator.
+        rel_stderr: relative standard error to reach.
+        most: largest number of products; at least ``2 INITIAL_VECTORS`` are made.
+        offset: a known other part of the value, to which the tolerance is relative too.
     """
-    most = max(2 * FIRST, min(most, 2 * columns_that_fit(hessian.size)))
+    most = max(2 * INITIAL_VECTORS, min(most, 2 * columns_that_fit(hessian.size)))
     trial, met = XTrace(hessian, generator), 0
     while True:
-        if hessian.size <= 2 * (len(trial.triangle) + FIRST):
+        if hessian.size <= 2 * (len(trial.triangle) + INITIAL_VECTORS):
             return exact_trace(hessian, 2 * len(trial.triangle))
-        trial.grow(BLOCK if len(trial.triangle) else FIRST)
+        trial.grow(BLOCK_SIZE if len(trial.triangle) else INITIAL_VECTORS)
         count = 2 * len(trial.triangle)
         if trial.rank >= 0:
             basis, images = trial.basis[:, : trial.rank], trial.images[:, : trial.rank]
             return Estimate(float(_small(basis, images).trace()), hessian.size**0.5 * trial.left, count, "nat")
         found = trial.estimate()
-        # Twice: the first time may be a standard error that happens to be small.
-        met = met + 1 if found.stderr <= rel_stderr * abs(found.value + beside) else 0
-        if met == 2 or count + 2 * BLOCK > most or not math.isfinite(found.value):
+        # Twice, because a single standard error may happen to be small.
+        met = met + 1 if found.stderr <= rel_stderr * abs(found.value + offset) else 0
+        if met == 2 or count + 2 * BLOCK_SIZE > most or not math.isfinite(found.value):
             return found
 
 
 def columns_that_fit(size: int) -> int:
-    """How many test vectors of a size the memory bears."""
-    return BYTES // (3 * 8 * size)
+    """Return the number of test vectors of a size that fit into `MAX_BASIS_BYTES`."""
+    return MAX_BASIS_BYTES // (3 * 8 * size)
 
 
 def exact_trace(hessian: HessianOperator, before: int) -> Estimate:
-    """The sum of the diagonal, coordinate by coordinate; ``before`` products were made already."""
+    """Return the exact trace, from one product per coordinate; ``before`` is the number of products made earlier."""
     eye = torch.eye(hessian.size, device=hessian.device, dtype=hessian.dtype)
-    return Estimate(float(hessian.times(eye).diagonal().double().sum()), 0.0, before + hessian.size, "nat")
+    return Estimate(float(hessian.matmat(eye).diagonal().double().sum()), 0.0, before + hessian.size, "nat")
 
 
 def _small(one: Tensor, other: Tensor) -> Tensor:
-    """The product of two tall matrices, (m, size) by (size, k)."""
+    """Product of the transpose of a tall matrix with another, (m, size) by (size, k)."""
     return (one.T @ other).double().cpu()

@@ -1,10 +1,10 @@
-"""Networks that can be swept.
+"""Models that can be used by name.
 
-A new model is one file beside this one and one line here. A builder takes ``input_shape`` and ``classes`` and any
-options of its own, and returns a freshly initialised ``nn.Module``; a user's own is named by its import path.
+A new model is one module in this folder and one line in `MODELS`. A builder takes ``input_shape``, ``classes`` and its
+own options, and returns a freshly initialised ``nn.Module``. Your own builder is named by its import path.
 """
 
-GIVEN = ("input_shape", "classes")  # what the engine passes to every builder; the rest are the user's options
+BUILDER_ARGUMENTS = ("input_shape", "classes")  # passed to every builder; the others are options of the model
 
 MODELS = {
     "mlp": "regimes.models.mlp:MLP",

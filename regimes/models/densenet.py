@@ -1,4 +1,4 @@
-"""DenseNet for small images: every layer sees all before it."""
+"""DenseNet for small images, in which every layer reads the outputs of all earlier layers of its block."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regimes.errors import UserError
-from regimes.models.check_options import images_only
+from regimes.models.check_options import require_images
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 3x3 convolution to ``growth`` channels, put behind the channels that came in."""
+    """BN, ReLU and a 3x3 convolution to ``growth`` channels, concatenated to the input channels."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -19,11 +19,12 @@ class DenseLayer(nn.Module):
         self.conv = _conv(channels, growth, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input with the new channels appended."""
         return torch.cat([inputs, self.conv(F.relu(self.bn(inputs)))], dim=1)
 
 
 class Transition(nn.Module):
-    """BN, ReLU, 1x1 convolution, mean over 2x2 pixels: the image is halved."""
+    """BN, ReLU, 1x1 convolution and 2x2 average pooling, which halves the image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,24 +32,28 @@ class Transition(nn.Module):
         self.conv = _conv(channels, channels, 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return images of half the size."""
         return F.avg_pool2d(self.conv(F.relu(self.bn(inputs))), 2)
 
 
 class DenseNet(nn.Module):
     """DenseNet of depth 3n+4, without bottlenecks or compression (Huang et al. 2017, arXiv 1608.06993).
 
-    With ten classes and 32x32 colour images, depth 40 and growth 12 make 1,019,722 parameters.
+    With ten classes and 32x32 colour images, depth 40 and growth 12 give 1,019,722 parameters.
 
     Args:
-        input_shape: (channels, height, width).
+        input_shape: (channels, height, width), at least 4x4 pixels.
         classes: number of outputs.
         depth: 3n+4 with n layers in each of three dense blocks: 10, 22, 40, 100, ...
-        growth: channels that each layer adds.
+        growth: number of channels that each layer adds.
+
+    Raises:
+        UserError: another depth, or inputs that are not images of at least 4x4 pixels.
     """
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, depth: int = 40, growth: int = 12) -> None:
         super().__init__()
-        images_only("densenet", input_shape, least=4)
+        require_images("densenet", input_shape, least=4)
         if depth < 7 or (depth - 4) % 3:
             raise UserError(f"model.depth = {depth}: a DenseNet has depth 3n+4; allowed: 7, 10, 13, 22, 40, 100")
         channels = 16
@@ -65,7 +70,7 @@ class DenseNet(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (n, classes) of images (n, c, h, w)."""
+        """Return logits (n, classes) of images (n, c, h, w)."""
         features = F.relu(self.bn(self.blocks(self.stem(inputs))))
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits

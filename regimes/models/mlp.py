@@ -1,4 +1,4 @@
-"""A multilayer perceptron."""
+"""Multilayer perceptron."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them, optionally with BatchNorm before each ReLU.
+    """Multilayer perceptron with ReLU, optionally with BatchNorm before and dropout after each ReLU.
 
     Args:
-        input_shape: shape of one input; it is flattened.
+        input_shape: shape of one input; inputs are flattened.
         classes: number of outputs.
-        widths: units of each hidden layer.
-        batch_norm: whether a BatchNorm stands before each ReLU.
-        dropout: probability of dropping a hidden unit while training.
+        widths: number of units in each hidden layer.
+        batch_norm: whether to add BatchNorm before each ReLU.
+        dropout: dropout probability of hidden units.
     """
 
     def __init__(
@@ -42,6 +42,6 @@ class MLP(nn.Module):
         self.head = nn.Linear(before, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (n, classes) of inputs (n, ...)."""
+        """Return logits (n, classes) of inputs (n, ...)."""
         logits: Tensor = self.head(self.body(inputs))
         return logits

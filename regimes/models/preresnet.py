@@ -1,15 +1,15 @@
-"""Pre-activation residual networks for small images, as the three-regime study trains them."""
+"""Pre-activation residual networks for small images, as in the three-regime study (Zhou et al. 2023)."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regimes.models.check_options import depth_of_stages, images_only
+from regimes.models.check_options import blocks_per_stage, require_images
 
 
 class PreActBlock(nn.Module):
-    """BN, ReLU, 3x3 convolution, twice, added to the block's raw input (or its 1x1 projection)."""
+    """Twice BN, ReLU and a 3x3 convolution, added to the block's input (or its 1x1 projection)."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -21,6 +21,7 @@ class PreActBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if same else _conv(channels_in, channels_out, 1, stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return the block's output."""
         branch = self.conv1(F.relu(self.bn1(inputs)))
         branch = self.conv2(F.relu(self.bn2(branch)))
         out: Tensor = branch + self.shortcut(inputs)
@@ -28,23 +29,26 @@ class PreActBlock(nn.Module):
 
 
 class PreResNet(nn.Module):
-    """PreResNet of depth 6n+2: a 3x3 stem, three stages of n basic blocks, BN, ReLU, mean, linear head.
+    """PreResNet of depth 6n+2: 3x3 stem, three stages of n basic blocks, BN, ReLU, global average pooling, linear head.
 
-    Basic blocks at every depth, 1x1 projection of the block's raw input where the shape changes, He-normal (fan-out)
-    convolutions. At width 16 on 32x32 colour images with ten classes it has 272,282, 855,578 and 1,730,522 parameters
-    at depth 20, 56 and 110 (Zhou et al. 2023, arXiv 2305.18383, public code).
+    Basic blocks at every depth, 1x1 projection of the block's input where the shape changes, He-normal (fan-out)
+    initialisation. With width 16, ten classes and 32x32 colour images, it has 272,282, 855,578 and 1,730,522 parameters
+    at depth 20, 56 and 110, as in the code of Zhou et al. 2023 (arXiv 2305.18383).
 
     Args:
         input_shape: (channels, height, width).
         classes: number of outputs.
-        depth: 6n+2 with n blocks a stage: 8, 14, 20, 56, 110, ...
-        width: channels of the first stage; the next two have twice and four times as many.
+        depth: 6n+2 with n blocks per stage: 8, 14, 20, 56, 110, ...
+        width: number of channels of the first stage; the next two have twice and four times as many.
+
+    Raises:
+        UserError: another depth, or inputs that are not images.
     """
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, depth: int = 20, width: int = 16) -> None:
         super().__init__()
-        images_only("preresnet", input_shape)
-        count = depth_of_stages("a PreResNet", depth)
+        require_images("preresnet", input_shape)
+        count = blocks_per_stage("a PreResNet", depth)
         self.stem = _conv(input_shape[0], width, 3, 1)
         stages = []
         before = width
@@ -58,7 +62,7 @@ class PreResNet(nn.Module):
         self.head = nn.Linear(before, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (n, classes) of images (n, c, h, w)."""
+        """Return logits (n, classes) of images (n, c, h, w)."""
         features = F.relu(self.bn(self.blocks(self.stem(inputs))))
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits

@@ -1,4 +1,4 @@
-"""Residual blocks of any model: found by tracing, switched off by one factor, taken out without a trace."""
+"""Residual blocks of any model: detection by symbolic tracing, and removal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ResidualBlock:
     """A module that adds a branch to a skip path: ``y = after(skip(x) + branch(x))``.
 
     Attributes:
-        name: of the module in the model.
-        gate: name of the branch's last module, whose output is what is added.
-        branch: names of the modules that only the branch runs through.
-        skip: names of the modules from the input along the skip path, in order; empty: the input itself.
+        name: name of the block's module in the model.
+        gate: name of the branch's last module, whose output is added to the skip path.
+        branch: names of the modules used by the branch only.
+        skip: names of the modules on the skip path, in order; empty for an identity.
         relu: whether a ReLU follows the addition.
     """
 
@@ -38,11 +38,11 @@ class ResidualBlock:
 
 
 def find_blocks(model: nn.Module) -> tuple[ResidualBlock, ...]:
-    """Return the model's residual blocks, the innermost where they nest, in the order of its modules.
+    """Return the model's residual blocks in the order of its modules; of nested ones, the innermost.
 
-    A block is a module with one addition in its forward, of which one summand (the skip path) is its input, or its
-    input sent through a chain of modules, and the other (the branch) comes out of a module and has more convolutions
-    and linear layers behind it. Modules that cannot be traced symbolically are no blocks.
+    A block is a module whose forward contains exactly one addition. One summand (the skip path) is the module's input,
+    possibly passed through a chain of modules; the other (the branch) is the output of a module and depends on more
+    convolutions and linear layers. Modules that cannot be traced symbolically are not recognised.
     """
     found: dict[str, ResidualBlock] = {}
     for name, module in reversed(list(model.named_modules())):  # children before their parents
@@ -56,15 +56,15 @@ def find_blocks(model: nn.Module) -> tuple[ResidualBlock, ...]:
 
 
 def remove_block(model: nn.Module, block: ResidualBlock) -> None:
-    """Put a block's skip path in its place, in the model itself: no branch, no addition.
+    """Replace a block by its skip path, in place, without branch and addition.
 
-    Modules on the skip path keep their names, so that what is left of a state dict still fits.
+    Modules on the skip path keep their names, so that the remaining entries of a state dict still fit.
     """
     keep_skip(model, block.name, [name.rpartition(".")[2] for name in block.skip], block.relu)
 
 
 def keep_skip(model: nn.Module, name: str, keep: Sequence[str], relu: bool) -> None:
-    """Replace a block by the children that it keeps, in order, and a ReLU behind them where one follows."""
+    """Replace a block by some of its children, in order, followed by a ReLU if ``relu``."""
     block = model.get_submodule(name)
     parts = OrderedDict((each, block.get_submodule(each)) for each in keep)
     parts = OrderedDict((each, part) for each, part in parts.items() if not isinstance(part, nn.Identity))
@@ -73,8 +73,8 @@ def keep_skip(model: nn.Module, name: str, keep: Sequence[str], relu: bool) -> N
     model.set_submodule(name, nn.Sequential(parts).train(block.training))
 
 
-def without_blocks(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Take the blocks out of a model of whose branch a state dict has nothing; returns the model itself."""
+def remove_missing_blocks(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Remove the blocks whose branch has no entries in a state dict, in place; return the model."""
     if all(name in state for name in model.state_dict()):
         return model
     for block in find_blocks(model):
@@ -84,7 +84,7 @@ def without_blocks(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 class _Shallow(fx.Tracer):
-    """Looks into a module, not into its children."""
+    """Tracer that does not trace into the children of a module."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -95,7 +95,7 @@ def _block(name: str, module: nn.Module) -> ResidualBlock | None:
         warnings.simplefilter("ignore")
         try:
             graph = _Shallow().trace(module)
-        except Exception:  # whatever a user's forward does with a symbol: such a module is left whole
+        except Exception:  # a user's forward may do anything with a symbolic value
             return None
     additions = [node for node in graph.nodes if node.target in _ADDITIONS and _two_nodes(node)]
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node.users]
@@ -129,7 +129,7 @@ def _two_nodes(node: fx.Node) -> bool:
 
 
 def _behind(node: fx.Node) -> set[fx.Node]:
-    """A node and all that it is computed from."""
+    """A node and all nodes that it is computed from."""
     found, todo = {node}, [node]
     while todo:
         more = [each for each in todo.pop().all_input_nodes if each not in found]
@@ -139,13 +139,13 @@ def _behind(node: fx.Node) -> set[fx.Node]:
 
 
 def _weights(module: nn.Module, nodes: set[fx.Node]) -> int:
-    """Convolutions and linear layers among the nodes."""
+    """Number of convolutions and linear layers among the nodes."""
     called = (module.get_submodule(str(node.target)) for node in nodes if node.op == "call_module")
     return sum(isinstance(each, _WEIGHTED) for one in called for each in one.modules())
 
 
 def _chain(last: fx.Node, first: fx.Node) -> list[fx.Node] | None:
-    """The nodes behind ``first`` up to ``last``, where each has one input; None where it is no chain."""
+    """The nodes after ``first`` up to ``last`` if each has one input; None if they are not a chain."""
     way: list[fx.Node] = []
     node = last
     while node is not first:
@@ -166,8 +166,8 @@ def _is_relu(module: nn.Module, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.ReLU)
 
 
-def branches(blocks: tuple[ResidualBlock, ...], layer: str) -> Iterator[int]:
-    """The numbers of the blocks whose branch a layer belongs to."""
+def blocks_containing(blocks: tuple[ResidualBlock, ...], layer: str) -> Iterator[int]:
+    """Yield the indices of the blocks whose branch contains a layer."""
     for number, block in enumerate(blocks):
         if any(layer == name or layer.startswith(f"{name}.") for name in block.branch):
             yield number

@@ -1,1 +1,1 @@
-"""Pictures of a classified grid and the report page. Nothing here imports torch."""
+"""Figures and reports: phase diagram, metric panels, report page, HTML page, search and discovery plots. Torch-free."""

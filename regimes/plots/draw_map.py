@@ -1,4 +1,4 @@
-"""Draw a classified grid: phase diagram, one panel a metric, the report page."""
+"""Draw a classified grid: phase diagram, one panel per metric, and the report page."""
 
 from __future__ import annotations
 
@@ -16,35 +16,45 @@ from regimes.plots.phase_diagram import phase_diagram
 from regimes.plots.report import write_report
 from regimes.regime_map.regime_map import RegimeMap
 
-# Same data, same file: no date, no random ids in the SVG.
-STEADY: Any = {"svg.hashsalt": "regimes", "svg.fonttype": "none", "font.family": "DejaVu Sans"}
+# The same data give the same files: no date, and no random ids in SVG.
+REPRODUCIBLE_STYLE: Any = {"svg.hashsalt": "regimes", "svg.fonttype": "none", "font.family": "DejaVu Sans"}
 METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def draw_map(
     data: xr.Dataset, out: str | Path, facts: dict[str, Any] | None = None, mark: Mapping[str, float] | None = None
 ) -> list[Path]:
-    """Draw everything there is to see of a classified grid into a folder; returns the files.
+    """Draw the phase diagram, all metric panels and the report page of a classified grid, and return the files.
 
     Args:
-        data: a grid with ``regime``, as `classify` returns it.
-        out: folder; made if missing.
-        facts: about the run, for the report page: sweep, hardware, versions, hours; see `run_facts`.
+        data: a grid with ``regime``, as returned by `classify`.
+        out: output folder, created if missing.
+        facts: information about the run for the report page, see `run_facts`.
         mark: {knob: value, "density": value} of a setting to mark in the phase diagram.
 
     Raises:
-        UserError: the grid is not classified, the folder cannot be written, or the mark is no setting of the grid.
-        OutsideRange: the mark lies beyond the measured settings.
+        UserError: the grid is not classified, the folder cannot be written, or the mark is not a setting of the grid.
+        OutsideRange: the mark is outside the measured range.
     """
     if "regime" not in data:
-        raise UserError("this grid has no regimes yet; classify it first")
+        raise UserError("the grid has no regimes; classify it first")
+    return draw_classified(data, map_of(data), out, facts, mark)
+
+
+def draw_classified(
+    data: xr.Dataset,
+    chart: RegimeMap | None,
+    out: str | Path,
+    facts: dict[str, Any] | None = None,
+    mark: Mapping[str, float] | None = None,
+) -> list[Path]:
+    """Draw a classified grid with its map; otherwise as `draw_map`."""
     data, out = with_excess(data), Path(out)
-    chart = map_of(data)
     if mark and chart is None:
-        raise UserError("--mark needs a map with cuts and at least one cell that tells something")
+        raise UserError("--mark needs a rule with cuts and at least one usable cell")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(STEADY):
+        with mpl.rc_context(REPRODUCIBLE_STYLE):
             files = save(phase_diagram(data, chart, mark), out / "phase", ("png", "svg", "pdf"))
             for name in panel_names(data):
                 files += save(panel(data, name), out / name, ("png", "svg"))
@@ -54,7 +64,7 @@ def draw_map(
 
 
 def map_of(data: xr.Dataset) -> RegimeMap | None:
-    """The map of a classified grid; None where its rule has no cuts, or no cell tells anything."""
+    """Return the map of a classified grid; None if its rule has no cuts or no cell is usable."""
     try:
         return RegimeMap.of(data)
     except UserError:
@@ -62,7 +72,7 @@ def map_of(data: xr.Dataset) -> RegimeMap | None:
 
 
 def save(figure: Figure, stem: Path, formats: Iterable[str]) -> list[Path]:
-    """Save a figure in several formats."""
+    """Save a figure in several formats, and return the files."""
     files = [stem.with_name(f"{stem.name}.{each}") for each in formats]
     for file in files:
         figure.savefig(file, dpi=160, metadata=METADATA[file.suffix[1:]])

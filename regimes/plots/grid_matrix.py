@@ -1,4 +1,4 @@
-"""A grid as a table for drawing: density to the right, hotter upwards."""
+"""A grid as a matrix for drawing: density to the right, hotter upwards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from regimes.record.grid import hotter_is_larger, knobs_of, loads_of
 
 
 def table(values: xr.DataArray, data: xr.Dataset) -> pd.DataFrame:
-    """Return values over (temperatures, loads) as rows and columns, the hottest row first.
+    """Return values over temperatures and loads as a table, the hottest row first, the lowest density on the left.
 
-    Several knobs become one row label each, in the order of the grid's dimensions; widths stand side by side, each with
-    its densities.
+    With several knobs, rows are their combinations in the order of the grid's dimensions; with several widths, columns
+    are grouped by width.
     """
     knobs, loads = knobs_of(data), loads_of(data)
     arranged = values.transpose(*knobs, *loads).sortby(loads)
@@ -26,7 +26,7 @@ def table(values: xr.DataArray, data: xr.Dataset) -> pd.DataFrame:
 
 
 def setting_at(data: xr.Dataset, row: int, column: int) -> dict[str, float]:
-    """{knob or load: value} of a cell of `table`."""
+    """Return {knob or load: value} of a cell of `table`."""
     knobs, loads = knobs_of(data), loads_of(data)
     sides: list[tuple[list[str], int]] = [(knobs, row), (loads, column)]
     found: dict[str, float] = {}
@@ -49,12 +49,12 @@ def _labels(arranged: xr.DataArray, knobs: list[str]) -> list[tuple[str, ...]]:
 
 
 def percent(density: float) -> str:
-    """A density as a column label, in percent without superfluous digits."""
+    """Format a density as a percentage with three significant digits."""
     return f"{100 * density:.3g}"
 
 
 def axis_titles(data: xr.Dataset) -> tuple[str, str]:
-    """Titles of the load and the temperature axis."""
+    """Return the titles of the load and of the temperature axis."""
     names = []
     for knob in knobs_of(data):
         about = data[knob].attrs
@@ -66,7 +66,7 @@ def axis_titles(data: xr.Dataset) -> tuple[str, str]:
 
 
 def best_rows(data: xr.Dataset) -> dict[int, int]:
-    """Per column, the row of the lowest mean test error; empty where the grid has no test error."""
+    """Return {column: row of the lowest mean test error}; empty if the grid has no test errors."""
     if "test_error" not in data:
         return {}
     from regimes.regime_map.cell_stats import cell_mean

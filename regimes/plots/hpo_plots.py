@@ -1,4 +1,4 @@
-"""Picture of a search: the best full network so far against the seconds spent."""
+"""Figure of a hyperparameter search: the best full network so far against the training time spent."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from regimes.plots.draw_map import STEADY, save
+from regimes.plots.draw_map import REPRODUCIBLE_STYLE, save
 
 
 def draw_search(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw a search's best value against seconds into its folder."""
-    with mpl.rc_context(STEADY):
+    """Draw `best_so_far` into a folder, and return the files."""
+    with mpl.rc_context(REPRODUCIBLE_STYLE):
         return save(best_so_far(result), folder / "search", ("png", "svg"))
 
 
-def judged_by(value: str) -> str:
-    """Label of an axis of what trials are judged by."""
+def objective_label(value: str) -> str:
+    """Return the axis label of the objective, "error" or a loss."""
     unit = "share wrong" if value == "error" else "nat"
     return f"validation {'error' if value == 'error' else 'loss'} of the full network ({unit})"
 
 
 def log_axis_with_plain_labels(axis: Axis) -> None:
-    """A logarithmic axis with its numbers written out."""
+    """Make an axis logarithmic, with plain numbers as tick labels."""
     across = axis is axis.axes.xaxis
     (axis.axes.set_xscale if across else axis.axes.set_yscale)("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -36,7 +36,7 @@ def log_axis_with_plain_labels(axis: Axis) -> None:
 
 
 def best_so_far(result: Mapping[str, Any]) -> Figure:
-    """Steps down; what was spent before the first trial (the map, the proxies) is shaded."""
+    """Draw the best value so far as steps; the time before the first trial (map, proxies) is shaded."""
     facts = result["savings"]
     curve = facts["curve"]
     before = facts["map_seconds"] + facts["proxy_seconds"]
@@ -53,7 +53,7 @@ def best_so_far(result: Mapping[str, Any]) -> Figure:
     if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
         log_axis_with_plain_labels(axes.yaxis)
     axes.set_xlabel("seconds of training, all workers")
-    axes.set_ylabel(judged_by(result["value"]))
+    axes.set_ylabel(objective_label(result["value"]))
     title = f"{result['name']}: best so far"
     if facts["baseline_seconds"]:
         share = facts["seconds"] / facts["baseline_seconds"]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a grid: point at a cell and see all its numbers and its curve."""
+"""A self-contained, interactive HTML page of a grid: pointing at a cell shows its numbers and its LMC curve."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from regimes.regime_map.classify import MEANING, REGIMES, meaning_of
 if TYPE_CHECKING:
     import altair as alt
 
-INSTALL = "pip install -e '.[page]'"
-ALONG = "lmc_error"  # the curve that is shown, over the coordinate t
-CELL, HEIGHT = 58, 40  # pixels of a cell
+INSTALL_COMMAND = "pip install -e '.[page]'"
+CURVE_VARIABLE = "lmc_error"  # variable of the curve, over the coordinate t
+CELL_WIDTH, CELL_HEIGHT = 58, 40  # pixels
 
 
 def write_page(data: xr.Dataset, file: str | Path) -> Path:
-    """Write a classified grid as one HTML file that needs nothing else, not even a network.
+    """Write a classified grid as one HTML file that works offline.
 
     Raises:
-        UserError: the grid is not classified, the drawing library is not installed, or the file cannot be written.
+        UserError: the grid is not classified, altair is not installed, or the file cannot be written.
     """
     if "regime" not in data:
-        raise UserError("this grid has no regimes yet; classify it first")
+        raise UserError("the grid has no regimes; classify it first")
     try:
         import altair
-        import vl_convert  # noqa: F401 - puts the drawing library into the page
+        import vl_convert  # noqa: F401 - embeds the drawing library into the page
     except ImportError as error:
-        raise UserError(f"the page needs {error.name}: {INSTALL}") from error
+        raise UserError(f"the page needs {error.name}; install it with: {INSTALL_COMMAND}") from error
     with altair.data_transformers.enable("default", max_rows=None):
         html = _page(data).to_html(inline=True, embed_options={"renderer": "svg", "actions": False})
     try:
@@ -48,7 +48,7 @@ def write_page(data: xr.Dataset, file: str | Path) -> Path:
 
 
 def _page(data: xr.Dataset) -> Any:
-    """Map, numbers and curve, joined by what is pointed at."""
+    """Map, numbers and curve, linked by the cell pointed at."""
     import altair as alt
 
     cells = cells_of(data)
@@ -56,7 +56,7 @@ def _page(data: xr.Dataset) -> Any:
     pointed = alt.selection_point(fields=["cell"], on="pointerover", clear=False, value=[first], name="pointed")
     chart = _map(data, cells, pointed)
     numbers = numbers_of(data)
-    told = (
+    numbers_panel = (
         alt.Chart(numbers, title="the cell pointed at")
         .transform_filter(pointed)
         .mark_text(align="left", fontSize=12, dx=-150)
@@ -65,13 +65,13 @@ def _page(data: xr.Dataset) -> Any:
     )
     curves = curves_of(data)
     if curves is None:
-        return (chart | told).configure_view(stroke=None)
+        return (chart | numbers_panel).configure_view(stroke=None)
     line = (
-        alt.Chart(curves, title="between its retrained copies")
+        alt.Chart(curves, title="on the line between its retrained copies")
         .transform_filter(pointed)
         .mark_line(point=True, opacity=0.7)
         .encode(
-            x=alt.X("t:Q", title="place on the line, from one copy (0) to the other (1)"),
+            x=alt.X("t:Q", title="position on the line, from one copy (0) to the other (1)"),
             y=alt.Y("value:Q", title="training error", axis=alt.Axis(format="%")),
             color=alt.Color("dense_seed:N", title="dense seed", scale=alt.Scale(scheme="viridis")),
             detail="pair:N",
@@ -79,7 +79,7 @@ def _page(data: xr.Dataset) -> Any:
         .properties(width=chart.width, height=190)
     )
     joined = (chart & line).resolve_scale(color="independent")
-    return (joined | told).resolve_scale(color="independent").configure_view(stroke=None)
+    return (joined | numbers_panel).resolve_scale(color="independent").configure_view(stroke=None)
 
 
 def _map(data: xr.Dataset, cells: pd.DataFrame, pointed: alt.Parameter) -> Any:
@@ -111,15 +111,15 @@ def _map(data: xr.Dataset, cells: pd.DataFrame, pointed: alt.Parameter) -> Any:
         (squares + letters)
         .add_params(pointed)
         .properties(
-            width=CELL * len(columns),
-            height=HEIGHT * len(rows),
+            width=CELL_WIDTH * len(columns),
+            height=CELL_HEIGHT * len(rows),
             title=f"Regimes of pruning: {data.attrs.get('title', '')}",
         )
     )
 
 
 def cells_of(data: xr.Dataset) -> pd.DataFrame:
-    """A row for each cell: its labels, regime and what that means."""
+    """Return one row per cell: its labels, its regime and the meaning of the regime."""
     regimes, meanings = table(data["regime"], data), meaning_of(data)
     found = []
     for row, column in np.ndindex(*regimes.shape):
@@ -132,7 +132,7 @@ def cells_of(data: xr.Dataset) -> pd.DataFrame:
 
 
 def numbers_of(data: xr.Dataset) -> pd.DataFrame:
-    """Lines of text for each cell: where it is, its regimes, every measure with its standard error."""
+    """Return the lines of text of each cell: setting, regimes, and every variable with its standard error."""
     knobs = knobs_of(data)
     cells = cells_of(data)
     chances = data["regime_probability"]
@@ -144,7 +144,7 @@ def numbers_of(data: xr.Dataset) -> pd.DataFrame:
         row, column = (int(each) for each in str(about["cell"]).split("-"))
         lines = [str(about["where"]), f"regime {about['regime']}:", *str(about["meaning"]).split(": ")]
         shares = [f"{name} {part[row, column]:.0%}" for name, part in parts.items()]
-        lines.append(f"probable: {', '.join(shares)}")
+        lines.append(f"probabilities: {', '.join(shares)}")
         for name, values in measures.items():
             value, error = values[row, column], errors[name][row, column]
             units = data[name].attrs.get("units", "1")
@@ -155,10 +155,10 @@ def numbers_of(data: xr.Dataset) -> pd.DataFrame:
 
 
 def curves_of(data: xr.Dataset) -> pd.DataFrame | None:
-    """The error along the line between copies, a row for each cell, pair and place; None where it is not recorded."""
-    if ALONG not in data or "t" not in data[ALONG].dims:
+    """Return the error on the line between copies, one row per cell, pair and position; None if it is not recorded."""
+    if CURVE_VARIABLE not in data or "t" not in data[CURVE_VARIABLE].dims:
         return None
-    values = data[ALONG]
+    values = data[CURVE_VARIABLE]
     for name in ("dense_seed", "pair"):
         if name not in values.dims:
             values = values.expand_dims({name: [0]})

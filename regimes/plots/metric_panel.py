@@ -1,4 +1,4 @@
-"""One panel a metric: its cell means over temperature and density."""
+"""Metric panels: heat maps of cell means over temperature and density."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from regimes.plots.phase_diagram import draw_steps
 from regimes.record.grid import knobs_of, loads_of
 from regimes.regime_map.cell_stats import cell_mean
 
-SKIPPED = ("kept", "regime", "status", "cka_cut", "at_chance", "tried")
+SKIPPED_VARIABLES = ("kept", "regime", "status", "cka_cut", "at_chance", "tried")
 
 
 def panel_names(data: xr.Dataset) -> list[str]:
-    """The variables that get a panel: every measured one that depends on density and has no further coordinate."""
+    """Return the variables that get a panel: numeric, depending on density, without further coordinates."""
     averaged = {dim for name in ("lmc", "cka", "test_error") if name in data for dim in data[name].dims}
     inside = {*knobs_of(data), *averaged, *loads_of(data), "dense_seed", "retrain_seed", "pair"}
     return [
@@ -26,13 +26,13 @@ def panel_names(data: xr.Dataset) -> list[str]:
         if "density" in values.dims
         and np.issubdtype(values.dtype, np.number)
         and set(map(str, values.dims)) <= inside
-        and name not in SKIPPED
+        and name not in SKIPPED_VARIABLES
         and not str(name).endswith("_stderr")
     ]
 
 
 def with_excess(data: xr.Dataset) -> xr.Dataset:
-    """Add the normalised test error: each cell's mean minus the lowest of its density, which shows the way to turn."""
+    """Add ``test_error_excess``: each cell's mean test error minus the lowest at its density."""
     if "test_error" not in data:
         return data
     errors = cell_mean(data["test_error"], knobs_of(data))
@@ -43,7 +43,7 @@ def with_excess(data: xr.Dataset) -> xr.Dataset:
 
 
 def panel(data: xr.Dataset, name: str) -> Figure:
-    """Draw one variable as a heat map with its numbers; the regimes' border lies over it."""
+    """Draw one variable as an annotated heat map, with the borders between regimes."""
     values = cell_mean(data[name], knobs_of(data))
     cells = table(values, data)
     numbers = cells.to_numpy(dtype=float)
@@ -77,14 +77,14 @@ def panel(data: xr.Dataset, name: str) -> Figure:
 
 
 def _meaning(name: str, units: str) -> str:
-    """What stands beside the colour bar."""
+    """Label of the colour bar."""
     if name.startswith(("lmc", "curve")):
         return "negative: a barrier"
     return "fraction" if units == "1" and "error" in name else "" if units == "1" else units
 
 
 def _scale(name: str, numbers: np.ndarray) -> tuple[str, Normalize | None]:
-    """Colours for a variable: around zero for LMC, light to dark for the others, by ratio where they span decades."""
+    """Colour map and norm: diverging around zero for LMC, sequential otherwise, logarithmic if values span decades."""
     finite = numbers[np.isfinite(numbers)]
     if name in ("lmc", "lmc_test", "lmc_matched", "curve") and len(finite):
         reach = max(float(np.abs(finite).max()), 1e-6)

@@ -1,4 +1,4 @@
-"""The phase diagram: regimes over temperature and density, and the border between them."""
+"""The phase diagram: regimes over temperature and density, with borders and advice."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from matplotlib.patheffects import withStroke
 
 from regimes.errors import UserError
 from regimes.plots.border import INK as BORDER
-from regimes.plots.border import ProbabilityField, draw_border, field, has_border
+from regimes.plots.border import ProbabilityField, draw_border, has_border, probability_field
 from regimes.plots.grid_matrix import axis_titles, best_rows, setting_at, table
 from regimes.regime_map.axes import position
 from regimes.regime_map.classify import REGIMES, meaning_of, present
 from regimes.regime_map.landscape_rules import MEANING
 from regimes.regime_map.regime_map import RegimeMap
 
-# Told apart by the colour-blind and, by their lightness, in grey.
+# Colour-blind safe, and distinct in greyscale by their lightness.
 COLOURS = {"unknown": "#e4e4e4", "I": "#a23b14", "II-A": "#f6d377", "II-B": "#4a8fb5"}
 INK = {"unknown": "#555555", "I": "#ffffff", "II-A": "#222222", "II-B": "#ffffff"}
-SURE = 0.95  # from here a regime's probability is not written
-CLEAR = 0.8  # from here an arrow of advice is filled
+MAX_LABELLED_PROBABILITY = 0.95  # larger probabilities are not written into the cell
+MIN_FILLED_CONFIDENCE = 0.8  # arrows of advice are filled from this confidence on
 
 
 def phase_diagram(data: xr.Dataset, chart: RegimeMap | None = None, mark: Mapping[str, float] | None = None) -> Figure:
-    """Draw regimes of a classified grid: a cell each, named and coloured, the border drawn between them.
+    """Draw the regimes of a classified grid as coloured, labelled cells with the borders between them.
 
     Args:
-        data: a grid with ``regime``. A dot marks the temperature with the lowest test error at each density, where the
-            grid has test errors.
-        chart: its map; with it, the border is smooth and has its band, and each cell an arrow of advice.
-        mark: {knob: value, "density": value} of a point of one's own, marked; needs the map.
+        data: a grid with ``regime``. If it has test errors, a dot marks the temperature with the lowest test error at
+            each density.
+        chart: its map. If given, the border is smooth with an 80 % band, and cells have an arrow of advice.
+        mark: {knob: value, "density": value} of a setting to mark; needs ``chart``.
 
     Raises:
-        UserError, OutsideRange: a mark that is no setting of the grid, or lies beyond the measured ones.
+        UserError, OutsideRange: the mark is not a setting of the grid, or is outside the measured range.
     """
     rows, columns = table(data["regime"], data).shape
     figure = Figure(figsize=(max(6.4, 0.86 * columns + 1.6), max(3.6, 0.5 * rows + 2.3)), layout="constrained")
     axes = figure.subplots()
-    fine = None if chart is None else field(chart)
+    fine = None if chart is None else probability_field(chart)
     dots = draw_regimes(axes, data, fine)
     more = [] if chart is None else draw_advice(axes, chart)
     if mark and chart is not None:
@@ -56,14 +56,25 @@ def phase_diagram(data: xr.Dataset, chart: RegimeMap | None = None, mark: Mappin
     axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
     handles = [*legend_handles(present(data), dots, meaning_of(data)), *more]
     if fine is not None and has_border(fine):
-        handles.append(Patch(color=BORDER, alpha=0.3, label="the border of I lies here with a probability of 80 %"))
+        handles.append(Patch(color=BORDER, alpha=0.3, label="80 % band of the border of I"))
     figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
     return figure
 
 
 def draw_regimes(axes: Axes, data: xr.Dataset, fine: ProbabilityField | None = None, size: float = 9) -> bool:
-    """Draw the cells of a classified grid, named in letters of a size, their border and the dots; whether there are any
-    dots. In a corner stands how probable the regime is, where that is less than 95 %."""
+    """Draw the cells of a classified grid, their borders and the dots of the lowest test errors.
+
+    With ``fine``, the probability of a cell's regime is written in its corner if it is below 95 %.
+
+    Args:
+        axes: the axes to draw into.
+        data: a grid with ``regime``.
+        fine: the field of probabilities for smooth borders; None for borders along the cells.
+        size: font size of the labels.
+
+    Returns:
+        Whether any dots were drawn.
+    """
     cells = table(data["regime"], data)
     sns.heatmap(
         cells,
@@ -88,7 +99,7 @@ def draw_regimes(axes: Axes, data: xr.Dataset, fine: ProbabilityField | None = N
             "path_effects": [withStroke(linewidth=2, foreground=COLOURS[name])],
         }
         axes.text(column + 0.5, row + 0.5, label, ha="center", va="center", fontsize=size, **style)
-        if sure is not None and number >= 0 and sure[row, column] < SURE and fine is not None:
+        if sure is not None and number >= 0 and sure[row, column] < MAX_LABELLED_PROBABILITY and fine is not None:
             share = f"{100 * sure[row, column]:.0f} %"
             axes.text(column + 0.95, row + 0.94, share, ha="right", va="bottom", fontsize=size - 1.5, **style)
         if best.get(column) == row:
@@ -105,7 +116,11 @@ def draw_regimes(axes: Axes, data: xr.Dataset, fine: ProbabilityField | None = N
 
 
 def draw_advice(axes: Axes, chart: RegimeMap) -> list[Line2D]:
-    """An arrow in each cell towards hotter or colder, filled where that is at least 80 % sure; none where to stay."""
+    """Draw an arrow in each cell whose advice is hotter (up) or colder (down), filled from a confidence of 80 % on.
+
+    Returns:
+        The legend handles; empty if there are no arrows.
+    """
     regimes = table(chart.data["regime"], chart.data)
     drawn = False
     for (row, column), number in np.ndenumerate(regimes.to_numpy()):
@@ -117,23 +132,24 @@ def draw_advice(axes: Axes, chart: RegimeMap) -> list[Line2D]:
             continue
         drawn = True
         colour = INK[REGIMES[int(number)]]
-        filled = colour if advice.confidence >= CLEAR else "none"
+        filled = colour if advice.confidence >= MIN_FILLED_CONFIDENCE else "none"
         shape = "^" if advice.direction == "hotter" else "v"
         axes.plot(column + 0.15, row + 0.5, shape, ms=5.5, mfc=filled, mec=colour, mew=0.9, zorder=4)
     if not drawn:
         return []
     by = "test errors, LMC and CKA" if "test_error" in chart.data else "LMC and CKA"
-    label = f"turn hotter or colder, by {by}\n(filled: at least {100 * CLEAR:.0f} % sure; no arrow: stay)"
+    share = f"{100 * MIN_FILLED_CONFIDENCE:.0f} %"
+    label = f"advice: hotter or colder, by {by}\n(filled: confidence at least {share}; no arrow: stay)"
     return [Line2D([], [], ls="", marker="^", ms=5.5, color="#333333", label=label)]
 
 
 def draw_mark(axes: Axes, chart: RegimeMap, mark: Mapping[str, float]) -> Line2D:
-    """Mark a setting, between cells where it lies there."""
+    """Mark a setting, also between cells, and return its legend handle."""
     row, column = 0.5, 0.5
-    position(chart.axes, mark)  # says what is wrong with it
+    position(chart.axes, mark)  # raises if it is not a setting of the grid
     loads = [axis.name for axis in chart.axes if axis.name not in chart.knobs]
     if len(chart.knobs) > 1 or len(loads) > 1:
-        raise UserError("--mark is for grids with one knob, without width")
+        raise UserError("--mark needs a grid with one knob and no width")
     for axis in chart.axes:
         places = np.sort(axis.place(np.array(axis.values)))
         at = float(axis.place(mark.get(axis.name, axis.values[0])))
@@ -144,12 +160,12 @@ def draw_mark(axes: Axes, chart: RegimeMap, mark: Mapping[str, float]) -> Line2D
             column = index
     style: dict[str, Any] = {"marker": "*", "ms": 17, "mfc": "#ffffff", "mec": "#111111", "mew": 1.6, "ls": ""}
     axes.plot(column, row, zorder=6, **style)
-    said = ", ".join(f"{name} {value:g}" for name, value in mark.items())
-    return Line2D([], [], label=f"yours: {said}", **{**style, "ms": 11})
+    setting = ", ".join(f"{name} {value:g}" for name, value in mark.items())
+    return Line2D([], [], label=f"yours: {setting}", **{**style, "ms": 11})
 
 
 def draw_steps(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:
-    """Draw a heavy line wherever two neighbouring cells have different labels; a gap between widths."""
+    """Draw a heavy line between neighbouring cells with different labels, and a gap between widths."""
     rows, columns = labels.shape
     for edge in range(columns // widths, columns, columns // widths):
         axes.axvline(edge, color="#ffffff", lw=7, zorder=3)
@@ -162,7 +178,7 @@ def draw_steps(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:
 
 
 def legend_handles(counts: Mapping[str, int], dots: bool, meaning: Mapping[str, str] = MEANING) -> list[Patch | Line2D]:
-    """A handle for each regime, and one for the dots; ``counts`` says how many cells each regime has."""
+    """Return legend handles of the regimes, and of the dots; ``counts`` holds the number of cells per regime."""
     handles: list[Patch | Line2D] = [
         Patch(color=COLOURS[name], label=f"{name}  {text}" + ("" if counts[name] else "  (not seen)"))
         for name, text in meaning.items()

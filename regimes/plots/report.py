@@ -1,4 +1,4 @@
-"""The report page: what was asked, on what it ran, how the lines were drawn, and what it means."""
+"""The report page: regimes, thresholds, test errors, advice, the run, and all panels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from regimes.landscape.estimate import UNSURE
+from regimes.landscape.estimate import MAX_RELATIVE_STDERR
 from regimes.plots.advice_section import advice_section
 from regimes.plots.grid_matrix import axis_titles, best_rows, percent, table
 from regimes.plots.metric_panel import panel_names
@@ -20,7 +20,13 @@ from regimes.regime_map.classify import REGIMES, meaning_of, present
 
 
 def write_report(data: xr.Dataset, out: Path, facts: dict[str, Any]) -> Path:
-    """Write ``README.md`` beside the figures."""
+    """Write the report page of a classified grid as ``README.md``, and return its path.
+
+    Args:
+        data: a grid with ``regime``.
+        out: the folder with the figures.
+        facts: information about the run, see `run_facts`; empty to leave the section out.
+    """
     lines = [f"# Regimes of pruning: {data.attrs.get('title', facts.get('name', ''))}", ""]
     lines += ["![phase diagram](phase.png)", "", *_reading(data), "", *_thresholds(data), ""]
     lines += _by_density(data)
@@ -45,43 +51,44 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
         yield f"- **{name}** ({meaning[name]}): {share}."
     unknown = int((data["regime"] == -1).sum())
     if unknown:
-        yield f"- {unknown} cells are unknown: not measured, failed, or diverged."
+        yield f"- {unknown} cells are unknown: not measured, failed, diverged, or at chance."
     seeds = seeds_of(data)
     if seeds:
         behind = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in seeds.items())
-        yield f"- Behind each cell: {behind.replace('_', ' ')}."
+        yield f"- Networks per cell: {behind.replace('_', ' ')}."
     for name, count in _unsure(data).items():
-        yield f"- Mind `{name}`: in {count} of its values the standard error is more than a fifth of the value."
+        yield f"- Note: {count} values of `{name}` have a standard error of more than a fifth of the value."
     off = abs(data["kept"] / data["density"] - 1).max() if "kept" in data else 0.0
     if "nu" in data.coords:
         pressed = ", ".join(f"{float(each.nu):g} ({percent(float(each.density))} %)" for each in data["density"])
-        yield f"- Networks were discovered, not pruned; nu (density, mean over networks): {pressed}."
+        yield f"- Networks are discovered, not pruned; nu (mean density): {pressed}."
     elif off > 0.02:
         kept = data["kept"].mean([dim for dim in data["kept"].dims if dim != "density"]).sortby("density")
         reached = ", ".join(f"{percent(float(each.density))} % ({100 * float(each):.3g} %)" for each in kept)
-        yield f"- Channels leave whole; density asked for (kept, on average): {reached}."
+        yield f"- Whole channels are pruned; requested density (mean fraction kept): {reached}."
     yield ""
     if "lmc_cut" not in data["regime"].attrs:
         return
     yield (
-        "Read it so: in I the pruned network is poorly connected, and the wanted move is hotter; in II-A it is "
-        "connected but its retrained copies disagree, and the wanted move is colder; in II-B both are well (Zhou et "
-        "al. 2023, arXiv 2305.18383). LMC is negative where a barrier stands, positive where the line between two "
-        "copies is better than they are. Whether the test errors of *this* grid follow is told below, column by column."
+        "How to read it: in I the retrained copies are poorly connected, and the suggested move is hotter; in II-A "
+        "they are connected but their outputs disagree, and the suggested move is colder; in II-B they are connected "
+        "and similar, and the suggestion is to stay (Zhou et al. 2023, arXiv 2305.18383). LMC is negative if there is "
+        "a barrier between two copies, and positive if the line between them has a lower error than the copies. Test "
+        "errors, if they were measured, are compared with the regimes below."
     )
 
 
 def _unsure(data: xr.Dataset) -> dict[str, int]:
-    """How many values of each measure have a large standard error; not of those that may be about zero."""
+    """Number of values with a large standard error, for variables in nat (others may be near zero)."""
     names = [
         str(name) for name in data.data_vars if f"{name}_stderr" in data and data[name].attrs.get("units") == "nat"
     ]
-    found = {name: int((data[f"{name}_stderr"] > UNSURE * abs(data[name])).sum()) for name in names}
+    found = {name: int((data[f"{name}_stderr"] > MAX_RELATIVE_STDERR * abs(data[name])).sum()) for name in names}
     return {name: count for name, count in found.items() if count}
 
 
 def _thresholds(data: xr.Dataset) -> Iterator[str]:
-    yield "## How the lines were drawn"
+    yield "## Thresholds"
     yield ""
     yield f"Rule `{data['regime'].attrs['rule']}`."
     yield ""
@@ -90,7 +97,7 @@ def _thresholds(data: xr.Dataset) -> Iterator[str]:
 
 
 def _by_density(data: xr.Dataset) -> Iterator[str]:
-    """The table that lets the reader hold the regimes against the measured test error."""
+    """Table that compares the regimes with the measured test errors."""
     best = best_rows(data)
     if not best:
         return
@@ -116,9 +123,7 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
             f"| {ends} | {regimes[0]}, {regimes[-1]} |"
         )
     yield ""
-    yield "The lowest error of a column is chosen on the test split, so it is a description, not advice. " + _noise(
-        data
-    )
+    yield f"The lowest errors are chosen on the test split: they describe this grid and are no advice. {_noise(data)}"
 
 
 def _noise(data: xr.Dataset) -> str:
@@ -126,12 +131,12 @@ def _noise(data: xr.Dataset) -> str:
     typical = float(np.sqrt((stderr**2).mean()))
     fraction = data["test_error"].attrs.get("units", "1") == "1"
     if not typical:
-        return "With one network a cell there is no spread to compare differences with."
+        return "Note: with one network per cell, the noise of the differences is not known."
     size = f"{100 * typical:.2f} points" if fraction else f"{typical:.2g}"
-    noise = f"Mind the noise: a cell's mean test error has a standard error of about {size}"
+    noise = f"Note: a cell's mean test error has a standard error of about {size}"
     if data.sizes.get("dense_seed", 2) > 1:
         return f"{noise}."
-    return f"{noise} between retrained copies of one dense network; another dense seed may differ by more."
+    return f"{noise} over retrained copies of one dense network; dense seeds may differ by more."
 
 
 def _run(facts: dict[str, Any]) -> Iterator[str]:
@@ -145,7 +150,7 @@ def _run(facts: dict[str, Any]) -> Iterator[str]:
     yield f"- Versions: Python {facts.get('python')}, {versions}."
     for kind, (count, hours) in facts["stages"].items():
         yield f"- {kind}: {count} stages, {hours:.3f} core-hours."
-    yield f"- Wall time of the invocations that ended by themselves: {facts['wall_hours']:.3f} hours."
+    yield f"- Wall time of all commands that were not killed: {facts['wall_hours']:.3f} hours."
     yield ""
     yield "<details><summary>The sweep, with every default</summary>"
     yield ""

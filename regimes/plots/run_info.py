@@ -1,4 +1,4 @@
-"""Facts about a run for its report: what was asked, on what it ran, how long it took."""
+"""Information about a run for its report: sweep, numerics, hardware, versions and hours."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.store import open_store
-from regimes.regime_map import ROUNDS
+from regimes.regime_map import ROUNDS_FILE
 
 
 def run_facts(run: str | Path) -> dict[str, Any]:
-    """Return what a run's own files tell.
+    """Return information about a run, read from its folder.
 
-    Keys: ``name``, ``sweep`` (resolved), ``numerics``, ``processor``, ``cores``, ``versions``, ``python``, ``system``;
-    ``stages`` {kind: [count, hours of one core]}, ``wall_hours`` over all invocations.
+    Keys: ``name``, ``sweep`` (with all defaults), ``file``, ``folder``, ``numerics``, ``processor``, ``cores``,
+    ``versions``, ``python``, ``system``; ``stages`` {kind: [number, core-hours]}, ``wall_hours`` over all commands.
     """
     store = open_store(run)
-    head, layout = store.head or {}, store.layout
+    head, layout = store.run_info or {}, store.layout
     stages: dict[str, list[float]] = {}
     for stage in layout["stages"]:
         try:
@@ -35,7 +35,7 @@ def run_facts(run: str | Path) -> dict[str, Any]:
     about = {
         "name": layout["name"],
         "sweep": layout["sweep"],
-        "file": layout["origin"]["file"] + (" --adaptive" if (store.folder / ROUNDS).exists() else ""),
+        "file": layout["origin"]["file"] + (" --adaptive" if (store.folder / ROUNDS_FILE).exists() else ""),
         "folder": str(run),
         "stages": stages,
         "wall_hours": wall,

@@ -1,4 +1,4 @@
-"""A table as it is shown, in Markdown and in a terminal; and where its numbers were measured."""
+"""Tables of text for Markdown reports and terminals; hardware and versions in one line."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from regimes.experiment.run_metadata import environment
+from regimes.experiment.environment import environment
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table: its first row is the header.
+    """A table of text.
 
     Attributes:
-        title: what was measured.
-        rows: cells as they are shown.
+        title: the title.
+        rows: the cells; the first row is the header.
         notes: lines below the table.
-        facts: the numbers behind it, for machines.
+        facts: the data behind the table, for JSON.
     """
 
     title: str
@@ -29,21 +29,21 @@ class TextTable:
     facts: Any
 
     def markdown(self) -> str:
-        """For a report."""
+        """Return the table in Markdown."""
         head, *rows = self.rows
         lines = [f"**{self.title}**", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
 
     def text(self) -> str:
-        """For a terminal."""
+        """Return the table as aligned plain text."""
         wide = [max(len(row[column]) for row in self.rows) for column in range(len(self.rows[0]))]
         rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) for row in self.rows]
         return "\n".join([self.title, *(f"  {row.rstrip()}" for row in rows), *(f"  {note}" for note in self.notes)])
 
 
-def where() -> str:
-    """Hardware and versions, in a line."""
+def hardware_and_versions() -> str:
+    """Return hardware and package versions as one line of text."""
     facts = environment()
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision", "pyhessian"))
     for name in ("curvlinops-for-pytorch", "scipy"):
@@ -54,7 +54,7 @@ def where() -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same nested value with None where a number is not finite, which JSON has no word for."""
+    """Return a nested value with None in place of NaN and infinity, which JSON does not allow."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

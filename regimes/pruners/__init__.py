@@ -1,6 +1,6 @@
-"""Pruners for networks: a pruner gives scores, an allocation says how many weights each layer keeps.
+"""Pruners and allocations: a pruner scores weights, an allocation sets the number of weights each layer keeps.
 
-A new pruner is one function in a file beside this one and one line here.
+A new pruner is one function in a module of this folder and one line in `PRUNERS`; see README.md.
 """
 
 PRUNERS = {
@@ -10,8 +10,8 @@ PRUNERS = {
     "synflow": "regimes.pruners.synflow:synflow",
 }
 
-STRUCTURED = ("channels-magnitude", "channels-random")  # these make smaller networks; see `channels.shrink`
-DISCOVERED = "discovered"  # a training of its own makes the smaller network; see `regimes.discovery`
+STRUCTURED_PRUNERS = ("channels-magnitude", "channels-random")  # physically smaller networks; see `channels.shrink`
+DISCOVERED = "discovered"  # smaller networks found by gated training; see `regimes.discovery`
 
 ALLOCATIONS = {
     "uniform": "regimes.pruners.allocation:uniform",

@@ -1,4 +1,4 @@
-"""How many weights each layer keeps, so that the whole network keeps exactly the density asked for."""
+"""Allocations: number of weights each layer keeps, such that the whole network has exactly the requested density."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from torch import Tensor
 
 
 def uniform(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
-    """The same density in every layer, whatever the scores.
+    """Return counts for the same density in every layer, independent of the scores.
 
-    Each layer's share is rounded so that the total is exactly ``keep`` (largest remainders first) and, while there are
-    as many weights to keep as layers, no layer is left empty.
+    Counts are rounded so that the total is exactly ``keep`` (largest remainders first). No layer is left empty if
+    ``keep`` is at least the number of layers.
 
     Args:
-        scores: one tensor of scores per layer; only the sizes matter here.
-        keep: weights kept in the whole network.
+        scores: one tensor of scores per layer; only their sizes are used.
+        keep: number of weights kept in the whole network.
+
+    Returns:
+        {layer: number of weights kept}; likewise for the other allocations.
     """
     sizes = {name: score.numel() for name, score in scores.items()}
     total = sum(sizes.values())
@@ -31,9 +34,9 @@ def uniform(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
 
 
 def global_allocation(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
-    """The best ``keep`` weights of the whole network, wherever they are; ties go to the earlier layer.
+    """Return the counts of the ``keep`` highest scores of the whole network; ties go to the earlier layer.
 
-    A layer may end empty: that is the known weakness of a global threshold at low density, and it is not hidden here.
+    A layer may be left empty, a known weakness of global thresholds at low density.
     """
     flat = torch.cat([score.flatten() for score in scores.values()])
     layer = torch.cat([torch.full((score.numel(),), i) for i, score in enumerate(scores.values())])
@@ -43,10 +46,11 @@ def global_allocation(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
 
 
 def erk(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
-    """Erdos-Renyi-Kernel: layers with few channels and small kernels stay denser (Evci et al. 2020, arXiv 1911.11134).
+    """Return Erdos-Renyi-Kernel counts (ERK, Evci et al. 2020, arXiv 1911.11134).
 
-    A layer's density is proportional to ``(in + out + kernel sides) / (in out kernel area)``, up to 1; what a full
-    layer cannot take goes to the others. Rounded so that the total is exactly ``keep``.
+    Layers with few channels and small kernels stay denser: the density of a layer is proportional to
+    ``(in + out + kernel sides) / (in out kernel area)``, at most 1; the excess of full layers goes to the others.
+    Counts are rounded so that the total is exactly ``keep``.
     """
     sizes = {name: score.numel() for name, score in scores.items()}
     wanted = {name: float(sum(score.shape)) for name, score in scores.items()}  # density times size
@@ -64,16 +68,17 @@ def erk(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
 
 
 def lamp(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
-    """LAMP: a global choice by each score's share of what is left in its layer (Lee et al. 2021, arXiv 2010.07611).
+    """Return counts by layer-adaptive magnitude (LAMP, Lee et al. 2021, arXiv 2010.07611).
 
-    With scores sorted in a layer, ``lamp_i = s_i^2 / sum_{j: s_j >= s_i} s_j^2``, and the best ``keep`` of the whole
-    network stay. The largest of every layer has 1, so none ends empty while there is a weight for each.
+    Each score is rescaled within its layer, ``lamp_i = s_i^2 / sum_{j: s_j >= s_i} s_j^2``, and the ``keep`` highest of
+    the whole network are counted. The largest score of every layer becomes 1, so no layer is left empty if ``keep`` is
+    at least the number of layers.
     """
     shares = {}
     for name, score in scores.items():
         flat = score.flatten().double()
         order = torch.argsort(flat, descending=True, stable=True)
-        # Scores are made positive first: only their order and their relative size count. Minus infinity is out.
+        # Scores are shifted to be non-negative; minus infinity is excluded.
         least = min(0.0, float(flat[flat.isfinite()].min())) if flat.isfinite().any() else 0.0
         squares = torch.where(flat[order].isfinite(), flat[order] - least, 0.0).square()
         left = squares.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
@@ -84,7 +89,7 @@ def lamp(scores: dict[str, Tensor], keep: int) -> dict[str, int]:
 
 
 def _rounded(exact: dict[str, float], sizes: dict[str, int], keep: int) -> dict[str, int]:
-    """Whole numbers near ``exact`` that add up to ``keep``: largest remainders first, none above its layer's size."""
+    """Round ``exact`` to counts that add up to ``keep``: largest remainders first, none above its layer's size."""
     counts = {name: min(sizes[name], int(value)) for name, value in exact.items()}
     missing = keep - sum(counts.values())
     by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))

@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels and units leave, and what remains is a smaller network, not a mask."""
+"""Structured pruning: remove whole channels and units, giving a smaller network instead of a mask."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from regimes.errors import UserError
 from regimes.models.build import load_weights, seeded
 from regimes.pruners.prune import prunable
 
-ATTEMPTS = 12  # at a share of channels that gives the density
-FAR = 1.5  # times too many or too few weights: another density than the one that was asked for
-CLOSE = 0.01  # relative error of the density that is good enough
-INSTALL = "torch-pruning>=1.6,<2"
+MAX_ATTEMPTS = 12  # attempts to find the share of channels that gives the density
+MAX_DENSITY_FACTOR = 1.5  # largest ratio between requested and reached density, either way
+DENSITY_TOLERANCE = 0.01  # relative error of the density at which the search stops
+TORCH_PRUNING_REQUIREMENT = "torch-pruning>=1.6,<2"
 IMPORTANCE = {
     "channels-magnitude": "GroupMagnitudeImportance",
     "channels-saliency": "GroupTaylorImportance",
@@ -34,46 +34,49 @@ def shrink(
     allocation: str,
     seed: int,
     floor: float = 0.0,
-    judge: Callable[[nn.Module], None] | None = None,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> tuple[nn.Module, float]:
-    """Return a physically smaller copy of a network, and the fraction of prunable weights that it keeps.
+    """Return a physically smaller copy of a network, and the density it reaches.
 
-    Channels that have to leave together (a residual stream, a convolution and its BatchNorm) are found by
-    torch-pruning; the head keeps its outputs. Whole channels cannot give every density: a share of about the square
-    root of it comes as near as it can, and what was reached is returned.
+    Channels that have to be removed together (a residual stream, a convolution and its BatchNorm) are found by
+    torch-pruning; the head keeps its outputs. Whole channels cannot give every density. The share of channels kept, at
+    first the square root of the density, is adjusted to come as close as possible.
 
     Args:
-        model: a trained network.
+        model: a trained network; it is not changed.
         density: fraction of the prunable weights to keep.
-        inputs: one or two inputs, to trace the network with.
-        pruner: "channels-magnitude" (the L2 norm of all weights that leave together), "channels-saliency" (what the
-            loss would change by to first order, by the gradients that ``judge`` leaves) or "channels-random".
+        inputs: one or two inputs, to trace the network.
+        pruner: "channels-magnitude" (L2 norm of all weights removed together), "channels-saliency" (first-order change
+            of the loss, from the gradients that ``prepare`` computes) or "channels-random".
         allocation: "uniform" (the same share of channels in every group) or "global".
-        seed: of the random choice.
-        floor: share of a group's channels that stays in any case.
-        judge: called with the copy that is pruned, before it is.
+        seed: seed of the random choice.
+        floor: smallest share of a group's channels that is kept.
+        prepare: called with the copy before it is pruned, e.g. to compute gradients.
+
+    Returns:
+        The smaller network, and the fraction of the prunable weights that it keeps.
 
     Raises:
-        UserError: torch-pruning is not installed, cannot follow the network, or leaves one that does not work; the
-            density is out of reach.
+        UserError: torch-pruning is not installed, cannot trace the network, or returns a network with outputs of
+            another shape; an unsupported allocation; the density cannot be reached within a factor of 1.5.
     """
     if density >= 1:
         return copy.deepcopy(model), 1.0
     if allocation not in ("uniform", "global"):
-        raise UserError(f"load.allocation = '{allocation}': channels are pruned by 'uniform' or 'global'")
+        raise UserError(f"load.allocation = '{allocation}': allowed for channel pruners: uniform, global")
     size = sum(weight.numel() for weight in prunable(model).values())
-    low, high, share = 0.0, 1.0, 1 - density**0.5  # of channels that leave
-    most = 1.0  # weights kept at `low`
+    low, high, share = 0.0, 1.0, 1 - density**0.5  # share of channels removed, and its bounds
+    most = 1.0  # share of weights kept at `low`
     best, reached = None, 2.0
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         everywhere = allocation == "global"
-        small = _without(model, share, inputs, IMPORTANCE[pruner], everywhere, seed, floor, judge)
+        small = _without(model, share, inputs, IMPORTANCE[pruner], everywhere, seed, floor, prepare)
         kept = sum(weight.numel() for weight in prunable(small).values()) / size
         if abs(kept - density) < abs(reached - density):
             best, reached = small, kept
-        if abs(kept / density - 1) <= CLOSE:
+        if abs(kept / density - 1) <= DENSITY_TOLERANCE:
             break
-        if kept > most:  # a group that would have lost all its channels was left whole: too far
+        if kept > most:  # a group that would lose all its channels was not pruned: share too large
             high = share
         elif kept > density:
             low, most = share, kept
@@ -82,33 +85,33 @@ def shrink(
         guess = 1 - (1 - share) * (density / kept) ** 0.5
         share = guess if low < guess < high else (low + high) / 2
     assert best is not None
-    if not 1 / FAR <= reached / density <= FAR:
+    if not 1 / MAX_DENSITY_FACTOR <= reached / density <= MAX_DENSITY_FACTOR:
         raise UserError(
-            f"density {density:g}: whole channels of {type(model).__name__} come no nearer than {reached:.3g} "
-            f"('{allocation}'); ask for more, or take a wider network"
+            f"density {density:g}: the nearest density that removing whole channels of {type(model).__name__} reaches "
+            f"is {reached:.3g} (allocation '{allocation}'); use a higher density or a wider network"
         )
     with torch.no_grad():
         answers = best.eval()(inputs)
     if answers.shape != model(inputs).shape:
-        raise UserError(f"{type(model).__name__} does not work with fewer channels: its outputs change shape")
+        raise UserError(f"{type(model).__name__} cannot be pruned by channels: its outputs change shape")
     return best.train(model.training), reached
 
 
-def fitted(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Give a model's layers the shapes of a state dict with fewer channels, and load it; returns the model itself."""
+def fit_to_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Resize a model's layers to the shapes of a state dict with fewer channels, and load it; return the model."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         for key, each in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             wanted = state.get(prefix + key)
             if wanted is not None and wanted.shape != each.shape:
                 each.data = torch.zeros(wanted.shape, dtype=each.dtype, device=each.device)
-        sizes_as_tensors(module)
+        sync_layer_sizes(module)
     load_weights(model, state)
     return model
 
 
-def sizes_as_tensors(module: Any) -> None:
-    """Let a layer's attributes say what its tensors are."""
+def sync_layer_sizes(module: Any) -> None:
+    """Set a layer's size attributes from the shapes of its tensors."""
     if isinstance(module, nn.modules.conv._ConvNd):
         alone = module.groups > 1 and module.groups == module.in_channels  # depthwise
         module.out_channels = module.weight.shape[0]
@@ -130,16 +133,16 @@ def _without(
     everywhere: bool,
     seed: int,
     floor: float,
-    judge: Callable[[nn.Module], None] | None,
+    prepare: Callable[[nn.Module], None] | None,
 ) -> nn.Module:
-    """A copy without a share of its channels."""
+    """Return a copy of the model without a share of its channels."""
     pruning = _torch_pruning()
     small = copy.deepcopy(model).eval()
-    if judge is not None:
-        judge(small)
+    if prepare is not None:
+        prepare(small)
     weights = {id(each) for each in prunable(small).values()}
     kept = [each for each in small.modules() if isinstance(each, nn.Linear) and id(each.weight) not in weights]
-    # One channel of each layer stays: a group that is to lose all is not pruned at all.
+    # Keep at least one channel per layer: torch-pruning does not prune a group that would lose all.
     layers = [each for each in small.modules() if isinstance(each, (nn.Linear, nn.Conv2d)) and each not in kept]
     shares = {each: min(share, 1 - 1.001 / len(each.weight)) for each in layers if len(each.weight) > 1}
     with seeded(seed), torch.enable_grad(), warnings.catch_warnings():
@@ -156,26 +159,33 @@ def _without(
                 ignored_layers=kept,
             )
             worker.step()
-        except Exception as error:  # it meets operations that it does not know in many ways
+        except Exception as error:  # unsupported operations raise many kinds of errors
             reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"torch-pruning cannot follow {type(model).__name__}: {reason}") from error
+            raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
     for each in small.parameters():
         each.grad = None
     return small
 
 
-def dependencies(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
-    """Groups of channels that belong together, as torch-pruning sees them: (layer, "prune_in_channels" or
-    "prune_out_channels", positions there, the channel of each position).
+def channel_groups(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
+    """Return the groups of channels that have to be removed together, as found by torch-pruning.
+
+    Args:
+        model: any network; it is not changed.
+        inputs: one or two inputs, to trace the network.
+
+    Returns:
+        One list per group, with an entry per affected layer: (layer, "prune_in_channels" or "prune_out_channels",
+        positions in the layer, channel of each position).
 
     Raises:
-        UserError: torch-pruning is not installed, or cannot follow the network.
+        UserError: torch-pruning is not installed, or cannot trace the network.
     """
     pruning = _torch_pruning()
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            traced = copy.deepcopy(model).requires_grad_(True)  # frozen layers leave no trace
+            traced = copy.deepcopy(model).requires_grad_(True)  # frozen layers cannot be traced
             graph = pruning.DependencyGraph().build_dependency(traced, inputs)
             names = {module: name for name, module in graph.model.named_modules()}
             layers = dict(model.named_modules())
@@ -187,9 +197,9 @@ def dependencies(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Module,
                 ]
                 for group in graph.get_all_groups()
             ]
-        except Exception as error:  # it meets operations that it does not know in many ways
+        except Exception as error:  # unsupported operations raise many kinds of errors
             reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"torch-pruning cannot follow {type(model).__name__}: {reason}") from error
+            raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
 
 
 def _idxs(item: Any) -> tuple[list[int], list[int]]:
@@ -200,6 +210,5 @@ def _torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError as error:
-        what = "torch-pruning, which finds the channels that belong together,"
-        raise UserError(f"{what} is missing: pip install '{INSTALL}'") from error
+        raise UserError(f"torch-pruning is not installed: pip install '{TORCH_PRUNING_REQUIREMENT}'") from error
     return torch_pruning

@@ -1,4 +1,4 @@
-"""Keep the largest weights."""
+"""Magnitude pruning."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from regimes.pruners.prune import Candidate
 
 
 def magnitude(candidate: Candidate) -> dict[str, Tensor]:
-    """Score every prunable weight by its absolute value."""
+    """Return the absolute value of every prunable weight as its score."""
     return {name: weight.detach().abs() for name, weight in candidate.weights.items()}

@@ -1,4 +1,4 @@
-"""Masks: which weights of a network live, kept as plain boolean tensors beside the network."""
+"""Pruning masks: boolean tensors, stored separately from the network, that mark live weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Mask:
-    """The live coordinates of some parameters; parameters it does not name are alive throughout.
+    """Pruning mask of some parameters of a network; parameters that it does not name are live throughout.
 
     Attributes:
-        layers: {parameter name: boolean tensor of the parameter's shape, True where the weight lives}.
+        layers: {parameter name: boolean tensor of the parameter's shape, True where the weight is live}.
     """
 
     def __init__(self, layers: Mapping[str, Tensor]) -> None:
@@ -25,7 +25,7 @@ class Mask:
 
     @property
     def kept(self) -> int:
-        """Number of prunable weights that live."""
+        """Number of prunable weights kept."""
         return sum(int(layer.sum()) for layer in self.layers.values())
 
     @property
@@ -34,7 +34,7 @@ class Mask:
         return self.kept / self.size
 
     def to(self, device: torch.device) -> Mask:
-        """The same mask on a device."""
+        """Return the mask on a device."""
         return Mask({name: layer.to(device) for name, layer in self.layers.items()})
 
     @torch.no_grad()
@@ -45,26 +45,26 @@ class Mask:
             parameters[name].masked_fill_(~layer, 0.0)
 
     def factors(self, model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
-        """The masked parameters of a model, and for each a factor of ones and zeros to multiply its gradient with.
+        """Return the masked parameters of a model, and for each a 0/1 factor for its gradient.
 
-        With zero weights, zero gradients and zero momentum, neither weight decay nor SAM moves a masked weight.
+        With zero weights, gradients and momentum, neither weight decay nor SAM moves a masked weight.
         """
         parameters = dict(model.named_parameters())
         masked = [parameters[name] for name in self.layers]
         return masked, [layer.to(each) for layer, each in zip(self.layers.values(), masked, strict=True)]
 
     def holds(self, weights: nn.Module | Mapping[str, Tensor]) -> bool:
-        """Whether every masked weight of a model, or of its state dict, is exactly zero."""
+        """Return whether every masked weight of a model, or of its state dict, is exactly zero."""
         named = weights.state_dict() if isinstance(weights, nn.Module) else weights
         return all(not bool(named[name][~layer.to(named[name].device)].any()) for name, layer in self.layers.items())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The mask as tensors to be stored, eight weights a byte."""
+        """Return the mask as tensors for storage, eight weights per byte."""
         return {f"mask/{name}": _pack(layer) for name, layer in self.layers.items()}
 
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Tensor], model: nn.Module) -> Mask:
-        """Read back what `tensors` gave; the model supplies the shapes."""
+        """Restore a mask from the result of `tensors`; the model supplies the shapes."""
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         names = (name.removeprefix("mask/") for name in stored if name.startswith("mask/"))
         return cls({name: _unpack(stored[f"mask/{name}"], shapes[name]) for name in names})

@@ -1,4 +1,4 @@
-"""Keep weights at random: the control that any pruner has to beat."""
+"""Random pruning, the baseline for other pruners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from regimes.pruners.prune import Candidate
 
 
 def random(candidate: Candidate) -> dict[str, Tensor]:
-    """Score every prunable weight by a uniform random number; one generator, so masks are nested along density."""
+    """Return a uniform random score for every prunable weight; with equal generators, masks are nested over density."""
     return {
         name: torch.rand(weight.shape, generator=candidate.generator, dtype=torch.float64)
         for name, weight in candidate.weights.items()

@@ -1,4 +1,4 @@
-"""Keep the weights whose removal would change the loss most, to first order."""
+"""SNIP: pruning by connection sensitivity, the first-order effect of a weight's removal on the loss."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from regimes.data.dataset import subset
 from regimes.errors import UserError
 from regimes.pruners.prune import Candidate
 
-IMAGES = 512  # training images that the sensitivity is taken on, drawn once
-GROUP = 128
+SENSITIVITY_IMAGES = 512  # training images used, drawn once
+BATCH_IMAGES = 128
 
 
 def snip(candidate: Candidate) -> dict[str, Tensor]:
-    """Score every prunable weight by its connection sensitivity ``|w dL/dw|`` (SNIP, Lee et al. 2019, 1810.02340).
+    """Return the connection sensitivity ``|w dL/dw|`` of every prunable weight (SNIP, Lee et al. 2019, 1810.02340).
 
-    The loss is that of some hundred training images in eval mode, so that BatchNorm statistics stay as they were.
+    The loss is that of up to 512 training images in eval mode, so that BatchNorm statistics do not change.
 
     Raises:
-        UserError: no data at hand.
+        UserError: no data given.
     """
     if candidate.data is None:
-        raise UserError("pruner 'snip' looks at training data: pass data=")
-    images = subset(candidate.data.train, IMAGES)
+        raise UserError("pruner 'snip' needs training data: pass data=")
+    images = subset(candidate.data.train, SENSITIVITY_IMAGES)
     training = candidate.model.training
     candidate.model.eval()
     total = {name: torch.zeros_like(weight) for name, weight in candidate.weights.items()}
     try:
         with torch.enable_grad():
-            for start in range(0, len(images.targets), GROUP):
-                part = slice(start, start + GROUP)
+            for start in range(0, len(images.targets), BATCH_IMAGES):
+                part = slice(start, start + BATCH_IMAGES)
                 loss = candidate.loss_fn(candidate.model(images.inputs[part]), images.targets[part])
                 gradients = torch.autograd.grad(loss * len(images.targets[part]), list(candidate.weights.values()))
                 for name, gradient in zip(total, gradients, strict=True):

@@ -1,4 +1,4 @@
-"""Keep the weights that carry most of the synaptic flow from input to output; looks at no data."""
+"""SynFlow: pruning by synaptic flow, without training data."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from regimes.errors import UserError
 from regimes.pruners.prune import Candidate, prunable
 
-ROUNDS = 100  # as its authors: in a single round whole layers are lost
+ROUNDS = 100  # as in the paper; a single round may remove whole layers
 
 
 def synflow(candidate: Candidate) -> dict[str, Tensor]:
-    """Score every prunable weight by ``|w dR/dw|`` (SynFlow, Tanaka et al. 2020, arXiv 2006.05467).
+    """Return the synaptic flow ``|w dR/dw|`` of every prunable weight as its score (Tanaka et al. 2020, 2006.05467).
 
-    R is the sum of the outputs for an input of ones, when every weight is replaced by its absolute value. In round
-    k of a hundred the share ``density^(k/100)`` of all weights is kept and the flow taken anew; a weight that falls in
-    round k scores below all that fall later. In float64: the flow of a deep network leaves the range of float32.
+    R is the sum of the outputs for an input of ones, with every weight replaced by its absolute value. In round k of
+    100, the share ``density^(k/100)`` of all weights is kept and the flow recomputed; a weight removed in round k
+    scores below all that are removed later. Computed in float64, because the flow of a deep network exceeds the range
+    of float32.
 
     Raises:
-        UserError: no data at hand, of which the shape of an input is taken.
+        UserError: no data given, from which the shape of an input is taken.
     """
     if candidate.data is None:
         raise UserError("pruner 'synflow' needs the shape of the inputs: pass data=")

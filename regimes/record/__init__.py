@@ -1,1 +1,1 @@
-"""The record: what a run measured, as one labelled grid (xarray). Nothing here imports torch."""
+"""The record of a run: its measurements as one labelled `xarray.Dataset`, its checks and its export. Torch-free."""

@@ -1,4 +1,4 @@
-"""Put the records of a run together into one xarray.Dataset."""
+"""Assemble the records of a run's stages into one `xarray.Dataset`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from regimes.experiment.atomic_files import DamagedFile, Record
 from regimes.experiment.store import Store, open_store
 
 LOADS = ("width", "nu", "density")
-ABOUT = (
+COORDINATE_ATTRS = (
     ("density", "1", "density (fraction of prunable weights kept)"),
     ("nu", "nat", "nu (loss that the whole network's complexity is worth)"),
     ("width", "1", "width of the model"),
 )
 STATUS = ("pending", "ok", "diverged", "failed")
-WORST = (1, 2, 0, 3)  # of several stages in one cell: ok < diverged < pending < failed
+STATUS_BY_SEVERITY = (1, 2, 0, 3)  # ok < diverged < pending < failed; the worst stage of a cell counts
 
 
 def open_record(run: str | Path) -> xr.Dataset:
-    """Return everything a run has measured so far.
+    """Return all measurements of a run so far.
 
-    Dimensions: the knob(s), ``width`` where it varies, ``density`` (``nu`` where networks are discovered, with what
-    each has kept in ``kept``), ``dense_seed``, and ``retrain_seed`` or ``pair``.
-    Variables: ``test_error``, ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, each with
-    ``<name>_stderr`` where it is an estimate; cells not measured are NaN and ``status`` (pending, ok, diverged, failed)
-    says why. Every variable bears ``units``, ``long_name`` and, for metrics, ``measured_with``.
+    Dimensions: the knobs, ``width`` if it varies, ``density`` (``nu`` if networks are discovered; their densities are
+    in ``kept``), ``dense_seed``, and ``retrain_seed`` or ``pair``.
+    Variables: ``test_error``, ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, with
+    ``<name>_stderr`` for estimates. Cells without a measurement are NaN; ``status`` (pending, ok, diverged, failed)
+    gives the reason. Attributes: ``units``, ``long_name`` and, for metrics, ``measured_with``.
+
+    Args:
+        run: the run folder.
 
     Raises:
         UserError: there is no run in the folder, or its layout cannot be read.
@@ -41,14 +44,14 @@ def open_record(run: str | Path) -> xr.Dataset:
         try:
             record = store.read(stage["key"])
         except DamagedFile:
-            record = None  # counts as not done; `regimes run` names it and does it again
+            record = None  # counts as pending; `regimes run` reports it and repeats the stage
         failed = record is None and store.failure(stage["key"]) is not None
         grid.add(stage, record, failed)
     return grid.dataset(store)
 
 
 class _Grid:
-    """Arrays filled stage by stage."""
+    """Arrays that are filled stage by stage."""
 
     def __init__(self, layout: Record) -> None:
         self.layout = layout
@@ -64,15 +67,15 @@ class _Grid:
         self.order = (*self.cell, "retrain_seed", "pair")
 
     def add(self, stage: Record, record: Record | None, failed: bool) -> None:
-        """Put one stage's values where they belong, and its state into the cell's status."""
+        """Insert one stage's values, and update the status of its cell."""
         at = stage["at"]
         state = STATUS.index("failed" if failed else "pending" if record is None else record["status"])
         cell = tuple(self.index[name][at[name]] if name in at else slice(None) for name in self.cell)
-        worse = np.array(WORST).tolist().index
-        here = self.status[cell]
-        self.status[cell] = np.where(np.vectorize(worse)(here) < worse(state), np.int8(state), here)
+        worse = np.array(STATUS_BY_SEVERITY).tolist().index
+        old = self.status[cell]
+        self.status[cell] = np.where(np.vectorize(worse)(old) < worse(state), np.int8(state), old)
         if record is None or stage.get("aside") or record["status"] == "diverged":
-            return  # NaN it is and stays
+            return  # its values stay NaN
         prefix = "dense_" if stage["kind"] in ("train", "given") else ""
         how = record["description"].get("options")
         for name, entry in record["values"].items():
@@ -101,7 +104,7 @@ class _Grid:
         self.arrays[name][1][place] = value
 
     def dataset(self, store: Store) -> xr.Dataset:
-        """The finished dataset."""
+        """Return the dataset of all stages added."""
         used = {dim for dims, _ in self.arrays.values() for dim in dims} | {*self.cell}
         variables: dict[str, Any] = {name: (*self.arrays[name], self.attrs[name]) for name in sorted(self.arrays)}
         variables["status"] = (
@@ -116,7 +119,7 @@ class _Grid:
         data = xr.Dataset(variables, {name: values for name, values in self.coords.items() if name in used})
         for knob in self.layout["knobs"]:
             data[knob["name"]].attrs = {key: knob[key] for key in ("units", "long_name", "hotter")}
-        for name, units, long_name in ABOUT:
+        for name, units, long_name in COORDINATE_ATTRS:
             if name in data.coords:
                 data[name].attrs = {"units": units, "long_name": long_name}
         data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
@@ -124,7 +127,7 @@ class _Grid:
             data.attrs["chance_error"] = self.layout["chance_error"]
         if "epochs" in self.knobs and self.layout.get("first_decay") is not None:
             data["epochs"].attrs["first_decay"] = self.layout["first_decay"]
-        head = store.head or {}
+        head = store.run_info or {}
         if "numerics" in head:
             data.attrs["numerics"] = ", ".join(f"{key}={value}" for key, value in head["numerics"].items())
         return data

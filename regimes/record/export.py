@@ -1,4 +1,4 @@
-"""A record as a file for other tools: netCDF as it is, or a table with a row for every value."""
+"""Export of a record: netCDF, or CSV with one row per value."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FORMATS = ("nc", "csv")
 
 
 def export(data: xr.Dataset, path: str | Path, form: str) -> None:
-    """Write a record.
+    """Write a record to a file.
 
     Args:
-        data: as `open_record` gives it.
-        path: of the file.
-        form: "nc" or "csv"; see `table`.
+        data: a record, as returned by `open_record`.
+        path: the file to write.
+        form: "nc", or "csv" for the rows of `table`.
 
     Raises:
-        UserError: an unknown form, or a file that cannot be written.
+        UserError: the form is unknown, or the file cannot be written.
     """
     if form not in FORMATS:
         raise UserError(f"--to {form}: allowed: {', '.join(FORMATS)}")
@@ -37,10 +37,10 @@ def export(data: xr.Dataset, path: str | Path, form: str) -> None:
 
 
 def table(data: xr.Dataset) -> pd.DataFrame:
-    """One row for every value that was measured: ``variable``, its coordinates, ``value``, ``stderr``, ``units``, and
-    the ``status`` of its cell.
+    """Return a record in long form, one row per measured value.
 
-    Coordinates that a variable does not have (a pair has no retrain seed) are empty. Values not measured have no row.
+    Columns: ``variable``, the coordinates, ``value``, ``stderr``, ``units``, and the ``status`` of the cell.
+    Coordinates that a variable does not have (a pair has no retrain seed) are empty; missing values have no row.
     """
     dims = [str(each) for each in data.sizes]
     status = _names_of_status(data)
@@ -61,7 +61,7 @@ def table(data: xr.Dataset) -> pd.DataFrame:
     columns = ["variable", *dims, "value", "stderr", "units", "status"]
     whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     whole = whole.reindex(columns=columns)
-    for name in SEEDS:  # whole numbers, or nothing
+    for name in SEEDS:  # integers or missing
         if name in whole:
             whole[name] = whole[name].astype("Int64")
     return whole

@@ -1,4 +1,4 @@
-"""Grids from anywhere: a run's folder, or any netCDF file with a knob, ``density``, ``lmc`` and ``cka``."""
+"""Grids of any origin, checked: run folders, and netCDF files with a knob, ``density``, ``lmc`` and ``cka``."""
 
 from __future__ import annotations
 
@@ -11,29 +11,38 @@ import xarray as xr
 from regimes.errors import UserError
 from regimes.knobs import KNOBS, Knob
 from regimes.record.assemble import LOADS, STATUS, open_record
-from regimes.registry import load
+from regimes.registry import lookup
 
 SEEDS = ("dense_seed", "retrain_seed", "pair")
 
 
 def read_grid(path: str | Path) -> xr.Dataset:
-    """Return the grid behind a run's folder or a netCDF file, checked by `check_grid`.
+    """Return the grid of a run folder or a netCDF file, checked by `check_grid`.
 
     Raises:
-        UserError: there is neither, or the grid cannot be used; one line says why.
+        UserError: there is no such file or folder, or the grid cannot be used.
+    """
+    return check_grid(open_grid(path), str(path))
+
+
+def open_grid(path: str | Path) -> xr.Dataset:
+    """Return the grid of a run folder or a netCDF file, unchecked.
+
+    Raises:
+        UserError: there is no such file or folder.
     """
     path = Path(path)
-    return check_grid(open_record(path) if path.is_dir() else load_netcdf(path), str(path))
+    return open_record(path) if path.is_dir() else load_netcdf(path)
 
 
 def load_netcdf(path: Path) -> xr.Dataset:
-    """The dataset in a netCDF-4 file, as it is.
+    """Return the dataset of a netCDF-4 file, unchecked.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is not netCDF-4.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; a run's folder or a netCDF grid is expected")
+        raise UserError(f"{path}: no such file or folder; expected a run folder or a netCDF grid")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             data = opened.load()
@@ -43,7 +52,7 @@ def load_netcdf(path: Path) -> xr.Dataset:
 
 
 def save_grid(data: xr.Dataset, path: str | Path) -> None:
-    """Write a grid as netCDF.
+    """Write a grid to a netCDF file.
 
     Raises:
         UserError: the file cannot be written.
@@ -55,45 +64,50 @@ def save_grid(data: xr.Dataset, path: str | Path) -> None:
 
 
 def knobs_of(data: xr.Dataset) -> list[str]:
-    """The temperature dimensions of a grid: those named as a knob, or whose coordinate says which way is ``hotter``."""
+    """Return the temperature dimensions of a grid: those named as a knob, or with the attribute ``hotter``."""
     return [str(dim) for dim in data.sizes if str(dim) in KNOBS or "hotter" in data[str(dim)].attrs]
 
 
 def loads_of(data: xr.Dataset | xr.DataArray) -> list[str]:
-    """The load dimensions of a grid: density, and width where it varies."""
+    """Return the load dimensions of a grid: density, and width if it varies."""
     return [name for name in LOADS if name in data.dims]
 
 
 def hotter_is_larger(data: xr.Dataset, knob: str) -> bool:
-    """Whether larger values of a knob are hotter, as the coordinate says or else the registry."""
-    says = data[knob].attrs.get("hotter")
-    if says not in ("larger", "smaller"):
-        known: Knob = load(KNOBS, knob, "knob")
-        says = known.hotter
-    return says == "larger"
+    """Return whether larger values of a knob are hotter, by the attribute ``hotter`` or else the registry."""
+    hotter = data[knob].attrs.get("hotter")
+    if hotter not in ("larger", "smaller"):
+        known: Knob = lookup(KNOBS, knob, "knob")
+        hotter = known.hotter
+    return hotter == "larger"
 
 
 def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
-    """Return the grid with what a reader needs filled in (titles, units); refuse one that would mislead.
+    """Return the grid with missing titles and units filled in; reject implausible grids.
+
+    Args:
+        data: the grid.
+        name: its name in error messages, and its title if it has none.
 
     Raises:
-        UserError: one line: what is missing, or which numbers cannot be what their name says.
+        UserError: a dimension or variable is missing, or values are implausible (percentages, a flipped sign).
     """
     knobs = knobs_of(data)
     if not knobs:
         have = ", ".join(str(dim) for dim in data.sizes) or "none"
-        raise UserError(f"{name}: no dimension is named as a knob; allowed: {', '.join(KNOBS)}; it has {have}")
+        other = "or a dimension with the attribute 'hotter'"
+        raise UserError(f"{name}: no knob among the dimensions ({have}); allowed: {', '.join(KNOBS)}, {other}")
     data = _by_density(data, name)
     if "density" not in data.sizes:
         raise UserError(f"{name}: no dimension 'density' (fraction of weights kept, in (0, 1])")
     for variable in ("lmc", "cka"):
         if variable not in data:
             why = (
-                "every cell has diverged, "
+                "all cells diverged; "
                 if "status" in data and bool((data["status"] == STATUS.index("diverged")).all())
                 else ""
             )
-            raise UserError(f"{name}: {why}no variable '{variable}'; lmc and cka over a knob and density are needed")
+            raise UserError(f"{name}: {why}no variable '{variable}'; a grid needs lmc and cka over a knob and density")
         missing = [dim for dim in (*knobs, *loads_of(data)) if dim not in data[variable].dims]
         if missing:
             raise UserError(f"{name}: '{variable}' lacks the dimension {', '.join(missing)}")
@@ -104,7 +118,7 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
     _check_numbers(data, name)
     for knob in knobs:
         if knob in KNOBS:
-            known: Knob = load(KNOBS, knob, "knob")
+            known: Knob = lookup(KNOBS, knob, "knob")
             defaults = {"units": known.unit, "long_name": known.long_name, "hotter": known.hotter}
             data[knob].attrs = defaults | data[knob].attrs
     data["density"].attrs.setdefault("long_name", "density (fraction of prunable weights kept)")
@@ -113,7 +127,7 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
 
 
 def _by_density(data: xr.Dataset, name: str) -> xr.Dataset:
-    """A grid over ``nu`` as one over density: each nu stands at the mean density of the networks found under it."""
+    """Convert a grid over ``nu`` to one over density: the mean density of the networks discovered at each nu."""
     if "nu" not in data.sizes or "density" in data.sizes or "kept" not in data:
         return data
     kept = data["kept"].mean([dim for dim in data["kept"].dims if dim != "nu"])
@@ -125,24 +139,24 @@ def _by_density(data: xr.Dataset, name: str) -> xr.Dataset:
     if len(first) < len(found):
         out = ", ".join(f"{each:g}" for number, each in enumerate(kept["nu"].values) if number not in first)
         warnings.warn(
-            f"{name}: networks found under nu {out} are as dense as others; left out of the map", stacklevel=4
+            f"{name}: networks at nu {out} have the same density as others; dropped from the map", stacklevel=4
         )
         data, found = data.isel(nu=np.sort(first)), found[np.sort(first)]
     data = data.assign_coords(density=("nu", found)).swap_dims(nu="density").sortby("density")
-    data["density"].attrs = {"units": "1", "long_name": "density (mean of the networks found under one nu)"}
+    data["density"].attrs = {"units": "1", "long_name": "density (mean of the networks discovered at one nu)"}
     return data
 
 
 def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Dataset:
-    """Refuse what is not numeric, or stands on an axis twice; a test error without the axes is dropped."""
+    """Convert to float; reject values that are not numeric and duplicates on an axis; drop test errors without axes."""
     wanted = ["lmc", "cka", *(each for each in ("test_error", "lmc_stderr", "cka_stderr") if each in data)]
     for each in (*wanted, *axes):
         if not np.issubdtype(data[each].dtype, np.number):
-            raise UserError(f"{name}: '{each}' has values of type {data[each].dtype}; numbers are expected")
+            raise UserError(f"{name}: '{each}' has values of type {data[each].dtype}; expected numbers")
     for axis in axes:
         values = data[axis].values
         if len(np.unique(values)) != len(values) or not np.isfinite(values).all():
-            raise UserError(f"{name}: the coordinate '{axis}' has a value twice, or one that is not finite")
+            raise UserError(f"{name}: coordinate '{axis}' has duplicate or non-finite values")
         if data[axis].attrs.get("hotter", "larger") not in ("larger", "smaller"):
             raise UserError(f"{name}: {axis}.hotter = '{data[axis].attrs['hotter']}'; allowed: larger, smaller")
     if "test_error" in data and not set(axes) <= set(data["test_error"].dims):
@@ -153,24 +167,22 @@ def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Datase
 def _check_numbers(data: xr.Dataset, name: str) -> None:
     density = data["density"].values
     if np.any(~np.isfinite(density)) or np.any(density <= 0):
-        raise UserError(f"{name}: density must lie in (0, 1], found {np.nanmin(density):g}")
+        raise UserError(f"{name}: density {np.nanmin(density):g}; allowed: (0, 1]")
     if np.any(density > 1):
-        raise UserError(f"{name}: density up to {density.max():g}: percent? allowed: (0, 1]; divide by 100")
+        raise UserError(f"{name}: density up to {density.max():g}; allowed: (0, 1]; divide percentages by 100")
     cka, lmc = data["cka"].values, data["lmc"].values
     if not bool((data["lmc"].notnull() & data["cka"].notnull()).any()):
-        raise UserError(f"{name}: no cell has both lmc and cka: nothing to classify yet")
+        raise UserError(f"{name}: no cell has both lmc and cka; nothing to classify")
     if np.nanmin(cka) < -0.2 or np.nanmax(cka) > 1.001:
-        raise UserError(
-            f"{name}: cka from {np.nanmin(cka):g} to {np.nanmax(cka):g}; allowed: 0 to 1 (fractions, 1 = alike)"
-        )
-    if data["lmc"].attrs.get("units", "1") != "1":  # a loss may have any size
+        raise UserError(f"{name}: cka from {np.nanmin(cka):g} to {np.nanmax(cka):g}; allowed: 0 to 1 (1 = identical)")
+    if data["lmc"].attrs.get("units", "1") != "1":  # a loss is not bounded
         return
     if np.nanmax(np.abs(lmc)) > 1:
         raise UserError(
-            f"{name}: lmc from {np.nanmin(lmc):g} to {np.nanmax(lmc):g}; a fraction of error is expected: percent?"
+            f"{name}: lmc from {np.nanmin(lmc):g} to {np.nanmax(lmc):g}; allowed: -1 to 1; divide percentages by 100"
         )
     if np.nanmax(lmc) > 0.1 and np.nanmax(lmc) > 3 * abs(min(0.0, float(np.nanmin(lmc)))):
         raise UserError(
-            f"{name}: lmc is mostly positive (up to {np.nanmax(lmc):g}): sign flipped? lmc = (E(0)+E(1))/2 - E(t*), "
-            "negative where there is a barrier"
+            f"{name}: lmc is mostly positive (up to {np.nanmax(lmc):g}); flip its sign? lmc = (E(0)+E(1))/2 - E(t*), "
+            "negative at a barrier"
         )

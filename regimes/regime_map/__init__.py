@@ -1,6 +1,6 @@
-"""From measured landscapes to regimes, and to advice. Nothing here imports torch.
+"""Regime maps: from measured loss landscapes to regimes with probabilities, and to advice. Torch-free.
 
-A new rule is one file beside this one and one line here.
+A new rule or adviser is a function in a file of this folder and one line in `RULES` or `ADVISERS`.
 """
 
 RULES = {
@@ -18,5 +18,5 @@ ADVISERS = {
     "joint": "regimes.regime_map.advisers:joint",
 }
 
-# The file in a run folder that holds the rounds of an adaptive sweep, so that a resumed run repeats its choices.
-ROUNDS = "adaptive.json"
+# File in a run folder with the rounds of an adaptive sweep, so that a resumed run repeats its choices.
+ROUNDS_FILE = "adaptive.json"

@@ -1,8 +1,9 @@
-"""Ways to choose a temperature at one load. A new one is a function here, or anywhere, and one line in `ADVISERS`.
+"""Advisers: decision rules that choose a temperature at one load.
 
-An adviser gives each of the `Candidates` a cost in each draw, (draws, m); the lowest is chosen. Those of the
-landscape look at LMC and CKA alone, as the three-regime study does (Zhou et al. 2023, arXiv 2305.18383); "error" looks
-at the pruned networks' test error.
+An adviser is a function ``(candidates, grid) -> cost`` that returns an array (draws, m): the cost of each of the m
+`Candidates` in each posterior draw. The candidate with the lowest mean cost is chosen. The landscape advisers use LMC
+and CKA only, as the three-regime study does (Zhou et al. 2023, arXiv 2305.18383); "fitted", "error" and "joint" also
+use the test errors of the pruned networks. To add one, write such a function and register it in `ADVISERS`.
 """
 
 from __future__ import annotations
@@ -14,141 +15,148 @@ from regimes.errors import UserError
 from regimes.regime_map.candidates import Candidates
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
-FAR = 1e6  # the cost of what is never chosen
-MATTERS = 0.01  # of the error: what gains less is no reason to leave
-RIDGE = 1.0  # of what is learnt, in cells
-LEAST = {"lmc": 0.5, "cka": 0.05}  # spread of candidates on the stretched scale that is taken for one
+EXCLUDED_COST = 1e6  # cost of a candidate that is never chosen
+MIN_RELATIVE_GAIN = 0.01  # relative drop of the test error needed to leave the current temperature
+RIDGE_PENALTY = 1.0  # of the regression in `fitted`, in cells
+MIN_SPREAD = {"lmc": 0.5, "cka": 0.05}  # smallest standard deviation, on the transformed scale
 
 
-def barrier(column: Candidates, m: MeasuredGrid) -> Numbers:
-    """Where a barrier stands, the next hotter temperature; elsewhere the next colder: the study's reconstruction.
+def barrier(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Choose the next hotter temperature if there is a barrier, else the next colder one, as in the three-regime study.
 
-    Asked without a place to stand, the coldest connected temperature, where that ends; the hottest where none is.
+    Without a current temperature: the coldest connected one, or the hottest if none is connected.
     """
-    if column.here is None:
-        return _coldest_connected(column)
-    hotter, colder = _next(column, 1), _next(column, -1)
-    return _votes(column, np.where(column.connected[:, column.here], colder, hotter))
+    if candidates.current is None:
+        return _coldest_connected(candidates)
+    hotter, colder = _next(candidates, 1), _next(candidates, -1)
+    return _votes(candidates, np.where(candidates.connected[:, candidates.current], colder, hotter))
 
 
-def regime(column: Candidates, m: MeasuredGrid) -> Numbers:
-    """In I the next hotter connected temperature, in II-A the next colder similar one, in II-B stay.
+def regime(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Choose the nearest hotter connected temperature in I, the nearest colder similar one in II-A, and stay in II-B.
 
-    Where there is none, as far as there are temperatures. Without a place to stand: as ``similarity``.
+    If there is none, the hottest (coldest) temperature. Without a current temperature: as `similarity`.
     """
-    if column.here is None:
-        return similarity(column, m)
-    apart = column.heat - column.heat[column.here]
-    hotter = np.where(column.connected & (apart > 0), apart, np.where(apart > 0, FAR - apart, 2 * FAR))
-    good = column.connected & column.similar
-    colder = np.where(good & (apart < 0), -apart, np.where(apart < 0, FAR + apart, 2 * FAR))
-    wanted = np.where(column.connected[:, [column.here]], colder, hotter)
-    wanted[:, column.here] = 1.5 * FAR
+    if candidates.current is None:
+        return similarity(candidates, m)
+    apart = candidates.temperature - candidates.temperature[candidates.current]
+    hotter = np.where(
+        candidates.connected & (apart > 0), apart, np.where(apart > 0, EXCLUDED_COST - apart, 2 * EXCLUDED_COST)
+    )
+    good = candidates.connected & candidates.similar
+    colder = np.where(good & (apart < 0), -apart, np.where(apart < 0, EXCLUDED_COST + apart, 2 * EXCLUDED_COST))
+    wanted = np.where(candidates.connected[:, [candidates.current]], colder, hotter)
+    wanted[:, candidates.current] = 1.5 * EXCLUDED_COST
     chosen = wanted.argmin(1)
-    return _votes(column, np.where(good[:, column.here], column.here, chosen))
+    return _votes(candidates, np.where(good[:, candidates.current], candidates.current, chosen))
 
 
-def similarity(column: Candidates, m: MeasuredGrid) -> Numbers:
-    """The highest CKA among connected temperatures; the smallest barrier where none is connected."""
-    return _votes(column, np.where(column.connected, -column.cka, FAR - column.lmc).argmin(1))
+def similarity(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Choose the highest CKA among connected temperatures, or the smallest barrier if none is connected."""
+    return _votes(candidates, np.where(candidates.connected, -candidates.cka, EXCLUDED_COST - candidates.lmc).argmin(1))
 
 
-def combined(column: Candidates, m: MeasuredGrid) -> Numbers:
-    """Small barrier and high CKA in equal parts, each in standard deviations over the candidates."""
-    return -_standard(np.minimum(column.lmc, 0.0), "lmc") - _standard(column.cka, "cka")
+def combined(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Weigh a small barrier and a high CKA equally, each in standard deviations over the candidates."""
+    return -_standard(np.minimum(candidates.lmc, 0.0), "lmc") - _standard(candidates.cka, "cka")
 
 
-def fitted(column: Candidates, m: MeasuredGrid) -> Numbers:
-    """LMC and CKA weighted as they went with the test error at the other densities of the grid (ridge regression).
+def fitted(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Predict the log error from LMC and CKA by ridge regression on the grid's other densities.
 
-    Each measure and the log error are taken in deviations from their density's mean, so what is learnt is which
-    temperature is better, not which density.
+    Features and target are centred within each density, so that the regression learns which temperature is better, not
+    which density.
 
     Raises:
         UserError: the grid has no test errors to learn from.
     """
-    if not m.knows_error:
-        raise UserError("adviser 'fitted' learns from test errors, and this grid has none; take 'combined'")
-    return _learnt(column, m)[0]
+    if not m.has_test_error:
+        raise UserError("adviser 'fitted' needs test errors, and this grid has none; use 'combined'")
+    return _learnt(candidates, m)[0]
 
 
-def joint(column: Candidates, m: MeasuredGrid) -> Numbers:
-    """All that is known: the expected log error, and what ``fitted`` learns; weighted by how well each is known.
+def joint(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Combine the posterior of the log error with the prediction of `fitted`, weighted by their precisions.
 
     Raises:
         UserError: the grid has no test errors.
     """
-    if column.error is None:
-        raise UserError("adviser 'joint' reads the test error, and this grid has none; take 'combined'")
-    learnt, beside = _learnt(column, m)
-    error, learnt = (each - each.mean(1, keepdims=True) for each in (column.error, learnt))
+    if candidates.error is None:
+        raise UserError("adviser 'joint' needs test errors, and this grid has none; use 'combined'")
+    learnt, beside = _learnt(candidates, m)
+    error, learnt = (each - each.mean(1, keepdims=True) for each in (candidates.error, learnt))
     total = beside + float(error.var(0).mean())
     share = 1.0 if np.isinf(beside) or total == 0 else beside / total
     astray = np.sqrt(beside) if np.isfinite(beside) else 0.0  # what is learnt may miss, a temperature at a time
     learnt = learnt + astray * np.random.default_rng(1).standard_normal(learnt.shape)
     cost: Numbers = share * error + (1 - share) * learnt
-    if column.here is not None:
-        cost[:, column.here] -= MATTERS
+    if candidates.current is not None:
+        cost[:, candidates.current] -= MIN_RELATIVE_GAIN
     return cost
 
 
-def error(column: Candidates, m: MeasuredGrid) -> Numbers:
-    """The lowest expected test error; to leave, it has to be lower by 1 % of itself.
+def error(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Choose the lowest expected test error; to leave the current temperature, it must be at least 1 % lower.
 
     Raises:
         UserError: the grid has no test errors.
     """
-    if column.error is None:
-        raise UserError("adviser 'error' reads the test error, and this grid has none; take 'combined'")
-    cost = column.error.copy()
-    if column.here is not None:
-        cost[:, column.here] -= MATTERS
+    if candidates.error is None:
+        raise UserError("adviser 'error' needs test errors, and this grid has none; use 'combined'")
+    cost = candidates.error.copy()
+    if candidates.current is not None:
+        cost[:, candidates.current] -= MIN_RELATIVE_GAIN
     return cost
 
 
-def _learnt(column: Candidates, m: MeasuredGrid) -> tuple[Numbers, float]:
-    """(draws, m) log error of the candidates, up to a constant, from measures; and the variance of what that misses.
+def _learnt(candidates: Candidates, m: MeasuredGrid) -> tuple[Numbers, float]:
+    """Log errors (draws, m) of the candidates predicted from LMC and CKA, up to a constant, and the residual variance.
 
-    Learnt at the other densities of the grid, by ridge regression.
+    The ridge regression is fitted at the other densities of the grid.
     """
-    loads = m.places[:, len(m.knobs) :]
-    learnt = m.told & np.isfinite(m.mean("test_error"))
-    learnt &= np.abs(loads - column.places[0, len(m.knobs) :]).max(1) > 1e-9
+    loads = m.load_coordinates(m.places)
+    learnt = m.usable & np.isfinite(m.mean("test_error"))
+    learnt &= np.abs(loads - m.load_coordinates(candidates.places[0])).max(1) > 1e-9
     features, target = [], []
     for each in np.unique(loads[learnt], axis=0):
         cells = learnt & (np.abs(loads - each).max(1) < 1e-9)
-        features.append(np.stack([_standard(m.stretch(name).there(m.mean(name)[cells]), name) for name in LEAST], 1))
-        errors = m.stretch("test_error").there(m.mean("test_error")[cells])
+        features.append(
+            np.stack([_standard(m.transform(name).forward(m.mean(name)[cells]), name) for name in MIN_SPREAD], 1)
+        )
+        errors = m.transform("test_error").forward(m.mean("test_error")[cells])
         target.append(errors - errors.mean())
     if not features:
-        return combined(column, m), float("inf")
+        return combined(candidates, m), float("inf")
     X, y = np.concatenate(features), np.concatenate(target)
-    weights = np.linalg.solve(X.T @ X + RIDGE * np.eye(len(LEAST)), X.T @ y)
-    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(LEAST), 1))
-    cost: Numbers = weights[0] * _standard(column.lmc, "lmc") + weights[1] * _standard(column.cka, "cka")
+    weights = np.linalg.solve(X.T @ X + RIDGE_PENALTY * np.eye(len(MIN_SPREAD)), X.T @ y)
+    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(MIN_SPREAD), 1))
+    cost: Numbers = weights[0] * _standard(candidates.lmc, "lmc") + weights[1] * _standard(candidates.cka, "cka")
     return cost, missed
 
 
 def _standard(values: Numbers, name: str) -> Numbers:
-    """Deviations from the mean over the candidates, in standard deviations; a spread below the least counts as it."""
-    spread = np.maximum(values.std(-1, keepdims=True), LEAST[name])
+    """Standardise over the candidates; standard deviations below the minimum are replaced by it."""
+    spread = np.maximum(values.std(-1, keepdims=True), MIN_SPREAD[name])
     return (values - values.mean(-1, keepdims=True)) / spread
 
 
-def _coldest_connected(column: Candidates) -> Numbers:
-    return _votes(column, np.where(column.connected, column.heat, FAR - column.heat).argmin(1))
+def _coldest_connected(candidates: Candidates) -> Numbers:
+    return _votes(
+        candidates,
+        np.where(candidates.connected, candidates.temperature, EXCLUDED_COST - candidates.temperature).argmin(1),
+    )
 
 
-def _next(column: Candidates, way: int) -> int:
-    """The next candidate hotter (way = 1) or colder (-1) than here along one knob; here itself at the end."""
-    assert column.here is not None
-    steps = way * (column.places - column.places[column.here])
+def _next(candidates: Candidates, way: int) -> int:
+    """Index of the next hotter (way = 1) or colder (-1) candidate along one knob; the current one at the end."""
+    assert candidates.current is not None
+    steps = way * (candidates.places - candidates.places[candidates.current])
     apart = steps.sum(1)
     beyond = np.flatnonzero((np.abs(steps) > 1e-9).sum(1) == 1)
     beyond = beyond[apart[beyond] > 1e-9]
-    return int(beyond[apart[beyond].argmin()]) if len(beyond) else column.here
+    return int(beyond[apart[beyond].argmin()]) if len(beyond) else candidates.current
 
 
-def _votes(column: Candidates, chosen: NDArray[np.intp]) -> Numbers:
-    """A cost of 0 for the candidate that a draw chooses, 1 for all others."""
-    return (np.arange(len(column.heat)) != chosen[:, None]).astype(float)
+def _votes(candidates: Candidates, chosen: NDArray[np.intp]) -> Numbers:
+    """Cost 0 for the candidate that a draw chooses, 1 for all others."""
+    return (np.arange(len(candidates.temperature)) != chosen[:, None]).astype(float)

@@ -1,4 +1,4 @@
-"""What any advice has to beat: rules that need no landscape at all."""
+"""Baselines for advice: ways to choose a temperature without the loss landscape."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import numpy as np
 
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
-# A control gives every temperature of a grid a cost (temperatures,), as advisers do; None where it does not apply. The
-# second argument holds the dense test errors (temperatures,) of the networks to be chosen from, NaN where not known.
-Control = Callable[[MeasuredGrid, Numbers], Numbers | None]
+# A baseline returns a cost (temperatures,) for every temperature of a grid, or None if it does not apply. The second
+# argument holds the dense test errors (temperatures,) of the networks to choose from, NaN if unknown.
+Baseline = Callable[[MeasuredGrid, Numbers], Numbers | None]
 
 
-def heat_of(m: MeasuredGrid) -> Numbers:
-    """(temperatures,) from cold to hot: the mean coordinate over knobs."""
+def temperature_of(m: MeasuredGrid) -> Numbers:
+    """Return the temperature coordinate (temperatures,) of every setting: the mean over knobs, 0 coldest, 1 hottest."""
     count = len(m.knobs)
     grid = m.places.reshape(*m.shape, -1)
     first = (slice(None),) * count + (0,) * (len(m.shape) - count)
-    heat: Numbers = grid[first][..., :count].mean(-1).reshape(-1)
-    return heat
+    temperature: Numbers = grid[first][..., :count].mean(-1).reshape(-1)
+    return temperature
 
 
 def coldest(m: MeasuredGrid, dense: Numbers) -> Numbers:
-    """Always colder, to the end."""
-    return heat_of(m)
+    """Choose the coldest temperature."""
+    return temperature_of(m)
 
 
 def hottest(m: MeasuredGrid, dense: Numbers) -> Numbers:
-    """Always hotter, to the end."""
-    return -heat_of(m)
+    """Choose the hottest temperature."""
+    return -temperature_of(m)
 
 
 def most_trained(m: MeasuredGrid, dense: Numbers) -> Numbers | None:
-    """The most epochs; where epochs are the temperature."""
+    """Choose the most epochs, if epochs are the only knob."""
     return None if m.knobs != ["epochs"] else -np.array(m.axes[0].values)
 
 
 def before_decay(m: MeasuredGrid, dense: Numbers) -> Numbers | None:
-    """The last snapshot before the first decay of the learning rate; where epochs are the temperature."""
+    """Choose the last snapshot before the first learning rate decay, if epochs are the only knob."""
     decay = m.data["epochs"].attrs.get("first_decay") if m.knobs == ["epochs"] else None
     if decay is None:
         return None
@@ -47,11 +47,11 @@ def before_decay(m: MeasuredGrid, dense: Numbers) -> Numbers | None:
 
 
 def lowest_dense(m: MeasuredGrid, dense: Numbers) -> Numbers | None:
-    """The lowest test error before pruning."""
+    """Choose the lowest test error before pruning, if known at every temperature."""
     return dense if np.isfinite(dense).all() else None
 
 
-CONTROLS: dict[str, Control] = {
+BASELINES: dict[str, Baseline] = {
     "coldest": coldest,
     "hottest": hottest,
     "most trained": most_trained,

@@ -1,11 +1,11 @@
-"""One thread for small linear algebra: a second one only spins beside the first, and beside whatever trains."""
+"""Run small linear algebra on one BLAS thread; more threads only compete with each other and with training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import scipy.linalg  # noqa: F401 - the controller knows the libraries that are loaded when it is made
+import scipy.linalg  # noqa: F401 - the controller only sees libraries that are loaded already
 from threadpoolctl import ThreadpoolController
 
 P = ParamSpec("P")
@@ -14,6 +14,6 @@ _THREADS = ThreadpoolController()
 
 
 def one_blas_thread(do: Callable[P, T]) -> Callable[P, T]:
-    """A function that gives its linear algebra one thread, as long as it runs."""
+    """Decorate a function so that its linear algebra uses one BLAS thread."""
     alone: Callable[P, T] = _THREADS.wrap(limits=1, user_api="blas")(do)
     return alone

@@ -1,4 +1,4 @@
-"""What a map holds at one load: candidate temperatures, and what each might show, drawn many times."""
+"""Candidate temperatures at one load, with posterior draws of their LMC, CKA and test error."""
 
 from __future__ import annotations
 
@@ -12,93 +12,95 @@ from regimes.regime_map.axes import position
 from regimes.regime_map.landscape_rules import Classification, regimes_at
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
-DRAWS = 400
-TEMPERATURES = tuple[Mapping[str, float], ...]
+POSTERIOR_DRAWS = 400
+Settings = tuple[Mapping[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Temperatures side by side at one load; the scales of ``lmc``, ``cka`` and ``error`` are the stretched ones.
+    """The m candidate temperatures at one load; ``lmc``, ``cka`` and ``error`` are on the scales of `transform_of`.
 
     Attributes:
         settings: {knob: value} of each candidate.
-        places: (m, k) their coordinates.
-        heat: (m,) from cold to hot: the mean coordinate over knobs.
-        regimes: (m, 3) probabilities.
-        lmc, cka: (draws, m) surfaces drawn from their posteriors.
-        connected, similar: (draws, m) whether LMC and CKA lie above their cuts, these drawn too.
-        error: (draws, m) log test error, None where the grid has none.
-        here: the candidate one stands at, None where there is none.
+        places: (m, k) coordinates.
+        temperature: (m,) mean coordinate over knobs, 0 coldest, 1 hottest.
+        regimes: (m, 3) probabilities of the regimes.
+        lmc, cka: (draws, m) posterior draws of the surfaces.
+        connected, similar: (draws, m) whether LMC and CKA are above their cuts; the cuts are sampled too.
+        error: (draws, m) posterior draws of the log test error; None if the grid has no test errors.
+        current: index of the current temperature; None if there is none.
     """
 
-    settings: TEMPERATURES
+    settings: Settings
     places: Numbers
-    heat: Numbers
+    temperature: Numbers
     regimes: Numbers
     lmc: Numbers
     cka: Numbers
     connected: NDArray[np.bool_]
     similar: NDArray[np.bool_]
     error: Numbers | None
-    here: int | None
+    current: int | None
 
-    def toward(self, chosen: int) -> dict[str, str]:
-        """Which way each knob turns from here to a candidate: "hotter", "colder" or "stay"."""
-        assert self.here is not None
-        step = self.places[chosen] - self.places[self.here]
+    def directions_to(self, chosen: int) -> dict[str, str]:
+        """Return the direction of each knob from the current temperature to a candidate: "hotter", "colder", "stay"."""
+        assert self.current is not None
+        step = self.places[chosen] - self.places[self.current]
         words = ("stay" if abs(each) < 1e-9 else "hotter" if each > 0 else "colder" for each in step)
         return dict(zip(self.settings[0], words, strict=False))
 
 
 def candidates_at(
     m: MeasuredGrid,
-    verdict: Classification,
+    classification: Classification,
     load: Mapping[str, float],
     at: Mapping[str, float] | None,
     fixed: Mapping[str, float],
 ) -> Candidates:
-    """The candidates at a load: every measured temperature, and where one stands.
+    """Return the candidates at a load: every measured temperature, and the current one.
 
     Args:
-        m, verdict: the grid and its cuts.
-        load: {"density": ...} and the width where it varies; between measured values the surfaces interpolate.
-        at: {knob: value} where one stands, if anywhere; becomes a candidate if it is none yet.
-        fixed: {knob: value} of knobs that are not to be turned.
+        m, classification: the grid and its classification.
+        load: {"density": ...}, and the width if it varies; values between measured ones are interpolated.
+        at: {knob: value} of the current temperature, added to the candidates if it is not measured; None if there is
+            none.
+        fixed: {knob: value} of knobs to hold fixed.
 
     Raises:
-        UserError: a knob or load is missing, or a name is none.
-        OutsideRange: a value beyond the measured ones.
+        UserError: a knob or load is missing or unknown.
+        OutsideRange: a value is outside the measured range.
     """
-    knobs = m.axes[: len(m.knobs)]
+    knobs = m.knob_axes
     settings: list[dict[str, float]] = [{}]
     for axis in knobs:
         values = (fixed[axis.name],) if axis.name in fixed else axis.values
         settings = [{**each, axis.name: value} for each in settings for value in values]
-    here = None
+    current = None
     if at is not None:
-        position(m.axes, {**at, **load})  # says what is missing
-        asked = {axis.name: axis.nearest(float(at.get(axis.name, axis.values[0]))) for axis in knobs}
-        if asked not in settings:
-            settings.append(asked)
-        here = settings.index(asked)
+        position(m.axes, {**at, **load})  # raises if a value is missing
+        setting = {axis.name: axis.nearest(float(at.get(axis.name, axis.values[0]))) for axis in knobs}
+        if setting not in settings:
+            settings.append(setting)
+        current = settings.index(setting)
     places = np.stack([position(m.axes, {**each, **load}) for each in settings])
     random = np.random.default_rng(0)
-    drawn = {name: m.surface(name).draws(places, DRAWS, random) for name in ("lmc", "cka")}
-    assert verdict.unsure is not None
-    turn = np.arange(DRAWS) % len(verdict.unsure[0])
-    lmc_cut = m.stretch("lmc").there(verdict.unsure[0])[turn]
-    own = np.log10(np.array(m.axes[-1].values))
-    lines = [np.interp(np.log10(load["density"]), own, each) for each in m.stretch("cka").there(verdict.unsure[1])]
-    error = m.surface("test_error").draws(places, DRAWS, random) if m.knows_error else None
+    drawn = {name: m.surface(name).sample(places, POSTERIOR_DRAWS, random) for name in ("lmc", "cka")}
+    assert classification.cut_samples is not None
+    turn = np.arange(POSTERIOR_DRAWS) % len(classification.cut_samples[0])
+    lmc_cut = m.transform("lmc").forward(classification.cut_samples[0])[turn]
+    own = np.log10(np.array(m.density_axis.values))
+    cka_cuts = m.transform("cka").forward(classification.cut_samples[1])
+    lines = [np.interp(np.log10(load["density"]), own, each) for each in cka_cuts]
+    error = m.surface("test_error").sample(places, POSTERIOR_DRAWS, random) if m.has_test_error else None
     return Candidates(
         tuple(settings),
         places,
         places[:, : len(knobs)].mean(1),
-        regimes_at(m, verdict.unsure, places, np.full(len(places), load["density"])),
+        regimes_at(m, classification.cut_samples, places, np.full(len(places), load["density"])),
         drawn["lmc"],
         drawn["cka"],
         drawn["lmc"] >= lmc_cut[:, None],
         drawn["cka"] >= np.array(lines)[turn][:, None],
         error,
-        here,
+        current,
     )

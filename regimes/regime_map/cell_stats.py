@@ -1,4 +1,4 @@
-"""Cells of a grid: their means, how far these can be believed, and which of them tell nothing."""
+"""Statistics of the cells of a grid: means, standard errors, and cells at chance."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import xarray as xr
 
 from regimes.record.grid import SEEDS, loads_of
 
-CHANCE_SHARE = 0.9  # of the error of guessing: networks this bad have learnt next to nothing
+CHANCE_SHARE = 0.9  # of the chance error; networks at or above it have learnt next to nothing
 
 
 def cell_mean(values: xr.DataArray, knobs: list[str]) -> xr.DataArray:
-    """Average over everything but the knobs and loads: seeds, pairs, and whatever else a grid has.
+    """Return cell means over knobs and loads; seeds, pairs and any other dimension are averaged over.
 
-    Dense seeds count alike, however many copies each has.
+    Dense seeds have equal weight, however many copies each has.
     """
     axes = [*knobs, *loads_of(values)]
     return seed_means(values, knobs).mean("dense_seed", skipna=True).transpose(*axes)
 
 
 def seed_means(values: xr.DataArray, knobs: list[str]) -> xr.DataArray:
-    """Average over everything but knobs, loads and dense seeds: (knobs..., loads..., dense_seed).
+    """Return means per dense seed, (knobs..., loads..., dense_seed); all other dimensions are averaged over.
 
-    Pairs and copies of one dense network share it, so they are one observation of what another network might show. A
-    grid without dense seeds has one.
+    Pairs and copies of one dense network are not independent, so they count as one observation. A grid without the
+    dimension ``dense_seed`` gets one of length 1.
     """
     axes = [*knobs, *loads_of(values)]
     if "dense_seed" not in values.dims:
@@ -35,12 +35,12 @@ def seed_means(values: xr.DataArray, knobs: list[str]) -> xr.DataArray:
 
 
 def cell_stderr(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
-    """Standard error of each cell's mean: the spread over seeds, or that of the images where it is larger.
+    """Return the standard error of each cell's mean, over seeds or over images, whichever is larger.
 
-    With several dense seeds it is their spread, each averaged first. With one, it is the spread over its copies or
-    pairs, which knows nothing of other dense networks; the m(m-1)/2 pairs among m copies share them, and where a pair's
-    value is the sum of two copies' effects, the variance of their mean is 4/m of the variance between pairs. The
-    images' error (``<name>_stderr``) is shared by all pairs and does not average out. A grid that has neither gets 0.
+    With several dense seeds it is computed over their means. With one, over its copies or pairs, which does not include
+    the variance between dense networks; m copies form m(m-1)/2 pairs that share them, and if a pair's value is the sum
+    of two copies' effects, the variance of the mean is 4/m of the variance between pairs. The error over images
+    (``<name>_stderr``) is common to all pairs and does not average out. 0 if the grid has neither.
     """
     values = data[name]
     axes = [*knobs, *loads_of(values)]
@@ -61,15 +61,15 @@ def cell_stderr(data: xr.Dataset, name: str, knobs: list[str]) -> xr.DataArray:
 
 
 def _copies(pairs: int) -> int:
-    """The number m of copies where m(m-1)/2 = pairs."""
+    """The number m of copies with m(m-1)/2 = pairs."""
     return (1 + math.isqrt(1 + 8 * pairs)) // 2
 
 
-def at_chance(data: xr.Dataset, knobs: list[str]) -> xr.DataArray | None:
-    """Which cells hold networks that guess: mean test error of at least nine tenths of the error of guessing.
+def cells_at_chance(data: xr.Dataset, knobs: list[str]) -> xr.DataArray | None:
+    """Return a mask of cells at chance: mean test error at least nine tenths of the chance error.
 
-    Two such networks are connected and alike, and tell nothing about pruning. None where the grid does not say what
-    guessing scores (``chance_error``), or has no test errors.
+    Two networks at chance are trivially connected and similar, so they have no regime. None if the grid has no
+    attribute ``chance_error`` or no test errors.
     """
     chance = data.attrs.get("chance_error")
     if chance is None or "test_error" not in data:
@@ -78,8 +78,10 @@ def at_chance(data: xr.Dataset, knobs: list[str]) -> xr.DataArray | None:
 
 
 def error_scale(data: xr.Dataset) -> float:
-    """What LMC is divided by before a rule sees it: 1 for fractions; where it is a loss, the median test error, so that
-    regimes do not depend on the unit of the targets."""
+    """Return the scale that LMC is divided by before classification.
+
+    1 if LMC is a fraction of error; the median test error if it is a loss, so that regimes do not depend on its unit.
+    """
     if "lmc" not in data or data["lmc"].attrs.get("units", "1") == "1":
         return 1.0
     alike = "test_error" in data and data["test_error"].attrs.get("units", "1") == data["lmc"].attrs["units"]
@@ -89,5 +91,5 @@ def error_scale(data: xr.Dataset) -> float:
 
 
 def seeds_of(data: xr.Dataset) -> dict[str, int]:
-    """How many seeds and pairs stand behind a grid."""
+    """Return the number of seeds and pairs of a grid, by dimension."""
     return {name: data.sizes[name] for name in SEEDS if name in data.sizes}

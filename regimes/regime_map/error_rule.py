@@ -1,4 +1,4 @@
-"""The operational rule: which way the temperature should turn, read off the pruned networks' test error."""
+"""The rule "error": regimes by the direction of the temperature that lowers the pruned networks' test error."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from regimes.errors import UserError
 from regimes.regime_map.landscape_rules import Classification
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
-DRAWS = 400
+POSTERIOR_DRAWS = 400
 MEANING = {
     "I": "a hotter training lowers the test error",
     "II-A": "a colder training lowers the test error",
     "II-B": "neither lowers the test error",
 }
-MATTERS = 0.05  # of the error: what a step changes by less is no reason to turn a knob
+MIN_RELATIVE_CHANGE = 0.05  # of the test error over one step; smaller changes do not count
 
 
 def by_error(m: MeasuredGrid, given: Mapping[str, float]) -> Classification:
-    """Regimes by the move that lowers the expected test error: hotter (I), colder (II-A), neither (II-B).
+    """Classify cells by the step that lowers the test error: hotter (I), colder (II-A), neither (II-B).
 
-    On surfaces drawn from the posterior of log error, each cell is held against its next hotter and colder one along
-    every knob; a step that changes the error by less than 5 % of itself does not count.
+    In each posterior draw of the log error, a cell is compared with its next hotter and next colder neighbour along
+    every knob; relative changes of less than 5 % do not count.
 
     Raises:
-        UserError: the grid has no test errors, or a cut is given, which this rule does not have.
+        UserError: the grid has no test errors, or a cut is given (this rule has none).
     """
-    if not m.knows_error:
-        raise UserError("rule 'error' reads the test error, and this grid has none; take rule 'smooth'")
+    if not m.has_test_error:
+        raise UserError("rule 'error' needs test errors, and this grid has none; use rule 'smooth'")
     if given:
-        raise UserError(f"rule 'error' has no cut for {' or '.join(given)}; leave it out, or take rule 'smooth'")
-    drawn = m.surface("test_error").draws(m.places, DRAWS, np.random.default_rng(0))
+        raise UserError(f"rule 'error' has no cut for {' or '.join(given)}; remove it, or use rule 'smooth'")
+    drawn = m.surface("test_error").sample(m.places, POSTERIOR_DRAWS, np.random.default_rng(0))
     hotter, colder = (_change(m, drawn, step) for step in (1, -1))
-    moves = np.where(
-        (hotter < -MATTERS) & (hotter <= colder), 0, np.where((colder < -MATTERS) & (colder < hotter), 1, 2)
-    )
+    hotter_better = (hotter < -MIN_RELATIVE_CHANGE) & (hotter <= colder)
+    colder_better = (colder < -MIN_RELATIVE_CHANGE) & (colder < hotter)
+    moves = np.where(hotter_better, 0, np.where(colder_better, 1, 2))
     probability = np.stack([(moves == number).mean(0) for number in range(3)], -1)
-    note = f"by the sign of the expected change of test error over one step along the temperature, beyond {MATTERS:.0%}"
+    note = f"sign of the change of the test error over one temperature step, beyond {MIN_RELATIVE_CHANGE:.0%}"
     return Classification(probability, None, [note], meaning=MEANING)
 
 
 def _change(m: MeasuredGrid, drawn: Numbers, step: int) -> Numbers:
-    """(draws, n) change of log error at the next hotter (colder) cell, the best over knobs; inf at the edge."""
+    """Change (draws, n) of the log error at the next hotter (colder) cell, the lowest over knobs; inf at the edge."""
     grid = drawn.reshape(len(drawn), *m.shape)
     best: NDArray[np.float64] = np.full_like(grid, np.inf)
-    for number, axis in enumerate(m.axes[: len(m.knobs)], start=1):
-        up = step * axis.sign  # towards larger values, or smaller
-        there = np.full_like(grid, np.inf)
+    for number, axis in enumerate(m.knob_axes, start=1):
+        up = step * axis.sign  # +1: towards larger values
+        change = np.full_like(grid, np.inf)
         front: list[slice] = [slice(None)] * grid.ndim
         back = list(front)
         front[number], back[number] = (slice(None, -1), slice(1, None)) if up > 0 else (slice(1, None), slice(None, -1))
-        there[tuple(front)] = grid[tuple(back)] - grid[tuple(front)]
-        best = np.minimum(best, there)
+        change[tuple(front)] = grid[tuple(back)] - grid[tuple(front)]
+        best = np.minimum(best, change)
     return best.reshape(drawn.shape)

@@ -1,4 +1,4 @@
-"""How good is the advice? Advisers and controls held against test errors that they have not seen."""
+"""Evaluation of advice: advisers and baselines compared on held-out test errors."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ import xarray as xr
 
 from regimes.errors import UserError
 from regimes.regime_map import ADVISERS
-from regimes.regime_map.baselines import CONTROLS, heat_of
+from regimes.regime_map.baselines import BASELINES, temperature_of
 from regimes.regime_map.cell_stats import seed_means
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.regime_map import RegimeMap
 
-SEEING = ("error", "fitted", "joint")  # advisers that look at test errors
-MATTERS = 0.1  # of the error: a temperature that is worse than the best by less is no case for a direction,
-LEAST = 1e-4  # of error, below which ratios are not told apart
-SURE = 2.0  # nor one that is worse by less than so many standard deviations of the difference of two seeds' errors
+ERROR_ADVISERS = ("error", "fitted", "joint")  # advisers that use test errors
+ERROR_FLOOR = 1e-4  # errors are clipped to this before taking logarithms
+# A temperature is a case for a direction if it is worse than the best by this share of the error, and by this many
+# standard deviations of the difference between the log errors of two seeds.
+MIN_RELATIVE_EXCESS = 0.1
+MIN_EXCESS_DEVIATIONS = 2.0
 
 
 @dataclass(frozen=True)
 class AdviceEvaluation:
-    """How a way to choose did, over densities, seeds and places to stand.
+    """Score of an adviser or baseline over densities, seeds and current temperatures.
 
     Attributes:
-        name: of the adviser or control.
+        name: the adviser or baseline.
         right: share of right directions among the temperatures that are worse than the best beyond noise: by more than
-            10 % of its error and two standard deviations of the difference of two seeds' errors at that density; NaN
-            for controls that know no direction.
-        cases: how many those are.
-        mean, worst: test error of the temperature selected, above the lowest of that density (the oracle's).
-        captured: share of what the oracle gains over a temperature at random that was gained: 1 the oracle, 0 chance.
-            Of log errors: a rare collapse would decide over means of errors, and low densities over high ones.
-        choices: how many selections.
-        chance: mean log error of a temperature at random above the oracle's.
+            10 % of its error, and by two standard deviations of the difference of two seeds' log errors at that
+            density. NaN for baselines without directions.
+        cases: number of those temperatures.
+        mean, worst: mean and maximum excess: test error of the selected temperature minus the lowest at that density
+            (the oracle's).
+        captured: share of the oracle's gain over a random temperature that was achieved; 1 for the oracle, 0 for
+            chance. In log error, so that neither a rare collapse nor low densities dominate the mean.
+        choices: number of selections.
+        chance: mean log error of a random temperature minus the oracle's.
     """
 
     name: str
@@ -61,22 +64,22 @@ class _Tally:
 def evaluate_advice(
     data: xr.Dataset, advisers: Iterable[str] = tuple(ADVISERS), leave_density: bool = False
 ) -> list[AdviceEvaluation]:
-    """Hold advisers and controls against the test errors of a grid.
+    """Evaluate advisers and baselines on the test errors of a grid, leaving one dense seed out at a time.
 
-    Leave-one-dense-seed-out: the map is made of all dense seeds but one, and judged on the errors of that one. With one
-    dense seed, its own errors judge, at the densities between the ends; advisers that look at test errors then have
-    each left out.
+    The map is built from all dense seeds but one and evaluated on the test errors of that one. With a single dense seed
+    it is evaluated on its own errors, at the densities between the two ends; advisers that use test errors then get a
+    map without that density.
 
     Args:
         data: a grid with ``test_error``.
         advisers: names in `ADVISERS` or import paths.
-        leave_density: leave out each density too when it is asked for; the two ends then have no answer.
+        leave_density: also leave out the density in question; the two ends are then not evaluated.
 
     Raises:
         UserError: the grid has no test errors.
     """
     if "test_error" not in data:
-        raise UserError("advice is judged by test errors, and this grid has none")
+        raise UserError("evaluating advice needs test errors, and this grid has none")
     tallies: dict[str, _Tally] = {}
     seeds = data["dense_seed"].values.tolist() if data.sizes.get("dense_seed", 1) > 1 else [None]
     for seed in seeds:
@@ -94,7 +97,7 @@ def _hold(
     leave: bool,
     tallies: dict[str, _Tally],
 ) -> None:
-    """Ask a map of what is known, and hold the answers against what was unseen."""
+    """Compare the advice of a map of the known seeds with the errors of the unseen ones."""
     whole, there = RegimeMap(known), MeasuredGrid.of(unseen)
     own = unseen is known
     settings = _settings(there)
@@ -104,16 +107,16 @@ def _hold(
             continue
         without = _without(known, load["density"]) if leave or own else whole
         if without is None:
-            continue  # the same densities for all
+            continue  # all methods are evaluated at the same densities
         dense, least = _dense(there, load), _noise(data, there.knobs, load)
-        for name, control in CONTROLS.items():
-            cost = control(there, dense)
+        for name, baseline in BASELINES.items():
+            cost = baseline(there, dense)
             if cost is not None:
                 _note(tallies, name, errors, int(cost.argmin()))
-        _directions(tallies, "always colder", errors, heat_of(there), ["colder"] * len(errors), least)
+        _directions(tallies, "always colder", errors, temperature_of(there), ["colder"] * len(errors), least)
         for name in advisers:
-            chart = without if leave or name in SEEING else whole
-            _ask(tallies, name, chart, load, settings, errors, heat_of(there), least)
+            chart = without if leave or name in ERROR_ADVISERS else whole
+            _ask(tallies, name, chart, load, settings, errors, temperature_of(there), least)
 
 
 def _ask(
@@ -123,34 +126,35 @@ def _ask(
     load: Mapping[str, float],
     settings: Sequence[Mapping[str, float]],
     errors: Numbers,
-    heat: Numbers,
+    temperature: Numbers,
     least: float,
 ) -> None:
     more = {key: value for key, value in load.items() if key != "density"}
     chosen = chart.select(load["density"], more, name).selected
     _note(tallies, name, errors, list(settings).index(chosen))
     said = [chart.advise(load["density"], {**each, **more}, name).direction for each in settings]
-    _directions(tallies, name, errors, heat, said, least)
+    _directions(tallies, name, errors, temperature, said, least)
 
 
 def _note(tallies: dict[str, _Tally], name: str, errors: Numbers, chosen: int) -> None:
     tally = tallies.setdefault(name, _Tally([], [], [], []))
     tally.excess.append(float(errors[chosen] - errors.min()))
-    logs = np.log(errors.clip(LEAST))
+    logs = np.log(errors.clip(ERROR_FLOOR))
     tally.ratio.append(float(logs[chosen] - logs.min()))
     tally.chance.append(float((logs - logs.min()).mean()))
 
 
 def _directions(
-    tallies: dict[str, _Tally], name: str, errors: Numbers, heat: Numbers, said: Sequence[str], least: float
+    tallies: dict[str, _Tally], name: str, errors: Numbers, temperature: Numbers, said: Sequence[str], least: float
 ) -> None:
     tally = tallies.setdefault(name, _Tally([], [], [], []))
     best = int(errors.argmin())
     for here, word in enumerate(said):
-        if abs(heat[best] - heat[here]) < 1e-9:
-            continue  # as hot, by other knobs
-        if errors[here] > (1 + MATTERS) * errors[best] and np.log(errors[here] / max(errors[best], LEAST)) > least:
-            tally.right.append(word == ("hotter" if heat[best] > heat[here] else "colder"))
+        if abs(temperature[best] - temperature[here]) < 1e-9:
+            continue  # equally hot, by other knobs
+        excess = np.log(errors[here] / max(errors[best], ERROR_FLOOR))
+        if errors[here] > (1 + MIN_RELATIVE_EXCESS) * errors[best] and excess > least:
+            tally.right.append(word == ("hotter" if temperature[best] > temperature[here] else "colder"))
 
 
 def _summary(name: str, tally: _Tally) -> AdviceEvaluation:
@@ -166,17 +170,17 @@ def _summary(name: str, tally: _Tally) -> AdviceEvaluation:
 
 
 def _noise(data: xr.Dataset, knobs: list[str], load: Mapping[str, float]) -> float:
-    """How far apart the log errors of two temperatures have to be at a load; 0 with one dense seed."""
+    """Smallest difference of log errors beyond the noise between seeds at a load; 0 with one dense seed."""
     values = seed_means(data["test_error"], knobs).sel(load)
     if values.sizes["dense_seed"] < 2:
         return 0.0
-    logs = np.log(values.transpose(..., "dense_seed").values.clip(LEAST))
+    logs = np.log(values.transpose(..., "dense_seed").values.clip(ERROR_FLOOR))
     spread = logs[np.isfinite(logs).all(-1)].var(-1, ddof=1)
-    return SURE * float(np.sqrt(2 * np.median(spread))) if len(spread) else 0.0
+    return MIN_EXCESS_DEVIATIONS * float(np.sqrt(2 * np.median(spread))) if len(spread) else 0.0
 
 
 def pooled(parts: Iterable[Sequence[AdviceEvaluation]]) -> list[AdviceEvaluation]:
-    """Judgements on several grids as one; of those ways to choose that apply to all of them."""
+    """Pool the evaluations on several grids; advisers and baselines that do not apply to all of them are dropped."""
     parts = list(parts)
     by_name = [{each.name: each for each in part} for part in parts]
     shared = [each.name for each in parts[0] if all(each.name in part for part in by_name)]
@@ -201,14 +205,14 @@ def _together(parts: Sequence[AdviceEvaluation]) -> AdviceEvaluation:
 
 
 def _without(data: xr.Dataset, density: float) -> RegimeMap | None:
-    """A map that has not seen a density; None where it is an end, or what is left cannot be mapped."""
+    """A map without a density; None at the two ends, or if too few densities remain."""
     left = data.sel(density=[each for each in data["density"].values.tolist() if each != density])
     inside = left.sizes["density"] > 1 and left["density"].min() < density < left["density"].max()
     return RegimeMap(left) if inside else None
 
 
 def _settings(m: MeasuredGrid) -> list[dict[str, float]]:
-    knobs = m.axes[: len(m.knobs)]
+    knobs = m.knob_axes
     return [
         dict(zip((axis.name for axis in knobs), each, strict=True))
         for each in itertools.product(*(axis.values for axis in knobs))
@@ -216,19 +220,19 @@ def _settings(m: MeasuredGrid) -> list[dict[str, float]]:
 
 
 def _loads(m: MeasuredGrid) -> Iterator[dict[str, float]]:
-    loads = m.axes[len(m.knobs) :]
+    loads = m.load_axes
     for each in itertools.product(*(axis.values for axis in loads)):
         yield dict(zip((axis.name for axis in loads), each, strict=True))
 
 
 def _errors(m: MeasuredGrid, load: Mapping[str, float]) -> Numbers:
-    """(temperatures,) mean test errors at a load."""
+    """Mean test errors (temperatures,) at a load."""
     values = seed_means(m.data["test_error"], m.knobs).mean("dense_seed").sel(load)
     return np.asarray(values.transpose(*m.knobs).values.reshape(-1), dtype=float)
 
 
 def _dense(m: MeasuredGrid, load: Mapping[str, float]) -> Numbers:
-    """(temperatures,) mean test errors before pruning; NaN where not known."""
+    """Mean test errors (temperatures,) before pruning; NaN if unknown."""
     count = int(np.prod(m.shape[: len(m.knobs)]))
     if "dense_test_error" not in m.data:
         return np.full(count, np.nan)

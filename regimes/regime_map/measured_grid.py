@@ -1,4 +1,4 @@
-"""A checked grid as rules see it: cells in a row, each with its place, its values by seed, and smooth surfaces."""
+"""A grid prepared for analysis: flat arrays over cells, with coordinates, values per seed, and fitted surfaces."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from numpy.typing import NDArray
 
 from regimes.record.grid import knobs_of
 from regimes.regime_map.axes import Axis, axes_of
-from regimes.regime_map.cell_stats import at_chance, cell_stderr, error_scale, seed_means
+from regimes.regime_map.cell_stats import cell_stderr, cells_at_chance, error_scale, seed_means
 from regimes.regime_map.gaussian_process import GaussianProcess, fit
-from regimes.regime_map.noise_model import between, by_size
-from regimes.regime_map.transforms import Transform, stretch
+from regimes.regime_map.noise_model import variance_between_seeds, variance_by_size
+from regimes.regime_map.transforms import Transform, transform_of
 
 Numbers = NDArray[np.float64]
 
-FLOOR = 0.005  # of training error: the noise of LMC is never taken for less than half a percent
-
+LMC_NOISE_FLOOR = 0.005  # smallest noise of LMC, a fraction of training error
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def cached(method: Callable[Concatenate[MeasuredGrid, P], R]) -> Callable[Concatenate[MeasuredGrid, P], R]:
-    """Keep what a method returns with the grid it speaks of."""
+    """Cache a method's result on the grid."""
 
     @functools.wraps(method)
     def remembered(self: MeasuredGrid, *names: P.args, **more: P.kwargs) -> R:
@@ -43,15 +42,15 @@ def cached(method: Callable[Concatenate[MeasuredGrid, P], R]) -> Callable[Concat
 
 @dataclass(frozen=True, eq=False)
 class MeasuredGrid:
-    """All cells of a grid, sorted along its axes, so that no order of a file changes a result.
+    """The n cells of a grid, sorted along its axes so that results do not depend on the order in a file.
 
     Attributes:
-        data: the grid, sorted; ``lmc`` in fractions, or in units of the median error where it is a loss.
-        axes: knobs, then loads.
-        places: (n, k) coordinates of the cells.
-        rows: (n,) which cells share their dense networks.
-        scale: what LMC was divided by; see `error_scale`.
-        memory: what has been worked out already.
+        data: the sorted grid; ``lmc`` is divided by ``scale``.
+        axes: the knobs, then the loads; the density among these.
+        places: (n, k) coordinates of the cells, see `Axis.place`.
+        rows: (n,) index of each cell's dense training; cells with the same index share their dense networks.
+        scale: 1 if LMC is a fraction of error, else a typical loss; see `error_scale`.
+        memory: cache of computed results.
     """
 
     data: xr.Dataset
@@ -63,7 +62,7 @@ class MeasuredGrid:
 
     @classmethod
     def of(cls, data: xr.Dataset) -> MeasuredGrid:
-        """The cells of a grid that `check_grid` has passed."""
+        """Return the cells of a grid checked by `check_grid`."""
         axes = axes_of(data)
         data = data.sortby([each.name for each in axes])
         if (scale := error_scale(data)) != 1:
@@ -81,114 +80,143 @@ class MeasuredGrid:
         return knobs_of(self.data)
 
     @property
+    def knob_axes(self) -> tuple[Axis, ...]:
+        """The temperature axes."""
+        return self.axes[: len(self.knobs)]
+
+    @property
+    def load_axes(self) -> tuple[Axis, ...]:
+        """The load axes: density, and width if it varies."""
+        return self.axes[len(self.knobs) :]
+
+    @property
+    def density_axis(self) -> Axis:
+        """The density axis."""
+        return next(axis for axis in self.axes if axis.name == "density")
+
+    def load_coordinates(self, places: Numbers) -> Numbers:
+        """Return the columns of coordinates (..., k) that belong to the load axes."""
+        return places[..., len(self.knobs) :]
+
+    def density_at(self, places: Numbers) -> Numbers:
+        """Return the densities (m,) at coordinates (m, k)."""
+        return self.density_axis.value(places[:, self.axes.index(self.density_axis)])
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Cells along each axis."""
+        """Number of values along each axis."""
         return tuple(len(each.values) for each in self.axes)
 
     @property
     @cached
     def density(self) -> Numbers:
-        """(n,) density of each cell."""
-        return np.broadcast_to(np.array(self.axes[-1].values), self.shape).reshape(-1)
+        """Density (n,) of each cell."""
+        index = np.indices(self.shape)[self.axes.index(self.density_axis)].reshape(-1)
+        return np.array(self.density_axis.values)[index]
 
     @property
     @cached
-    def told(self) -> NDArray[np.bool_]:
-        """(n,) cells with both LMC and CKA whose networks have learnt something."""
-        told = np.isfinite(self.mean("lmc")) & np.isfinite(self.mean("cka"))
-        return told & ~self.guessing
+    def usable(self) -> NDArray[np.bool_]:
+        """Mask (n,) of cells with both LMC and CKA whose networks are not at chance."""
+        measured = np.isfinite(self.mean("lmc")) & np.isfinite(self.mean("cka"))
+        return measured & ~self.at_chance
 
     @property
     @cached
-    def guessing(self) -> NDArray[np.bool_]:
-        """(n,) cells at chance."""
-        found = at_chance(self.data, self.knobs)
+    def at_chance(self) -> NDArray[np.bool_]:
+        """Mask (n,) of cells at chance, see `cells_at_chance`."""
+        found = cells_at_chance(self.data, self.knobs)
         return np.zeros(len(self.places), bool) if found is None else found.values.reshape(-1)
 
     @cached
     def seeds(self, name: str) -> Numbers:
-        """(n, seeds) of a measure, copies and pairs averaged; NaN where not measured."""
+        """Return a variable's means per dense seed, (n, seeds); NaN if not measured."""
         values = seed_means(self.data[name], self.knobs)
         return values.transpose(*(each.name for each in self.axes), "dense_seed").values.reshape(len(self.places), -1)
 
     @cached
     def mean(self, name: str) -> Numbers:
-        """(n,) cell means; NaN where not measured."""
+        """Return a variable's cell means (n,); NaN if not measured."""
         seeds = self.seeds(name)
         count = np.isfinite(seeds).sum(1)
         return np.divide(np.nansum(seeds, 1), count, out=np.full(len(seeds), np.nan), where=count > 0)
 
     @cached
     def stderr(self, name: str) -> Numbers:
-        """(n,) standard errors of the cell means, see `cell_stderr`."""
+        """Return the standard errors (n,) of a variable's cell means, see `cell_stderr`."""
         return cell_stderr(self.data, name, self.knobs).values.reshape(-1)
 
     @property
-    def knows_error(self) -> bool:
-        """Whether any cell that tells something has a test error."""
+    def has_test_error(self) -> bool:
+        """Whether any cell that is not at chance has a test error."""
         return "test_error" in self.data and bool(self.measured("test_error").any())
 
     @property
     @cached
     def noise_lmc(self) -> float:
-        """Standard error of a connected cell's mean LMC; at least half a percent.
+        """Standard error of a connected cell's mean LMC, at least 0.005.
 
-        No barrier takes LMC above 0, so what stands there is noise, and as much of it lies below: the cells within that
-        reach of 0 tell the noise, by their root mean square above 0 or by what seeds and images say, whichever is
-        larger. Barriers scatter with their size and are no measure of it.
+        A barrier only lowers LMC, so values above 0 are noise, and noise reaches as far below 0. The estimate is the
+        larger of the root mean square of the values above 0 and that of the standard errors of the cells within this
+        reach of 0. Cells with a barrier are not used, since their noise grows with the barrier.
         """
-        lmc, stderr = self.mean("lmc")[self.told], self.stderr("lmc")[self.told]
-        reach = max(float(lmc.max(initial=0.0)), FLOOR)
+        lmc, stderr = self.mean("lmc")[self.usable], self.stderr("lmc")[self.usable]
+        reach = max(float(lmc.max(initial=0.0)), LMC_NOISE_FLOOR)
         calm, above = stderr[lmc >= -reach], lmc[lmc > 0]
         spreads = [float(np.sqrt((each**2).mean())) for each in (calm, above) if len(each)]
-        return max([FLOOR, *spreads])
+        return max([LMC_NOISE_FLOOR, *spreads])
 
     @property
     @cached
     def noise_cka(self) -> Numbers:
-        """(n,) deviation of each cell's mean of -log10(1 - CKA) by noise, NaN where not measured.
+        """Standard error (n,) of each cell's mean of -log10(1 - CKA); NaN if not measured.
 
-        As seeds tell it, or copies; a grid with one value a cell tells it by how rough it is.
+        Estimated from seeds, or from copies, or, with one value per cell, from the roughness of the grid.
         """
         found = np.full(len(self.places), np.nan)
-        if self.told.any():
-            found[self.measured("cka")] = self.surface("cka").spread
+        if self.usable.any():
+            found[self.measured("cka")] = self.surface("cka").stderr
         return found
 
     def measured(self, name: str) -> NDArray[np.bool_]:
-        """(n,) cells that a surface goes through: measured, and not at chance."""
-        return np.isfinite(self.mean(name)) & ~self.guessing
+        """Return the mask (n,) of the cells a variable's surface is fitted to: measured, and not at chance."""
+        return np.isfinite(self.mean(name)) & ~self.at_chance
 
     @cached
-    def stretch(self, name: str) -> Transform:
-        """The scale on which a measure is smoothed."""
-        return stretch(name, self.noise_lmc if name.startswith("lmc") else float(np.nanmedian(self.seeds(name))))
+    def transform(self, name: str) -> Transform:
+        """Return the variance-stabilising transform of a variable."""
+        return transform_of(name, self.noise_lmc if name.startswith("lmc") else float(np.nanmedian(self.seeds(name))))
 
     @cached
     def surface(self, name: str) -> GaussianProcess:
-        """The smooth surface through a measure, on its stretched scale."""
-        seeds, scale = self.seeds(name), self.stretch(name)
-        there = self.measured(name)
+        """Return the Gaussian process fitted to a variable on its transformed scale."""
+        seeds, scale = self.seeds(name), self.transform(name)
+        measured = self.measured(name)
         slope = scale.slope(self.mean(name))
-        known = by_size(name, self.mean(name), self._measuring(name)) * slope**2
-        shape = np.sqrt(by_size(name, self.mean(name), between(seeds, self.mean(name)))) * slope
-        shape = shape if shape[there].all() else np.ones(len(shape))
+        known = variance_by_size(name, self.mean(name), self._measuring(name)) * slope**2
+        shape = np.sqrt(variance_by_size(name, self.mean(name), variance_between_seeds(seeds, self.mean(name)))) * slope
+        shape = shape if shape[measured].all() else np.ones(len(shape))
         return fit(
-            self.places[there], scale.there(seeds[there]), self.rows[there], known[there], shape[there], scale.least
+            self.places[measured],
+            scale.forward(seeds[measured]),
+            self.rows[measured],
+            known[measured],
+            shape[measured],
+            scale.min_spread,
         )
 
     def _measuring(self, name: str) -> Numbers:
-        """(n,) variance of the cell means that images make, or copies where there is one dense seed."""
+        """Variance (n,) of the cell means over images, or over copies with one dense seed."""
         if self.data.sizes.get("dense_seed", 1) == 1:
             found = self.stderr(name) ** 2
-            return np.where(found > 0, found, np.nan)  # a single copy tells nothing
+            return np.where(found > 0, found, np.nan)  # not known from a single copy
         if f"{name}_stderr" in self.data:
             images = seed_means(self.data[f"{name}_stderr"] ** 2, self.knobs).mean("dense_seed")
             return images.values.reshape(-1)
         return np.zeros(len(self.places))
 
     def on_grid(self, values: NDArray[np.generic], *more: str) -> xr.DataArray:
-        """Values of the cells (n, ...) as an array over the axes, sorted as ``data`` is."""
+        """Return values of the cells (n, ...) as an array over the axes, sorted as ``data``."""
         names = [each.name for each in self.axes]
         shaped = np.asarray(values).reshape(*self.shape, *np.shape(values)[1:])
         coords = {name: self.data[name].values for name in names}

@@ -1,4 +1,4 @@
-"""Which densities rank training settings as the full network does: the rungs that a search may trust."""
+"""Rank fidelity: do pruned networks of a density rank training settings as dense networks do?"""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ from regimes.regime_map.landscape_rules import Classification, regimes_at
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.results import DensityTrust
 
-SHARE = 0.7  # of the ceiling that a trusted density reaches
-PRIOR_SPREAD = 0.3  # of tau about what the regimes let expect
-LEAST_SPREAD = 0.1  # of a measured tau: a handful of temperatures is ranked coarsely
-DRAWS = 400
-FEW = 4  # temperatures that a ranking needs
+MIN_TRUST = 0.7  # share of the ceiling that a trusted density reaches
+PRIOR_SPREAD = 0.3  # standard deviation of tau around its prior mean
+MIN_TAU_SPREAD = 0.1  # smallest standard deviation of a measured tau: few temperatures rank coarsely
+BOOTSTRAP_DRAWS = 400
+MIN_TEMPERATURES = 4  # needed for a ranking
 
 
 def rungs(
-    m: MeasuredGrid, verdict: Classification, densities: Sequence[float] | None, load: dict[str, float]
+    m: MeasuredGrid, classification: Classification, densities: Sequence[float] | None, load: dict[str, float]
 ) -> list[DensityTrust]:
-    """Judge densities, sparsest first.
+    """Return the rank fidelity of densities, lowest density first.
 
-    ``trust(d)`` is Kendall's tau along the temperature between the test error at density d and that of dense networks,
-    relative to the tau of dense networks of two seeds with each other. Errors of one seed are held against those of
-    another, on both sides, so that what two networks share by chance does not count. The regimes are the prior (tau to
-    expect: the ceiling times the share of temperatures that are connected, +- 0.3); the measured tau decides, weighted
-    by its bootstrap over dense seeds. Between measured densities tau is interpolated in log density.
+    The measure is Kendall's tau over temperatures between the test errors at a density and those of dense networks. The
+    ceiling is tau between dense networks of two seeds. Both compare different seeds only (unless there is just one), so
+    that errors common to the networks of one seed do not count. The prior of tau is normal: its mean is the ceiling
+    times the share of temperatures that are connected, its standard deviation 0.3. It is combined with the measured
+    tau, weighted by the bootstrap variance over dense seeds. Between measured densities tau is interpolated along the
+    density axis.
 
     Args:
-        m, verdict: the grid and its cuts.
-        densities: to judge; None: the measured ones.
-        load: {"width": ...} where it varies.
+        m, classification: the grid and its classification.
+        densities: the densities to evaluate; None for the measured ones.
+        load: {"width": ...} if the width varies.
 
     Raises:
-        UserError: fewer than four temperatures; a load that is no measured width.
-        OutsideRange: a density beyond the measured ones.
+        UserError: there are fewer than four temperatures; the load is not a measured width.
+        OutsideRange: a density is outside the measured range.
     """
     _check_load(m, load)
     count = int(np.prod(m.shape[: len(m.knobs)]))
-    if count < FEW:
-        raise UserError(f"{count} temperatures cannot be ranked; a trust needs {FEW} or more")
-    own = m.axes[-1].values
-    asked = sorted(own if densities is None else set(densities))
-    marks = [float(m.axes[-1].place(each)) for each in asked]
+    if count < MIN_TEMPERATURES:
+        raise UserError(f"too few temperatures to rank: {count}; needed: {MIN_TEMPERATURES} or more")
+    own = m.density_axis.values
+    chosen = sorted(own if densities is None else set(densities))
+    marks = [float(m.density_axis.place(each)) for each in chosen]
     whole, pruned = _errors(m, load)
     ceiling = _ceiling(whole)
     measured = None if pruned is None or whole is None else np.array([_tau(whole, each) for each in pruned])
     found = []
-    for density, mark in zip(asked, marks, strict=True):
-        connected = _connected(m, verdict, {**load, "density": density})
+    for density, mark in zip(chosen, marks, strict=True):
+        connected = _connected(m, classification, {**load, "density": density})
         tau = None
         if measured is not None:
-            tau = np.array([np.nan])  # too few temperatures at each density
+            tau = np.array([np.nan])  # overwritten if any density has enough temperatures
         if measured is not None and np.isfinite(measured[:, 0]).any():
-            places = m.axes[-1].place(np.array(own))
+            places = m.density_axis.place(np.array(own))
             there = np.isfinite(measured[:, 0])
             tau = np.array([np.interp(mark, places[there], each[there], np.nan, np.nan) for each in measured.T])
         found.append(_judged(density, connected, tau, ceiling))
@@ -72,13 +73,13 @@ def _check_load(m: MeasuredGrid, load: Mapping[str, float]) -> None:
     for name, value in load.items():
         if name != "width" or value not in widths:
             allowed = f"width={measured}" if widths else "nothing, for this grid"
-            raise UserError(f"rungs at {name}={value:g}: all temperatures are ranked together; allowed: {allowed}")
+            raise UserError(f"{name}={value:g} cannot be set: all temperatures are ranked together; allowed: {allowed}")
     if widths and not load:
-        raise UserError(f"where on width? Say it with --at width=VALUE; measured: {measured}")
+        raise UserError(f"missing value for width; pass --at width=VALUE; measured: {measured}")
 
 
 def _errors(m: MeasuredGrid, load: dict[str, float]) -> tuple[Numbers | None, Numbers | None]:
-    """Dense test errors (temperatures, seeds), and pruned ones (densities, temperatures, seeds), where known."""
+    """Dense test errors (temperatures, seeds) and pruned ones (densities, temperatures, seeds); None if unknown."""
     if "test_error" not in m.data or "dense_test_error" not in m.data:
         return None, None
     chosen = m.data.sel(load) if load and "width" in m.data.dims else m.data
@@ -95,17 +96,18 @@ def _errors(m: MeasuredGrid, load: dict[str, float]) -> tuple[Numbers | None, Nu
 
 
 def _tau(a: Numbers, b: Numbers) -> Numbers:
-    """Kendall's tau (1 + draws,) of a's seeds with b's, the first as measured, then over seeds drawn anew.
+    """Kendall's tau (1 + draws,) between the seeds of a and those of b: as measured, then bootstrapped over seeds.
 
-    Over pairs of different seeds; with one seed, that with itself.
+    Averaged over pairs of different seeds; with one seed, of that seed with itself.
     """
     count = a.shape[1]
     table = np.array([[_kendall(a[:, i], b[:, j]) for j in range(count)] for i in range(count)])
     if count > 1:
         table[np.diag_indices(count)] = np.nan
-    drawn = np.random.default_rng(0).integers(0, count, (DRAWS, count))
+    drawn = np.random.default_rng(0).integers(0, count, (BOOTSTRAP_DRAWS, count))
     draws = [np.arange(count), *drawn] if count > 2 else [np.arange(count)]
-    return np.array([_mean(table[np.ix_(each, each)]) for each in draws] + [np.nan] * (1 + DRAWS - len(draws)))
+    missing = [np.nan] * (1 + BOOTSTRAP_DRAWS - len(draws))
+    return np.array([_mean(table[np.ix_(each, each)]) for each in draws] + missing)
 
 
 def _mean(table: Numbers) -> float:
@@ -113,10 +115,10 @@ def _mean(table: Numbers) -> float:
 
 
 def _kendall(x: Numbers, y: Numbers) -> float:
-    from scipy.stats import kendalltau  # slow to import: not for those who ask for no trust
+    from scipy.stats import kendalltau  # slow to import
 
     both = np.isfinite(x) & np.isfinite(y)
-    return float(kendalltau(x[both], y[both]).statistic) if both.sum() >= FEW else float("nan")
+    return float(kendalltau(x[both], y[both]).statistic) if both.sum() >= MIN_TEMPERATURES else float("nan")
 
 
 def _ceiling(whole: Numbers | None) -> float | None:
@@ -127,19 +129,20 @@ def _ceiling(whole: Numbers | None) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def _connected(m: MeasuredGrid, verdict: Classification, load: dict[str, float]) -> float:
-    """Share of the temperatures that are connected at a load."""
-    knobs = [axis.name for axis in m.axes[: len(m.knobs)]]
-    every = itertools.product(*(axis.values for axis in m.axes[: len(m.knobs)]))
+def _connected(m: MeasuredGrid, classification: Classification, load: dict[str, float]) -> float:
+    """Expected share of the temperatures that are connected at a load."""
+    knobs = [axis.name for axis in m.knob_axes]
+    every = itertools.product(*(axis.values for axis in m.knob_axes))
     places = np.stack([position(m.axes, {**dict(zip(knobs, each, strict=True)), **load}) for each in every])
-    assert verdict.unsure is not None
-    return float(1 - regimes_at(m, verdict.unsure, places, np.full(len(places), load["density"]))[:, 0].mean())
+    assert classification.cut_samples is not None
+    density = np.full(len(places), load["density"])
+    return float(1 - regimes_at(m, classification.cut_samples, places, density)[:, 0].mean())
 
 
 def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, ceiling: float | None) -> DensityTrust:
     known = tau is not None and np.isfinite(tau[0])
-    if ceiling is not None and not ceiling > LEAST_SPREAD:
-        reason = f"two seeds of the dense network do not rank the temperatures alike themselves (tau {ceiling:.2f})"
+    if ceiling is not None and not ceiling > MIN_TAU_SPREAD:
+        reason = f"dense networks of two seeds do not rank the temperatures alike (tau {ceiling:.2f})"
         value = float(tau[0]) if tau is not None and known else None
         return DensityTrust(density, value, None, None, ceiling, 0.0, 0.0, False, reason)
     most = 1.0 if ceiling is None else ceiling
@@ -148,13 +151,13 @@ def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, c
     low = high = None
     if tau is not None and known:
         drawn = tau[1:][np.isfinite(tau[1:])]
-        spread = max(float(drawn.std()), LEAST_SPREAD) if len(drawn) else PRIOR_SPREAD
+        spread = max(float(drawn.std()), MIN_TAU_SPREAD) if len(drawn) else PRIOR_SPREAD
         if len(drawn):
             low, high = (float(each) for each in np.quantile(drawn, [0.025, 0.975]))
         variance = 1 / (1 / PRIOR_SPREAD**2 + 1 / spread**2)
         mean = variance * (prior / PRIOR_SPREAD**2 + float(tau[0]) / spread**2)
-    enough = float(ndtr((mean - SHARE * most) / np.sqrt(variance)))
-    bound = "not known how much seeds agree" if ceiling is None else f"two seeds of the dense network {most:.2f}"
+    enough = float(ndtr((mean - MIN_TRUST * most) / np.sqrt(variance)))
+    bound = "agreement between dense seeds unknown" if ceiling is None else f"dense networks of two seeds {most:.2f}"
     unknown = "no test errors" if tau is None else "test errors of too few temperatures"
     said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else unknown
     reason = f"{said}; {connected:.0%} of the temperatures are connected"

@@ -1,4 +1,4 @@
-"""The map as an instrument: what stands where, which way to turn a knob, which network to prune."""
+"""Regime map: regimes with probabilities at any setting, and advice on knobs, networks and densities."""
 
 from __future__ import annotations
 
@@ -11,252 +11,288 @@ import numpy as np
 import xarray as xr
 
 from regimes.errors import UserError
-from regimes.record.grid import read_grid
+from regimes.record.grid import open_grid
 from regimes.regime_map import ADVISERS
 from regimes.regime_map.axes import Axis
 from regimes.regime_map.candidates import Candidates, candidates_at
-from regimes.regime_map.classify import DEFAULT, MEANING, classify_with_model
-from regimes.regime_map.landscape_rules import regimes_at
-from regimes.regime_map.measured_grid import Numbers
+from regimes.regime_map.classify import DEFAULT_RULE, MEANING, classify_with_model
+from regimes.regime_map.landscape_rules import Classification, regimes_at
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.rank_fidelity import rungs
 from regimes.regime_map.results import Advice, DensityTrust, Selection
-from regimes.registry import load
+from regimes.registry import lookup
 
-IN_ERROR = ("error", "joint")  # advisers whose costs are log errors
-BY_ERROR, BY_LANDSCAPE = "joint", "combined"  # with test errors, without: the best in reports/advice
+LOG_ERROR_ADVISERS = ("error", "joint")  # advisers whose costs are in units of log error
+DEFAULT_ADVISER, DEFAULT_ADVISER_WITHOUT_ERRORS = "joint", "combined"
 
 
 class RegimeMap:
-    """Regimes, their border and their uncertainty over (temperature, load), and the answers they give.
+    """Regimes over temperature and load with their uncertainty, and the advice that follows from them.
 
-    Everything is read off smooth surfaces through the cells, so temperatures and densities between measured ones are
-    interpolated, with their uncertainty; beyond the measured ones the map refuses to answer.
+    All answers come from Gaussian-process surfaces through the cells. Settings between measured ones are interpolated,
+    with their uncertainty; settings outside the measured range raise `OutsideRange`.
 
     Args:
-        data: a record, or any grid that `classify` takes.
-        rule, lmc, cka: as for `classify`; a rule without cuts cannot advise.
+        data: a record, or any grid accepted by `classify`.
+        rule, lmc, cka: as for `classify`; a rule without cuts cannot be used.
 
     Attributes:
         data: the classified grid.
 
     Raises:
-        UserError: a grid that cannot be used.
+        UserError: the grid cannot be used; no cell is usable; the rule has no cuts.
     """
 
     def __init__(
-        self, data: xr.Dataset, rule: str = DEFAULT, lmc: float | None = None, cka: float | None = None
+        self, data: xr.Dataset, rule: str = DEFAULT_RULE, lmc: float | None = None, cka: float | None = None
     ) -> None:
-        self.data, self._measured, self._verdict = classify_with_model(data, rule, lmc, cka)
-        self._columns: dict[tuple[Any, ...], Candidates] = {}
-        if not self._measured.told.any():
-            raise UserError("no cell tells anything: all are at chance, or not measured")
-        if self._verdict.unsure is None:
-            raise UserError(f"rule '{rule}' has no cuts to advise by; take rule '{DEFAULT}'")
+        self._build(*classify_with_model(data, rule, lmc, cka))
+
+    def _build(self, data: xr.Dataset, measured: MeasuredGrid, classification: Classification) -> None:
+        self.data, self._measured, self._classification = data, measured, classification
+        self._cache: dict[tuple[Any, ...], Candidates] = {}
+        if not measured.usable.any():
+            raise UserError("no usable cell: all are at chance or not measured")
+        if classification.cut_samples is None:
+            raise UserError(f"rule '{data['regime'].attrs['rule']}' has no cuts to advise by; use '{DEFAULT_RULE}'")
 
     @classmethod
     def open(
-        cls, path: str | Path, rule: str = DEFAULT, lmc: float | None = None, cka: float | None = None
+        cls, path: str | Path, rule: str = DEFAULT_RULE, lmc: float | None = None, cka: float | None = None
     ) -> RegimeMap:
-        """The map of a run's folder or a netCDF grid."""
-        return cls(read_grid(path), rule, lmc, cka)
+        """Return the map of a run folder or a netCDF grid."""
+        chart = cls.__new__(cls)
+        chart._build(*classify_with_model(open_grid(path), rule, lmc, cka, str(path)))
+        return chart
 
     @classmethod
     def of(cls, data: xr.Dataset) -> RegimeMap:
-        """The map of a grid that is classified already: by the same rule and the cuts that were given to it."""
+        """Return the map of a classified grid, by the same rule and given cuts."""
         about = data["regime"].attrs
         return cls(data, about["rule"], about.get("given_lmc"), about.get("given_cka"))
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """Knobs, then loads."""
+        """The knobs, then the loads."""
         return self._measured.axes
 
     @property
+    def density_axis(self) -> Axis:
+        """The density axis."""
+        return self._measured.density_axis
+
+    @property
     def knobs(self) -> list[str]:
-        """The temperature axes."""
+        """Names of the temperature axes."""
         return self._measured.knobs
 
     def regimes(self, density: float, at: Mapping[str, float]) -> dict[str, float]:
-        """Probabilities of the regimes at a setting, {"I": ..., "II-A": ..., "II-B": ...}.
+        """Return the probabilities of the regimes at a setting, {"I": ..., "II-A": ..., "II-B": ...}.
 
         Raises:
-            UserError: a knob or load is missing, or a name is none.
-            OutsideRange: a setting beyond the measured ones.
+            UserError: a knob or load is missing or unknown.
+            OutsideRange: the setting is outside the measured range.
         """
-        found = self._column(density, at, at)
-        assert found.here is not None
-        return dict(zip(MEANING, found.regimes[found.here].tolist(), strict=True))
+        candidates = self._candidates_at(density, at, at)
+        assert candidates.current is not None
+        return dict(zip(MEANING, candidates.regimes[candidates.current].tolist(), strict=True))
 
     def regimes_at(self, places: Numbers) -> Numbers:
-        """(m, 3) probabilities of the regimes at coordinates (m, k), see `Axis.place`."""
-        assert self._verdict.unsure is not None
-        density = self._measured.axes[-1].value(places[:, -1])
-        return regimes_at(self._measured, self._verdict.unsure, places, density)
+        """Return the probabilities (m, 3) of the regimes at coordinates (m, k), see `Axis.place`."""
+        assert self._classification.cut_samples is not None
+        density = self._measured.density_at(places)
+        return regimes_at(self._measured, self._classification.cut_samples, places, density)
 
     def advise(self, density: float, at: Mapping[str, float], adviser: str | None = None) -> Advice:
-        """Which way to turn the temperature for networks to be pruned to a density.
+        """Return which way to turn the knobs for networks that will be pruned to a density.
 
         Args:
-            density: to prune to.
-            at: {knob: value} where one stands; the width too, where the grid varies it.
-            adviser: a name in `ADVISERS` or an import path; None: "joint" where the grid has test errors, else
-                "combined".
+            density: the density to prune to.
+            at: {knob: value} of the current temperature; also the width, if the grid varies it.
+            adviser: a name in `ADVISERS` or an import path; None: "joint" if the grid has test errors, else "combined".
 
         Raises:
-            UserError, OutsideRange: as for `regimes`; an unknown adviser, or one that this grid does not serve.
+            UserError, OutsideRange: as for `regimes`; the adviser is unknown, or needs test errors that the grid lacks.
         """
-        found = self._column(density, at, at)
-        assert found.here is not None
-        name, cost = self._cost(found, adviser)
+        candidates = self._candidates_at(density, at, at)
+        assert candidates.current is not None
+        name, cost = self._cost(candidates, adviser)
         chosen = int(cost.mean(0).argmin())
-        directions = found.toward(chosen)
-        rival = found.here if chosen != found.here else _second(cost)
-        sure = 1.0 if rival == chosen else (cost[:, chosen] + self._seeds(found, chosen, name) < cost[:, rival]).mean()
+        directions = candidates.directions_to(chosen)
+        rival = candidates.current if chosen != candidates.current else _second(cost)
+        sure = (
+            1.0
+            if rival == chosen
+            else (cost[:, chosen] + self._seeds(candidates, chosen, name) < cost[:, rival]).mean()
+        )
         turned = {each for each in directions.values() if each != "stay"}
         return Advice(
             "stay" if not turned else turned.pop() if len(turned) == 1 else "mixed",
             directions,
-            self._regime(found, found.here),
-            self._said(found, chosen),
-            self._expected(found, chosen),
+            self._regime(candidates, candidates.current),
+            self._setting(candidates, chosen),
+            self._expected(candidates, chosen),
             float(sure),
             name,
             density,
-            {"here": self._row(found, found.here), "target": self._row(found, chosen)},
-            self._notes(density, found),
+            {"here": self._row(candidates, candidates.current), "target": self._row(candidates, chosen)},
+            self._notes(density, candidates),
         )
 
     def select(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Selection:
-        """Which of the measured temperatures to prune to a density: one network of a family that is trained already.
+        """Return which of the measured temperatures to prune to a density, among networks that are already trained.
 
         Args:
-            density: to prune to.
-            at: knobs that are settled, {knob: value}, and the width where the grid varies it.
+            density: the density to prune to.
+            at: {knob: value} of knobs to hold fixed; also the width, if the grid varies it.
             adviser: as for `advise`.
 
         Raises:
             UserError, OutsideRange: as for `advise`.
         """
-        found = self._column(density, None, at or {})
-        name, cost = self._cost(found, adviser)
+        candidates = self._candidates_at(density, None, at or {})
+        name, cost = self._cost(candidates, adviser)
         chosen = int(cost.mean(0).argmin())
-        often = np.bincount(cost.argmin(1), minlength=len(found.heat)) / len(cost)
-        rows = tuple({**self._row(found, i), "chosen": float(often[i])} for i in range(len(found.heat)))
+        often = np.bincount(cost.argmin(1), minlength=len(candidates.temperature)) / len(cost)
+        rows = tuple(
+            {**self._row(candidates, i), "chosen": float(often[i])} for i in range(len(candidates.temperature))
+        )
         return Selection(
-            found.settings[chosen],
-            self._regime(found, chosen),
-            self._expected(found, chosen),
+            candidates.settings[chosen],
+            self._regime(candidates, chosen),
+            self._expected(candidates, chosen),
             float(often[chosen]),
             name,
             density,
             rows,
-            self._notes(density, found),
+            self._notes(density, candidates),
         )
 
     def sam_rho(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Selection:
-        """Which radius of sharpness-aware minimisation to train with, for networks to be pruned to a density.
+        """Return the radius rho of sharpness-aware minimisation to train with for networks pruned to a density.
 
         Args:
-            density: to prune to.
-            at: the other knobs' values, where the grid turns more than rho.
+            density: the density to prune to.
+            at: {knob: value} of the other knobs, if the grid varies more than rho.
             adviser: as for `advise`.
 
         Raises:
-            UserError: the grid does not turn sam_rho; else as for `advise`.
+            UserError: the grid does not vary sam_rho; otherwise as for `advise`.
         """
         if "sam_rho" not in self.knobs:
-            turned = ", ".join(self.knobs)
+            knobs = ", ".join(self.knobs)
             raise UserError(
-                f"this grid turns {turned}, not sam_rho; sweep it: [temperature] sam_rho = [0.0, 0.05, ...]"
+                f"this grid varies {knobs}, not sam_rho; sweep it: [temperature] sam_rho = [0.0, 0.05, ...]"
             )
         settled = dict(at or {})
         if "sam_rho" in settled:
-            raise UserError("sam_rho is what is asked for; leave --at sam_rho out, or ask `regimes advise`")
-        for axis in self._measured.axes[: len(self.knobs)]:
+            raise UserError("sam_rho cannot be chosen and fixed at once; remove it from --at")
+        for axis in self._measured.knob_axes:
             if axis.name != "sam_rho" and axis.name not in settled and len(axis.values) > 1:
                 values = ", ".join(f"{each:g}" for each in axis.values)
-                raise UserError(f"where on {axis.name}? Say it with --at {axis.name}=VALUE; measured: {values}")
+                raise UserError(f"missing value for {axis.name}; pass --at {axis.name}=VALUE; measured: {values}")
         return self.select(density, settled, adviser)
 
     def rungs(
         self, densities: Sequence[float] | None = None, at: Mapping[str, float] | None = None
     ) -> list[DensityTrust]:
-        """The densities whose networks rank training settings as the full network does, and those that do not.
+        """Return, for each density, whether its networks rank training settings as dense networks do.
 
-        Sparsest first; `rank_fidelity` defines when a density is trusted. ``at`` gives the width where it varies.
+        Args:
+            densities: the densities to evaluate; None for the measured ones.
+            at: {"width": ...} if the grid varies it.
+
+        Returns:
+            One `DensityTrust` per density, lowest density first.
 
         Raises:
-            UserError: fewer than four temperatures.
-            OutsideRange: a density beyond the measured ones.
+            UserError: there are fewer than four temperatures.
+            OutsideRange: a density is outside the measured range.
         """
-        return rungs(self._measured, self._verdict, densities, dict(at or {}))
+        return rungs(self._measured, self._classification, densities, dict(at or {}))
 
-    def _column(self, density: float, here: Mapping[str, float] | None, given: Mapping[str, float]) -> Candidates:
+    def _candidates_at(
+        self, density: float, here: Mapping[str, float] | None, given: Mapping[str, float]
+    ) -> Candidates:
         names = [axis.name for axis in self._measured.axes]
         if "density" in given:
-            raise UserError("the density is asked for already; leave it out of --at")
+            raise UserError("density is given by --density; remove it from --at")
         loads = {name: value for name, value in given.items() if name not in self.knobs and name in names}
-        stand = None if here is None else {k: v for k, v in here.items() if k not in loads}
+        current = None if here is None else {k: v for k, v in here.items() if k not in loads}
         fixed = {k: v for k, v in given.items() if k not in loads} if here is None else {}
         for name in fixed:
             if name not in self.knobs:
-                raise UserError(f"'{name}' is no axis of this grid; allowed: {', '.join(names)}")
+                raise UserError(f"unknown axis '{name}'; this grid has: {', '.join(names)}")
         key = (density, *sorted({**loads, **fixed}.items()))
-        if key not in self._columns:
+        if key not in self._cache:
             whole = {**loads, "density": density}
-            self._columns[key] = candidates_at(self._measured, self._verdict, whole, None, fixed)
-        if stand is None:
-            return self._columns[key]
-        if stand in self._columns[key].settings:
-            return dataclasses.replace(self._columns[key], here=self._columns[key].settings.index(stand))
-        return candidates_at(self._measured, self._verdict, {**loads, "density": density}, stand, fixed)
+            self._cache[key] = candidates_at(self._measured, self._classification, whole, None, fixed)
+        if current is None:
+            return self._cache[key]
+        if current in self._cache[key].settings:
+            return dataclasses.replace(self._cache[key], current=self._cache[key].settings.index(current))
+        return candidates_at(self._measured, self._classification, {**loads, "density": density}, current, fixed)
 
-    def _cost(self, found: Candidates, adviser: str | None) -> tuple[str, Numbers]:
-        name = adviser or (BY_ERROR if found.error is not None else BY_LANDSCAPE)
-        return name, load(ADVISERS, name, "adviser")(found, self._measured)
+    def _cost(self, candidates: Candidates, adviser: str | None) -> tuple[str, Numbers]:
+        name = adviser or (DEFAULT_ADVISER if candidates.error is not None else DEFAULT_ADVISER_WITHOUT_ERRORS)
+        return name, lookup(ADVISERS, name, "adviser")(candidates, self._measured)
 
-    def _said(self, found: Candidates, which: int) -> dict[str, int | float]:
-        return {
-            axis.name: axis.said(found.settings[which][axis.name]) for axis in self._measured.axes[: len(self.knobs)]
-        }
+    def _setting(self, candidates: Candidates, which: int) -> dict[str, int | float]:
+        return {axis.name: axis.as_number(candidates.settings[which][axis.name]) for axis in self._measured.knob_axes}
 
-    def _seeds(self, found: Candidates, which: int, adviser: str) -> Numbers:
-        """(draws,) how far two temperatures of one more seed differ beyond their means; 0 for costs of another unit."""
-        count = len(found.lmc)
-        if found.error is None or adviser not in IN_ERROR:
+    def _seeds(self, candidates: Candidates, which: int, adviser: str) -> Numbers:
+        """Noise (draws,) of the log error difference between two temperatures of one more seed; 0 for other costs."""
+        count = len(candidates.lmc)
+        if candidates.error is None or adviser not in LOG_ERROR_ADVISERS:
             return np.zeros(count)
         noise = self._measured.surface("test_error").noise
         return np.sqrt(2) * noise * np.random.default_rng(2 + which).standard_normal(count)
 
-    def _regime(self, found: Candidates, which: int) -> str:
-        return list(MEANING)[int(found.regimes[which].argmax())]
+    def _regime(self, candidates: Candidates, which: int) -> str:
+        return list(MEANING)[int(candidates.regimes[which].argmax())]
 
-    def _expected(self, found: Candidates, which: int) -> float | None:
-        if found.error is None:
+    def _expected(self, candidates: Candidates, which: int) -> float | None:
+        if candidates.error is None:
             return None
-        return float(np.median(self._measured.stretch("test_error").back(found.error[:, which])))
+        return float(np.median(self._measured.transform("test_error").inverse(candidates.error[:, which])))
 
-    def _row(self, found: Candidates, which: int) -> dict[str, Any]:
-        """What the map holds of a candidate: middle and 95 % of each measure, probabilities of the regimes."""
-        row: dict[str, Any] = {**self._said(found, which)}
-        row["regimes"] = dict(zip(MEANING, np.round(found.regimes[which], 4).tolist(), strict=True))
-        measures = {"lmc": found.lmc, "cka": found.cka, "test_error": found.error}
+    def _row(self, candidates: Candidates, which: int) -> dict[str, Any]:
+        """Evidence on a candidate: median and 95 % interval of each variable, probabilities of the regimes."""
+        row: dict[str, Any] = {**self._setting(candidates, which)}
+        row["regimes"] = dict(zip(MEANING, np.round(candidates.regimes[which], 4).tolist(), strict=True))
+        measures = {"lmc": candidates.lmc, "cka": candidates.cka, "test_error": candidates.error}
         for name, drawn in measures.items():
             if drawn is not None:
-                values = self._measured.stretch(name).back(drawn[:, which])
+                values = self._measured.transform(name).inverse(drawn[:, which])
                 low, middle, high = np.quantile(values, [0.025, 0.5, 0.975]).tolist()
                 row[name] = {"value": middle, "low": low, "high": high}
         return row
 
-    def _notes(self, density: float, found: Candidates) -> tuple[str, ...]:
+    def _notes(self, density: float, candidates: Candidates) -> tuple[str, ...]:
         notes = []
-        if not np.isclose(density, self._measured.axes[-1].values).any():
-            notes.append(f"density {density:g} lies between measured ones; interpolated")
+        if not np.isclose(density, self._measured.density_axis.values).any():
+            notes.append(f"density {density:g} is between measured ones; interpolated")
         if self._measured.data.sizes.get("dense_seed", 1) == 1:
-            notes.append("one dense seed: the confidence knows other seeds only by how rough the grid is")
+            notes.append("one dense seed: the noise between seeds is estimated from the roughness of the grid")
         return tuple(notes)
 
 
 def _second(cost: Numbers) -> int:
-    """The candidate with the second lowest mean cost; the only one where there is no other."""
+    """Index of the second lowest mean cost; of the only candidate if there is one."""
     return int(cost.mean(0).argsort()[min(1, cost.shape[1] - 1)])
+
+
+def classify_and_map(
+    data: xr.Dataset, rule: str = DEFAULT_RULE, lmc: float | None = None, cka: float | None = None, name: str = ""
+) -> tuple[xr.Dataset, RegimeMap | None]:
+    """Classify a grid and return it with its map, which is None if the rule has no cuts or no cell is usable.
+
+    ``name`` is the grid's name in error messages.
+    """
+    data, measured, classification = classify_with_model(data, rule, lmc, cka, name or None)
+    chart = RegimeMap.__new__(RegimeMap)
+    try:
+        chart._build(data, measured, classification)
+    except UserError:
+        return data, None
+    return data, chart

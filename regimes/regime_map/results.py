@@ -1,4 +1,4 @@
-"""What a map answers: advice, a choice, a rung; each with its evidence, and as plain data for machines."""
+"""Results of a regime map: advice, a selection, the trust in a density; with evidence, and convertible to JSON."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ Evidence = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """Anything a map answers."""
+    """Base class of the results."""
 
     def facts(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the result as plain data for JSON."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class Advice(Answer):
-    """Which way to turn the temperature at a load.
+    """Advice on which way to turn the knobs at a load.
 
     Attributes:
-        direction: "hotter", "colder" or "stay"; "mixed" where several knobs turn differently.
-        directions: the same for each knob.
-        regime: the most probable one where one stands.
-        target: {knob: value} of the measured temperature to go to.
-        expected_error: test error there, after pruning and retraining; None where the grid has none.
-        confidence: probability that the adviser would put the target before here (for "stay": here before the next
-            best); of one more dense seed where test errors decide, else over the noise of LMC and CKA.
-        adviser: how the target was chosen.
-        evidence: what the map holds here and at the target.
-        notes: what to mind, in words.
+        direction: "hotter", "colder" or "stay"; "mixed" if several knobs turn differently.
+        directions: {knob: direction}.
+        regime: the most probable regime at the current temperature.
+        target: {knob: value} of the temperature to change to; the current one for "stay".
+        expected_error: median of the posterior test error at the target, after pruning and retraining; None if the
+            grid has no test errors.
+        confidence: probability that the adviser prefers the target to the current temperature (for "stay": the current
+            temperature to the next best). For advisers in units of log error, of one more dense seed; otherwise over
+            the noise of LMC and CKA.
+        adviser: name of the adviser.
+        density: the density to prune to.
+        evidence: estimates at the current temperature ("here") and at the target ("target").
+        notes: caveats.
     """
 
     direction: str
@@ -50,16 +53,17 @@ class Advice(Answer):
 
 @dataclass(frozen=True)
 class Selection(Answer):
-    """Which of a family of temperatures to prune at a load.
+    """Selection of one of the measured temperatures to prune at a load.
 
     Attributes:
-        selected: {knob: value}.
-        regime: the most probable one there.
-        expected_error: test error there; None where the grid has none.
-        confidence: share of what other seeds might have shown in which the same one is chosen.
-        adviser: how it was chosen.
-        candidates: every temperature with what the map holds of it, and how often it is chosen.
-        notes: what to mind, in words.
+        selected: {knob: value} of the selected temperature.
+        regime: the most probable regime there.
+        expected_error: median of the posterior test error there; None if the grid has no test errors.
+        confidence: share of the posterior draws in which this temperature is chosen.
+        adviser: name of the adviser.
+        density: the density to prune to.
+        candidates: estimates at every temperature, and the share of draws in which it is chosen ("chosen").
+        notes: caveats.
     """
 
     selected: Mapping[str, float]
@@ -74,18 +78,19 @@ class Selection(Answer):
 
 @dataclass(frozen=True)
 class DensityTrust(Answer):
-    """Whether networks of a density rank training settings as the dense network does.
+    """Rank fidelity of a density: do its networks rank training settings as dense networks do?
 
     Attributes:
-        density: fraction of weights kept.
-        tau: Kendall's tau along the temperature between test errors at this density and of dense networks of other
-            seeds, averaged over seeds; None where the grid has no test errors.
-        low, high: 95 % of a bootstrap over dense seeds; None with fewer than three.
-        ceiling: tau between dense networks of two seeds, the most a proxy could reach.
-        prior: tau to expect from the regimes alone: the ceiling times the probability of being connected.
-        trust: prior and measurement together, relative to the ceiling.
-        trusted: whether it is more likely than not that at least 70 % of the ceiling is reached.
-        reason: in words.
+        density: the density.
+        tau: Kendall's tau over temperatures between the test errors at this density and those of dense networks of
+            other seeds, averaged over seeds; None if not known.
+        low, high: 95 % bootstrap interval of tau over dense seeds; None with fewer than three.
+        ceiling: tau between dense networks of two seeds, the most a proxy can reach; None if not known.
+        prior: prior mean of tau from the regimes: the ceiling (1 if not known) times the share of connected
+            temperatures.
+        trust: posterior mean of tau, relative to the ceiling.
+        trusted: whether tau is more likely than not to reach 70 % of the ceiling.
+        reason: the reason, in words.
     """
 
     density: float

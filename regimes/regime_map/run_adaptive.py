@@ -1,4 +1,4 @@
-"""Run a sweep in rounds: a few cells at a time, chosen by what the map so far is uncertain of."""
+"""Adaptive sweeps: run a sweep in rounds, each with the cells where the map is most uncertain."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from regimes.config.sweep import Sweep
-from regimes.config.sweep_file import read_sweep
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile
-from regimes.experiment.run import Result, run
-from regimes.experiment.stages.stage import Stage
 from regimes.experiment.store import Store
 from regimes.record.assemble import open_record
 from regimes.record.grid import check_grid
-from regimes.regime_map import ROUNDS
+from regimes.regime_map import ROUNDS_FILE
 from regimes.regime_map.acquisition import Cell, MapKnowledge, converged, first_cells, next_cells
 from regimes.regime_map.axes import Axis
 from regimes.regime_map.measured_grid import MeasuredGrid
 
-LEAST = 8  # cells of a round
-PARTS = 20  # a round is this part of the sweep, where that is more
-NEEDED = ("lmc", "cka")
-At = Mapping[str, float]  # {knob, load, "dense_seed": value} of a cell
+if TYPE_CHECKING:
+    from regimes.experiment.run import Result
+    from regimes.experiment.stages.stage import Stage
+
+MIN_ROUND_CELLS = 8
+ROUNDS_PER_SWEEP = 20  # a round has 1/20 of the cells, but at least `MIN_ROUND_CELLS`
+REQUIRED_METRICS = ("lmc", "cka")
+CellSetting = Mapping[str, float]  # {knob, load, "dense_seed": value} of a cell
 
 
 @dataclass(frozen=True)
-class Adaptive:
-    """What an adaptive run did.
+class AdaptiveResult:
+    """Result of an adaptive sweep.
 
     Attributes:
-        result: of the last round.
-        cells: measured, and all that the sweep has.
+        result: the result of the last round's `run`.
+        cells: (number of cells chosen, number of cells of the sweep).
         history: how well the map was known after each round.
-        enough: whether it stopped because the map is known.
+        converged: whether the sweep stopped because the map is known well enough.
     """
 
     result: Result
     cells: tuple[int, int]
     history: list[MapKnowledge]
-    enough: bool
+    converged: bool
 
 
 def run_adaptive(
@@ -55,54 +56,58 @@ def run_adaptive(
     changes: Sequence[str] = (),
     say: Callable[[int, int, MapKnowledge | None], None] = lambda cells, of, known: None,
     **how: Any,
-) -> Adaptive:
-    """Run a sweep in rounds and stop when its border and its advice are known.
+) -> AdaptiveResult:
+    """Run a sweep in rounds until its border and its advice are known well enough.
 
-    The cells of a round are chosen from the records of those before, and written down before they are run: a run that
-    was killed goes on with the same cells, and a second one elsewhere chooses the same.
+    The cells of a round are chosen from the records of the earlier rounds and saved before they are run, so that an
+    interrupted sweep resumes with the same cells. The choice is deterministic.
 
     Args:
         sweep, out, changes: as for `run`.
-        budget: cells (temperature x load x dense seed) after which to stop in any case.
-        say: called before each round with the cells so far, all cells, and how well the map is known.
-        how: as for `run`.
+        budget: maximum number of cells (temperature x load x dense seed).
+        say: called before each round with the number of cells so far, of all cells, and how well the map is known
+            (None before the first round).
+        how: options of `run`.
 
     Raises:
-        UserError: as for `run`; metrics without LMC and CKA; no room for a first round in the budget.
+        UserError: as for `run`; the metrics lack LMC or CKA; the budget is smaller than the first round.
     """
-    asked, sweep = sweep, sweep if isinstance(sweep, Sweep) else read_sweep(sweep, changes)
-    missing = [name for name in NEEDED if name not in sweep.measure.metrics]
+    from regimes.config.sweep_file import read_sweep
+    from regimes.experiment.run import run
+
+    given, sweep = sweep, sweep if isinstance(sweep, Sweep) else read_sweep(sweep, changes)
+    missing = [name for name in REQUIRED_METRICS if name not in sweep.measure.metrics]
     if missing:
-        raise UserError(f"an adaptive run needs the metrics lmc and cka; add {', '.join(missing)} to measure.metrics")
+        raise UserError(f"an adaptive sweep needs the metrics lmc and cka; add {', '.join(missing)} to measure.metrics")
     store = Store(Path("runs") / sweep.name if out is None else out)
     empty = _empty(sweep)
     m = MeasuredGrid.of(empty)
     total = len(m.places) * sweep.dense_seeds
-    size = max(LEAST, math.ceil(total / PARTS))
+    size = max(MIN_ROUND_CELLS, math.ceil(total / ROUNDS_PER_SWEEP))
     rounds, history = _read(store)
     rounds = rounds or [_named(m, first_cells(m.places, sweep.dense_seeds))]
     if budget is not None and budget < len(rounds[0]):
-        raise UserError(f"--budget {budget}: the first round alone has {len(rounds[0])} cells; allowed: that or more")
+        raise UserError(f"--budget {budget}: less than the {len(rounds[0])} cells of the first round; use that or more")
     while True:
         done = [each for part in rounds for each in part]
         say(len(done), total, history[-1] if history else None)
-        # As it was asked for: the run remembers its file, and where its user's own modules stand.
-        result = run(asked, out, changes=changes, only=_within(done), **how)
+        # Pass the original argument: the run records the sweep file and where the user's own modules are.
+        result = run(given, out, changes=changes, only=_within(done), **how)
         _write(store, rounds, history)
         if result.progress.failed:
-            return Adaptive(result, (len(done), total), history, False)
+            return AdaptiveResult(result, (len(done), total), history, False)
         cells, known = next_cells(_seen(store, sweep, done), size, sweep.dense_seeds)
         history = [*history[: len(rounds) - 1], known]
         left = size if budget is None else min(size, budget - len(done))
         if converged(history) or not cells or left <= 0:
             _write(store, rounds, history)
-            return Adaptive(result, (len(done), total), history, converged(history))
+            return AdaptiveResult(result, (len(done), total), history, converged(history))
         rounds = [*rounds, _named(m, cells[:left])]
         _write(store, rounds, history)
 
 
 def _empty(sweep: Sweep) -> xr.Dataset:
-    """The sweep's grid before anything is measured."""
+    """The grid of a sweep before any measurement."""
     coords: dict[str, Any] = {sweep.knobs[name].name: list(values) for name, values in sweep.temperature.items()}
     hotter = {knob.name: knob.hotter for knob in sweep.knobs.values()}
     if sweep.load.width:
@@ -115,7 +120,7 @@ def _empty(sweep: Sweep) -> xr.Dataset:
 
 
 def _named(m: MeasuredGrid, cells: Sequence[Cell]) -> list[dict[str, float]]:
-    """Cells by the values of their axes, so that they mean the same in a sweep that has grown."""
+    """Cells by the values of their axes, so that they stay valid if the sweep file gains values."""
     found = []
     for place, seed in cells:
         values = [float(each) for each in _values(m.axes, place)]
@@ -124,7 +129,7 @@ def _named(m: MeasuredGrid, cells: Sequence[Cell]) -> list[dict[str, float]]:
 
 
 def _values(axes: Sequence[Axis], place: int) -> list[float]:
-    """The values of a place on sorted axes."""
+    """The axis values of a flat index into the sorted grid."""
     found = []
     for axis in reversed(axes):
         place, index = divmod(place, len(axis.values))
@@ -132,27 +137,27 @@ def _values(axes: Sequence[Axis], place: int) -> list[float]:
     return found[::-1]
 
 
-def _within(cells: Sequence[At]) -> Callable[[Stage], bool]:
-    """Whether a stage belongs to one of the cells; what these need is added by the run."""
+def _within(cells: Sequence[CellSetting]) -> Callable[[Stage], bool]:
+    """A predicate: does a stage belong to one of the cells? The run adds the stages these depend on."""
     wanted = {tuple(sorted(each.items())) for each in cells}
     names = set(cells[0])
 
     def belongs(stage: Stage) -> bool:
-        at = {name: float(value) for name, value in stage.at.items() if name in names}
+        at = {name: float(value) for name, value in stage.coords.items() if name in names}
         return len(at) == len(names) and tuple(sorted(at.items())) in wanted
 
     return belongs
 
 
-def _seen(store: Store, sweep: Sweep, done: Sequence[At]) -> xr.Dataset:
-    """The record of the cells that were chosen, checked, and which those are: a diverged one is not tried again."""
+def _seen(store: Store, sweep: Sweep, done: Sequence[CellSetting]) -> xr.Dataset:
+    """The checked record of the chosen cells, with ``tried`` marking them, so that diverged ones are not repeated."""
     data = open_record(store.folder)
     tried = xr.zeros_like(data["status"], dtype=float)
     for each in done:
         tried.loc[dict(each)] = 1.0
-    for name in NEEDED:
+    for name in REQUIRED_METRICS:
         if name not in data:
-            raise UserError(f"{store.folder}: no cell of the first round has {name}: all diverged; try colder settings")
+            raise UserError(f"{store.folder}: no {name} in the first round: all cells diverged; use colder settings")
     chosen = {
         name: data[name].where(tried > 0).transpose(*data[name].dims)
         for name in data.data_vars
@@ -163,14 +168,14 @@ def _seen(store: Store, sweep: Sweep, done: Sequence[At]) -> xr.Dataset:
 
 def _read(store: Store) -> tuple[list[list[dict[str, float]]], list[MapKnowledge]]:
     try:
-        found = store.read_json(ROUNDS)
+        found = store.read_json(ROUNDS_FILE)
     except DamagedFile as error:
-        raise UserError(f"{error}; remove it, and the rounds are chosen anew") from error
+        raise UserError(f"{error}; remove it to choose the rounds again") from error
     if found is None:
         return [], []
     return found["rounds"], [MapKnowledge(*each) for each in found["known"]]
 
 
-def _write(store: Store, rounds: Sequence[Sequence[At]], history: Sequence[MapKnowledge]) -> None:
+def _write(store: Store, rounds: Sequence[Sequence[CellSetting]], history: Sequence[MapKnowledge]) -> None:
     known = [[each.wrong, each.regret] for each in history]
-    store.write_json(ROUNDS, {"rounds": [list(map(dict, each)) for each in rounds], "known": known})
+    store.write_json(ROUNDS_FILE, {"rounds": [list(map(dict, each)) for each in rounds], "known": known})

@@ -1,4 +1,4 @@
-"""Scales on which the noise of a measure is about the same everywhere."""
+"""Variance-stabilising transforms of LMC, CKA and errors."""
 
 from __future__ import annotations
 
@@ -10,41 +10,46 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 
-CLOSE = 0.001  # CKA beyond 0.999 is not told apart
-SMALL = 0.02  # of the median error: errors below are hardly told apart on the logarithmic scale
+MIN_CKA_DISTANCE = 0.001  # 1 - CKA is clipped to this
+ERROR_OFFSET_SHARE = 0.02  # offset of the logarithm, as a share of the median error
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A scale on which the noise of a measure is about the same everywhere.
+    """A transform to a scale on which the noise of a variable is about constant.
 
     Attributes:
-        there: from the measure to the scale.
-        back: and back.
-        slope: derivative of ``there``.
-        least: spread of cells on the scale that is taken for none.
+        forward: from the variable to the scale.
+        inverse: from the scale to the variable.
+        slope: derivative of ``forward``.
+        min_spread: standard deviation of cells on the scale below which a grid counts as flat.
     """
 
-    there: Callable[[Numbers], Numbers]
-    back: Callable[[Numbers], Numbers]
+    forward: Callable[[Numbers], Numbers]
+    inverse: Callable[[Numbers], Numbers]
     slope: Callable[[Numbers], Numbers]
-    least: float
+    min_spread: float
 
 
-def stretch(name: str, unit: float) -> Transform:
-    """asinh(LMC / unit), the unit its noise; -log10(1 - CKA); else the log of an error, the unit a usual one."""
+def transform_of(name: str, unit: float) -> Transform:
+    """Return the transform of a variable: asinh(LMC / unit), -log10(1 - CKA), or log(error + 0.02 unit).
+
+    Args:
+        name: the variable.
+        unit: the noise of LMC, or a typical error; not used for CKA.
+    """
     if name.startswith("lmc"):
         return Transform(
             lambda x: np.arcsinh(x / unit), lambda y: np.sinh(y) * unit, lambda x: 1 / np.hypot(x, unit), 0.5
         )
     if name.startswith("cka"):
         return Transform(
-            lambda x: -np.log10(np.clip(1 - x, CLOSE, None)),
+            lambda x: -np.log10(np.clip(1 - x, MIN_CKA_DISTANCE, None)),
             lambda y: 1 - 10.0**-y,
-            lambda x: 1 / (np.clip(1 - x, CLOSE, None) * np.log(10)),
+            lambda x: 1 / (np.clip(1 - x, MIN_CKA_DISTANCE, None) * np.log(10)),
             0.05,
         )
-    small = SMALL * unit or 1e-6
+    small = ERROR_OFFSET_SHARE * unit or 1e-6
     return Transform(
         lambda x: np.log(np.clip(x, 0, None) + small),
         lambda y: np.exp(y) - small,

@@ -1,4 +1,4 @@
-"""``python -m regimes.research``: studies of the method and benchmarks of the implementation, a page each."""
+"""``python -m regimes.research``: run a study of the method or a benchmark, and write its report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from regimes.cli.errors import report_user_errors
 from regimes.cli.options import Device, Json
 from regimes.errors import UserError
-from regimes.registry import load
+from regimes.registry import lookup
 from regimes.research.hpo_benchmark import HPO_STUDIES
 from regimes.research.speed import BENCHES
 from regimes.research.studies import STUDIES
@@ -25,12 +25,12 @@ app = typer.Typer(name=PROGRAM, help=__doc__, no_args_is_help=True, pretty_excep
 @report_user_errors
 def study(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join([*STUDIES, *HPO_STUDIES])}.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the page, its figures and numbers.")],
-    runs: Annotated[Path, typer.Option(help="Folder of the runs that the study makes or resumes.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for README.md, study.json and figures.")],
+    runs: Annotated[Path, typer.Option(help="Folder of the runs that the study starts or resumes.")] = Path("runs"),
 ) -> None:
-    """Run a study of the method and write its page."""
+    """Run a study of the method and write its report."""
     started = time.perf_counter()
-    page = load({**STUDIES, **HPO_STUDIES}, name, "study")(out, runs, _progress)
+    page = lookup({**STUDIES, **HPO_STUDIES}, name, "study")(out, runs, _progress)
     typer.echo(page.text())
     try:
         page.write(out, _command(), (time.perf_counter() - started) / 60)
@@ -42,25 +42,25 @@ def study(
 @app.command()
 @report_user_errors
 def bench(
-    name: Annotated[str, typer.Argument(metavar="|".join(BENCHES), help="What to compare.")],
+    name: Annotated[str, typer.Argument(metavar="|".join(BENCHES), help="Benchmark to run.")],
     device: Device = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="Number of times each contender runs, in turn.")] = 3,
-    images: Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg of 32x32 (default: enlarged digits).")] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the tables as Markdown and JSON.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of interleaved runs of each contender.")] = 3,
+    images: Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg, test/CLASS/*.jpg (default: digits).")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for NAME.md, NAME.json and figures.")] = None,
     as_json: Json = False,
-    recording: Annotated[Path | None, typer.Option(help="hpo only: another recorded table to replay.")] = None,
-    live: Annotated[bool, typer.Option("--live", help="hpo only: train some of the searches as well.")] = False,
+    recording: Annotated[Path | None, typer.Option(help="hpo only: recorded table to replay.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="hpo only: also run some searches with real training.")] = False,
 ) -> None:
-    """Compare this implementation with others, side by side on this machine."""
-    from regimes.experiment.context import numerics_of
+    """Compare this package with other implementations on this machine."""
+    from regimes.experiment.numerics import numerics_of
 
     numerics_of(device, "eager", "eager")  # rejects a device that does not exist
     if images and not (Path(images) / "train").is_dir():
-        raise UserError(f"--images {images}: no folder train/ in it; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
+        raise UserError(f"--images {images}: no folder train/; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
     options: dict[str, Any] = {"recording": recording, "live": live}
     if name != "hpo" and any(options.values()):
-        raise UserError("--recording and --live belong to `bench hpo`")
-    result = load(BENCHES, name, "benchmark")(device, rounds, images, _progress, **(options if name == "hpo" else {}))
+        raise UserError("--recording and --live are options of `bench hpo` only")
+    result = lookup(BENCHES, name, "benchmark")(device, rounds, images, _progress, **(options if name == "hpo" else {}))
     typer.echo(result.json() if as_json else result.text())
     if out is not None:
         files = result.write(out, _command())

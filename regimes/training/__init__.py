@@ -1,6 +1,6 @@
-"""Training networks: schedule, data order, SGD and SAM steps, snapshots, and the engines that take the steps.
+"""Training of networks: schedule, data order, SGD and SAM steps, snapshots, and the engines that run the steps.
 
-A new engine is one file beside this one and one line here.
+A new engine is one module in this folder and one line in `ENGINES`; see README.md.
 """
 
 ENGINES = {

@@ -1,7 +1,7 @@
-"""Randomness of one training: which images come when, how they are augmented, what dropout draws.
+"""Randomness of one training: order of the images, augmentation and dropout seeds.
 
-Every draw is a function of (seed, pass) or (seed, step). There is no generator to carry along, so a training that is
-resumed in the middle sees exactly what an uninterrupted one would have seen.
+Every draw is a function of (seed, pass) or (seed, step). No generator state has to be saved, so a resumed training sees
+exactly the batches of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from regimes.training.schedule import TrainingSchedule
 
 
 def generator_of(*role: str | int) -> torch.Generator:
-    """A CPU generator for one role; see `seed_of`."""
+    """Return a CPU generator seeded by a role; see `regimes.config.keys.seed_of`."""
     return torch.Generator().manual_seed(seed_of(*role))
 
 
@@ -28,15 +28,16 @@ class BatchStream:
     """The batches of one training.
 
     Attributes:
-        role: names the stream, e.g. ("retrain", dense seed, retrain seed); same role, same batches.
-        timeline: of the training.
+        role: identifies the random stream, e.g. ("retrain", dense seed, retrain seed); same role, same batches.
+        schedule: the training's schedule.
         split: the training images, on the device.
-        augmentation: applied to every batch.
-        order, draws: of the pass: the images, and what their augmentation draws.
+        augmentation: the augmentation applied to every batch.
+        order: indices of the images in the current pass, in training order.
+        draws: random draws of the augmentation in the current pass.
     """
 
     role: tuple[str | int, ...]
-    timeline: TrainingSchedule
+    schedule: TrainingSchedule
     split: Split
     augmentation: Augmentation
     _pass: int = field(default=-1, init=False)
@@ -45,21 +46,21 @@ class BatchStream:
 
     def batches(self, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (step, inputs, targets) for the steps first, ..., last - 1."""
-        size = self.timeline.recipe.batch_size
+        size = self.schedule.recipe.batch_size
         for step in range(first, last):
-            number, place = divmod(step, self.timeline.steps_per_pass)
+            number, place = divmod(step, self.schedule.steps_per_pass)
             if number != self._pass:
-                self.turn_to(number)
+                self.start_pass(number)
             here = slice(place * size, (place + 1) * size)
             which = self.order[here]
             yield step, self.augmentation.apply(self.split.inputs[which], self.draws[here]), self.split.targets[which]
 
     def noise(self, step: int) -> int:
-        """The seed that a step's own randomness (dropout) draws from."""
+        """Return the seed of a step's own randomness (dropout)."""
         return (seed_of(*self.role, "noise") + step) % 2**63
 
-    def turn_to(self, number: int) -> None:
-        """Draw the order and the augmentation of a pass, and put them on the device."""
+    def start_pass(self, number: int) -> None:
+        """Draw the image order and augmentation of a pass, on the CPU, and move them to the device."""
         device = self.split.targets.device
         count = len(self.split.targets)
         shape = tuple(self.split.inputs.shape[1:])

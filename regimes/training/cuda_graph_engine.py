@@ -1,12 +1,12 @@
 """The engine "graphed": the training step of each network is captured once as a CUDA graph and replayed.
 
-A small network's step is some two hundred kernels of a few microseconds, and eager PyTorch takes longer to launch them
-than the card to run them. A graph launches them all at once, and the graphs of several networks run side by side on
-streams of their own. Nothing in a step returns to the host: the order of the images, the draws of the augmentation and
-the learning rates stand on the device, and counters there select those of the step.
+A small network's step is some two hundred kernels of a few microseconds each, and eager PyTorch takes longer to launch
+them than the GPU takes to run them. A graph launches them all at once, and the graphs of several networks run
+concurrently on separate streams. No step synchronises with the host: image order, augmentation draws and learning rates
+are stored on the device and selected by counters there.
 
-Networks share no memory, so a network's bits depend neither on the others nor on their number. On a CPU, which has no
-graphs, the same step is run as it is.
+Networks share no memory, so the bits of a network depend neither on the others nor on their number. On a CPU, which has
+no graphs, the same step is run directly.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from regimes.landscape.error import mean_error
 from regimes.models.build import load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.optimizer_step import OptimizerStep
-from regimes.training.precision import arithmetic
+from regimes.training.precision import precision_context
 
-STREAMS = 8  # of one device: graphs on different streams run side by side
-WARM_UP = 3  # steps before a capture, in which libraries set themselves up; they are undone
+MAX_STREAMS = 8  # per device; graphs on different streams run concurrently
+WARM_UP_STEPS = 3  # steps before the capture that let libraries initialise; their effects are undone
 
 
 class CudaGraphEngine:
-    """Trains up to ``capacity`` networks side by side, a captured step each."""
+    """Engine that trains up to ``capacity`` networks concurrently, each with its own captured step; see `Engine`."""
 
     capacity = 64
 
@@ -37,19 +37,19 @@ class CudaGraphEngine:
         self.data = data
         self.device = data.train.targets.device
         cuda = self.device.type == "cuda"
-        streams = [torch.cuda.Stream(self.device) for _ in range(min(len(lanes), STREAMS))] if cuda else [None]
+        streams = [torch.cuda.Stream(self.device) for _ in range(min(len(lanes), MAX_STREAMS))] if cuda else [None]
         self.members = [
             _Member(lane, data, precision, streams[number % len(streams)]) for number, lane in enumerate(lanes)
         ]
 
     @staticmethod
     def slots(networks: int, model: nn.Module) -> int:
-        """The number of lanes computed for so many networks: as many."""
+        """Return the number of lanes computed for a number of networks: the same number."""
         return networks
 
     def epoch(self, number: int) -> list[float]:
-        """Train one scheduled epoch of every lane."""
-        steps = self.members[0].batches.timeline.steps_per_epoch
+        """Train every lane for one scheduled epoch; return each lane's mean batch loss."""
+        steps = self.members[0].batches.schedule.steps_per_epoch
         with seeded(0):
             for member in self.members:
                 member.begin()
@@ -61,7 +61,7 @@ class CudaGraphEngine:
         return [float(member.total) / steps for member in self.members]
 
     def errors(self) -> list[Row]:
-        """Validation and test error of every lane."""
+        """Return the validation and test error of every lane."""
         splits = {"val_error": self.data.val, "test_error": self.data.test}
         return [
             {name: mean_error(member.model, split, member.lane.recipe.loss_fn) for name, split in splits.items()}
@@ -69,7 +69,7 @@ class CudaGraphEngine:
         ]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
-        """A lane's state dict and momentum buffers, copied to the CPU."""
+        """Return a lane's state dict and momentum buffers, copied to the CPU."""
         member = self.members[lane]
         weights, momentum = member.model.state_dict(), member.stepper.momentum()
         return tuple({name: each.detach().cpu().clone() for name, each in part.items()} for part in (weights, momentum))  # type: ignore[return-value]
@@ -80,7 +80,7 @@ class CudaGraphEngine:
 
 
 class _Member:
-    """One network, everything that its step reads on the device, and the step's graph."""
+    """One network with its step's inputs on the device and the step's graph."""
 
     def __init__(self, lane: Lane, data: Dataset, precision: str, stream: torch.cuda.Stream | None) -> None:
         self.lane, self.precision, self.stream = lane, precision, stream
@@ -94,33 +94,33 @@ class _Member:
         inputs, targets = data.train
         if isinstance(inputs, Uint8Images) and inputs.bytes.device != targets.device:
             raise ValueError("the images do not fit on the device")
-        device, timeline = targets.device, self.batches.timeline
-        if lane.recipe.momentum:  # buffers have to be there before the capture; 0 is what the first step assumes
+        device, schedule = targets.device, self.batches.schedule
+        if lane.recipe.momentum:  # buffers must exist before the capture; the first step assumes 0
             zeros = {name: torch.zeros_like(each) for name, each in self.stepper.named.items()}
             self.stepper.set_momentum({**zeros, **(lane.resume.momentum if lane.resume else {})})
-        rates = [timeline.learning_rate(step) for step in range(timeline.horizon)]
+        rates = [schedule.learning_rate(step) for step in range(schedule.horizon)]
         self.rates = torch.tensor(rates, dtype=inputs.dtype, device=device)
         self.within = torch.arange(lane.recipe.batch_size, device=device)  # places in a batch
         self.step, self.place = (torch.zeros(1, dtype=torch.int64, device=device) for _ in "12")
-        self.total = torch.zeros((), dtype=torch.float64, device=device)  # of the epoch's losses
-        self.batches.turn_to(0)
-        self.order, self.draws = self.batches.order.clone(), self.batches.draws.clone()  # of the pass
+        self.total = torch.zeros((), dtype=torch.float64, device=device)  # sum of the epoch's losses
+        self.batches.start_pass(0)
+        self.order, self.draws = self.batches.order.clone(), self.batches.draws.clone()  # read by the graph
         self.turned = -1  # the pass whose order this is
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self) -> None:
-        """Make ready for an epoch; captures the step before the first one."""
+        """Prepare for an epoch; capture the step before the first one."""
         self.model.train()
         self.total.zero_()
         if self.stream is not None and self.graph is None:
             self._capture(self.stream)
 
     def advance(self, step: int) -> None:
-        """Take a step of the schedule."""
-        number, place = divmod(step, self.batches.timeline.steps_per_pass)
-        with torch.cuda.stream(self.stream):  # no stream: nothing is changed
+        """Run one step of the schedule."""
+        number, place = divmod(step, self.batches.schedule.steps_per_pass)
+        with torch.cuda.stream(self.stream):  # a no-op if the stream is None
             if number != self.turned:
-                self.batches.turn_to(number)
+                self.batches.start_pass(number)
                 self.order.copy_(self.batches.order)
                 self.draws.copy_(self.batches.draws)
                 self.step.fill_(step)
@@ -132,14 +132,14 @@ class _Member:
                 self._step()
 
     def _step(self) -> None:
-        split, timeline = self.batches.split, self.batches.timeline
-        here = self.place * timeline.recipe.batch_size + self.within
+        split, schedule = self.batches.split, self.batches.schedule
+        here = self.place * schedule.recipe.batch_size + self.within
         which = self.order.index_select(0, here)
         inputs = self.batches.augmentation.apply(split.inputs[which], self.draws.index_select(0, here))
         targets = split.targets.index_select(0, which)
 
         def loss() -> Tensor:
-            with arithmetic(self.precision, targets.device):
+            with precision_context(self.precision, targets.device):
                 answers = self.model(inputs)
             value: Tensor = self.lane.recipe.training_loss(answers.to(inputs.dtype), targets)
             return value
@@ -149,24 +149,24 @@ class _Member:
         self.place += 1
 
     def _capture(self, stream: torch.cuda.Stream) -> None:
-        """Record the step after a few that warm up, all traces of which are removed.
+        """Capture the step after a few warm-up steps, whose effects are undone.
 
         Raises:
-            ValueError: the model draws random numbers while it trains: a replayed step would not draw them anew.
+            ValueError: the model draws random numbers in training; a replayed graph would repeat them.
         """
         counters = (self.step, self.place, self.total)
-        stands = [*self.model.state_dict().values(), *self.stepper.momentum().values(), *counters]
-        kept = [each.clone() for each in stands]
+        state = [*self.model.state_dict().values(), *self.stepper.momentum().values(), *counters]
+        kept = [each.clone() for each in state]
         seen = _generators(stream.device)
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_STEPS):
                 self._step()
-            for each, before in zip(stands, kept, strict=True):
+            for each, before in zip(state, kept, strict=True):
                 each.detach().copy_(before)
         torch.cuda.synchronize(stream.device)
         if any(not torch.equal(one, other) for one, other in zip(seen, _generators(stream.device), strict=True)):
-            raise ValueError("the model draws random numbers while it trains")
+            raise ValueError("the model draws random numbers during training")
         for each in self.stepper.parameters:
             each.grad = None
         graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""The engine "eager": one network, plain PyTorch, step by step. The others are held against it."""
+"""The engine "eager": one network in plain PyTorch, the reference for the other engines."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from regimes.landscape.error import mean_error
 from regimes.models.build import load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.optimizer_step import OptimizerStep
-from regimes.training.precision import arithmetic
+from regimes.training.precision import precision_context
 
 
 class EagerEngine:
-    """Trains one lane."""
+    """Engine that trains one network, step by step; see `Engine`."""
 
     capacity = 1
 
@@ -34,38 +34,38 @@ class EagerEngine:
             self.lane.mask.apply(self.model)
 
     def epoch(self, number: int) -> list[float]:
-        """Train one scheduled epoch."""
-        timeline = self.stream.timeline
+        """Train for one scheduled epoch; return the mean batch loss."""
+        schedule = self.stream.schedule
         total = torch.zeros((), dtype=torch.float64, device=self.data.train.targets.device)
         loss_fn = self.lane.recipe.training_loss
-        steps = timeline.steps_per_epoch
+        steps = schedule.steps_per_epoch
         self.model.train()
         with seeded(0):
             for step, inputs, targets in self.stream.batches(number * steps, (number + 1) * steps):
 
                 def loss(step: int = step, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-                    torch.manual_seed(self.stream.noise(step))  # dropout draws the same in both of SAM's passes
-                    with arithmetic(self.precision, inputs.device):
+                    torch.manual_seed(self.stream.noise(step))  # the same dropout in both passes of SAM
+                    with precision_context(self.precision, inputs.device):
                         answers = self.model(inputs)
                     value: Tensor = loss_fn(answers.to(inputs.dtype), targets)
                     return value
 
-                total += self.stepper(loss, timeline.learning_rate(step))
+                total += self.stepper(loss, schedule.learning_rate(step))
         return [float(total) / steps]
 
     @staticmethod
     def slots(networks: int, model: nn.Module) -> int:
-        """The number of lanes computed for so many networks: as many."""
+        """Return the number of lanes computed for a number of networks: the same number."""
         return networks
 
     def errors(self) -> list[Row]:
-        """Validation and test error."""
+        """Return the validation and test error."""
         splits = {"val_error": self.data.val, "test_error": self.data.test}
         loss_fn = self.lane.recipe.loss_fn
         return [{name: mean_error(self.model, split, loss_fn) for name, split in splits.items()}]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
-        """State dict and momentum."""
+        """Return the state dict and momentum buffers, copied to the CPU."""
         return _copy(self.model.state_dict()), _copy(self.stepper.momentum())
 
 

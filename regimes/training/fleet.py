@@ -1,4 +1,4 @@
-"""One network of a fleet, and what an engine does with it."""
+"""Lanes (networks trained together as a fleet), snapshots, and the interface of an engine."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from regimes.config.recipe import Recipe
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset
 from regimes.pruners.mask import Mask
-from regimes.registry import load
+from regimes.registry import lookup
 from regimes.training.batches import BatchStream
 from regimes.training.schedule import TrainingSchedule
 
-Row = dict[str, Any]  # one epoch: epoch, train_loss and, where evaluated, test_error, val_error
+Row = dict[str, Any]  # one epoch: epoch, train_loss and, if evaluated, test_error and val_error
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training at the end of an epoch: all that the next step depends on, and what was seen on the way.
+    """State of a training at the end of an epoch, with its history.
 
     Attributes:
-        epoch: scheduled epochs done.
+        epoch: number of scheduled epochs done.
         weights: the model's state dict.
-        momentum: the optimiser's buffers by parameter name.
+        momentum: momentum buffers by parameter name.
         history: one row per epoch so far.
-        diverged: the loss was no longer finite; weights and momentum are then empty.
+        diverged: whether the loss became non-finite; weights and momentum are then empty.
     """
 
     epoch: int
@@ -41,14 +41,14 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Lane:
-    """One training.
+    """One network of a fleet and its training.
 
     Attributes:
-        model: the network, on the data's device, with the weights to start from (or those of ``resume``).
-        recipe: how to train.
-        role: names the random stream: same role, same batches; see `BatchStream`.
-        mask: live weights; all others stay exactly zero.
-        resume: a snapshot of this very training to go on from.
+        model: the network with its initial weights, on the data's device.
+        recipe: the training recipe.
+        role: identifies the random stream: same role, same batches; see `BatchStream`.
+        mask: the live weights; all others stay exactly zero. None: every weight is live.
+        resume: snapshot of this training to resume from; its weights replace those of ``model``.
     """
 
     model: nn.Module
@@ -59,42 +59,49 @@ class Lane:
 
     @property
     def start(self) -> int:
-        """Epochs already done."""
+        """Number of epochs already done."""
         return self.resume.epoch if self.resume else 0
 
     @property
     def shape(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Name and shape of everything in the model: lanes of one shape can be trained as one."""
+        """Names and shapes of the model's state dict; lanes of the same shape can be trained together."""
         return tuple((name, tuple(each.shape)) for name, each in self.model.state_dict().items())
 
     def stream(self, data: Dataset) -> BatchStream:
-        """The batches of this training."""
-        timeline = TrainingSchedule(self.recipe, len(data.train.targets))
-        return BatchStream(self.role, timeline, data.train, load(AUGMENTATIONS, self.recipe.augment, "augmentation"))
+        """Return the batches of this training."""
+        schedule = TrainingSchedule(self.recipe, len(data.train.targets))
+        return BatchStream(self.role, schedule, data.train, lookup(AUGMENTATIONS, self.recipe.augment, "augmentation"))
 
 
-# What lanes of one fleet may differ in; all else in their recipes is equal.
+# Recipe fields in which the lanes of a fleet may differ.
 PER_NETWORK_FIELDS = ("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop")
 
 
 class Engine(Protocol):
-    """Takes the steps of up to ``capacity`` lanes at once; they have one shape, start at one epoch and share all but
-    `PER_NETWORK_FIELDS`. ``precision`` is that of the steps; see `precision.arithmetic`."""
+    """Interface of an engine, which trains up to ``capacity`` lanes together.
+
+    The lanes have the same shape, start at the same epoch, and have equal recipes apart from `PER_NETWORK_FIELDS`.
+
+    Args:
+        lanes: the lanes.
+        data: the data set, on the device of the models.
+        precision: precision of the training steps; see `precision.precision_context`.
+    """
 
     capacity: ClassVar[int]
 
     def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
-        """Take over the lanes' models; nothing is computed yet."""
+        """Take over the lanes' models, without training yet."""
 
     @staticmethod
     def slots(networks: int, model: nn.Module) -> int:
-        """The number of lanes that are computed for so many networks; those that are empty cost as much."""
+        """Return the number of lanes computed for a number of networks; padding lanes cost as much as the others."""
 
     def epoch(self, number: int) -> list[float]:
-        """Train one scheduled epoch; returns each lane's mean batch loss."""
+        """Train every lane for one scheduled epoch; return each lane's mean batch loss."""
 
     def errors(self) -> list[Row]:
-        """Each lane's validation and test error, in eval mode."""
+        """Return each lane's validation and test error, in eval mode."""
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
-        """A lane's state dict and momentum buffers, copied to the CPU."""
+        """Return a lane's state dict and momentum buffers, copied to the CPU."""

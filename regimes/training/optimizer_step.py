@@ -1,4 +1,4 @@
-"""One optimisation step: SGD, or sharpness-aware minimisation, on the live weights only."""
+"""Optimisation step: SGD or sharpness-aware minimisation (SAM), on the live weights only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from regimes.pruners.mask import Mask
 
 
 class OptimizerStep:
-    """Steps of one network under one recipe and, where it is pruned, one mask.
+    """Optimiser of one network under a recipe and, if it is pruned, a mask.
 
-    The optimiser is torch's SGD, as a function: its class loads torch's compiler at first use, more than a second in
-    every process. Gradients of masked weights are set to zero before they are used anywhere, so that neither momentum,
-    weight decay nor SAM's ascent ever moves a masked weight away from zero.
+    This is torch's functional SGD; the class would load torch's compiler at first use, more than a second in every
+    process. Gradients of masked weights are set to zero before use, so that neither momentum, weight decay nor the
+    ascent of SAM moves a masked weight away from zero.
+
+    Args:
+        model: the network; its parameters are changed by every step.
+        recipe: the training recipe.
+        mask: the live weights; None: all.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, mask: Mask | None) -> None:
@@ -32,10 +37,10 @@ class OptimizerStep:
         self.buffers: dict[str, Tensor] = {}  # momentum, by parameter name
 
     def __call__(self, loss: Callable[[], Tensor], learning_rate: float | Tensor) -> Tensor:
-        """Take one step down ``loss()``; returns the loss before it, still on the device.
+        """Take one step on ``loss()`` and return the loss before it, as a tensor on the device.
 
-        The learning rate may be a number on the device, as a step that is captured needs it; momentum buffers then have
-        to be there already.
+        The learning rate may be a tensor on the device, as in a captured step; momentum buffers must then exist
+        already.
         """
         before = self._backward(loss)
         if self.recipe.sam_rho:
@@ -67,7 +72,7 @@ class OptimizerStep:
             self.buffers.update((name, each) for name, each in zip(moved, buffers, strict=True) if each is not None)
 
     def _down_on_device(self, learning_rate: Tensor, moved: Mapping[str, Tensor], gradients: list[Tensor]) -> None:
-        """SGD as torch has it; torch's own would fetch the learning rate from the device."""
+        """SGD as in torch, whose own version would copy the learning rate to the host."""
         recipe, weights = self.recipe, list(moved.values())
         direction = list(torch._foreach_add(gradients, weights, alpha=recipe.weight_decay))
         if recipe.momentum:
@@ -105,8 +110,9 @@ class OptimizerStep:
 
     @contextmanager
     def statistics_frozen(self) -> Iterator[None]:
+        """Context manager in which BatchNorm uses batch statistics without updating its running ones."""
         for norm in self.norms:
-            norm.track_running_stats = False  # batch statistics are used, the running ones not updated
+            norm.track_running_stats = False
         try:
             yield
         finally:
@@ -114,10 +120,10 @@ class OptimizerStep:
                 norm.track_running_stats = True
 
     def momentum(self) -> dict[str, Tensor]:
-        """The momentum buffers by parameter name: with the weights, all that a later step depends on."""
+        """Return the momentum buffers by parameter name; with the weights, they are the whole optimiser state."""
         return dict(self.buffers)
 
     def set_momentum(self, buffers: dict[str, Tensor]) -> None:
-        """Put momentum buffers back, so that training goes on as if it had never stopped."""
+        """Restore momentum buffers, to resume a training exactly."""
         for name, buffer in buffers.items():
             self.buffers[name] = buffer.to(self.named[name]).clone()

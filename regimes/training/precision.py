@@ -1,4 +1,4 @@
-"""In which arithmetic a step is taken: float32, or bfloat16 where that is enough."""
+"""Precision of training steps: float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import torch
 PRECISIONS = ("float32", "bfloat16")
 
 
-def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a training step's forward passes.
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context manager for the forward passes of training steps.
 
     "bfloat16" is torch's autocast: convolutions and matrix products take bfloat16 operands; weights, gradients, sums,
-    losses and the optimiser stay in float32. It pays where the processor multiplies bfloat16 natively (CUDA cards,
-    CPUs with AVX512-BF16 or AMX). Results equal those of float32 within the noise between seeds, not bit for bit, so
-    the precision is part of a run's numerics. Everything that is *measured* is measured in float32.
+    losses and the optimiser stay in float32. It is faster on processors with native bfloat16 (CUDA GPUs, CPUs with
+    AVX512-BF16 or AMX). Results equal those of float32 within the noise between seeds, not bit for bit, so the
+    precision is part of a run's numerics. Measurements are always in float32.
+
+    Args:
+        precision: a name in `PRECISIONS`.
+        device: device of the model.
     """
     if precision == "float32":
         return nullcontext()

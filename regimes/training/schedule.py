@@ -1,4 +1,4 @@
-"""Time in training: steps, passes over the data, scheduled epochs, and the learning rate at each step."""
+"""Training schedule: steps, passes over the data, epochs, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from regimes.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The steps of one recipe on ``images`` training images.
+    """Schedule of a recipe on a number of training images.
 
-    A *pass* is one walk through the data in this network's batches. A scheduled *epoch* is a fixed number of steps,
-    counted at the recipe's ``epoch_batch``; the two differ only where the batch size is a knob.
+    A *pass* goes once through the data in this network's batches. A scheduled *epoch* is a fixed number of steps,
+    counted at the recipe's ``epoch_batch``. The two differ only if the batch size is a knob.
 
     Attributes:
-        recipe: the recipe.
+        recipe: the training recipe.
         images: number of training images.
+
+    Raises:
+        UserError: the batch size is larger than the number of training images.
     """
 
     recipe: Recipe
@@ -28,31 +31,31 @@ class TrainingSchedule:
         largest = max(self.recipe.batch_size, self.recipe.epoch_batch or 0)
         if largest > self.images:
             raise UserError(
-                f"batch size {largest} is larger than the training set of {self.images} images; take a smaller one"
+                f"batch size {largest} is larger than the training set of {self.images} images; use a smaller one"
             )
 
     @property
     def steps_per_pass(self) -> int:
-        """Whole batches in the data; the rest of each pass is dropped."""
+        """Number of whole batches in the data; the remaining images of each pass are dropped."""
         return self.images // self.recipe.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one scheduled epoch."""
+        """Number of steps of one scheduled epoch."""
         return self.images // (self.recipe.epoch_batch or self.recipe.batch_size)
 
     @property
     def horizon(self) -> int:
-        """Steps of the whole schedule."""
+        """Number of steps of the whole schedule."""
         return self.recipe.epochs * self.steps_per_epoch
 
     @property
     def last_epoch(self) -> int:
-        """The epoch at which training stops: early, or the horizon."""
+        """Epoch at which training stops: ``recipe.stop`` if set, else the last one."""
         return self.recipe.stop or self.recipe.epochs
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ..., horizon - 1."""
+        """Return the learning rate of a step in 0, 1, ..., horizon - 1."""
         recipe = self.recipe
         share = step / self.horizon
         if recipe.schedule == "step":

@@ -1,4 +1,4 @@
-"""Train networks along their timelines and stop at the epochs asked for."""
+"""Train networks and return snapshots at the requested epochs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.pruners.mask import Mask
-from regimes.registry import load
+from regimes.registry import lookup
 from regimes.training import ENGINES
 from regimes.training.fleet import Engine, Lane, Row, Snapshot
 
@@ -27,7 +27,7 @@ def train(
     resume: Snapshot | None = None,
     evaluate_all: bool = True,
 ) -> Iterator[Snapshot]:
-    """Train one network in place with the engine "eager"; see `train_fleet`."""
+    """Train one network in place with the engine "eager" and yield its snapshots; see `train_fleet` and `Lane`."""
     lane = Lane(model, recipe, role, mask, resume)
     return (snapshot for _, snapshot in train_fleet([lane], data, epochs, evaluate_all=evaluate_all))
 
@@ -40,22 +40,24 @@ def train_fleet(
     evaluate_all: bool = True,
     precision: str = "float32",
 ) -> Iterator[tuple[int, Snapshot]]:
-    """Train networks and yield (number of the lane, snapshot) at each of ``epochs`` (ascending).
+    """Train networks and yield (index of the lane, snapshot) at each of ``epochs``.
 
-    Test and validation error are taken in eval mode at the end of epochs: of all of them, or of those that the means
-    before the last one asked for need (``recipe.last``). Once a lane's loss is not finite, it is out, and every
-    snapshot left is yielded as diverged: that is a result.
+    Test and validation error are measured in eval mode at the end of epochs. When a lane's loss becomes non-finite, the
+    lane is dropped and its remaining snapshots are yielded as diverged, which is a valid result.
 
     Args:
-        lanes: the trainings; they start at one epoch and have recipes equal but for `lane.FREE`. Networks of different
-            shapes (structured pruning makes such) are trained shape by shape.
-        data: on one device, in the dtype of the models.
-        epochs: scheduled epochs at which to stop and hand out a snapshot.
-        engine: a name in `ENGINES`. Within one engine a lane's bits do not depend on the other lanes.
-        evaluate_all: whether every epoch is evaluated, or only the last ``recipe.last`` ones.
-        precision: of the steps, a name in `PRECISIONS`.
+        lanes: the networks; they start at the same epoch, and their recipes are equal apart from `PER_NETWORK_FIELDS`.
+            Networks of different shapes (e.g. after structured pruning) are trained shape by shape.
+        data: the data set, on the device and in the dtype of the models.
+        epochs: scheduled epochs at which to yield a snapshot, ascending.
+        engine: a name in `ENGINES`. Within one engine, a lane's bits do not depend on the other lanes.
+        evaluate_all: whether to evaluate after every epoch, or only in the last ``recipe.last`` ones.
+        precision: precision of the training steps, a name in `PRECISIONS`.
+
+    Raises:
+        RuntimeError: the model's own code moved a pruned weight away from zero.
     """
-    kind: type[Engine] = load(ENGINES, engine, "engine")
+    kind: type[Engine] = lookup(ENGINES, engine, "engine")
     shapes: dict[Any, list[int]] = {}
     for number, lane in enumerate(lanes):
         shapes.setdefault(lane.shape, []).append(number)
@@ -90,5 +92,5 @@ def _lockstep(
                 weights, momentum = engine.state(number)
                 mask = lanes[number].mask
                 if mask is not None and not mask.holds(weights):
-                    raise RuntimeError("a pruned weight moved away from zero: the model's own code bypasses the mask")
+                    raise RuntimeError("a pruned weight is no longer zero: the model's own code bypasses the mask")
                 yield number, Snapshot(epoch + 1, weights, momentum, list(histories[number]))

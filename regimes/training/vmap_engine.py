@@ -1,12 +1,12 @@
-"""The engine "stacked": several networks of one shape as one, by ``torch.func.vmap``, in lock-step.
+"""The engine "stacked": several networks of one shape trained as one, in lock-step, by ``torch.func.vmap``.
 
-Small networks leave most of a core idle: a step is bound by the number of calls, not by arithmetic. Stacked, one call
-serves all of them; convolutions become grouped ones over images whose channels lie next to each other.
+A training step of a small network is limited by the number of calls, not by arithmetic. With stacked weights, one call
+serves all networks; convolutions become grouped convolutions over images with adjacent channels.
 
-The number of lanes is a power of two: a fleet that is not full is padded with copies of its last lane. There is a
-minimum number, at which the channels of every BatchNorm fill whole vectors: from there on a lane's bits depend neither
-on the number of lanes nor on its slot or its neighbours. `engine_selection` in `experiment` checks that on the actual
-model before this engine is used.
+The number of lanes is a power of two; a smaller fleet is padded with copies of its last lane. There is a minimum, at
+which the channels of every BatchNorm fill whole vectors: from there on, a lane's bits depend neither on the number of
+lanes nor on its slot or neighbours. `regimes.experiment.engine_selection` checks this on the actual model before it
+chooses this engine.
 """
 
 from __future__ import annotations
@@ -21,28 +21,32 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regimes.data.dataset import Dataset, Split
-from regimes.landscape.error import images_at_once, mistakes
+from regimes.landscape.error import input_errors, inputs_per_pass
 from regimes.models.build import load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
-from regimes.training.precision import arithmetic
+from regimes.training.precision import precision_context
 
-LEAST, MOST = 4, 64  # lanes
-VECTOR = 32  # channels at a time that BatchNorm's sums are taken in; a ragged end is summed in another order
+MIN_LANES, MAX_LANES = 4, 64  # lanes
+BATCHNORM_VECTOR = 32  # channels per vector in BatchNorm's sums; an incomplete vector is summed in another order
 
 
-def padded(lanes: int, model: nn.Module) -> int:
-    """The number of lanes that so many networks are trained in."""
+def padded_lanes(lanes: int, model: nn.Module) -> int:
+    """Return the number of lanes that a number of networks are trained in: a power of two, padding included."""
     channels = [each.num_features for each in model.modules() if isinstance(each, _BatchNorm)]
-    return max(LEAST, VECTOR // math.gcd(VECTOR, *channels), 1 << (lanes - 1).bit_length())
+    return max(MIN_LANES, BATCHNORM_VECTOR // math.gcd(BATCHNORM_VECTOR, *channels), 1 << (lanes - 1).bit_length())
 
 
 class VmapEngine:
-    """Trains up to `MOST` lanes at once."""
+    """Engine that trains up to `MAX_LANES` networks in lock-step; see `Engine`.
 
-    capacity = MOST
+    Raises:
+        ValueError: the models have tied weights or extra state, which cannot be stacked.
+    """
+
+    capacity = MAX_LANES
 
     def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
-        self.count = padded(len(lanes), lanes[0].model)
+        self.count = padded_lanes(len(lanes), lanes[0].model)
         self.lanes = [*lanes, *[lanes[-1]] * (self.count - len(lanes))]
         self.precision = precision
         self.data = data
@@ -53,8 +57,8 @@ class VmapEngine:
         self.rho = self._per_lane([lane.recipe.sam_rho for lane in self.lanes])
         self.decay = self._per_lane([lane.recipe.weight_decay for lane in self.lanes])
         self.smooth = self._per_lane([lane.recipe.label_smoothing for lane in self.lanes])
-        self.run = vmap(self._one, in_dims=(0, 0, 1), out_dims=0)
-        self.judge = vmap(self._one, in_dims=(0, 0, None), out_dims=0)
+        self.train_forward = vmap(self._one, in_dims=(0, 0, 1), out_dims=0)
+        self.eval_forward = vmap(self._one, in_dims=(0, 0, None), out_dims=0)
 
     def _load(self) -> None:
         for lane in self.lanes:
@@ -64,11 +68,11 @@ class VmapEngine:
                 lane.mask.apply(lane.model)
         parameters, self.buffers = stack_module_state([lane.model for lane in self.lanes])
         if set(self.base.state_dict()) != {*parameters, *self.buffers}:
-            raise ValueError("tied weights or extra state: such a model is not stacked")
+            raise ValueError("models with tied weights or extra state cannot be stacked")
         trained = {name for name, each in self.base.named_parameters() if each.requires_grad}
         parameters = {name: each.detach().contiguous() for name, each in parameters.items()}
         self.parameters = {name: each.requires_grad_() for name, each in parameters.items() if name in trained}
-        # Frozen parameters are carried along like buffers: no step touches them.
+        # Frozen parameters are treated as buffers: no step changes them.
         frozen = {name: each for name, each in parameters.items() if name not in trained}
         self.buffers = {name: each.detach().clone() for name, each in {**frozen, **self.buffers}.items()}
         self.leaves = list(self.parameters.values())
@@ -86,14 +90,14 @@ class VmapEngine:
         outputs: Tensor = functional_call(self.base, (parameters, buffers), (inputs,))
         return outputs
 
-    slots = staticmethod(padded)
+    slots = staticmethod(padded_lanes)
 
     # -- one step -------------------------------------------------------------------------------------------------
 
     def epoch(self, number: int) -> list[float]:
-        """Train one scheduled epoch of every lane."""
-        timeline = self.streams[0].timeline
-        steps = timeline.steps_per_epoch
+        """Train every lane for one scheduled epoch; return each lane's mean batch loss."""
+        schedule = self.streams[0].schedule
+        steps = schedule.steps_per_epoch
         total = torch.zeros(self.count, dtype=torch.float64, device=self.data.train.targets.device)
         self.base.train()
         with seeded(0):
@@ -112,7 +116,7 @@ class VmapEngine:
         losses, gradients = self._gradients(inputs, targets, self.buffers)
         if self.recipe.sam_rho:
             gradients = self._sharpness_aware(inputs, targets, gradients)
-        rates = self._per_lane([stream.timeline.learning_rate(step) for stream in self.streams])
+        rates = self._per_lane([stream.schedule.learning_rate(step) for stream in self.streams])
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 gradient, buffer = gradients[name], self.momentum[name]
@@ -123,8 +127,8 @@ class VmapEngine:
         return losses
 
     def _gradients(self, inputs: Tensor, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
-        with arithmetic(self.precision, inputs.device):
-            outputs = self.run(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
+        with precision_context(self.precision, inputs.device):
+            outputs = self.train_forward(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
         losses = vmap(self.recipe.loss_fn)(outputs, targets)  # (lanes,)
         if any(lane.recipe.label_smoothing for lane in self.lanes):  # a lane's 0 changes no bit of it
             even = -outputs.log_softmax(2).mean((1, 2))
@@ -136,7 +140,7 @@ class VmapEngine:
         }
 
     def _sharpness_aware(self, inputs: Tensor, targets: Tensor, gradients: Tensors) -> Tensors:
-        """The gradients at ``w + rho g/|g|`` of each lane, on a copy of the buffers that is thrown away."""
+        """The gradients at ``w + rho g/|g|`` of each lane, on a temporary copy of the buffers."""
         squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in gradients.values()]).sum(dim=0)
         scale = self.rho / (squares.sqrt() + 1e-12)
         here = {name: each.detach().clone() for name, each in self.parameters.items()}
@@ -154,10 +158,10 @@ class VmapEngine:
         inputs = self.data.train.inputs
         return torch.tensor(values, dtype=inputs.dtype, device=inputs.device)
 
-    # -- what is handed out ---------------------------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------------------------
 
     def errors(self) -> list[Row]:
-        """Validation and test error of every lane."""
+        """Return the validation and test error of every lane."""
         val, test = self._wrong(self.data.val), self._wrong(self.data.test)
         return [{"val_error": v, "test_error": t} for v, t in zip(val, test, strict=True)]
 
@@ -165,14 +169,14 @@ class VmapEngine:
     def _wrong(self, split: Split) -> list[float]:
         self.base.eval()
         wrong = torch.zeros(self.count, dtype=torch.float64, device=split.targets.device)
-        size = images_at_once(split.inputs, lanes=8)  # of every lane; the same for any number of lanes
+        size = inputs_per_pass(split.inputs, lanes=8)  # of every lane; the same for any number of lanes
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
-            answers = self.judge(self.parameters, self.buffers, inputs)
-            wrong += torch.stack([mistakes(each, targets, self.recipe.loss_fn).sum() for each in answers])
+            answers = self.eval_forward(self.parameters, self.buffers, inputs)
+            wrong += torch.stack([input_errors(each, targets, self.recipe.loss_fn).sum() for each in answers])
         return [float(each) / len(split.targets) for each in wrong]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
-        """A lane's state dict, in the model's own order, and its momentum."""
+        """Return a lane's state dict, in the model's own order, and its momentum buffers, copied to the CPU."""
         stacked = {**self.parameters, **self.buffers}
         weights = {name: stacked[name][lane].detach().cpu().clone() for name in self.base.state_dict()}
         return weights, {name: each[lane].cpu().clone() for name, each in self.momentum.items()}
@@ -184,7 +188,7 @@ def _factor(lane: Lane, name: str, like: Tensor) -> Tensor:
 
 
 def _side_by_side(batches: list[Tensor]) -> Tensor:
-    """Stack lanes along dimension 1; images so that the channels of all lanes lie next to each other in memory."""
+    """Stack lanes along dimension 1; images with the channels of all lanes adjacent in memory."""
     stacked = torch.stack(batches, dim=1)  # (batch, lanes, ...)
     if stacked.dim() != 5:
         return stacked
@@ -197,5 +201,5 @@ def _view(per_lane: Tensor, like: Tensor) -> Tensor:
 
 
 def has_private_randomness(model: nn.Module) -> bool:
-    """Whether a model draws random numbers while it trains, which stacked lanes would share."""
+    """Return whether a model has dropout layers, whose random numbers stacked lanes would share."""
     return any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())

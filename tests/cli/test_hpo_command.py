@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 from searches import call, finished, spec, written
 
-from regimes.cli.hpo import _Progress
+from regimes.cli.hpo import SearchProgress
 from regimes.hpo.optuna_study import open_storage
 from regimes.hpo.search import SearchOptions, search
 
@@ -40,7 +40,7 @@ def test_from_a_file_to_a_winner_that_is_tested_once(file: Path, tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert f"{result['winner']['test_error']:.2%}" in again.stdout
     assert "test error of 2 fresh trainings" in again.stdout
-    assert "trained 2 times anew" not in again.stderr
+    assert "trained with 2 fresh seeds" not in again.stderr
     more = call("hpo", "tiny.toml", "--out", "out", *CONVOLUTIONS, "--trials", "10", "--json", cwd=tmp_path)
     assert json.loads(more.stdout)["savings"]["n"] == 10
 
@@ -68,16 +68,16 @@ def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -
 
 
 def test_progress_counts_what_was_promoted(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr("regimes.cli.hpo.EVERY", 0.0)
-    progress, base = _Progress(32), optuna.create_study()
+    monkeypatch.setattr("regimes.cli.hpo.LINE_INTERVAL", 0.0)
+    progress, base = SearchProgress(32), optuna.create_study()
     progress._line(base)
     for number in range(2):
         base.enqueue_trial({}, user_attrs={"regimes:promoted": number})
     base.tell(base.ask(), 0.5)
     progress._line(base)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith("0/32 trials  on rungs: none yet  best -")
-    assert lines[1].startswith("1/2 promoted trials  on rungs: none yet  best 0.5000")
+    assert lines[0].startswith("0/32 trials  per density: none yet  best -")
+    assert lines[1].startswith("1/2 promoted trials  per density: none yet  best 0.5000")
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------
@@ -87,22 +87,22 @@ def test_progress_counts_what_was_promoted(monkeypatch: pytest.MonkeyPatch, capf
     ("changes", "line"),
     [
         (["trials=0"], "trials: Input should be greater than or equal to 1"),
-        (["space.learning_rate={low=1.0, high=0.1}"], "space.learning_rate: low and high are needed, low below high"),
-        (["space.learning_rate={low=0.0, high=0.1, log=true}"], "on a logarithmic scale low has to be above 0"),
+        (["space.learning_rate={low=1.0, high=0.1}"], "space.learning_rate: needs low < high"),
+        (["space.learning_rate={low=0.0, high=0.1, log=true}"], "log = true needs low above 0"),
         (["space.learnig_rate=[0.1]"], "unknown hyperparameter (did you mean 'learning_rate'?)"),
         (["space.batch_size=[1]"], "space.batch_size: should be greater than or equal to 2"),
-        (["space.batch_size=[16.5]"], "16.5 is no whole number"),
+        (["space.batch_size=[16.5]"], "16.5 is not a whole number"),
         (["space.batch_size=[16, 512]"], "space.batch_size: 512 is larger than the training set"),
         (["ladder.proxy=narowed"], "unknown proxy 'narowed' (did you mean 'narrowed'?)"),
-        (["ladder.densities=[0.1, 0.1]"], "ladder.densities: a value stands there twice"),
+        (["ladder.densities=[0.1, 0.1]"], "ladder.densities: duplicate value in [0.1, 0.1]"),
         (["ladder.densities=[1.5]"], "ladder.densities.0: should be less than or equal to 1"),
-        (["ladder.step_time=[0.5]"], "given by densities already; leave one of the two out"),
+        (["ladder.step_time=[0.5]"], "cannot be combined with densities; remove one of the two"),
         (["study.stopper=sha"], "unknown stopper 'sha'"),
         (["study.sampler=bohb"], "unknown sampler 'bohb'"),
         (["study.stopper_options={factor=3}"], "study.stopper_options: "),
         (["study.sampler_options={n_startup=3}"], "study.sampler_options: "),
         (["study.sampler=tpe", 'study.sampler_options={n_startup_trials="a"}'], "study.sampler: "),
-        (["recipe.loss=mse", "space.label_smoothing=[0.1]"], "only 'cross-entropy' smooths labels"),
+        (["recipe.loss=mse", "space.label_smoothing=[0.1]"], "space.label_smoothing: needs loss = 'cross-entropy'"),
     ],
 )
 def test_mistakes_in_the_file_get_a_line(file: Path, changes: list[str], line: str, capfd: Any) -> None:
@@ -128,7 +128,7 @@ def test_another_search_in_the_same_place_is_refused_and_nothing_is_lost(file: P
     storage = ["--storage", "out/study.log", "--out", "elsewhere"]
     elsewhere = call("hpo", "tiny.toml", *storage, *narrower, cwd=tmp_path)
     assert elsewhere.returncode == 2
-    assert "study 'tiny' was begun with another space (learning_rate.attributes." in elsewhere.stderr
+    assert "study 'tiny' was started with another space (learning_rate.attributes." in elsewhere.stderr
     assert trials() == before
     assert len(before) == 4
     for each in (changed, elsewhere):
@@ -153,13 +153,13 @@ def test_every_step_of_the_ladder_is_seen_in_the_dashboard() -> None:
     dashboard = pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
     from searches import planned
 
-    from regimes.hpo.optimize_loop import Limits, work
+    from regimes.hpo.optimize_loop import Limits, run_trials
 
     asked = spec(trials=4, batch=4)
     _, climb = planned(asked)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
-    work(study, climb, 4, Limits(4))
+    run_trials(study, climb, 4, Limits(4))
     app = dashboard.wsgi(storage)
     answers: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": f"/api/studies/{study._study_id}", "QUERY_STRING": "after=0"}

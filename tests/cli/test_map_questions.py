@@ -12,23 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from test_map import world
+from known_grids import world
 from typer.testing import CliRunner
 
 from regimes import UserError, classify, draw_map
-from regimes.cli.answer import positions
-from regimes.cli.options import app
-from regimes.plots.border import field
+from regimes.cli import app
+from regimes.cli.options import positions
+from regimes.plots.border import probability_field
 from regimes.plots.html_page import cells_of, curves_of, numbers_of, write_page
 from regimes.plots.phase_diagram import phase_diagram
 from regimes.regime_map.regime_map import RegimeMap
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 ASK = {
-    "classify": ("--out", "o.nc"),
     "map": ("--out", "m"),
     "advise": ("--density", "0.1", "--at", "learning_rate=0.1"),
-    "select": ("--density", "0.1"),
+    "advise ": ("--density", "0.1"),
 }
 
 
@@ -45,38 +44,41 @@ def test_answers_for_people_and_for_machines(cli: Cli, tmp_path: Path) -> None:
     advice = json.loads(cli("advise", "g.nc", "--density", "0.02", "--at", "learning_rate=0.01", "--json").stdout)
     assert advice["direction"] == "hotter"
     assert set(advice) >= {"regime", "target", "expected_error", "confidence", "evidence"}
-    chosen = json.loads(cli("select", "g.nc", "--density", "0.8", "--json").stdout)
+    chosen = json.loads(cli("advise", "g.nc", "--density", "0.8", "--json").stdout)
     assert chosen["selected"]["learning_rate"] == pytest.approx(0.0251, rel=0.01)
-    rungs = json.loads(cli("rungs", "g.nc", "--json").stdout)
+    rungs = json.loads(cli("advise", "g.nc", "--rungs", "--json").stdout)
     assert [each["density"] for each in rungs] == sorted(each["density"] for each in rungs)
-    assert "trusted" in cli("rungs", "g.nc", "--density", "0.5").stdout
+    assert "trusted" in cli("advise", "g.nc", "--rungs", "--density", "0.5").stdout
     saved(world().rename(learning_rate="sam_rho"), tmp_path / "rho.nc")
-    assert cli("sam-rho", "rho.nc", "--density", "0.02").stdout.startswith("sam_rho 0.398")
+    assert cli("advise", "rho.nc", "--density", "0.02", "--knob", "sam_rho").stdout.startswith("sam_rho 0.398")
 
 
 def test_mistakes_of_the_one_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(world(), tmp_path / "g.nc")
     monkeypatch.chdir(tmp_path)
     for words, code, line in (
-        (("advise", "g.nc", "--density", "0.001", "--at", "learning_rate=0.1"), 3, "density 0.001 lies outside"),
-        (("advise", "g.nc", "--density", "0.1", "--at", "learning_rate=9"), 3, "learning_rate 9 lies outside"),
-        (("select", "g.nc", "--density", "1"), 3, "density 1 lies outside"),
+        (("advise", "g.nc", "--density", "0.001", "--at", "learning_rate=0.1"), 3, "density 0.001 is outside"),
+        (("advise", "g.nc", "--density", "0.1", "--at", "learning_rate=9"), 3, "learning_rate 9 is outside"),
+        (("advise", "g.nc", "--density", "1"), 3, "density 1 is outside"),
         (
             ("advise", "g.nc", "--density", "0.1", "--at", "learning_rate"),
             2,
             "--at learning_rate: allowed: KNOB=NUMBER",
         ),
-        (("advise", "g.nc", "--density", "0.1", "--at", "lr=0.1"), 2, "'lr' is no axis of this grid"),
-        (("sam-rho", "g.nc", "--density", "0.1"), 2, "this grid turns learning_rate, not sam_rho"),
-        (("select", "g.nc", "--density", "0.1", "--adviser", "best"), 2, "unknown adviser 'best'"),
-        (("map", "g.nc", "--mark", "learning_rate=7,density=0.1"), 3, "learning_rate 7 lies outside"),
+        (("advise", "g.nc", "--density", "0.1", "--at", "lr=0.1"), 2, "unknown axis 'lr'"),
+        (("advise", "g.nc", "--density", "0.1", "--knob", "sam_rho"), 2, "this grid varies learning_rate, not sam_rho"),
+        (("advise", "g.nc", "--density", "0.1", "--adviser", "best"), 2, "unknown adviser 'best'"),
+        (("advise", "g.nc", "--density", "0.1", "--knob", "epochs"), 2, "--knob epochs: allowed: learning_rate"),
+        (("advise", "g.nc"), 2, "--density: one value is needed"),
+        (("advise", "g.nc", "--rungs", "--knob", "learning_rate"), 2, "--rungs takes --density and --at only"),
+        (("map", "g.nc", "--mark", "learning_rate=7,density=0.1"), 3, "learning_rate 7 is outside"),
         (("run", "g.toml", "--budget", "5"), 2, "--budget belongs to --adaptive"),
     ):
         said = CliRunner().invoke(app, words)
         assert said.exit_code == code, said.stderr
         assert said.stderr.startswith(f"regimes: {line}")
         assert len(said.stderr.splitlines()) == 1
-    with pytest.raises(UserError, match="'a' stands there twice"):
+    with pytest.raises(UserError, match="'a' is given twice"):
         positions(["a=1", "a=2"])
     assert positions(["a=1,b=2", "c=3"]) == {"a": 1.0, "b": 2.0, "c": 3.0}
 
@@ -87,13 +89,13 @@ def malformed() -> dict[str, tuple[xr.Dataset, str]]:
     nan = good.assign(lmc=good["lmc"] * np.nan)
     return {
         "no density": (good.isel(density=0, drop=True), "no dimension 'density'"),
-        "percent": (good.assign_coords(density=good["density"] * 100), "percent? allowed: (0, 1]"),
-        "flipped": (flipped, "sign flipped?"),
+        "percent": (good.assign_coords(density=good["density"] * 100), "allowed: (0, 1]; divide percentages by 100"),
+        "flipped": (flipped, "flip its sign?"),
         "cka": (good.assign(cka=good["cka"] * 100), "allowed: 0 to 1"),
-        "nan": (nan, "nothing to classify yet"),
-        "knob": (good.rename(learning_rate="lr"), "no dimension is named as a knob"),
+        "nan": (nan, "nothing to classify"),
+        "knob": (good.rename(learning_rate="lr"), "no knob among the dimensions"),
         "no lmc": (good.drop_vars("lmc"), "no variable 'lmc'"),
-        "empty": (xr.Dataset(), "no dimension is named as a knob"),
+        "empty": (xr.Dataset(), "no knob among the dimensions"),
         "no cells": (good.isel(learning_rate=slice(0, 0)), ""),
     }
 
@@ -106,7 +108,7 @@ def test_every_malformed_grid_gets_one_line_from_every_command(
     saved(data, tmp_path / "g.nc")
     monkeypatch.chdir(tmp_path)
     for command, more in ASK.items():
-        said = CliRunner().invoke(app, [command, "g.nc", *more])
+        said = CliRunner().invoke(app, [command.strip(), "g.nc", *more])
         assert said.exit_code == 2, (command, said.stderr)
         assert len(said.stderr.splitlines()) == 1, (command, said.stderr)
         assert said.stderr.startswith("regimes: g.nc: ")
@@ -117,7 +119,7 @@ def test_a_grid_with_a_knob_density_lmc_and_cka_is_enough(tmp_path: Path, monkey
     saved(world()[["lmc", "cka"]].mean(("dense_seed", "pair")), tmp_path / "g.nc")
     monkeypatch.chdir(tmp_path)
     for command, more in ASK.items():
-        said = CliRunner().invoke(app, [command, "g.nc", *more])
+        said = CliRunner().invoke(app, [command.strip(), "g.nc", *more])
         assert said.exit_code == 0, said.stderr
 
 
@@ -126,10 +128,10 @@ def test_the_diagram_has_border_band_arrows_and_mark(tmp_path: Path) -> None:
     chart = RegimeMap.of(data)
     figure = phase_diagram(data, chart, {"learning_rate": 0.1, "density": 0.1})
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert any("turn hotter or colder, by test errors" in each for each in labels)
+    assert any("advice: hotter or colder, by test errors" in each for each in labels)
     assert any("yours: learning_rate 0.1, density 0.1" in each for each in labels)
     assert any("80 %" in each for each in labels)
-    fine = field(chart)
+    fine = probability_field(chart)
     assert fine is not None
     np.testing.assert_allclose(fine.regimes.sum(-1), 1.0)
     # At a cell's middle the field is the cell's own: rows from the hottest down.
@@ -139,7 +141,7 @@ def test_the_diagram_has_border_band_arrows_and_mark(tmp_path: Path) -> None:
     files = {each.name for each in draw_map(data, tmp_path / "m")}
     assert {"phase.png", "phase.svg", "phase.pdf"} <= files
     page = (tmp_path / "m" / "README.md").read_text()
-    assert "## Advice, held against controls" in page
+    assert "## Advice compared with baselines" in page
     assert "| lowest dense test error |" in page
     assert "| oracle |" in page
     two = classify(xr.concat([world(size=(4, 4))] * 2, dim="width").assign_coords(width=[4, 8]))

@@ -27,7 +27,7 @@ from regimes.models.build import build
 from regimes.pruners import ALLOCATIONS, PRUNERS
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prunable, prune
-from regimes.registry import load
+from regimes.registry import lookup
 
 IMAGE = (3, 8, 8)
 
@@ -41,7 +41,7 @@ def small(name: str, seed: int = 0) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", KNOBS)
 def test_knob_changes_only_fields_of_a_recipe(name: str) -> None:
-    knob = load(KNOBS, name, "knob")
+    knob = lookup(KNOBS, name, "knob")
     assert knob.name == name
     value = knob.kind(knob.low + 1)
     assert knob.accepts(value)
@@ -54,12 +54,12 @@ def test_knob_changes_only_fields_of_a_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", KNOBS)
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf, True, "8", None, [1]])
 def test_knob_refuses_what_is_no_value(name: str, bad: object) -> None:
-    assert not load(KNOBS, name, "knob").accepts(bad)
+    assert not lookup(KNOBS, name, "knob").accepts(bad)
 
 
 def test_whole_number_knobs_refuse_fractions() -> None:
-    assert not load(KNOBS, "epochs", "knob").accepts(1.5)
-    assert load(KNOBS, "epochs", "knob").accepts(2.0)
+    assert not lookup(KNOBS, "epochs", "knob").accepts(1.5)
+    assert lookup(KNOBS, "epochs", "knob").accepts(2.0)
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -83,8 +83,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str, folder: Path, archives: Path) -> None:
     root = folder if name == "imagefolder" else archives
     options = {} if name in ("digits", "synthetic") else {"root": str(root)}
-    data: Dataset = load(DATASETS, name, "data set")(**options)
-    again: Dataset = load(DATASETS, name, "data set")(**options)
+    data: Dataset = lookup(DATASETS, name, "data set")(**options)
+    again: Dataset = lookup(DATASETS, name, "data set")(**options)
     assert data.fingerprint == again.fingerprint
     rows = [{tuple(row.tolist()) for row in split.inputs[:].flatten(1)} for split in (data.train, data.val, data.test)]
     assert all(len(split.targets) > 20 for split in (data.train, data.val, data.test))
@@ -97,7 +97,7 @@ def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str,
 
 
 def test_imagefolder_takes_as_many_of_each_class(folder: Path) -> None:
-    data = load(DATASETS, "imagefolder", "data set")(root=str(folder), images=100, test_images=20)
+    data = lookup(DATASETS, "imagefolder", "data set")(root=str(folder), images=100, test_images=20)
     assert data.title == folder.name
     assert data.input_shape == (3, 4, 4)
     assert [torch.bincount(split.targets).tolist() for split in (data.train, data.val, data.test)] == [
@@ -109,7 +109,7 @@ def test_imagefolder_takes_as_many_of_each_class(folder: Path) -> None:
 
 
 def test_imagefolder_says_what_it_expects(folder: Path, tmp_path: Path) -> None:
-    make = load(DATASETS, "imagefolder", "data set")
+    make = lookup(DATASETS, "imagefolder", "data set")
     with pytest.raises(UserError, match=r"no folder train/ in it; expected .*/train/CLASS/IMAGE.jpg"):
         make(root=str(tmp_path / "none"))
     shutil.copytree(folder, tmp_path / "other")
@@ -129,7 +129,7 @@ def test_imagefolder_says_what_it_expects(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_keeps_shapes_and_repeats_itself(name: str) -> None:
-    augmentation = load(AUGMENTATIONS, name, "augmentation")
+    augmentation = lookup(AUGMENTATIONS, name, "augmentation")
     images = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     draws = [augmentation.draw(6, (2, 8, 8), torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(*draws)
@@ -179,7 +179,7 @@ def test_density_is_exact_and_the_mask_is_reproducible(
 
 
 def probe() -> Probe:
-    make = load(DATASETS, "synthetic", "data set")
+    make = lookup(DATASETS, "synthetic", "data set")
     data = make(shape=IMAGE, classes=5, train=120, test=60)
     return Probe(data, F.cross_entropy, torch.Generator().manual_seed(0))
 
@@ -190,7 +190,7 @@ CHEAP: dict[str, dict[str, int]] = {"spectrum": {"probes": 2, "steps": 4}, "curv
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("model", MODELS)
 def test_metric_gives_what_it_promises_and_leaves_networks_alone(name: str, model: str) -> None:
-    metric = load(METRICS, name, "metric")
+    metric = lookup(METRICS, name, "metric")
     assert metric.name == name
     networks = [small(model, seed) for seed in range(2 if metric.subject == "pair" else 1)]
     for network in networks:
@@ -201,7 +201,7 @@ def test_metric_gives_what_it_promises_and_leaves_networks_alone(name: str, mode
     state = [{key: each.clone() for key, each in network.state_dict().items()} for network in networks]
     options = metric.options() if model == "mlp" else metric.options(**CHEAP.get(name, {}))
     if (name, model) == ("lmc_matched", "torchvision"):  # ShuffleNet's shuffled channels are beyond torch-pruning
-        with pytest.raises(UserError, match="torch-pruning cannot follow"):
+        with pytest.raises(UserError, match="torch-pruning cannot trace"):
             metric.measure([Trained(each, mask) for each in networks], probe(), options)
         return
     measured = [metric.measure([Trained(each, mask) for each in networks], probe(), options) for _ in range(2)]
@@ -226,16 +226,16 @@ def test_metric_gives_what_it_promises_and_leaves_networks_alone(name: str, mode
 def test_unknown_name_says_what_is_allowed(registry: dict[str, str], what: str) -> None:
     name = next(iter(registry))
     with pytest.raises(UserError, match=f"did you mean '{name}'") as error:
-        load(registry, name + "x", what)
+        lookup(registry, name + "x", what)
     assert all(each in str(error.value) for each in registry)
 
 
 def test_import_path_works_where_a_name_does() -> None:
-    assert load(PRUNERS, "regimes.pruners.magnitude:magnitude", "pruner") is load(PRUNERS, "magnitude", "pruner")
+    assert lookup(PRUNERS, "regimes.pruners.magnitude:magnitude", "pruner") is lookup(PRUNERS, "magnitude", "pruner")
     with pytest.raises(UserError, match=r"has no 'magnitud'.*did you mean 'magnitude'"):
-        load(PRUNERS, "regimes.pruners.magnitude:magnitud", "pruner")
+        lookup(PRUNERS, "regimes.pruners.magnitude:magnitud", "pruner")
     with pytest.raises(UserError, match=r"cannot import pruner 'nowhere.at_all:f'"):
-        load(PRUNERS, "nowhere.at_all:f", "pruner")
+        lookup(PRUNERS, "nowhere.at_all:f", "pruner")
 
 
 def test_recipes_name_known_augmentations() -> None:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from regimes.config.discovery_file import read_discovery_file
 from regimes.config.hpo_file import read_hpo
 from regimes.config.keys import canonical, digest, seed_of
-from regimes.config.overrides import changed
+from regimes.config.overrides import apply_overrides
 from regimes.config.recipe import RECIPES, Recipe
-from regimes.config.sweep_file import read_sweep, resolve
+from regimes.config.sweep_file import read_sweep, resolve_sweep
 from regimes.errors import UserError
 
 Sweep = dict[str, Any]
@@ -24,7 +24,7 @@ Sweep = dict[str, Any]
 
 def mistakes(sweep: Sweep) -> list[str]:
     with pytest.raises(UserError) as error:
-        resolve(sweep, "s.toml")
+        resolve_sweep(sweep, "s.toml")
     assert all("\n" not in line for line in error.value.lines)
     return list(error.value.lines)
 
@@ -46,7 +46,7 @@ def test_name_defaults_to_the_file(tiny: Sweep, tmp_path: Path) -> None:
 def test_data_without_a_recipe_of_its_own_takes_the_papers(tiny: Sweep) -> None:
     tiny["data"] = {"name": "test_sweep_file:anything"}
     tiny["recipe"] = {}
-    assert resolve(tiny).recipe == Recipe()
+    assert resolve_sweep(tiny).recipe == Recipe()
 
 
 def anything() -> None:
@@ -56,7 +56,7 @@ def anything() -> None:
 def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
     tiny["temperature"] = {"learning_rate": [0.5]}
     tiny["retrain"] = {"epochs": 9}
-    sweep = resolve(tiny)
+    sweep = resolve_sweep(tiny)
     assert sweep.dense_recipe({"learning_rate": 0.5}).learning_rate == 0.5
     assert (sweep.retrain.learning_rate, sweep.retrain.epochs, sweep.recipe.epochs) == (0.1, 9, 4)
 
@@ -66,7 +66,7 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
     [
         ("load", "density", [0.5, 1.5], r"load.density.1: .*less than or equal to 1, got 1.5"),
         ("load", "density", [0.5, 0.0], r"load.density.1: .*greater than 0, got 0.0"),
-        ("load", "density", [0.5, 0.5], r"load.density: 0.5 stands there 2 times"),
+        ("load", "density", [0.5, 0.5], r"load.density: duplicate value 0.5"),
         ("load", "density", [], r"load.density: must be a list of at least one value"),
         ("load", "density", 0.5, r"load.density: must be a list"),
         (
@@ -81,22 +81,22 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
         ("recipe", "base", ["x"], r"recipe.base: unknown recipe '\['x'\]'"),
         ("load", "density", [[0.1], [0.1]], r"load.density: must be a plain list of values, got \[0.1\] in it"),
         ("load", "density", [0.6, "0.5"], r"load.density.1: .*valid number, got '0.5'"),
-        ("load", "pruner", "math:pi", r"load.pruner: 'math:pi' is a float; a function is expected"),
-        ("model", "name", "math:pi", r"model.name: 'math:pi' is a float; a function is expected"),
+        ("load", "pruner", "math:pi", r"load.pruner: 'math:pi' is a float; expected a function"),
+        ("model", "name", "math:pi", r"model.name: 'math:pi' is a float; expected a function"),
         (
             "measure",
             "metrics",
             ["math:sin"],
-            r"measure.metrics: 'math:sin' is a builtin_function_or_method; a Metric is",
+            r"measure.metrics: 'math:sin' is a builtin_function_or_method; expected a Metric",
         ),
-        ("temperature", "math:pi", [1], r"temperature.math:pi: 'math:pi' is a float; a Knob is expected"),
-        ("temperature", "regimes.knobs:EPOCHS", [1], r"the knob 'epochs' stands there twice"),
-        ("model", "widths", float("nan"), r"model.widths: nan is no finite number"),
+        ("temperature", "math:pi", [1], r"temperature.math:pi: 'math:pi' is a float; expected a Knob"),
+        ("temperature", "regimes.knobs:EPOCHS", [1], r"duplicate knob 'epochs'"),
+        ("model", "widths", float("nan"), r"model.widths: nan is not a finite number"),
         ("measure", "lmc", {"points": 2}, r"measure.lmc.points: .*greater than or equal to 3, got 2"),
         ("measure", "cka", {"images": 2}, r"measure.cka.images: allowed: 0 \(all images\) or at least 8, got 2"),
         ("measure", "hessian", {"images": "64"}, r"measure.hessian.images: .*valid integer, got '64'"),
         ("measure", "hessian", {"probes": 1}, r"measure.hessian.probes: allowed: 0, or at least 2.*got 1"),
-        ("temperature", "epochs", [10**400], r"is no training epochs; allowed: whole numbers from 1 up"),
+        ("temperature", "epochs", [10**400], r"invalid training epochs 10+; allowed: whole numbers from 1 up"),
         ("load", "pruner", "magnitud", r"load.pruner: unknown pruner 'magnitud' \(did you mean 'magnitude'\?\)"),
         (
             "load",
@@ -119,21 +119,21 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
         ),
         ("recipe", "schedule", "steps", r"recipe.schedule: .*'step', 'cosine' or 'constant'"),
         ("recipe", "augment", "flip", r"recipe.augment: unknown augmentation 'flip'"),
-        ("recipe", "stop", 3, r"recipe.stop: is set by the knob"),
+        ("recipe", "stop", 3, r"recipe.stop: cannot be set here; use .temperature. epochs"),
         ("retrain", "epoch", 3, r"retrain.epoch: unknown key \(did you mean 'epochs'\?\)"),
         (
             "temperature",
             "epochs",
             [2, 99],
-            r"temperature.epochs: 99 lies beyond the schedule's horizon recipe.epochs = 4",
+            r"temperature.epochs: 99 exceeds recipe.epochs = 4",
         ),
         (
             "temperature",
             "epochs",
             [2, 0],
-            r"temperature.epochs: 0 is no training epochs; allowed: whole numbers from 1 up",
+            r"temperature.epochs: invalid training epochs 0; allowed: whole numbers from 1 up",
         ),
-        ("temperature", "epochs", [2, 2], r"temperature.epochs: 2 stands there 2 times"),
+        ("temperature", "epochs", [2, 2], r"temperature.epochs: duplicate value 2"),
         ("temperature", "epoch", [2], r"temperature.epoch: unknown knob 'epoch' \(did you mean 'epochs'\?\)"),
         ("measure", "metrics", ["lmcc"], r"measure.metrics: unknown metric 'lmcc' \(did you mean 'lmc'\?\)"),
         ("measure", "lmc", {"point": 3}, r"measure.lmc.point: unknown key \(did you mean 'points'\?\)"),
@@ -209,9 +209,9 @@ def test_a_change_is_the_same_as_an_edited_file(tiny: dict[str, Any], tmp_path: 
     edited = copy.deepcopy(tiny)
     edited["recipe"]["epochs"], edited["temperature"]["epochs"], edited["load"]["pruner"] = 3, [1, 3], "random"
     edited["retrain"], edited["measure"]["cka"], edited["retrain_seeds"] = {"learning_rate": 0.5}, {"images": 32}, 3
-    assert read_sweep(write_toml(tmp_path / "s.toml", tiny), changes) == resolve(edited)
+    assert read_sweep(write_toml(tmp_path / "s.toml", tiny), changes) == resolve_sweep(edited)
     before = copy.deepcopy(tiny)
-    assert changed(tiny, changes) == edited
+    assert apply_overrides(tiny, changes) == edited
     assert tiny == before
 
 
@@ -221,7 +221,7 @@ def test_a_change_is_the_same_as_an_edited_file(tiny: dict[str, Any], tmp_path: 
         ("recipe.epochs", "--set recipe.epochs: allowed: KEY=VALUE"),
         ("=3", "--set =3: allowed: KEY=VALUE"),
         ("recipe..epochs=3", "allowed: KEY=VALUE"),
-        ("name.x=3", "'name' is no table in this file"),
+        ("name.x=3", "'name' is not a table in this file"),
         ("recipe.epoch=3", "recipe.epoch: unknown key .did you mean 'epochs'"),
         ("recipe.epochs=many", "recipe.epochs: .*got 'many'"),
     ],
@@ -259,5 +259,5 @@ def test_key_of_a_known_description_stays() -> None:
 
 
 def test_no_field_of_a_recipe_is_left_out_of_the_key() -> None:
-    """`stop` alone is no science of the way: it says where on the way to look."""
-    assert set(Recipe.model_fields) - set(Recipe().science()) == {"stop"}
+    """Only `stop` is left out: it selects a snapshot of the same training."""
+    assert set(Recipe.model_fields) - set(Recipe().key_fields()) == {"stop"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,9 @@ from PIL import Image
 from regimes import UserError
 from regimes.data import DATASETS
 from regimes.data.dataset import Dataset
-from regimes.data.images import decoded, from_bytes
+from regimes.data.images import decode_images, from_bytes
 from regimes.data.uint8_images import Uint8Images
-from regimes.registry import load
+from regimes.registry import lookup
 
 CPU = torch.device("cpu")
 
@@ -76,15 +78,15 @@ def test_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         asked.append(path)
         return np.asarray(Image.open(path))
 
-    first = decoded(files, load_file, "here")
+    first = decode_images(files, load_file, "here")
     assert np.array_equal(first, made(5)[0])
     count = len(asked)
-    assert np.array_equal(decoded(files, load_file, "here"), first)
+    assert np.array_equal(decode_images(files, load_file, "here"), first)
     assert len(asked) == count
     Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(files[0])  # another image: decoded anew
-    assert not decoded(files, load_file, "here")[0].any()
+    assert not decode_images(files, load_file, "here")[0].any()
     with pytest.raises(UserError, match="no images"):
-        decoded([], load_file, "here")
+        decode_images([], load_file, "here")
     assert not list((tmp_path / "cache" / "regimes").glob("*.part"))
 
 
@@ -98,7 +100,9 @@ def test_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_archives_are_read_as_published(name: str, classes: int, shape: tuple[int, ...], archives: Path) -> None:
-    data: Dataset = load(DATASETS, name, "data set")(root=str(archives), images=30 * classes // 10, test_images=classes)
+    data: Dataset = lookup(DATASETS, name, "data set")(
+        root=str(archives), images=30 * classes // 10, test_images=classes
+    )
     assert data.classes == classes
     assert data.input_shape == shape
     assert len(data.train.targets) + len(data.val.targets) == 30 * classes // 10
@@ -108,13 +112,21 @@ def test_archives_are_read_as_published(name: str, classes: int, shape: tuple[in
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("cifar10", "expects .*cifar-10-batches-py, which is not there"),
-        ("cifar100", "expects .*cifar-100-python, which is not there"),
-        ("svhn", "expects .*train_32x32.mat, which is not there"),
+        ("cifar10", "needs .*cifar-10-batches-py, which does not exist"),
+        ("cifar100", "needs .*cifar-100-python, which does not exist"),
+        ("svhn", "needs .*train_32x32.mat, which does not exist"),
         ("tinyimagenet", "train/CLASS/images"),
     ],
 )
 def test_a_missing_data_set_says_what_it_expects(name: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=expected) as error:
-        load(DATASETS, name, "data set")(root=str(tmp_path))
+        lookup(DATASETS, name, "data set")(root=str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_users_module_may_import_torchvision_itself(tmp_path: Path) -> None:
+    """In a process of its own, where nothing has imported torchvision yet, beside a torch without its operators."""
+    (tmp_path / "mine.py").write_text("import torchvision\nimport torchvision.transforms as T\nvalue = T.Resize(8)\n")
+    code = "from regimes.registry import lookup; print(lookup({}, 'mine:value', 'thing').size)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert out.stdout.strip() == "8", out.stderr

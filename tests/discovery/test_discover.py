@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import regimes
 from regimes import UserError
 from regimes.config.discovery_file import resolve_discovery
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment.atomic_files import write_checked
 from regimes.experiment.run import Result
 from regimes.experiment.run_discovery import PROGRESS, RECORD, context_of, run_task, tasks
@@ -85,10 +85,12 @@ def test_from_a_file_to_networks_and_pictures(cli: Cli, asked: dict[str, Any], t
     assert numbers(tmp_path / "alone/nu-0.3-seed-0") == small  # whatever stood beside it, in whichever process
     other = cli("discover", toml, "--set", "recipe.epochs=7")
     assert other.returncode == 2
-    assert "holds another discovery; take another --out" in other.stderr
+    assert "holds a different discovery; choose another --out" in other.stderr
 
 
-KILLABLE = "import sys, regimes.experiment.run_discovery as d; d.EVERY = 0.0; import regimes.cli; regimes.cli.main()"
+KILLABLE = (
+    "import sys, regimes.experiment.run_discovery as d; d.SAVE_INTERVAL = 0.0; import regimes.cli; regimes.cli.main()"
+)
 
 
 def test_killed_in_the_middle_it_finds_the_same_network(asked: dict[str, Any], tmp_path: Path) -> None:
@@ -164,11 +166,11 @@ def test_workers_of_a_killed_command_end(asked: dict[str, Any], tmp_path: Path) 
     ("table", "key", "value", "line"),
     [
         ("discover", "nu", -1.0, "discover.nu: .*greater than or equal to 0"),
-        ("discover", "nu", [0.1, 0.1], "discover.nu: 0.1 stands there 2 times"),
+        ("discover", "nu", [0.1, 0.1], "discover.nu: duplicate value 0.1"),
         ("discover", "alpha", 1.5, "discover.alpha: .*less than or equal to 1"),
         ("discover", "nuu", 1.0, "discover.nuu: unknown key .did you mean 'nu'"),
         ("discover", "estimator", "curvy", "discover.estimator: unknown estimator 'curvy' .did you mean 'curved'"),
-        ("discover", "settle", 0.1, "discover.settle: 0.1 is not above warm \\+ ramp"),
+        ("discover", "settle", 0.1, "discover.settle: must be above warm \\+ ramp = 0.1, got 0.1"),
         ("model", "name", "resnett", "model.name: unknown model 'resnett' .did you mean 'resnet'"),
         ("recipe", "epochs", 0, "recipe.epochs"),
     ],
@@ -240,10 +242,10 @@ def test_discovered_networks_stand_on_the_map(
     [
         ({"density": [0.1]}, "load.density: the load axis of pruner 'discovered' is nu"),
         ({"pruner": "magnitude", "density": [0.1]}, "load.nu: the load axis of pruner 'magnitude' is density"),
-        ({"allocation": "uniform"}, "load.allocation: means nothing where networks are discovered"),
-        ({"rewind": 2}, "load.rewind: means nothing"),
+        ({"allocation": "uniform"}, "load.allocation: not allowed with pruner = 'discovered', got 'uniform'"),
+        ({"rewind": 2}, "load.rewind: not allowed with pruner"),
         ({"nu": []}, "load.nu: must be a list"),
-        ({"discover": {"nu": 0.3}}, "load.discover.nu: stands in load.nu"),
+        ({"discover": {"nu": 0.3}}, "load.discover.nu: set load.nu instead"),
         ({"discover": {"alpha": 2.0}}, "load.discover.alpha"),
         ({"pruner": "discoverd"}, "load.density: missing"),
     ],
@@ -251,14 +253,14 @@ def test_discovered_networks_stand_on_the_map(
 def test_load_axes_that_cannot_be_meant(sweep: dict[str, Any], changes: dict[str, Any], line: str) -> None:
     sweep["load"] |= changes
     with pytest.raises(UserError, match=line):
-        resolve(sweep)
+        resolve_sweep(sweep)
 
 
 def test_a_sweep_of_what_can_lose_nothing_is_refused_before_any_work(
     sweep: dict[str, Any], run_tiny: Callable[..., Result]
 ) -> None:
     sweep["model"], sweep["data"] = {"name": "mlp", "widths": []}, {"name": "synthetic", "shape": [8]}
-    with pytest.raises(UserError, match="nothing in MLP can leave"):
+    with pytest.raises(UserError, match="nothing in MLP can be removed"):
         run_tiny(sweep)
 
 
@@ -269,7 +271,7 @@ def test_pressures_that_give_one_density_stand_there_once() -> None:
         {"kept": (dims, values), "lmc": (dims, -values / 10), "cka": (dims, values)},
         {"epochs": [1, 2], "nu": [0.0, 0.01, 1.0]},
     )
-    with pytest.warns(UserWarning, match="nu 0.01 are as dense as others"):
+    with pytest.warns(UserWarning, match="nu 0.01 have the same density as others"):
         found = check_grid(grid, "grid.nc")
     assert found.density.values.tolist() == [0.3, 1.0]
     assert found.nu.values.tolist() == [1.0, 0.0]

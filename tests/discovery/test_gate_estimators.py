@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.gates import GateDraw, Gates, draw
-from regimes.discovery.trace_graph import anatomy_of
-from regimes.registry import load
+from regimes.discovery.trace_graph import trace_graph
+from regimes.registry import lookup
 
 
 class Bent(nn.Module):
@@ -49,10 +49,10 @@ def test_estimators_against_exact_enumeration(name: str) -> None:
     model = Bent().double()
     inputs = torch.randn(40, 3, dtype=torch.float64)
     targets = torch.randint(0, 2, (40,))
-    gates = Gates(model, anatomy_of(model, inputs))
+    gates = Gates(model, trace_graph(model, inputs))
     theta = torch.tensor([0.9, 0.5, 0.3, 0.7], dtype=torch.float64)
     truth = exact(model, gates, theta, inputs, targets)
-    estimate = load(ESTIMATORS, name, "estimator")
+    estimate = lookup(ESTIMATORS, name, "estimator")
     random = torch.Generator().manual_seed(1)
     found = []
     for _ in range(400):
@@ -74,10 +74,10 @@ def test_estimators_on_a_quadratic_in_one_gate() -> None:
     a, b = -0.3, 0.2
     gates = torch.tensor([[1.0], [1.0], [1.0], [0.0]], dtype=torch.float64)
     slopes = a + 2 * b * gates
-    named = {name: float(load(ESTIMATORS, name, "estimator")(slopes, gates)) for name in ESTIMATORS}
+    named = {name: float(lookup(ESTIMATORS, name, "estimator")(slopes, gates)) for name in ESTIMATORS}
     assert named["trapezoid"] == pytest.approx(a + b)
     assert named["straight-through"] == pytest.approx(a + 2 * b * 0.75)
-    assert float(load(ESTIMATORS, "trapezoid", "estimator")(slopes[:3], gates[:3])) == pytest.approx(a + 2 * b)
+    assert float(lookup(ESTIMATORS, "trapezoid", "estimator")(slopes[:3], gates[:3])) == pytest.approx(a + 2 * b)
     c = float((slopes**2).mean())  # stands for the second derivative
     assert named["curved"] == pytest.approx(a + 2 * b * 0.75 - c / 4)
 

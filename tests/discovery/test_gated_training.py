@@ -18,13 +18,13 @@ from regimes.config.discovery import Pressure
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
-from regimes.discovery.api import epochs
+from regimes.discovery.api import train_epochs
 from regimes.discovery.gate_state import GateState, guard_removal
 from regimes.discovery.gated_training import GatedTraining
-from regimes.discovery.removal_criterion import may_leave
-from regimes.discovery.trace_graph import anatomy_of
+from regimes.discovery.removal_criterion import is_removable
+from regimes.discovery.trace_graph import trace_graph
 from regimes.models.build import build
-from regimes.research.studies.teacher_student import Net, learn, left, lessons
+from regimes.research.studies.teacher_student import Net, teacher_data, train_student, units_left
 
 QUICK = {"warm": 0.1, "ramp": 0.1, "fall": 0.2, "settle": 0.7}
 
@@ -34,8 +34,8 @@ QUICK = {"warm": 0.1, "ramp": 0.1, "fall": 0.2, "settle": 0.7}
 
 def test_the_structure_of_a_teacher_is_recovered() -> None:
     """One block of four units, in at least four of five seeds; what is found has learnt."""
-    found = [learn(seed, nu=0.3, alpha=0.65) for seed in range(5)]
-    assert sum(sorted(left(each)) == [0, 0, 4] for each in found) >= 4
+    found = [train_student(seed, nu=0.3, alpha=0.65) for seed in range(5)]
+    assert sum(sorted(units_left(each)) == [0, 0, 4] for each in found) >= 4
     assert all(each.error(each.data.test) < 0.03 for each in found)  # answers have variance 1
 
 
@@ -54,13 +54,13 @@ def test_without_pressure_everything_stays_and_training_is_that_of_a_dense_netwo
 
 
 def test_alpha_chooses_between_layers_and_units() -> None:
-    layers, units = learn(0, epochs=40, nu=0.2, alpha=1.0), learn(0, epochs=40, nu=0.2, alpha=0.0)
-    assert sorted(set(left(layers))) == [0, 16]
+    layers, units = train_student(0, epochs=40, nu=0.2, alpha=1.0), train_student(0, epochs=40, nu=0.2, alpha=0.0)
+    assert sorted(set(units_left(layers))) == [0, 16]
     assert layers.blocks.alive < 3
     assert units.units.alive < 24
-    assert all(each in (0, *range(1, 16)) for each in left(units))
-    for number, count in enumerate(left(units)):  # a block leaves only with its last unit
-        assert bool(units.blocks.gone[number]) == (count == 0)
+    assert all(each in (0, *range(1, 16)) for each in units_left(units))
+    for number, count in enumerate(units_left(units)):  # a block leaves only with its last unit
+        assert bool(units.blocks.removed[number]) == (count == 0)
 
 
 def test_kappa_moves_the_balance_of_macs_and_parameters() -> None:
@@ -73,7 +73,7 @@ def test_kappa_moves_the_balance_of_macs_and_parameters() -> None:
             model, data, Recipe(epochs=2, batch_size=16, augment="none"), Pressure(kappa=kappa), ("k", 0)
         )
         ones = torch.ones(search.units.alive), torch.ones(3)
-        units, blocks = search.complexity.pull(*ones, search.full, kappa)
+        units, blocks = search.complexity.gradient(*ones, search.full, kappa)
         pulls[kappa] = (float(units[0] / units[-1]), float(blocks[0] / blocks[-1]))
     assert pulls[1.0][0] > 4 * pulls[0.0][0]
     assert pulls[1.0][1] > 4 * pulls[0.0][1]
@@ -102,19 +102,19 @@ def test_gates_end_at_zero_or_one_and_the_plain_network_is_as_good_as_the_gated_
     model = build("preresnet", {"depth": 8, "width": 6}, data.input_shape, data.classes, 0)
     recipe = Recipe(epochs=14, batch_size=64, augment="none")
     search = GatedTraining(model, data, recipe, Pressure(nu=0.1, settle=0.8), ("dense", 0))
-    for number in range(search.course.settles - 1):
+    for number in range(search.schedule.settle_epoch - 1):
         search.epoch(number)
     assert not search.settled
     gated = search.error(data.test)
-    for number in range(search.course.settles - 1, 14):
+    for number in range(search.schedule.settle_epoch - 1, 14):
         search.epoch(number)
     for side in (search.units, search.blocks):
-        assert set(side.chance.tolist()) <= {0.0, 1.0}
-        assert torch.equal(side.chance == 0, side.gone)
+        assert set(side.prob.tolist()) <= {0.0, 1.0}
+        assert torch.equal(side.prob == 0, side.removed)
     plain = search.error(data.test)
     noise = math.sqrt(2 * 0.05 * 0.95 / len(data.test.targets))
     assert plain < gated + 2 * noise
-    assert search.units.alive < search.full_anatomy.units
+    assert search.units.alive < search.full_graph.units
 
 
 def regimes_digits() -> Dataset:
@@ -132,8 +132,8 @@ def test_a_pressure_that_would_remove_everything_ends_with_the_last_good_network
     model = build(name, SMALL[name], data.input_shape, data.classes, 0)
     recipe = Recipe(epochs=10, batch_size=20, learning_rate=0.02, augment="none")
     found = regimes.discover(model, data, nu=1e4, recipe=recipe, **QUICK)
-    assert "nu = 10000 would leave nothing of" in found.message
-    assert "ask for a smaller nu" in found.message
+    assert "nu = 10000 would remove all of" in found.message
+    assert "use a smaller nu" in found.message
     assert found.message in str(found)
     assert all(alive > 0 for alive, _ in found.widths.values()) or any(found.blocks.values())
     assert found.model(data.test.inputs[:2]).isfinite().all()
@@ -141,37 +141,37 @@ def test_a_pressure_that_would_remove_everything_ends_with_the_last_good_network
 
 def test_a_layer_keeps_its_last_unit_and_a_block_goes_without_units() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 8), *Net(parts=2, units=3).children())
-    anatomy = anatomy_of(model, torch.randn(4, 6))
+    anatomy = trace_graph(model, torch.randn(4, 6))
     assert [(group.name, group.block) for group in anatomy.groups] == [("0", None), ("3.0.up", 0), ("3.1.up", 1)]
     units, blocks = (GateState.of(count, 0.5, torch.device("cpu")) for count in (anatomy.units, 2))
-    units.chance[3] = 0.6
+    units.prob[3] = 0.6
     ask = torch.ones(anatomy.units, dtype=torch.bool)
     ask[anatomy.groups[2].units] = False
     leaving = guard_removal(anatomy, units, blocks, ask, torch.zeros(2, dtype=torch.bool))
     assert leaving.units.tolist() == [True, True, True, False, True, *[True] * 3, *[False] * 3]
     assert leaving.blocks.tolist() == [True, False]
     assert leaving.spared == ("0",)
-    assert leaving.nothing  # the network can do nothing without its first layer
+    assert leaving.removes_everything  # the network can do nothing without its first layer
     last = guard_removal(anatomy, units, blocks, ~ask & False, torch.tensor([True, True]))
-    assert not last.nothing  # the first layer has units beside
-    bare = anatomy_of(Net(parts=2, units=3), torch.randn(4, 8))
+    assert not last.removes_everything  # the first layer has units beside
+    bare = trace_graph(Net(parts=2, units=3), torch.randn(4, 8))
     sides = GateState.of(bare.units, 0.5, torch.device("cpu")), GateState.of(2, 0.5, torch.device("cpu"))
     none = torch.zeros(bare.units, dtype=torch.bool)
-    assert guard_removal(bare, *sides, none, torch.tensor([True, True])).nothing
-    assert not guard_removal(bare, *sides, none, torch.tensor([True, False])).nothing
+    assert guard_removal(bare, *sides, none, torch.tensor([True, True])).removes_everything
+    assert not guard_removal(bare, *sides, none, torch.tensor([True, False])).removes_everything
 
 
 def test_only_what_nothing_brings_back_may_leave() -> None:
     """Closed form: without decay and with s = 1 the condition is ``|w| + theta < r / eta``."""
     theta, norm = torch.tensor([0.005, 0.005, 0.02, 0.005]), torch.tensor([2.0, 2.0, 2.0, 2.0])
     worth, pressure = torch.tensor([-0.09, -0.11, -0.09, 0.5]), torch.full((4,), 0.1)
-    assert may_leave(theta, worth, norm, pressure, decay=0.0).tolist() == [True, False, False, True]
-    assert not may_leave(theta, worth, norm, 0 * pressure, decay=0.0).any()
+    assert is_removable(theta, worth, norm, pressure, decay=0.0).tolist() == [True, False, False, True]
+    assert not is_removable(theta, worth, norm, 0 * pressure, decay=0.0).any()
     eta = 0.11 / 2.0
     for decay in (0.0, 1e-3, 0.1):
         s = (math.sqrt(decay**2 + 4 * eta**2) - decay) / (2 * eta)
         want = s * 2.0 + 0.005 < s * 0.1 / eta + decay * 0.1 / eta**2
-        assert bool(may_leave(theta, worth, norm, pressure, decay)[1]) == want
+        assert bool(is_removable(theta, worth, norm, pressure, decay)[1]) == want
 
 
 def test_three_checks_in_a_row_are_needed() -> None:
@@ -199,8 +199,8 @@ def test_a_search_goes_on_as_if_it_had_never_stopped(at: int) -> None:
         model = build("preresnet", {"depth": 14, "width": 4}, data.input_shape, data.classes, 0)
         return GatedTraining(model, data, recipe, Pressure(nu=0.05, alpha=0.3, **QUICK), ("dense", 0))
 
-    whole = list(epochs(new()))
-    resumed = list(epochs(new(), whole[at - 1]))
+    whole = list(train_epochs(new()))
+    resumed = list(train_epochs(new(), whole[at - 1]))
     assert len(resumed) == 8 - at
     first, second = whole[-1], resumed[-1]
     assert set(first.tensors) == set(second.tensors)
@@ -216,28 +216,28 @@ def test_a_search_goes_on_as_if_it_had_never_stopped(at: int) -> None:
 
 
 def test_momentum_shrinks_with_the_weights() -> None:
-    search = learn(0, epochs=60, nu=0.5)
+    search = train_student(0, epochs=60, nu=0.5)
     shapes = {name: each.shape for name, each in search.model.named_parameters()}
     assert {name: each.shape for name, each in search.stepper.momentum().items()} == shapes
-    assert Counter(left(search))[0] >= 1
+    assert Counter(units_left(search))[0] >= 1
 
 
 def test_later_epochs_have_less_to_compute() -> None:
     """Counted, not timed: multiply-accumulates of one input at the start and at the end."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    search = learn(0, epochs=60, nu=0.5)
+    search = train_student(0, epochs=60, nu=0.5)
     counts = []
     for model in (search.whole, search.model):
         with FlopCounterMode(display=False) as counter:
             model(search.data.test.inputs[:1])
         counts.append(counter.get_total_flops() // 2)
-    assert counts[1] == round(float(search.complexity(search.units.chance, search.blocks.chance).macs))
+    assert counts[1] == round(float(search.complexity(search.units.prob, search.blocks.prob).macs))
     assert counts[1] < 0.3 * counts[0]
 
 
 def test_a_search_that_diverges_says_so() -> None:
-    data = lessons(0, 200)
+    data = teacher_data(0, 200)
     recipe = Recipe(epochs=5, batch_size=20, learning_rate=1e6, augment="none", loss="mse")
     found = regimes.discover(Net(), data, nu=0.1, recipe=recipe)
     assert "diverged in epoch" in found.message
@@ -249,15 +249,15 @@ def test_a_search_that_diverges_says_so() -> None:
         ({"estimator": "curvy"}, "unknown estimator 'curvy'"),
         ({"nu": -1.0}, "nu: .*greater than or equal to 0"),
         ({"speed": 1.0}, "speed: "),
-        ({"settle": 0.1}, "settle: 0.1 is not above warm"),
+        ({"settle": 0.1}, "settle: must be above warm .* got 0.1"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line):
-        regimes.discover(Net(), lessons(0, 200), recipe=Recipe(epochs=1, batch_size=20), **options)
+        regimes.discover(Net(), teacher_data(0, 200), recipe=Recipe(epochs=1, batch_size=20), **options)
 
 
 def test_pressure_on_what_is_not_there_is_refused() -> None:
     model = build("mlp", {"widths": [6]}, (8,), 3, 0)
-    with pytest.raises(UserError, match="alpha = 1 presses on nothing: this network has no residual block"):
+    with pytest.raises(UserError, match="alpha = 1 has no effect: this network has no residual block"):
         regimes.discover(model, synthetic(shape=[8], train=60, test=20), alpha=1.0, recipe=Recipe(batch_size=20))

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from regimes.discovery.complexity import Complexity, size_of
 from regimes.discovery.prunable_graph import PrunableGraph
 from regimes.discovery.removal import remove
-from regimes.discovery.trace_graph import anatomy_of
+from regimes.discovery.trace_graph import trace_graph
 from regimes.models.build import build
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_units_and_blocks_are_found(name: str) -> None:
     *_, units, groups, blocks = KNOWN[name]
-    anatomy = anatomy_of(network(name), images(2))
+    anatomy = trace_graph(network(name), images(2))
     assert (len(anatomy.groups), len(anatomy.blocks)) == (groups, blocks)
     assert anatomy.units == units
     inside = {group.block for group in anatomy.groups if group.block is not None}
@@ -34,7 +34,7 @@ def test_units_and_blocks_are_found(name: str) -> None:
 )
 def test_published_sizes_of_residual_networks(depth: int, params: int, macs: float) -> None:
     model = build("resnet", {"depth": depth}, (3, 32, 32), 10, 0)
-    size = size_of(anatomy_of(model, torch.randn(2, 3, 32, 32)))
+    size = size_of(trace_graph(model, torch.randn(2, 3, 32, 32)))
     assert int(size.params) == params
     assert float(size.macs) == pytest.approx(macs, abs=5e3)
 
@@ -43,7 +43,7 @@ def test_published_sizes_of_residual_networks(depth: int, params: int, macs: flo
 def test_sizes_are_what_torch_counts(name: str) -> None:
     """Whole, and with units and blocks gone: torch's own counter of operations, and its parameters."""
     model, inputs = network(name), images(1)
-    anatomy = anatomy_of(model, images(2))
+    anatomy = trace_graph(model, images(2))
     units, blocks = some(anatomy, 5)
     for step in range(2):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -58,7 +58,7 @@ def test_sizes_are_what_torch_counts(name: str) -> None:
 def test_a_basic_block_costs_what_the_formula_says() -> None:
     """``rho (a sum theta + d)`` with ``a = 9 (c_in + c_out) + 2``, ``d = 2 c_out``, times 9 H W (c_in + c_out) MACs."""
     model = build("resnet", {"depth": 8, "width": 4}, (3, 16, 16), 10, 0)
-    anatomy = anatomy_of(model, torch.randn(2, 3, 16, 16))
+    anatomy = trace_graph(model, torch.randn(2, 3, 16, 16))
     complexity = Complexity(anatomy)
     theta = torch.rand(anatomy.units, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rho = torch.tensor([0.3, 0.8, 0.5], dtype=torch.float64)
@@ -78,7 +78,9 @@ def test_a_basic_block_costs_what_the_formula_says() -> None:
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(["vgg", "densenet", "preresnet"]))
 def test_expected_size_is_the_mean_over_draws(seed: int, name: str) -> None:
     """It is linear in each gate alone, so its mean over two values of one gate is its value at the middle."""
-    anatomy = ANATOMIES[name] if name in ANATOMIES else ANATOMIES.setdefault(name, anatomy_of(network(name), images(2)))
+    anatomy = (
+        ANATOMIES[name] if name in ANATOMIES else ANATOMIES.setdefault(name, trace_graph(network(name), images(2)))
+    )
     complexity = Complexity(anatomy)
     random = torch.Generator().manual_seed(seed)
     theta = torch.rand(anatomy.units, dtype=torch.float64, generator=random)
@@ -95,7 +97,7 @@ def test_expected_size_is_the_mean_over_draws(seed: int, name: str) -> None:
         assert float(getattr(middle, each)) == pytest.approx(0.75 * low + 0.25 * high, rel=1e-9)
         assert high > low
     full = size_of(anatomy)
-    slope, _ = complexity.pull(theta, rho, full, kappa=1.0)
+    slope, _ = complexity.gradient(theta, rho, full, kappa=1.0)
     assert float(slope[unit]) == pytest.approx(float((ends[1].macs - ends[0].macs) / full.macs), rel=1e-9, abs=1e-15)
 
 

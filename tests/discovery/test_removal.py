@@ -17,7 +17,7 @@ from regimes.discovery import save_network as files
 from regimes.discovery.complexity import size_of
 from regimes.discovery.gates import Gates
 from regimes.discovery.removal import remove
-from regimes.discovery.trace_graph import anatomy_of
+from regimes.discovery.trace_graph import trace_graph
 from regimes.models.build import build
 
 
@@ -25,7 +25,7 @@ from regimes.models.build import build
 def test_a_shut_gate_is_a_removed_unit_and_files_need_no_package(name: str, tmp_path: Path) -> None:
     """Gated, removed, rebuilt from plan and weights, exported: four ways to the same outputs."""
     model, inputs = network(name), images()
-    anatomy = anatomy_of(model, inputs[:2])
+    anatomy = trace_graph(model, inputs[:2])
     units, blocks = some(anatomy, 3)
     gates = Gates(model, anatomy)
     with torch.no_grad(), gates.at(shut(anatomy, units, blocks)):
@@ -63,7 +63,7 @@ def test_a_users_own_network_is_rebuilt_where_this_package_is_not_installed(tmp_
     finally:
         sys.path.remove(str(tmp_path))
     inputs = torch.randn(4, 6)
-    anatomy = anatomy_of(model, inputs)
+    anatomy = trace_graph(model, inputs)
     units, blocks = some(anatomy, 0)
     assert blocks
     left, _ = remove(model, anatomy, units, blocks, {})
@@ -72,7 +72,7 @@ def test_a_users_own_network_is_rebuilt_where_this_package_is_not_installed(tmp_
     code = BLOCKED + README_LINES + CHECK
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert out.stdout == "alike\n", out.stderr
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    readme = Path(__file__).parents[2].joinpath("regimes/discovery/README.md").read_text()
     assert README_LINES.strip() in readme
 
 
@@ -135,6 +135,6 @@ print("alike")
 
 def test_a_plan_of_another_network_is_refused() -> None:
     model = build("mlp", {"widths": [6]}, (8,), 3, 0)
-    plan = files.plan_of(model, anatomy_of(model, torch.randn(2, 8)))
-    with pytest.raises(UserError, match="is not what this network was found in"):
+    plan = files.plan_of(model, trace_graph(model, torch.randn(2, 8)))
+    with pytest.raises(UserError, match="is not the class of this network"):
         files.rebuild(build("preresnet", {"depth": 8, "width": 2}, (1, 8, 8), 3, 0), plan, model.state_dict())

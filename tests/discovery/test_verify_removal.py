@@ -15,7 +15,7 @@ from regimes import UserError
 from regimes.discovery import save_network as files
 from regimes.discovery.complexity import size_of
 from regimes.discovery.removal import remove
-from regimes.discovery.trace_graph import anatomy_of
+from regimes.discovery.trace_graph import trace_graph
 from regimes.models.build import seeded
 from regimes.models.residual_blocks import find_blocks
 
@@ -54,17 +54,17 @@ def test_what_cannot_be_switched_off_by_one_factor_is_no_block() -> None:
 
 
 def test_units_whose_removal_changes_something_else_stay() -> None:
-    anatomy = anatomy_of(Shuffled(), torch.randn(4, 6))
+    anatomy = trace_graph(Shuffled(), torch.randn(4, 6))
     assert [group.name for group in anatomy.groups] == ["second"]
     assert bool((anatomy.layers["first"].rows < 0).all())
 
 
 def test_layers_that_are_not_needed_alone_are_told_from_those_that_are() -> None:
-    dense = anatomy_of(network("densenet"), images(2))
+    dense = trace_graph(network("densenet"), images(2))
     vital = {group.name: group.vital for group in dense.groups}
     assert vital["stem"]
     assert not vital["blocks.0.conv"]  # what it adds stands beside what came in
-    squeezed = anatomy_of(network("squeeze and excitation"), images(2))
+    squeezed = trace_graph(network("squeeze and excitation"), images(2))
     assert not next(group for group in squeezed.groups if "fc1" in group.name).vital
 
 
@@ -106,11 +106,11 @@ class Host(nn.Module):
     [("", 2), ("in place", 1), ("shared", 0), ("two arguments", 1), ("attribute", 1)],
 )
 def test_blocks_that_cannot_be_taken_out_are_none(how: str, blocks: int) -> None:
-    assert len(anatomy_of(Host(how), torch.randn(4, 6)).blocks) == blocks
+    assert len(trace_graph(Host(how), torch.randn(4, 6)).blocks) == blocks
 
 
 def test_the_network_itself_is_no_block() -> None:
-    anatomy = anatomy_of(Residual(), torch.randn(4, 6))
+    anatomy = trace_graph(Residual(), torch.randn(4, 6))
     assert anatomy.blocks == ()
     assert [group.name for group in anatomy.groups] == ["one"]
 
@@ -135,7 +135,7 @@ def test_layers_that_are_not_plain_keep_their_size_and_are_counted(kind: str, tm
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), copy.deepcopy(middle), nn.ReLU(), *copy.deepcopy(tail))
 
     model, inputs = net().eval(), torch.randn(3, 3, 9, 9)
-    anatomy = anatomy_of(model, inputs)
+    anatomy = trace_graph(model, inputs)
     assert [group.name for group in anatomy.groups] == ["4", "6"]
     size = size_of(anatomy)
     assert int(size.params) == sum(each.numel() for each in model.parameters())
@@ -163,7 +163,7 @@ def test_a_head_of_zeros_hides_nothing() -> None:
 
     for seed in range(3):
         with seeded(seed):  # in some draws dead units hide what is asked
-            anatomy = anatomy_of(Normalised(), torch.randn(4, 6))
+            anatomy = trace_graph(Normalised(), torch.randn(4, 6))
         assert [group.name for group in anatomy.groups] == ["two"]
 
 
@@ -179,7 +179,7 @@ def test_an_axis_folded_into_the_batch_is_refused() -> None:
             return out
 
     with pytest.raises(UserError, match="Folded mixes the inputs of a batch, or folds another axis into it"):
-        anatomy_of(Folded(), torch.randn(4, 6))
+        trace_graph(Folded(), torch.randn(4, 6))
 
 
 def test_sizes_of_batch_norm_without_scales_are_renamed() -> None:
@@ -187,7 +187,7 @@ def test_sizes_of_batch_norm_without_scales_are_renamed() -> None:
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU(), nn.Linear(8, 3))
 
     model, inputs = net().eval(), torch.randn(4, 6)
-    anatomy = anatomy_of(model, inputs)
+    anatomy = trace_graph(model, inputs)
     left, _ = remove(model, anatomy, torch.arange(8) < 3, [], {})
     assert model[1].num_features == 5  # type: ignore[index]
     again = files.rebuild(net().eval(), files.plan_of(model, left), model.state_dict())
@@ -195,5 +195,5 @@ def test_sizes_of_batch_norm_without_scales_are_renamed() -> None:
 
 
 def test_a_network_that_can_lose_nothing_says_so() -> None:
-    with pytest.raises(UserError, match="nothing in Linear can leave"):
-        anatomy_of(nn.Linear(4, 3), torch.randn(2, 4))
+    with pytest.raises(UserError, match="nothing in Linear can be removed"):
+        trace_graph(nn.Linear(4, 3), torch.randn(2, 4))

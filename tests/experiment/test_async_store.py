@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from regimes.experiment.async_store import DEPTH, AsyncStore
+from regimes.experiment.async_store import MAX_QUEUED, AsyncStore
 from regimes.experiment.stages.stage import Outcome
 from regimes.experiment.store import Store
 
@@ -19,12 +19,12 @@ RECORD: dict[str, Any] = {"kind": "retrain", "status": "ok", "at": {"density": 0
 def test_a_stage_is_on_disk_before_anybody_hears_of_it(tmp_path: Path) -> None:
     there: list[bool] = []
     writer = AsyncStore(tmp_path, lambda outcome: there.append(Store(tmp_path).read(outcome.key) is not None))
-    for number in range(3 * DEPTH):
+    for number in range(3 * MAX_QUEUED):
         key = f"{number:020x}"
         writer.write(key, RECORD, {"w": torch.full((50,), float(number))})
         writer.report(Outcome(key))
     writer.flush()
-    assert there == [True] * (3 * DEPTH)
+    assert there == [True] * (3 * MAX_QUEUED)
     assert torch.equal(Store(tmp_path).weights(f"{7:020x}")["w"], torch.full((50,), 7.0))
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import done
 
 import regimes
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.errors import UserError
 from regimes.experiment import atomic_files as files
 from regimes.experiment.atomic_files import DamagedFile
@@ -44,7 +44,7 @@ def test_damaged_file_is_named_and_done_again(tiny: Sweep, run_tiny: Run, what: 
     found = sorted(first.folder.glob(what))
     for index in (0, len(found) // 2):
         damage(found[index], how)
-    progress = prepare(resolve(tiny), first.folder).progress
+    progress = prepare(resolve_sweep(tiny), first.folder).progress
     assert len(progress.damaged) == 2
     assert all(str(found[index]) in " ".join(progress.damaged.values()) for index in (0, len(found) // 2))
     again = run_tiny(tiny)
@@ -89,7 +89,7 @@ def test_clean_keeps_what_pending_stages_need(tiny: Sweep, run_tiny: Run, count:
     result = run_tiny(tiny)
     clean(result.stages, result.progress, Store(result.folder))
     kept = {path.stem for path in result.folder.glob("weights/*/*")}
-    thin = [stage for stage in result.stages if stage.kind == "retrain" and stage.at["density"] == 0.2]
+    thin = [stage for stage in result.stages if stage.kind == "retrain" and stage.coords["density"] == 0.2]
     assert kept == {need.key for stage in thin for need in stage.needs}
 
 
@@ -98,7 +98,7 @@ def test_numerics_that_changed_are_refused_unless_allowed(
 ) -> None:
     run_tiny(tiny)
     monkeypatch.setattr(torch, "__version__", "9.9.9")
-    began = r"began with stacked \(dense networks eager\), float32, channels-last, cpu .*--allow-mixed"
+    began = r"started with stacked \(dense networks eager\), float32, channels-last, cpu .*--allow-mixed"
     with pytest.raises(UserError, match=began):
         run_tiny(tiny)
     assert not run_tiny(tiny, allow_mixed=True).progress.todo

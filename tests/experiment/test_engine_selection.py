@@ -12,7 +12,7 @@ from conftest import done, prepared
 from torch import Tensor, nn
 
 from regimes.config.recipe import Recipe
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.data.synthetic import synthetic
 from regimes.experiment import engine_selection as choosing
 from regimes.experiment.engine_selection import EngineChoice, keeps_bits, select_engine
@@ -24,7 +24,7 @@ from regimes.models.build import build
 from regimes.training import ENGINES
 from regimes.training.fleet import Lane
 from regimes.training.train import train_fleet
-from regimes.training.vmap_engine import LEAST, MOST, padded
+from regimes.training.vmap_engine import MAX_LANES, MIN_LANES, padded_lanes
 
 
 class OddNorm(nn.Module):
@@ -158,7 +158,7 @@ def test_a_run_keeps_its_engine_and_its_bits(
 
 def test_fleets_are_full_even_and_alike(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny |= {"retrain_seeds": 3, "dense_seeds": 2, "temperature": {"learning_rate": [0.1, 0.2], "batch_size": [16, 32]}}
-    stages = prepare(resolve(tiny), tmp_path / "none").stages
+    stages = prepare(resolve_sweep(tiny), tmp_path / "none").stages
     for capacity, workers in ((1, 2), (8, 1), (8, 2), (8, 3), (100, 2)):
         cut = fleets(stages, {"train": capacity, "retrain": capacity}, workers)
         assert sorted(stage.key for fleet in cut for stage in fleet.stages) == sorted(stage.key for stage in stages)
@@ -175,5 +175,14 @@ def test_fleets_are_full_even_and_alike(tiny: dict[str, Any], tmp_path: Path) ->
 
 def test_a_fleet_is_padded_to_a_power_of_two() -> None:
     plain, narrow = nn.Linear(3, 3), nn.BatchNorm2d(4)
-    assert [padded(lanes, plain) for lanes in (1, 2, 4, 5, 8, 9, 33, MOST)] == [LEAST, LEAST, 4, 8, 8, 16, 64, MOST]
-    assert [padded(lanes, narrow) for lanes in (1, 8, 9)] == [8, 8, 16]
+    assert [padded_lanes(lanes, plain) for lanes in (1, 2, 4, 5, 8, 9, 33, MAX_LANES)] == [
+        MIN_LANES,
+        MIN_LANES,
+        4,
+        8,
+        8,
+        16,
+        64,
+        MAX_LANES,
+    ]
+    assert [padded_lanes(lanes, narrow) for lanes in (1, 8, 9)] == [8, 8, 16]

@@ -14,7 +14,7 @@ import torch
 from conftest import done
 
 import regimes
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment import executors
 from regimes.experiment.run import Result, run
 from regimes.experiment.stages import retrain
@@ -145,7 +145,7 @@ def test_a_fleet_that_kills_every_worker_fails_in_words(tiny: Sweep, run_tiny: R
 def test_two_runs_on_one_folder_do_each_other_no_harm(tiny: Sweep, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    sweep = resolve(tiny)
+    sweep = resolve_sweep(tiny)
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda _: run(sweep, tmp_path / "both", workers=1, engine="stacked"), range(2)))
     assert all(not result.progress.todo and not result.progress.damaged for result in results)

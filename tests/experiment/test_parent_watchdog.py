@@ -9,11 +9,11 @@ import time
 COMMAND = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from regimes.experiment.parent_watchdog import end_with
+from regimes.experiment.parent_watchdog import exit_with_parent
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(2, mp_context=context, initializer=exit_with_parent, initargs=(os.getpid(),)) as pool:
         busy = pool.submit(time.sleep, 600)
         print(*[pool.submit(os.getpid).result(), busy.running()], flush=True)
         busy.result()

@@ -14,7 +14,7 @@ import torch
 import regimes
 from regimes import UserError
 from regimes.config.recipe import Recipe
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.data.synthetic import synthetic
 from regimes.experiment.run import Result
 from regimes.models.build import build
@@ -76,17 +76,17 @@ def test_checkpoints_that_do_not_fit_say_so_before_any_work(tiny: Sweep, run_tin
 
     refused("no/such.pt: cannot be read", {"path": "no/such.pt", "epochs": 1})
     (tmp_path / "text.pt").write_text("no weights")
-    refused("text.pt: holds no weights that can be read", {"path": str(tmp_path / "text.pt"), "epochs": 1})
+    refused("text.pt: cannot read weights", {"path": str(tmp_path / "text.pt"), "epochs": 1})
     torch.save({"weights": 3}, tmp_path / "number.pt")
     refused("number.pt: no state dict", {"path": str(tmp_path / "number.pt"), "epochs": 1})
-    refused("has shape .*do .model. and the number", entries[0], model={**tiny["model"], "widths": [12, 13]})
-    refused("is of another model: it lacks", entries[0], model={**tiny["model"], "widths": [12, 12, 12]})
-    refused("2 networks for dense_seed = 0, epochs = 1", entries[0], entries[0])
-    refused("0 networks for dense_seed = 0, epochs = 2", entries[0], {**entries[1], "dense_seed": 1})
-    refused("the same knobs", entries[0], {"path": entries[1]["path"]})
+    refused("has shape .*check .model. and the number", entries[0], model={**tiny["model"], "widths": [12, 13]})
+    refused("does not fit the model: it lacks", entries[0], model={**tiny["model"], "widths": [12, 12, 12]})
+    refused("2 checkpoints for dense_seed = 0, epochs = 1", entries[0], entries[0])
+    refused("0 checkpoints for dense_seed = 0, epochs = 2", entries[0], {**entries[1], "dense_seed": 1})
+    refused("values of the same knobs", entries[0], {"path": entries[1]["path"]})
     refused("epoch: unknown knob 'epoch' .did you mean 'epochs'", {"path": entries[0]["path"], "epoch": 1})
-    refused("is told by .dense. checkpoints", entries[0], temperature={"epochs": [1]})
-    refused("checkpoints have none", entries[0], load={"density": [0.5], "rewind": 1})
+    refused("already given by .dense. checkpoints", entries[0], temperature={"epochs": [1]})
+    refused("not available with .dense. checkpoints", entries[0], load={"density": [0.5], "rewind": 1})
 
 
 def test_checkpoints_are_seen_and_may_go_once_they_are_taken_in(
@@ -105,7 +105,7 @@ def test_checkpoints_are_seen_and_may_go_once_they_are_taken_in(
     assert not grown.progress.todo
     for seeds in ([0, 20240101], [1, 2]):
         entries = [{"path": "x.pt", "epochs": 1, "dense_seed": seed} for seed in seeds]
-        with pytest.raises(UserError, match="dense_seed counts 0, 1, 2"):
-            resolve({**tiny, "dense": {"checkpoints": entries}})
-    with pytest.raises(UserError, match="one value in each checkpoint"):
-        resolve({**tiny, "dense": {"checkpoints": [{"path": "x.pt", "epochs": [1]}]}})
+        with pytest.raises(UserError, match="dense_seed must count 0, 1, 2"):
+            resolve_sweep({**tiny, "dense": {"checkpoints": entries}})
+    with pytest.raises(UserError, match="a single value in each checkpoint"):
+        resolve_sweep({**tiny, "dense": {"checkpoints": [{"path": "x.pt", "epochs": [1]}]}})

@@ -18,7 +18,7 @@ from torch import Tensor
 import regimes
 from regimes import UserError
 from regimes.config.sweep import LoadConfig
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment.context import RunContext, stored_mask
 from regimes.experiment.run import Result
 from regimes.experiment.stages.retrain import RetrainStage
@@ -82,7 +82,7 @@ def test_later_masks_lie_within_earlier_ones(tiny: Sweep, run_tiny: Run) -> None
 def _spec(result: Result, sweep: Sweep) -> Any:
     from regimes.experiment.prepare import prepare
 
-    return prepare(resolve(sweep), result.folder).spec
+    return prepare(resolve_sweep(sweep), result.folder).spec
 
 
 def test_rounds_give_the_same_bits_with_any_number_of_workers(tiny: Sweep, run_tiny: Run) -> None:
@@ -109,9 +109,9 @@ def test_survivors_go_back_to_earlier_weights(
     monkeypatch.setattr(retraining, "_lane", spy)
     result = run_tiny(tiny)
     context, store = RunContext(_spec(result, tiny)), Store(result.folder)
-    (dense,) = (stage for stage in result.stages if stage.kind == "train" and not stage.aside)
+    (dense,) = (stage for stage in result.stages if stage.kind == "train" and not stage.intermediate)
     if rewind:
-        (aside,) = (stage for stage in result.stages if stage.kind == "train" and stage.aside)
+        (aside,) = (stage for stage in result.stages if stage.kind == "train" and stage.intermediate)
         assert aside.key == f"{dense.key.partition('-')[0]}-e2"
         wanted = {name: each for name, each in store.weights(aside.key).items() if "momentum/" not in name}
     else:
@@ -133,19 +133,19 @@ def test_a_snapshot_that_is_on_the_map_may_be_gone_back_to(tiny: Sweep, run_tiny
 @pytest.mark.parametrize(
     ("load", "line"),
     [
-        ({"rewind": 3}, "load.rewind: 3 lies beyond the shortest dense training, 2 epochs"),
+        ({"rewind": 3}, "load.rewind: 3 exceeds the shortest dense training, 2 epochs"),
         ({"rounds": 3}, "load.rounds: one-shot pruning has one round"),
         ({"schedule": "iterative", "rounds": 1}, "load.rounds: .*greater than or equal to 2"),
         ({"schedule": "slow"}, "load.schedule: .*'one-shot', 'iterative' or 'gradual'"),
         ({"pruner": "channels-magnitude", "rewind": 1}, "load.rewind: needs masks"),
-        ({"pruner": "channels-magnitude", "allocation": "erk"}, "pruned by 'uniform' or 'global'"),
+        ({"pruner": "channels-magnitude", "allocation": "erk"}, "channel pruning allows 'uniform' or 'global'"),
         ({"pruner": "channels"}, "load.pruner: unknown pruner 'channels' .did you mean 'channels-"),
     ],
 )
 def test_ways_that_cannot_be_meant_are_refused(tiny: Sweep, load: Sweep, line: str) -> None:
     tiny["load"] |= load
     with pytest.raises(UserError, match=line):
-        resolve(tiny)
+        resolve_sweep(tiny)
 
 
 def test_a_round_on_the_way_is_never_a_copy_on_the_map(tiny: Sweep, run_tiny: Run) -> None:
@@ -161,5 +161,5 @@ def test_a_round_on_the_way_is_never_a_copy_on_the_map(tiny: Sweep, run_tiny: Ru
 
 def test_a_rewind_beyond_the_end_is_seen_however_epochs_are_written(tiny: Sweep) -> None:
     tiny |= {"temperature": {"epochs": [2.0, 4.0]}, "load": {"density": [0.5], "rewind": 3}}
-    with pytest.raises(UserError, match="3 lies beyond the shortest dense training, 2 epochs"):
-        resolve(tiny)
+    with pytest.raises(UserError, match="3 exceeds the shortest dense training, 2 epochs"):
+        resolve_sweep(tiny)

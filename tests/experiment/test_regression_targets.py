@@ -15,7 +15,7 @@ import xarray as xr
 import regimes
 from regimes import UserError
 from regimes.config.recipe import Recipe
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.experiment.run import Result
@@ -103,11 +103,11 @@ def test_regression_is_swept_and_mapped(cli: Callable[..., CompletedProcess[str]
 
 def test_smoothing_is_for_cross_entropy(tiny: Sweep) -> None:
     tiny["recipe"] |= {"loss": "mse", "label_smoothing": 0.1}
-    with pytest.raises(UserError, match="only 'cross-entropy' smooths labels"):
-        resolve(tiny)
+    with pytest.raises(UserError, match="label_smoothing: needs loss = 'cross-entropy'"):
+        resolve_sweep(tiny)
     tiny["recipe"] = {"epochs": 4, "batch_size": 32, "loss": "mean-error"}
     with pytest.raises(UserError, match=r"recipe.loss: unknown loss 'mean-error'.*allowed: cross-entropy, mse"):
-        resolve(tiny)
+        resolve_sweep(tiny)
 
 
 def test_targets_of_two_kinds_are_refused() -> None:

@@ -12,7 +12,7 @@ import xarray as xr
 from conftest import done
 
 import regimes
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment.prepare import prepare
 from regimes.experiment.run import Result
 from regimes.experiment.schedule import fleets
@@ -94,7 +94,7 @@ def test_several_knobs_make_a_grid(tiny: Sweep, run_tiny: Run) -> None:
 
 
 def test_fleets_share_what_is_shared_and_know_what_they_need(tiny: Sweep, tmp_path: Path) -> None:
-    prepared = prepare(resolve(tiny), tmp_path / "none")
+    prepared = prepare(resolve_sweep(tiny), tmp_path / "none")
     grouped = fleets(prepared.progress.todo, {"train": 1, "retrain": 1})
     assert Counter(fleet.kind for fleet in grouped) == {"train": 1, "prune": 2, "retrain": 8, "measure": 4}
     assert {stage.key for fleet in grouped for stage in fleet.stages} == {stage.key for stage in prepared.stages}
@@ -104,7 +104,7 @@ def test_fleets_share_what_is_shared_and_know_what_they_need(tiny: Sweep, tmp_pa
 
 def test_keys_cover_the_science_and_nothing_else(tiny: Sweep, tmp_path: Path) -> None:
     def keys(**change: Any) -> set[str]:
-        return {stage.key for stage in prepare(resolve({**tiny, **change}), tmp_path / "none").stages}
+        return {stage.key for stage in prepare(resolve_sweep({**tiny, **change}), tmp_path / "none").stages}
 
     assert keys() == keys(name="renamed")
     assert keys() == keys(measure={**tiny["measure"], "lmc": {"points": 11}})  # a default, written out

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import regimes
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext
 from regimes.experiment.cost_estimate import estimate
@@ -50,9 +50,9 @@ def test_every_width_gets_what_it_gets_alone(wide: dict[str, Any], run_tiny: Cal
 
 def test_fleets_hold_networks_of_one_width(wide: dict[str, Any], tmp_path: Path) -> None:
     wide["temperature"] = {"learning_rate": [0.1, 0.2]}
-    prepared = prepare(resolve(wide), tmp_path / "run", engine="stacked")
+    prepared = prepare(resolve_sweep(wide), tmp_path / "run", engine="stacked")
     found = fleets(prepared.stages, {"train": 8, "retrain": 8})
-    kinds = [(fleet.kind, {stage.at["width"] for stage in fleet.stages}, len(fleet.stages)) for fleet in found]
+    kinds = [(fleet.kind, {stage.coords["width"] for stage in fleet.stages}, len(fleet.stages)) for fleet in found]
     assert all(len(widths) == 1 for _, widths, _ in kinds)
     assert sorted(size for kind, _, size in kinds if kind == "retrain") == [8, 8]
 
@@ -70,7 +70,7 @@ def test_the_plan_knows_that_wide_networks_cost_more(
     found = {}
     for name, widths in {"both": [2, 48], "thin": [2], "thick": [48]}.items():
         asked = {**wide, "load": {**wide["load"], "width": widths}}
-        found[name] = estimate(prepare(resolve(asked), tmp_path / name, engine="eager"), 1)
+        found[name] = estimate(prepare(resolve_sweep(asked), tmp_path / name, engine="eager"), 1)
     both, thin, thick = found["both"], found["thin"], found["thick"]
     assert both.core_seconds == pytest.approx(thin.core_seconds + thick.core_seconds)
     assert thick.core_seconds > 100 * thin.core_seconds
@@ -81,11 +81,11 @@ def test_the_plan_knows_that_wide_networks_cost_more(
 @pytest.mark.parametrize(
     ("load", "model", "line"),
     [
-        ({"width": [2, 4]}, {"name": "preresnet", "width": 4}, "model.width: stands in"),
+        ({"width": [2, 4]}, {"name": "preresnet", "width": 4}, "model.width: already set in"),
         ({"width": [2, 4]}, {"name": "densenet", "depth": 7}, "model.width: unknown key"),
         ({"width": []}, {"name": "preresnet"}, "load.width: must be a list of at least one value"),
         ({"width": [0, 2]}, {"name": "preresnet"}, "load.width.0"),
-        ({"width": [2, 2]}, {"name": "preresnet"}, "load.width: 2 stands there 2 times"),
+        ({"width": [2, 2]}, {"name": "preresnet"}, "load.width: duplicate value 2"),
     ],
 )
 def test_widths_that_cannot_be_meant(
@@ -93,7 +93,7 @@ def test_widths_that_cannot_be_meant(
 ) -> None:
     wide["model"], wide["load"] = model, {"density": [0.5], **load}
     with pytest.raises(UserError, match=line):
-        resolve(wide)
+        resolve_sweep(wide)
 
 
 def test_the_map_has_widths_side_by_side(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from regimes.research.studies.synthetic_grids import NOISES, diagram
+from regimes.research.studies.synthetic_grids import NOISES, synthetic_grid
 
 SEEDS = 4
+EPOCHS = [5, 10, 20, 40, 80, 160]
+DENSITY = [0.03, 0.05, 0.08, 0.14, 0.3, 0.8]
 
 
 def world(seed: int = 0, noise: float = 0.02, size: tuple[int, int] = (6, 5)) -> xr.Dataset:
     """A grid whose best temperature is known: the second hottest at low, the second coldest at high densities."""
-    data, _ = diagram("diagonal", NOISES["usual"], 0.12, seed, size, SEEDS)
+    data, _ = synthetic_grid("diagonal", NOISES["usual"], 0.12, seed, size, SEEDS)
     heat, load = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]), indexing="ij")
     best = 0.8 - 0.6 * load
     random = np.random.default_rng(seed)
@@ -24,3 +26,21 @@ def world(seed: int = 0, noise: float = 0.02, size: tuple[int, int] = (6, 5)) ->
     dense = dense[:, None] * np.exp(noise * random.standard_normal((size[0], SEEDS)))
     data["dense_test_error"] = (("learning_rate", "dense_seed"), dense)
     return data
+
+
+def diagram(
+    seed: int, noise: float = 0.005, barrier: float = 0.2, dissimilar: float = 0.7, pairs: int = 3
+) -> tuple[xr.Dataset, np.ndarray]:
+    """A phase diagram with known borders: I where cold and sparse, II-A where hot, II-B where cold and dense."""
+    rng = np.random.default_rng(seed)
+    cold = np.arange(6)[:, None] / 5
+    dense = np.arange(6)[None, :] / 5
+    poorly = (dense < 0.15 + 0.4 * cold) & (barrier > 0)
+    similar = dense + 1.2 * cold > 0.9
+    truth = np.where(poorly, 0, np.where(similar | (dissimilar == 0), 2, 1))
+    depth = barrier * (0.3 + 0.7 * rng.random((6, 6)))
+    lmc = np.where(truth == 0, -depth, 0.0)[..., None] + noise * rng.standard_normal((6, 6, pairs))
+    distance = np.where(truth == 2, 0.06, 0.06 + 0.2 * dissimilar) * (1.4 - 0.8 * dense)
+    cka = np.clip(1 - distance[..., None] * np.exp(0.1 * rng.standard_normal((6, 6, pairs))), 0, 1)
+    dims = ("epochs", "density", "pair")
+    return xr.Dataset({"lmc": (dims, lmc), "cka": (dims, cka)}, {"epochs": EPOCHS, "density": DENSITY}), truth

@@ -17,7 +17,7 @@ from regimes.experiment.engine_selection import EngineChoice
 from regimes.hpo.build_fidelities import facts_of
 from regimes.hpo.fidelities import Fidelity
 from regimes.hpo.plan import context_of
-from regimes.research.hpo_benchmark.bench import stage_of
+from regimes.research.hpo_benchmark.bench import setup_of
 from regimes.research.hpo_benchmark.fidelities import FULL, SEARCHED, RecordedFidelity
 from regimes.research.hpo_benchmark.record import settings
 from regimes.research.hpo_benchmark.run_method import BenchmarkSetup
@@ -45,7 +45,7 @@ SECONDS = {
     "quarter of the images": 2.5,
 }
 DENSITY = {"narrowed 0.06": 0.06, "narrowed 0.12": 0.12, "saliency 0.06": 0.06, "narrowed 0.12, short": 0.12}
-ONCE = ("narrowed 0.12",)  # courses that are trained with one seed
+ONCE = ("narrowed 0.12",)  # fidelities that are trained with one seed
 ALONE = 4.0  # times as long as in a fleet
 PROXIES = {
     "narrowed 0.06": "narrowed",
@@ -55,11 +55,11 @@ PROXIES = {
 }
 
 
-def loss_of(setting: dict[str, Any], course: str, seed: int, epoch: int) -> float:
+def loss_of(setting: dict[str, Any], fidelity: str, seed: int, epoch: int) -> float:
     """Least at a learning rate of 0.1 (of proxies 0.2) and a decay of 1e-4; falls with the epochs; seeds move it."""
-    best = 0.2 if course in PROXIES else 0.1
+    best = 0.2 if fidelity in PROXIES else 0.1
     away = math.log(setting["learning_rate"] / best) ** 2 + 0.1 * math.log(setting["weight_decay"] / 1e-4) ** 2
-    noise = np.random.default_rng(abs(hash((setting["learning_rate"], seed, len(course)))) % 2**32).normal()
+    noise = np.random.default_rng(abs(hash((setting["learning_rate"], seed, len(fidelity)))) % 2**32).normal()
     return 0.5 + 0.1 * away + 0.02 * float(noise) + 1.0 / epoch
 
 
@@ -72,14 +72,14 @@ def world() -> tuple[Hpo, RunContext]:
 
 @functools.cache
 def rungs() -> dict[str, tuple[RecordedFidelity, Fidelity]]:
-    """Every course with its network; engines and times by hand."""
-    from regimes.research.hpo_benchmark.fidelities import part_of, rung_of
+    """Every fidelity with its network; engines and times by hand."""
+    from regimes.research.hpo_benchmark.fidelities import build_fidelity, part_of
 
     spec, context = world()
     found = {}
     for name in SECONDS:
         proxy, images = PROXIES.get(name, ""), 0.25 if "images" in name else 1.0
-        course = RecordedFidelity(
+        fidelity = RecordedFidelity(
             name,
             proxy,
             DENSITY.get(name, 1.0),
@@ -87,12 +87,12 @@ def rungs() -> dict[str, tuple[RecordedFidelity, Fidelity]]:
             epochs=0.25 if "short" in name else 1.0,
             seeds=1 if name in ONCE else SEARCHED,
         )
-        made = rung_of(course, spec, context, 1)
-        choice = EngineChoice("stacked", 32) if course.proxy else EngineChoice("eager", 1)
+        made = build_fidelity(fidelity, spec, context, 1)
+        choice = EngineChoice("stacked", 32) if fidelity.proxy else EngineChoice("eager", 1)
         seconds = SECONDS[name] / 5000
-        alone = seconds * (ALONE if course.proxy else 1.0)
-        found[name] = course, Fidelity(made.density, made.kept, made.context, made.epochs, choice, seconds, alone)
-        assert part_of(course, context).data is not None
+        alone = seconds * (ALONE if fidelity.proxy else 1.0)
+        found[name] = fidelity, Fidelity(made.density, made.kept, made.context, made.epochs, choice, seconds, alone)
+        assert part_of(fidelity, context).data is not None
     return found
 
 
@@ -130,7 +130,9 @@ def facts() -> dict[str, Any]:
     }
     return {
         "spec": SPEC,
-        "courses": [{"course": dataclasses.asdict(course), "rung": facts_of(rung)} for course, rung in found.values()],
+        "courses": [
+            {"course": dataclasses.asdict(fidelity), "rung": facts_of(built)} for fidelity, built in found.values()
+        ],
         "made": {
             name: {"alone": 1.0, "together": 3.0} if name in PROXIES else {"alone": 0.5, "together": 0.5}
             for name in found
@@ -145,12 +147,12 @@ def facts() -> dict[str, Any]:
 
 
 @functools.cache
-def tape() -> SearchTable:
+def table() -> SearchTable:
     """The recording, opened."""
     return SearchTable(recorded(), facts())
 
 
 @functools.cache
-def stage() -> BenchmarkSetup:
-    """What arms are replayed on."""
-    return stage_of(tape(), Path())
+def setup() -> BenchmarkSetup:
+    """What methods are replayed on."""
+    return setup_of(table(), Path())

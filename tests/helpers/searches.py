@@ -16,7 +16,7 @@ from regimes.config.hpo_file import resolve_hpo
 from regimes.experiment.context import RunContext
 from regimes.experiment.engine_selection import EngineChoice
 from regimes.hpo.build_fidelities import ProxyContext
-from regimes.hpo.optimize_loop import Limits, trial_runner_of, work
+from regimes.hpo.optimize_loop import Limits, run_trials, trial_runner_of
 from regimes.hpo.plan import Plan, context_of, plan
 from regimes.hpo.trial_runner import TrialRunner
 
@@ -116,7 +116,7 @@ def done(asked: Hpo, stopper: optuna.pruners.BasePruner | None = None, folder: P
     """The study of a search, in memory."""
     _, climb = planned(asked, folder)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=stopper)
-    work(study, climb, asked.batch, Limits(asked.trials))
+    run_trials(study, climb, asked.batch, Limits(asked.trials))
     return study
 
 

@@ -19,7 +19,7 @@ from regimes.experiment.engine_selection import EngineChoice
 from regimes.hpo.batch_ask import shared
 from regimes.hpo.fidelities import Fidelity
 from regimes.hpo.fidelity_trainer import FidelityResult, FidelityTrainer, TrialJob
-from regimes.hpo.optimize_loop import Limits, final, trial_runner_of, winner_of, work
+from regimes.hpo.optimize_loop import Limits, run_trials, test_winner, trial_runner_of, winner_of
 from regimes.hpo.plan import context_of
 from regimes.training.fleet import Lane
 
@@ -71,9 +71,9 @@ def test_the_search_never_sees_the_test_split(tmp_path: Path) -> None:
         found = plan_on(context, asked)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         climb = trial_runner_of(found, context, None)
-        work(study, climb, 4, Limits(4))
+        run_trials(study, climb, 4, Limits(4))
         assert climb.trainer.data.test.inputs.data_ptr() == context.data.val.inputs.data_ptr()
-        told = final(found, context, winner_of(study))
+        told = test_winner(found, context, winner_of(study))
         values.append(([each.intermediate_values for each in study.trials], told["test_error"], told["runs"]))
     assert values[0][0] == values[1][0]
     assert values[0][1] != values[1][1]
@@ -181,7 +181,7 @@ def test_half_of_a_climb_that_is_kept_is_gone_on_with(tmp_path: Path) -> None:
     _, climb = planned(asked, tmp_path)
     assert climb.trainer.store is not None
     for trial in whole.trials:
-        entry = climb.climber(optuna.create_study().ask(fixed_distributions=trial.distributions)).entry
+        entry = climb.prepare(optuna.create_study().ask(fixed_distributions=trial.distributions)).job
         recipe = Recipe.model_validate({**asked.recipe.model_dump(), **trial.params})
         climb.trainer.store.drop(climb.trainer.key(TrialJob(recipe, trial.number), climb.stretches[-1]))
         assert entry.recipe != recipe

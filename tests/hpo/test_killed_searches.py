@@ -56,7 +56,7 @@ def test_killed_workers_lose_no_trial_and_none_is_run_twice(file: Path, tmp_path
     assert cut_off
     done = call(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "trials were cut off and are done again" in done.stderr
+    assert "interrupted trials are requeued" in done.stderr
     study = optuna.load_study(study_name="tiny", storage=open_storage(url))
     assert before.items() <= finished(study).items()
     nameless = {number for number in cut_off if "regimes:worker" not in study.trials[number].user_attrs}

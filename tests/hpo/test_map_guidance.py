@@ -13,10 +13,10 @@ from regimes import RegimeMap, UserError
 from regimes.config.hpo import Dimension
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.hpo.fidelities import Fidelity, ladder_of
-from regimes.hpo.map_guidance import MapGuidance, open_guide
-from regimes.hpo.plan import context_of, guide_of, load_plan, map_sweep, plan, save_plan
+from regimes.hpo.map_guidance import MapGuidance, open_guidance
+from regimes.hpo.plan import context_of, guidance_of, load_plan, map_sweep, plan, save_plan
 from regimes.record.grid import save_grid
 from regimes.regime_map.results import Fidelity as Judged
 
@@ -28,7 +28,7 @@ def guide() -> MapGuidance:
 
 
 def test_rungs_are_the_sparsest_densities_that_the_map_trusts(guide: MapGuidance) -> None:
-    assert [each.density for each in guide.judged() if each.trusted] == pytest.approx([0.318, 0.8], rel=1e-2)
+    assert [each.density for each in guide.densities() if each.trusted] == pytest.approx([0.318, 0.8], rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_rungs_are_the_sparsest_densities_that_the_map_trusts(guide: MapGuidance
             "not in regime I at density 0.0502973",
         ),
         (0.1, 1, "not in regime I at density 0.126491"),
-        (0.011, 2, "in regime I at every density of the ladder: the full network"),
-        (9.0, 0, "outside of what the map has measured"),
+        (0.011, 2, "in regime I at every proxy density: only the full network"),
+        (9.0, 0, "outside the range of the map"),
     ],
 )
 def test_a_trial_starts_where_its_own_temperature_is_connected(
@@ -100,7 +100,7 @@ def test_where_no_proxy_is_trusted_it_is_said_and_the_full_network_is_searched(
     found = plan(asked, context_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == [1.0]
     assert "density 0.1: not trusted, tau 0.10, two seeds of the dense network 0.90" in found.notes
-    assert "the map trusts no proxy: every trial is of the full network" in found.notes
+    assert "the map trusts no density: all trials use the full network" in found.notes
 
 
 def test_a_trusted_density_becomes_a_rung(guide: MapGuidance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_trusted_density_becomes_a_rung(guide: MapGuidance, monkeypatch: pytes
     asked = spec(ladder=early, study=few)
     found = plan(asked, context_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == pytest.approx([0.318, 1.0], rel=1e-2)
-    slow = "density 0.8 takes 0.39 of the next rung's time; to save enough it has to take less than 0.30: left out"
+    slow = "density 0.8 left out: takes 0.39 of the next fidelity's time; the limit is 0.30"
     assert slow in found.notes
     asked = spec(ladder=early, study={**few, "promoted": 6})
     assert len(plan(asked, context_of(asked, "cpu", tmp_path), guide).ladder.rungs) == 1
@@ -128,7 +128,7 @@ def test_a_trusted_density_becomes_a_rung(guide: MapGuidance, monkeypatch: pytes
     alone = spec(ladder={"densities": [0.5, 0.9]}, batch=1)  # one by one: 0.9 takes nearly as long as the full network
     found = plan(alone, context_of(alone, "cpu", tmp_path), None)
     assert [rung.density for rung in found.ladder.rungs] == [0.5, 1.0]
-    assert any("density 0.9 takes 0." in each and "left out" in each for each in found.notes)
+    assert any("density 0.9 left out: takes 0." in each for each in found.notes)
 
 
 # -- maps that are made, and maps that do not fit ---------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_a_trusted_density_becomes_a_rung(guide: MapGuidance, monkeypatch: pytes
 
 def test_the_sweep_of_a_map_is_a_sweep_of_the_same_network() -> None:
     asked = spec(recipe={"epochs": 10, "batch_size": 32})
-    sweep = resolve(map_sweep(asked))
+    sweep = resolve_sweep(map_sweep(asked))
     assert (sweep.data, sweep.model) == (asked.data, asked.model)
     assert sweep.recipe.epochs == 5
     assert list(sweep.temperature) == ["learning_rate"]
@@ -149,7 +149,7 @@ def test_a_map_is_made_first_its_cost_counted_and_the_plan_kept(tmp_path: Path) 
         map={"temperature": {"learning_rate": [0.01, 0.03, 0.1, 0.3]}, "density": [0.2, 0.6], "epochs": 1.0},
     )
     said: list[str] = []
-    made = guide_of(asked, None, tmp_path, 0, "cpu", said.append)
+    made = guidance_of(asked, None, tmp_path, 0, "cpu", said.append)
     assert made is not None
     assert made.seconds > 0
     assert said[0].startswith("making a map first")
@@ -166,12 +166,12 @@ def test_a_map_is_made_first_its_cost_counted_and_the_plan_kept(tmp_path: Path) 
         load_plan(asked.model_copy(update={"trials": 99}), context, tmp_path) is not None
     )  # more trials: the same search
     other = spec(model={"name": "mlp", "widths": [31]})
-    with pytest.raises(UserError, match=r"is of another \[model\]: .*widths = \[32, 32\] there, \[31\] here"):
-        open_guide(tmp_path / "map", other.data, other.model)
-    with pytest.raises(UserError, match=r"another \[data\]: train = 200 there, 300 here"):
-        open_guide(tmp_path / "map", Named(**{**asked.data.model_dump(), "train": 300}), asked.model)
+    with pytest.raises(UserError, match=r"made with another \[model\]: .*widths = \[32, 32\], not \[31\]"):
+        open_guidance(tmp_path / "map", other.data, other.model)
+    with pytest.raises(UserError, match=r"another \[data\]: train = 200, not 300"):
+        open_guidance(tmp_path / "map", Named(**{**asked.data.model_dump(), "train": 300}), asked.model)
     with pytest.raises(UserError, match="no such file or folder"):
-        open_guide(tmp_path / "nowhere", asked.data, asked.model)
+        open_guidance(tmp_path / "nowhere", asked.data, asked.model)
 
 
 def test_a_map_decides_by_validation_errors_whatever_the_test_split_says(guide: MapGuidance, tmp_path: Path) -> None:
@@ -181,15 +181,15 @@ def test_a_map_decides_by_validation_errors_whatever_the_test_split_says(guide: 
     for name, more in (("both", {**wrong, **seen}), ("test", {})):
         save_grid(data.assign(more), tmp_path / f"{name}.nc")
     asked = spec()
-    found = open_guide(tmp_path / "both.nc", asked.data, asked.model)
-    assert found.judged() == guide.judged()
+    found = open_guidance(tmp_path / "both.nc", asked.data, asked.model)
+    assert found.densities() == guide.densities()
     assert found.deployment(Recipe(learning_rate=0.05)) == guide.deployment(Recipe(learning_rate=0.05))
-    blind = open_guide(tmp_path / "test.nc", asked.data, asked.model)
+    blind = open_guidance(tmp_path / "test.nc", asked.data, asked.model)
     assert "no validation errors" in blind.deployment(Recipe(learning_rate=0.05))["reason"]
-    assert all("tau" not in each.reason for each in blind.judged())
+    assert all("tau" not in each.reason for each in blind.densities())
 
 
-def test_a_knob_that_no_recipe_has_cannot_be_stood_on() -> None:
+def test_a_map_with_a_knob_outside_recipes_is_refused() -> None:
     strange = world().rename(learning_rate="noise")
     strange["noise"].attrs["hotter"] = "larger"
     with pytest.raises(UserError, match=r"map strange\.nc: its knob 'noise' is not in a recipe"):

@@ -80,13 +80,13 @@ def test_names_and_options_are_taken_as_in_a_file() -> None:
 @pytest.mark.parametrize(
     ("how", "line"),
     [
-        ({}, r"say densities=\[\.\.\.\]"),
+        ({}, r"pass densities=\[\.\.\.\]"),
         ({"densities": [2.0]}, "ladder.densities.0: .*less than or equal to 1"),
         ({"densities": [0.1], "proxy": "tiny"}, "unknown proxy 'tiny'"),
         ({"densities": [0.1], "space": {"lr": [0.1]}}, "unknown hyperparameter"),
         ({"densities": [0.1], "recipe": {"epoch": 3}}, "unknown key"),
         ({"densities": [0.1], "value": "accuracy"}, "study.value"),
-        ({"densities": [1e-6]}, "density 1e-06: whole channels of MLP come no nearer"),
+        ({"densities": [1e-6]}, "density 1e-06: the nearest density that removing whole channels of MLP reaches"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(how: dict[str, Any], line: str) -> None:
@@ -146,7 +146,7 @@ def test_a_stopper_ends_a_climb() -> None:
 
 
 def test_a_density_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="densities: 3 is no fraction"):
+    with pytest.raises(UserError, match="densities: 3 is out of range"):
         regimes.ladder(Net, torch.zeros(2, 8), densities=[3.0])
 
 

@@ -15,7 +15,7 @@ from searches import RAW, clock, engine, planned, spec
 import regimes
 from regimes import UserError
 from regimes.hpo.fidelity_trainer import FidelityResult, FidelityTrainer
-from regimes.hpo.optimize_loop import Limits, work
+from regimes.hpo.optimize_loop import Limits, run_trials
 from regimes.hpo.optuna_study import open_storage, requeue_dead_trials
 from regimes.hpo.process_identity import this_worker
 from regimes.hpo.search import SearchOptions, search
@@ -58,7 +58,7 @@ def test_what_was_promoted_is_kept_though_another_drew_a_trial() -> None:
     study = base_of(0)
     drawn = create_trial(state=TrialState.RUNNING, user_attrs={"regimes:worker": this_worker()})
     beside(climb, lambda study: study.add_trial(drawn))
-    work(study, climb, 1, Limits(1, draws=False))
+    run_trials(study, climb, 1, Limits(1, draws=False))
     assert [each.state for each in study.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
 
 
@@ -66,7 +66,7 @@ def test_nothing_is_drawn_where_what_waited_is_taken() -> None:
     _, climb = planned(spec())
     study = base_of(0)
     beside(climb, lambda study: study.ask())
-    work(study, climb, 1, Limits(1, draws=False))
+    run_trials(study, climb, 1, Limits(1, draws=False))
     assert [each.state for each in study.trials] == [TrialState.RUNNING, TrialState.FAIL]
     assert study.trials[1].user_attrs["regimes:spare"]
 
@@ -74,7 +74,7 @@ def test_nothing_is_drawn_where_what_waited_is_taken() -> None:
 def test_what_two_commands_promote_is_trained_once() -> None:
     _, climb = planned(spec())
     study = base_of(0, 1, 0, 1, 2)
-    work(study, climb, 1, Limits(3, draws=False))
+    run_trials(study, climb, 1, Limits(3, draws=False))
     done = [each.user_attrs["regimes:promoted"] for each in study.trials if each.state == TrialState.COMPLETE]
     assert done == [0, 1, 2]
 
@@ -90,7 +90,7 @@ def test_a_trial_that_another_has_told_is_over() -> None:
         return run(*given)
 
     climb.trainer.run = told  # type: ignore[method-assign]
-    work(study, climb, 1, Limits(1, draws=False))
+    run_trials(study, climb, 1, Limits(1, draws=False))
     assert [(each.state, each.value) for each in study.trials] == [(TrialState.COMPLETE, 0.5)]
 
 
@@ -122,7 +122,7 @@ def test_the_best_are_promoted_when_trials_that_others_hold_are_done(tmp_path: P
 
     def say(text: str) -> None:
         said.append(text)
-        if text.startswith("waiting for 1 held by others (elsewhere)"):
+        if text.startswith("waiting for 1 trials held by elsewhere"):
             proxies.tell(trial, 0.0)  # the best of all
 
     more = search(spec(study=PROMOTE, trials=7), SearchOptions(tmp_path, storage=storage), say)

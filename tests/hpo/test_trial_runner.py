@@ -18,12 +18,12 @@ from regimes.config.recipe import Recipe
 from regimes.hpo import STOPPERS
 from regimes.hpo.fidelities import Fidelity, ladder_of
 from regimes.hpo.fidelity_trainer import FidelityResult, TrialJob
-from regimes.hpo.optimize_loop import Limits, trial_runner_of, work
+from regimes.hpo.optimize_loop import Limits, run_trials, trial_runner_of
 from regimes.hpo.plan import context_of
 from regimes.hpo.savings import stopped_at
 from regimes.hpo.stoppers import fair_order
 from regimes.hpo.trial_runner import RunningTrial
-from regimes.registry import load
+from regimes.registry import lookup
 
 
 class Recording(optuna.pruners.BasePruner):
@@ -104,7 +104,7 @@ def test_every_stock_stopper_stops_and_already_in_the_first_batch(name: str) -> 
     asked = spec(batch=12, study={"sampler": "random", "stopper": name})
     found, _ = planned(asked)
     steps = [each.step for each in found.ladder.stretches]
-    study = done(asked, load(STOPPERS, name, "stopper")(steps))
+    study = done(asked, lookup(STOPPERS, name, "stopper")(steps))
     states = Counter(each.state for each in study.trials)
     assert states[TrialState.PRUNED] >= 4
     assert states[TrialState.COMPLETE] >= 1
@@ -130,11 +130,11 @@ def test_one_by_one_the_stopper_is_asked_too() -> None:
     _, climb = planned(asked)
     stopper = Recording()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=stopper)
-    study.optimize(climb.alone, n_trials=4)
+    study.optimize(climb.run_trial, n_trials=4)
     assert [each.state for each in study.trials] == [TrialState.COMPLETE] * 4
     assert len(stopper.asked) == 4 * 2
     stopped = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0.0))
-    stopped.optimize(climb.alone, n_trials=2)
+    stopped.optimize(climb.run_trial, n_trials=2)
     assert [each.state for each in stopped.trials] == [TrialState.PRUNED] * 2
 
 
@@ -145,22 +145,22 @@ def test_a_study_keeps_its_steps_whatever_the_clock_says_later() -> None:
     asked = spec(trials=2, batch=2)
     _, climb = planned(asked)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    work(study, climb, 2, Limits(2))
+    run_trials(study, climb, 2, Limits(2))
     slower = [dataclasses.replace(each, step=each.step + 5 * number) for number, each in enumerate(climb.stretches)]
     climb.stretches = tuple(slower)
-    work(study, climb, 2, Limits(4))
+    run_trials(study, climb, 2, Limits(4))
     assert len({tuple(each.intermediate_values) for each in study.trials}) == 1
     climb.stretches = climb.stretches[:2]
-    with pytest.raises(UserError, match="begun with another ladder: 3 reports a trial, here 2"):
-        work(study, climb, 2, Limits(6))
+    with pytest.raises(UserError, match="started with another ladder: 3 reports per trial, now 2"):
+        run_trials(study, climb, 2, Limits(6))
 
 
 def test_a_study_that_maximises_is_refused() -> None:
     _, climb = planned(spec())
     with pytest.raises(UserError, match="does not minimise one value"):
-        work(optuna.create_study(direction="maximize"), climb, 2, Limits(2))
+        run_trials(optuna.create_study(direction="maximize"), climb, 2, Limits(2))
     with pytest.raises(UserError, match="does not minimise one value"):
-        optuna.create_study(directions=["minimize", "minimize"]).optimize(climb.alone, n_trials=1)
+        optuna.create_study(directions=["minimize", "minimize"]).optimize(climb.run_trial, n_trials=1)
 
 
 def test_trials_beyond_what_is_wanted_are_handed_back() -> None:
@@ -176,7 +176,7 @@ def test_trials_beyond_what_is_wanted_are_handed_back() -> None:
         return ask(study, count)
 
     climb.ask = both  # type: ignore[method-assign]
-    work(study, climb, 6, Limits(6))
+    run_trials(study, climb, 6, Limits(6))
     lasting = [each for each in study.trials if each.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert len(lasting) == 6
     assert not [each for each in study.trials if "regimes:unfinished" in each.user_attrs]
@@ -190,9 +190,9 @@ def test_one_that_skips_a_rung_is_not_held_against_proxies() -> None:
     climb = trial_runner_of(found, context, None)
     climb.start = lambda recipe: (1, "as the map says") if recipe.learning_rate < 0.01 else (0, "")
     study = optuna.create_study(
-        sampler=optuna.samplers.RandomSampler(seed=0), pruner=load(STOPPERS, "halving", "stopper")([1])
+        sampler=optuna.samplers.RandomSampler(seed=0), pruner=lookup(STOPPERS, "halving", "stopper")([1])
     )
-    work(study, climb, 8, Limits(8))
+    run_trials(study, climb, 8, Limits(8))
     cold = [each for each in study.trials if each.params["learning_rate"] < 0.01]
     assert 1 <= len(cold) < 8
     assert all(each.state == TrialState.COMPLETE and len(each.intermediate_values) == 2 for each in cold)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
-from regimes.hpo.validation import SURE, calibrated_loss, validate
+from regimes.hpo.validation import MAX_SCALE, calibrated_loss, validate
 from regimes.landscape.error import error_and_loss
 
 
@@ -28,7 +28,7 @@ def _some(seed: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_it_is_the_least_over_temperatures(seed: int, scale: float) -> None:
     answers, targets = _some(seed, scale)
     double = answers.double()
-    found = minimize_scalar(lambda b: float(functional.cross_entropy(b * double, targets)), bounds=(0.01, SURE))
+    found = minimize_scalar(lambda b: float(functional.cross_entropy(b * double, targets)), bounds=(0.01, MAX_SCALE))
     assert calibrated_loss(answers, targets) == pytest.approx(found.fun, abs=1e-6)
     assert calibrated_loss(answers, targets) <= float(functional.cross_entropy(double, targets)) + 1e-12
 

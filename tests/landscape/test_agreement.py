@@ -106,7 +106,7 @@ def test_convolutions_and_a_layer_that_is_called_twice() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return self.inner(self.inner(inputs))
 
-    with pytest.raises(UserError, match="one tensor a pass"):
+    with pytest.raises(UserError, match="one tensor per forward pass"):
         layer_outputs(Twice(), "inner", torch.zeros(5, 4))
 
 

@@ -54,7 +54,7 @@ def test_shapes_of_paths() -> None:
     for one in (path, chain):
         assert one.at(0.0)["w"] is start["w"]
         assert one.at(1.0)["w"] is end["w"]
-        assert all(sum(one.shares(t / 7)) == pytest.approx(1) for t in range(8))
+        assert all(sum(one.coefficients(t / 7)) == pytest.approx(1) for t in range(8))
 
 
 @pytest.mark.parametrize(("kind", "bends"), [("bezier", 1), ("chain", 1), ("bezier", 2)])
@@ -112,7 +112,7 @@ def test_masks_are_held_against_the_network(data: tuple[torch.Tensor, torch.Tens
     a = build("mlp", {"widths": [4]}, (4,), 2, 0)
     with pytest.raises(UserError, match=r"mask of head.bias has shape \(1,\), the parameter \(2,\)"):
         curve_connectivity(a, a, data, mask={"head.bias": torch.ones(1)})
-    with pytest.raises(UserError, match="the mask names nothing, which the model has not"):
+    with pytest.raises(UserError, match="the mask names unknown parameters nothing; the model has"):
         curve_connectivity(a, a, data, mask={"nothing": torch.ones(1)})
 
 

@@ -78,7 +78,7 @@ def test_a_relu_network_has_the_trace_of_gauss_newton(name: str, masked: bool) -
         mask.apply(model)
     whole, gauss = brute(model, F.cross_entropy, mask)
     split = GaussNewtonSplit(model, F.cross_entropy, data(), mask)
-    assert split.flat()
+    assert split.rest_has_zero_diagonal()
     assert gauss == pytest.approx(whole, rel=1e-10)
     assert float(split.exact().sum(dim=1).mean()) == pytest.approx(whole, rel=1e-10)
     assert hessian_trace(model, F.cross_entropy, data(), mask, rel_stderr=1e-9).value == pytest.approx(whole, rel=1e-10)
@@ -99,10 +99,10 @@ def test_a_smooth_network_needs_the_rest_as_well(loss_fn: LossFn) -> None:
     whole, gauss = brute(model, loss_fn)
     split = GaussNewtonSplit(model, loss_fn, data())
     assert abs(whole - gauss) > 0.005 * abs(whole)  # otherwise this test could not tell
-    assert not split.flat()
+    assert not split.rest_has_zero_diagonal()
     assert float(split.exact().sum(dim=1).mean()) == pytest.approx(gauss, rel=1e-10)
     eye = torch.eye(split.rest.size, dtype=torch.float64)
-    assert float(split.rest.times(eye).diagonal().sum()) + gauss == pytest.approx(whole, rel=1e-8)
+    assert float(split.rest.matmat(eye).diagonal().sum()) + gauss == pytest.approx(whole, rel=1e-8)
     trace = hessian_trace(model, loss_fn, data(), rel_stderr=0.02)
     assert trace.stderr <= 0.02 * abs(trace.value)
     assert abs(trace.value - whole) <= 4 * trace.stderr
@@ -141,8 +141,12 @@ def test_its_interval_covers_the_truth(activation: type[nn.Module]) -> None:
 def test_flatness_is_looked_at_not_assumed(activation: type[nn.Module]) -> None:
     for dtype in (torch.float32, torch.float64):
         inputs, targets = data()
-        assert not GaussNewtonSplit(smooth(activation).to(dtype), F.cross_entropy, (inputs.to(dtype), targets)).flat()
-        assert GaussNewtonSplit(smooth(nn.LeakyReLU).to(dtype), F.cross_entropy, (inputs.to(dtype), targets)).flat()
+        assert not GaussNewtonSplit(
+            smooth(activation).to(dtype), F.cross_entropy, (inputs.to(dtype), targets)
+        ).rest_has_zero_diagonal()
+        assert GaussNewtonSplit(
+            smooth(nn.LeakyReLU).to(dtype), F.cross_entropy, (inputs.to(dtype), targets)
+        ).rest_has_zero_diagonal()
 
 
 def test_a_tensor_used_twice_is_seen() -> None:
@@ -157,7 +161,7 @@ def test_a_tensor_used_twice_is_seen() -> None:
             return torch.relu(self.inner(inputs) @ self.again) @ self.again
 
     twice = Twice()
-    assert not GaussNewtonSplit(twice, F.cross_entropy, data()).flat()
+    assert not GaussNewtonSplit(twice, F.cross_entropy, data()).rest_has_zero_diagonal()
     whole, _ = brute(twice, F.cross_entropy)
     trace = hessian_trace(twice, F.cross_entropy, data(), rel_stderr=0.02)
     assert abs(trace.value - whole) <= 4 * trace.stderr + 1e-9
@@ -176,7 +180,7 @@ class Mixing(nn.Module):
 @pytest.mark.parametrize(
     ("model", "loss_fn", "why"),
     [
-        (smooth(), lambda answers, targets: F.cross_entropy(answers, targets) ** 2, "not the mean over inputs"),
+        (smooth(), lambda answers, targets: F.cross_entropy(answers, targets) ** 2, "not a mean of per-input losses"),
         (smooth(), lambda answers, targets: answers.cos().mean(), "not convex"),
         (smooth(), lambda answers, targets: answers.mean() * math.nan, "not finite"),
         (Mixing(), F.cross_entropy, "other inputs"),
@@ -231,7 +235,7 @@ def test_a_small_bend_beside_large_slopes_is_seen() -> None:
             each.copy_(0.01 * torch.randn(each.shape, generator=random))
     x = torch.randn(64, 4, generator=random)
     targets = 1e4 * (1 + x[:, :1])
-    assert not GaussNewtonSplit(model, F.mse_loss, (x, targets)).flat()
+    assert not GaussNewtonSplit(model, F.mse_loss, (x, targets)).rest_has_zero_diagonal()
 
 
 def test_few_live_coordinates_are_taken_one_by_one() -> None:
@@ -249,7 +253,7 @@ def test_few_live_coordinates_are_taken_one_by_one() -> None:
 def test_a_sum_is_no_mean_even_where_it_is_zero() -> None:
     model = smooth(nn.ReLU)
     own = model(data()[0]).detach()
-    with pytest.raises(NotSplittable, match="not the mean"):
+    with pytest.raises(NotSplittable, match="not a mean of per-input losses"):
         GaussNewtonSplit(model, nn.MSELoss(reduction="sum"), (data()[0], own))
 
 
@@ -292,7 +296,7 @@ def test_limits_and_kinds_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(UserError, match=r"call model.float\(\)"):
         hessian_trace(model.half(), F.cross_entropy, data())
     model.double()
-    with pytest.raises(UserError, match="as many targets as inputs"):
+    with pytest.raises(UserError, match="equally many inputs and targets"):
         hessian_trace(model, F.cross_entropy, (data()[0], data()[1][:5]))
 
 

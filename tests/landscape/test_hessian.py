@@ -152,8 +152,10 @@ def test_batched_products_are_the_products(network: tuple[nn.Module, tuple[Tenso
     one = HessianOperator(model, F.cross_entropy, data, mask, chunk, together=1)
     vectors = torch.randn(one.size, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     each = torch.stack([one @ vector for vector in vectors.T], dim=1)
-    assert torch.allclose(one.times(vectors), each)
-    assert torch.allclose(HessianOperator(model, F.cross_entropy, data, mask, chunk, together=3).times(vectors), each)
+    assert torch.allclose(one.matmat(vectors), each)
+    assert torch.allclose(
+        HessianOperator(model, F.cross_entropy, data, mask, chunk, vectors_per_pass=3).matmat(vectors), each
+    )
 
 
 def test_loss_without_curvature_has_none() -> None:
@@ -241,9 +243,9 @@ def test_mistakes_are_said_in_one_line() -> None:
         hessian_trace(model, F.cross_entropy, data, probes=1)
     with pytest.raises(UserError, match="allowed: own, pyhessian"):
         hessian_trace(model, F.cross_entropy, data, backend="other")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="takes neither rel_stderr nor chunk"):
+    with pytest.raises(UserError, match="supports neither rel_stderr nor chunk"):
         hessian_trace(model, F.cross_entropy, data, rel_stderr=0.1, backend="pyhessian")
-    with pytest.raises(UserError, match=r"the mask names nothing.here"):
+    with pytest.raises(UserError, match=r"the mask names unknown parameters nothing.here"):
         hessian_trace(model, F.cross_entropy, data, mask={"nothing.here": torch.ones(1)})
     with pytest.raises(UserError, match="no live parameter"):
         hessian_trace(model, F.cross_entropy, data, mask={k: torch.zeros_like(v) for k, v in model.named_parameters()})

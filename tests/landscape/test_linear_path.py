@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes import UserError, linear_connectivity
-from regimes.landscape.batchnorm import reestimate_batch_norm, settled_outputs
+from regimes.landscape.batchnorm import reestimate_batch_norm, reestimated_outputs
 from regimes.landscape.error import outputs
 from regimes.models.build import build
 
@@ -127,15 +127,15 @@ def test_one_pass_gives_the_statistics_and_the_outputs() -> None:
     two = copy.deepcopy(model)
     reestimate_batch_norm(two, inputs)
     expected = outputs(two, inputs)
-    found = settled_outputs(model, inputs)
+    found = reestimated_outputs(model, inputs)
     assert not any(module.training for module in model.modules())
     for one, other in zip(model.buffers(), two.buffers(), strict=True):
         assert torch.allclose(one, other)
     assert torch.allclose(found, expected, rtol=1e-2, atol=1e-3)  # n - 1 against n values a channel
     assert torch.allclose(outputs(model, inputs), expected)
-    assert torch.equal(settled_outputs(model, inputs, batch=32), _in_two_passes(two, inputs, 32))
-    by_batch = settled_outputs(model, inputs, batch=48, by_batch=True)
-    assert torch.equal(settled_outputs(model, inputs, by_batch=True), found)
+    assert torch.equal(reestimated_outputs(model, inputs, batch=32), _in_two_passes(two, inputs, 32))
+    by_batch = reestimated_outputs(model, inputs, batch=48, by_batch=True)
+    assert torch.equal(reestimated_outputs(model, inputs, by_batch=True), found)
     assert by_batch.shape == found.shape
     assert 0 < (by_batch - found).abs().max() < 0.3 * found.abs().max()
     assert torch.allclose((by_batch - found).mean(dim=0), torch.zeros(4, dtype=torch.float64), atol=0.05)
@@ -155,7 +155,7 @@ def test_standard_error_is_that_of_the_images() -> None:
 
 def test_networks_of_different_shape_are_refused() -> None:
     data = (torch.zeros(8, 3), torch.zeros(8, dtype=torch.int64))
-    with pytest.raises(UserError, match="one architecture"):
+    with pytest.raises(UserError, match="the same architecture"):
         linear_connectivity(nn.Linear(3, 2), nn.Linear(3, 4), data)
     with pytest.raises(UserError, match="at least 3"):
         linear_connectivity(nn.Linear(3, 2), nn.Linear(3, 2), data, points=2)

@@ -12,9 +12,9 @@ from torch import nn
 
 from regimes.errors import UserError
 from regimes.landscape.linear_path import linear_connectivity
-from regimes.landscape.weight_matching import groups, match
+from regimes.landscape.weight_matching import match, permutable_groups
 from regimes.models.build import build, seeded
-from regimes.pruners.channels import dependencies
+from regimes.pruners.channels import channel_groups
 
 SHAPES: dict[str, tuple[int, ...]] = {"mlp": (6,), "vgg": (3, 32, 32), "torchvision": (3, 32, 32)}
 
@@ -34,7 +34,7 @@ def shuffled(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
     """The same network with every group of channels in another order."""
     turned, random = copy.deepcopy(model), torch.Generator().manual_seed(5)
     state = dict(turned.named_parameters()) | dict(turned.named_buffers())
-    for group in groups(model, inputs[:2]):
+    for group in permutable_groups(model, inputs[:2]):
         order = torch.randperm(len(group[0].positions), generator=random)
         for place in group:
             place.permute(state[place.name], order)
@@ -66,7 +66,7 @@ def test_a_permuted_network_is_the_same_and_is_found_again(name: str) -> None:
 def test_every_hidden_channel_of_an_mlp_and_a_preresnet_stands_in_one_group() -> None:
     for name, channels in (("mlp", 32), ("preresnet", None)):
         model, inputs = make(name, 0)
-        found = groups(model, inputs[:2])
+        found = permutable_groups(model, inputs[:2])
         sizes = [len(group[0].positions) for group in found]
         if channels is not None:
             assert sum(sizes) == channels
@@ -74,7 +74,7 @@ def test_every_hidden_channel_of_an_mlp_and_a_preresnet_stands_in_one_group() ->
             blocks = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
             inside = (len(blocks) - 1) // 2
             assert len(found) == inside + 3
-    assert len(dependencies(model, inputs[:2])) == len(found) + 1
+    assert len(channel_groups(model, inputs[:2])) == len(found) + 1
 
 
 def test_the_barrier_to_a_permuted_copy_is_gone_after_matching() -> None:
@@ -124,7 +124,7 @@ def test_channels_that_a_bare_parameter_holds_in_place_are_left_alone() -> None:
             return self.head(torch.relu(self.first(x) - 1.5) * self.scale)
 
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(UserError, match="no channels of Scaled"):
+    with pytest.raises(UserError, match="Scaled has no hidden channels"):
         match(Scaled(0), Scaled(1), x[:2])
 
 

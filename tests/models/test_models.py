@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from regimes import UserError
-from regimes.data.torchvision_import import torchvision
 from regimes.models.build import build
 from regimes.pruners.prune import prunable
+from regimes.torchvision_import import torchvision
 
 
 def parameters(name: str, options: dict[str, Any], classes: int = 10, side: int = 32) -> int:
@@ -79,7 +79,7 @@ def test_small_images_are_halved_less_often() -> None:
     [
         ("preresnet", {"depth": 21}, (3, 8, 8), "depth 6n\\+2; allowed: 8, 14"),
         ("resnet", {"depth": 18}, (3, 8, 8), "depth 6n\\+2; allowed: 8, 14"),
-        ("vgg", {"depth": 12}, (3, 8, 8), "depth 11, 13, 16, 19"),
+        ("vgg", {"depth": 12}, (3, 8, 8), "allowed for VGG: 11, 13, 16, 19"),
         ("densenet", {"depth": 12}, (3, 8, 8), "depth 3n\\+4"),
         ("densenet", {"depth": 10}, (3, 2, 2), "4x4 pixels or more"),
         ("resnet18", {}, (12,), "needs images"),

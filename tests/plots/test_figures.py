@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from test_phases import diagram
+from known_grids import diagram
 
 from regimes import UserError, classify, draw_map
 from regimes.plots.grid_matrix import best_rows, table
@@ -75,7 +75,7 @@ def test_same_data_same_files(tmp_path: Path) -> None:
 def test_report_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     data = labelled(barrier=0.0)
     page = draw_map(data, tmp_path)[-1].read_text()
-    assert "**I** (poorly connected: a barrier stands between two retrained copies): not seen in these data." in page
+    assert "**I** (poorly connected: a barrier between two retrained copies): not seen in these data." in page
     assert "no barrier is seen" in page
     assert "| 3 % | 5.00 % | 160 |" in page
     for line in page.splitlines():

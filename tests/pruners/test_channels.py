@@ -20,7 +20,7 @@ from regimes import UserError
 from regimes.experiment.run import Result
 from regimes.experiment.store import Store
 from regimes.models.build import build
-from regimes.pruners.channels import fitted, shrink
+from regimes.pruners.channels import fit_to_state, shrink
 from regimes.pruners.prune import prunable
 
 Sweep = dict[str, Any]
@@ -58,7 +58,7 @@ def test_fewer_channels_come_near_the_density_and_can_be_loaded_again(name: str,
     small, kept = shrink(model, 0.25, images(2), "channels-magnitude", allocation, seed=0)
     assert kept == sum(each.numel() for each in prunable(small).values()) / whole
     assert abs(kept / 0.25 - 1) < 0.25
-    again = fitted(build(name, WIDER[name], (3, 32, 32), 5, 7), small.state_dict()).eval()
+    again = fit_to_state(build(name, WIDER[name], (3, 32, 32), 5, 7), small.state_dict()).eval()
     assert torch.equal(again(images()), small(images()))
     for module in again.modules():
         if isinstance(module, nn.Conv2d):
@@ -110,7 +110,7 @@ def channels_kept(model: nn.Module, small: nn.Module, histories: list[Any]) -> d
 
 def test_a_network_that_cannot_be_followed_says_so() -> None:
     shuffled = build("torchvision", {"arch": "shufflenet_v2_x0_5"}, (3, 32, 32), 5, 0)
-    with pytest.raises(UserError, match="torch-pruning cannot follow ShuffleNetV2"):
+    with pytest.raises(UserError, match="torch-pruning cannot trace ShuffleNetV2"):
         shrink(shuffled, 0.3, images(2), "channels-magnitude", "uniform", seed=0)
 
 
@@ -137,7 +137,7 @@ def test_smaller_networks_are_swept_in_fleets(tiny: Sweep, run_tiny: Run) -> Non
     assert float(abs(records[0].test_error - records[1].test_error).max()) < 0.2
     store = Store(results[0].folder)
     sizes = {
-        stage.at["density"]: sum(each.numel() for each in store.weights(stage.key).values())
+        stage.coords["density"]: sum(each.numel() for each in store.weights(stage.key).values())
         for stage in results[0].stages
         if stage.kind == "retrain"
     }
@@ -156,6 +156,6 @@ def test_densities_out_of_reach_are_refused_before_any_work(tiny: Sweep, run_tin
                     reached += density >= 0.1
     assert reached == 4 * 2 * 2
     tiny["load"] = {"density": [0.0001], "pruner": "channels-magnitude"}
-    with pytest.raises(UserError, match="come no nearer than"):
+    with pytest.raises(UserError, match="the nearest density that removing whole channels"):
         run_tiny(tiny)
     assert not count

@@ -17,16 +17,16 @@ import xarray as xr
 from conftest import TINY, done, write_toml
 
 from regimes import UserError
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment.store import Store
 from regimes.plots.run_info import run_facts
-from regimes.regime_map import ROUNDS
+from regimes.regime_map import ROUNDS_FILE
 from regimes.regime_map.acquisition import MapKnowledge, converged, first_cells, next_cells
 from regimes.regime_map.landscape_rules import smooth
 from regimes.regime_map.measured_grid import MeasuredGrid
 from regimes.regime_map.run_adaptive import run_adaptive
-from regimes.research.studies.replay_sweep import at_random, replay, reveal
-from regimes.research.studies.synthetic_grids import NOISES, diagram
+from regimes.research.studies.adaptive_replay import mask_unmeasured, random_cells, replay_adaptive
+from regimes.research.studies.synthetic_grids import NOISES, synthetic_grid
 
 SWEEP = {
     **TINY,
@@ -39,7 +39,7 @@ SWEEP = {
 
 
 def rounds(folder: Path) -> list[list[dict[str, float]]]:
-    found: list[list[dict[str, float]]] = json.loads((folder / ROUNDS).read_text())["content"]["rounds"]
+    found: list[list[dict[str, float]]] = json.loads((folder / ROUNDS_FILE).read_text())["content"]["rounds"]
     return found
 
 
@@ -48,7 +48,7 @@ def named(data: xr.Dataset) -> np.ndarray:
 
 
 def test_the_first_round_spreads_over_the_grid() -> None:
-    data, _ = diagram("diagonal", NOISES["usual"], 0.12, 0)
+    data, _ = synthetic_grid("diagonal", NOISES["usual"], 0.12, 0)
     places = MeasuredGrid.of(data).places
     chosen = first_cells(places, 3)
     assert len({place for place, _ in chosen}) == len(chosen)
@@ -58,10 +58,10 @@ def test_the_first_round_spreads_over_the_grid() -> None:
 
 
 def test_rounds_hold_cells_that_are_not_measured_until_none_is_left() -> None:
-    data, _ = diagram("diagonal", NOISES["usual"], 0.12, 0, (4, 4), 2)
+    data, _ = synthetic_grid("diagonal", NOISES["usual"], 0.12, 0, (4, 4), 2)
     seen: set[tuple[int, int]] = set()
     sizes = []
-    for cells, grid, _ in replay(data, 5):
+    for cells, grid, _ in replay_adaptive(data, 5):
         shown = np.isfinite(MeasuredGrid.of(grid).seeds("lmc"))
         now = set(zip(*np.nonzero(shown), strict=True))
         assert seen < now
@@ -73,8 +73,8 @@ def test_rounds_hold_cells_that_are_not_measured_until_none_is_left() -> None:
 
 
 def test_cells_go_where_the_border_is_uncertain() -> None:
-    data, truth = diagram("level", NOISES["usual"], 0.01, 0, (9, 9), 3)
-    start = reveal(data, first_cells(MeasuredGrid.of(data).places, 3))
+    data, truth = synthetic_grid("level", NOISES["usual"], 0.01, 0, (9, 9), 3)
+    start = mask_unmeasured(data, first_cells(MeasuredGrid.of(data).places, 3))
     cells, known = next_cells(start, 12, 3)
     columns = np.array([place % 9 for place, _ in cells])
     border = (truth == 0).sum(1).mean() - 0.5
@@ -86,11 +86,11 @@ def test_cells_go_where_the_border_is_uncertain() -> None:
 def test_a_third_of_the_cells_names_them_as_well_as_all(shape: str) -> None:
     ours, whole, chance = [], [], []
     for seed in range(2):
-        data, truth = diagram(shape, NOISES["usual"], 0.12, seed, (9, 9), 3)
-        for cells, grid, _ in replay(data, 12):
+        data, truth = synthetic_grid(shape, NOISES["usual"], 0.12, seed, (9, 9), 3)
+        for cells, grid, _ in replay_adaptive(data, 12):
             if cells + 12 > 81:
                 ours.append((named(grid) == truth.reshape(-1)).mean())
-                chance.append((named(at_random(data, cells, seed)) == truth.reshape(-1)).mean())
+                chance.append((named(random_cells(data, cells, seed)) == truth.reshape(-1)).mean())
                 break
         whole.append((named(data) == truth.reshape(-1)).mean())
     assert np.mean(ours) > np.mean(whole) - 0.04
@@ -105,11 +105,11 @@ def test_known_once_is_not_enough() -> None:
 
 
 def test_a_run_that_is_stopped_and_resumed_chooses_the_same_cells(tmp_path: Path) -> None:
-    sweep = resolve(SWEEP)
+    sweep = resolve_sweep(SWEEP)
     whole = run_adaptive(sweep, tmp_path / "whole", workers=0, engine="eager")
     part = run_adaptive(sweep, tmp_path / "part", workers=0, engine="eager", budget=9)
     assert part.cells[0] == 9
-    assert not part.enough
+    assert not part.converged
     resumed = run_adaptive(sweep, tmp_path / "part", workers=0, engine="eager", budget=9)
     assert resumed.cells == part.cells
     for folder in ("whole", "part"):
@@ -119,7 +119,7 @@ def test_a_run_that_is_stopped_and_resumed_chooses_the_same_cells(tmp_path: Path
     assert first[0] == second[0]
     assert second[1] == first[1][: len(second[1])]
     assert whole.cells[1] == 18
-    assert whole.enough or whole.cells[0] == 18
+    assert whole.converged or whole.cells[0] == 18
 
 
 def test_killed_in_the_middle_it_goes_on_with_the_same_cells(tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_cells(tmp_path: Path) -> 
 
 def test_what_an_adaptive_run_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs the metrics lmc and cka; add lmc, cka"):
-        run_adaptive(resolve({**SWEEP, "measure": {"metrics": ["error"]}}), tmp_path / "a", workers=0)
-    with pytest.raises(UserError, match="--budget 2: the first round alone has 8 cells"):
-        run_adaptive(resolve(SWEEP), tmp_path / "a", workers=0, budget=2)
+        run_adaptive(resolve_sweep({**SWEEP, "measure": {"metrics": ["error"]}}), tmp_path / "a", workers=0)
+    with pytest.raises(UserError, match="--budget 2: less than the 8 cells of the first round"):
+        run_adaptive(resolve_sweep(SWEEP), tmp_path / "a", workers=0, budget=2)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ROUNDS).write_text("{")
+    (tmp_path / "a" / ROUNDS_FILE).write_text("{")
     with pytest.raises(UserError, match="truncated or not a record; remove it"):
-        run_adaptive(resolve(SWEEP), tmp_path / "a", workers=0)
+        run_adaptive(resolve_sweep(SWEEP), tmp_path / "a", workers=0)
 
 
 def test_a_sweep_elsewhere_with_a_model_beside_it_keeps_its_origin(tmp_path: Path) -> None:

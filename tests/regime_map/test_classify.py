@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_grids import DENSITY, EPOCHS, diagram
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from regimes import UserError, classify
@@ -14,27 +15,6 @@ from regimes.regime_map import RULES
 from regimes.regime_map.blas_threads import one_blas_thread
 from regimes.regime_map.cell_stats import cell_stderr
 from regimes.regime_map.classify import present
-
-EPOCHS = [5, 10, 20, 40, 80, 160]
-DENSITY = [0.03, 0.05, 0.08, 0.14, 0.3, 0.8]
-
-
-def diagram(
-    seed: int, noise: float = 0.005, barrier: float = 0.2, dissimilar: float = 0.7, pairs: int = 3
-) -> tuple[xr.Dataset, np.ndarray]:
-    """A phase diagram with known borders: I where cold and sparse, II-A where hot, II-B where cold and dense."""
-    rng = np.random.default_rng(seed)
-    cold = np.arange(6)[:, None] / 5
-    dense = np.arange(6)[None, :] / 5
-    poorly = (dense < 0.15 + 0.4 * cold) & (barrier > 0)
-    similar = dense + 1.2 * cold > 0.9
-    truth = np.where(poorly, 0, np.where(similar | (dissimilar == 0), 2, 1))
-    depth = barrier * (0.3 + 0.7 * rng.random((6, 6)))
-    lmc = np.where(truth == 0, -depth, 0.0)[..., None] + noise * rng.standard_normal((6, 6, pairs))
-    distance = np.where(truth == 2, 0.06, 0.06 + 0.2 * dissimilar) * (1.4 - 0.8 * dense)
-    cka = np.clip(1 - distance[..., None] * np.exp(0.1 * rng.standard_normal((6, 6, pairs))), 0, 1)
-    dims = ("epochs", "density", "pair")
-    return xr.Dataset({"lmc": (dims, lmc), "cka": (dims, cka)}, {"epochs": EPOCHS, "density": DENSITY}), truth
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -130,7 +110,7 @@ def test_rules_with_cuts_take_those_given(rule: str) -> None:
     assert "given" in classify(data, rule=rule, lmc=-0.1, cka=0.9).regime.attrs["thresholds"]
     with pytest.raises(UserError, match="rule 'error' has no cut for lmc"):
         classify(data.assign(test_error=data.cka), rule="error", lmc=-0.1)
-    with pytest.raises(UserError, match="rule 'error' reads the test error"):
+    with pytest.raises(UserError, match="rule 'error' needs test errors"):
         classify(data, rule="error")
 
 

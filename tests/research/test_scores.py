@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
-from search_tables import COUNT, tape, world
+from search_tables import COUNT, table, world
 
 from regimes.research.hpo_benchmark.comparisons import Comparison, contrasts
-from regimes.research.hpo_benchmark.conclusions import in_words
+from regimes.research.hpo_benchmark.conclusions import conclusions
 from regimes.research.hpo_benchmark.fidelities import FULL
 from regimes.research.hpo_benchmark.figures import SHOWN
-from regimes.research.hpo_benchmark.live_check import LIVE
+from regimes.research.hpo_benchmark.live_check import LIVE_METHODS
 from regimes.research.hpo_benchmark.methods import CONTRASTS, METHODS
 from regimes.research.hpo_benchmark.optimum_shift import shift_between
-from regimes.research.hpo_benchmark.ranking_quality import fidelity, recall, regret
-from regimes.research.hpo_benchmark.ranking_tables import values_sheet
+from regimes.research.hpo_benchmark.ranking_quality import ranking_quality, recall, regret
+from regimes.research.hpo_benchmark.ranking_tables import validation_value_table
 from regimes.research.hpo_benchmark.run_method import MethodResult
 from regimes.research.hpo_benchmark.scores import (
     Interval,
@@ -74,36 +74,36 @@ def test_a_difference_lies_in_its_interval(errors: list[float], apart: float) ->
 
 
 def test_fidelity_is_what_brute_force_says() -> None:
-    found = fidelity(tape(), "narrowed 0.12")  # of one seed
-    cheap, pairs = tape().last("narrowed 0.12"), list(itertools.combinations(range(COUNT), 2))
+    found = ranking_quality(table(), "narrowed 0.12")  # of one seed
+    cheap, pairs = table().last("narrowed 0.12"), list(itertools.combinations(range(COUNT), 2))
     expected = []
-    for full in (tape().last(FULL, 0), tape().last(FULL, 1)):
+    for full in (table().last(FULL, 0), table().last(FULL, 1)):
         signs = [[np.sign(np.nan_to_num(each[a] - each[b])) for a, b in pairs] for each in (cheap, full)]
         ties = sum(np.isinf(cheap[a]) and np.isinf(cheap[b]) for a, b in pairs)
         expected.append(float(np.dot(*signs)) / (len(pairs) - ties))
         assert expected[-1] == pytest.approx(kendalltau(cheap, full).statistic)
     assert found.tau.value == pytest.approx(np.mean(expected), abs=1e-6)
-    again = fidelity(tape(), FULL)
-    assert again.tau.value == pytest.approx(kendalltau(tape().last(FULL, 0), tape().last(FULL, 1)).statistic)
+    again = ranking_quality(table(), FULL)
+    assert again.tau.value == pytest.approx(kendalltau(table().last(FULL, 0), table().last(FULL, 1)).statistic)
     assert again.less == Interval(0.0, 0.0, 0.0)
     assert found.less.value == pytest.approx(found.tau.value - again.tau.value)
     assert found.tau.low < found.tau.value < found.tau.high
     assert (found.cost, found.alone) == pytest.approx((0.2, 0.8))
-    assert fidelity(tape(), FULL, 5).cost == pytest.approx(0.25)
+    assert ranking_quality(table(), FULL, 5).cost == pytest.approx(0.25)
 
 
 def test_a_value_is_held_against_the_full_networks_and_against_test_errors_of_other_seeds() -> None:
-    facts = {each["course"]: each for each in values_sheet(tape()).facts}
+    facts = {each["course"]: each for each in validation_value_table(table()).facts}
     assert list(facts) == ["full, another seed", "narrowed 0.06", "narrowed 0.12"]
     zeros, ones = np.zeros(COUNT, dtype=np.int64), np.ones(COUNT, dtype=np.int64)
     for value in ("loss", "error", "calibrated"):
-        one, two = (tape().last(FULL, seed, value) for seed in (0, 1))
+        one, two = (table().last(FULL, seed, value) for seed in (0, 1))
         again = facts["full, another seed"][value]
         assert again["alike"] == pytest.approx(kendalltau(one, two).statistic)
-        truly = [kendalltau(*pair).statistic for pair in ((one, tape().tested(zeros)), (two, tape().tested(ones)))]
+        truly = [kendalltau(*pair).statistic for pair in ((one, table().tested(zeros)), (two, table().tested(ones)))]
         assert again["truly"] == pytest.approx(np.mean(truly))
-        small = tape().last("narrowed 0.12", 0, value)
-        truly = [kendalltau(small, tape().tested(each)).statistic for each in (zeros, ones)]
+        small = table().last("narrowed 0.12", 0, value)
+        truly = [kendalltau(small, table().tested(each)).statistic for each in (zeros, ones)]
         assert facts["narrowed 0.12"][value]["truly"] == pytest.approx(np.mean(truly))
 
 
@@ -135,8 +135,8 @@ def searched(seconds: float, error: float, overhead: float = 0.0) -> list[Method
     ]
 
 
-def words(**arms: list[MethodResult]) -> list[str]:
-    """What is said of arms, by names that are spelled with underscores."""
+def words(**methods: list[MethodResult]) -> list[str]:
+    """What is said of methods, by names that are spelled with underscores."""
     names = {"base": "TPE, full network", "median": "TPE + median", "ours": "ours at 0.06", "wide": "ours at 0.12"}
     names |= {
         "alone": "ours, no proxy",
@@ -144,46 +144,46 @@ def words(**arms: list[MethodResult]) -> list[str]:
         "salient": "ours, saliency",
         "large": "ours, magnitude",
     }
-    found = {names[key]: each for key, each in arms.items()}
+    found = {names[key]: each for key, each in methods.items()}
     scores = Scores.of(found, [np.arange(1000) / 1000] * 40, 0.005)
-    return in_words(scores, contrasts(scores))
+    return conclusions(scores, contrasts(scores))
 
 
 def test_what_searches_came_to_is_said_in_words() -> None:
     base = searched(400, 0.04)
     saved, stoppers = words(base=base, ours=searched(60, 0.041), median=searched(80, 0.04))
-    assert "saves 84 % (84 % to 84 %) of the time in all" in saved
-    assert "80 % were aimed at: reached." in saved
+    assert "saves 84 % (84 % to 84 %) of the time in total" in saved
+    assert "80 % was the goal: reached." in saved
     assert "+0.10 (+0.10 to +0.10) points of test error, 0.50 allowed" in saved
     assert "*TPE + median* is the fastest" in stoppers
-    assert "30 % were aimed at: not reached." in stoppers
+    assert "30 % was the goal: not reached." in stoppers
     saved, stoppers = words(base=base, ours=searched(60, 0.06), median=searched(80, 0.06))
     assert "It may end worse: +2.00" in saved
-    assert "and misses the target; 80 % were aimed at: reached in all, not reached to the target" in saved
-    assert "None of them" in stoppers
+    assert "and misses the target; 80 % was the goal: reached in total, not reached to the target" in saved
+    assert "none of them is shown" in stoppers
 
 
 def test_width_and_the_map_are_said_by_what_their_comparisons_show() -> None:
     base, ours = searched(400, 0.04), searched(60, 0.04)
     (*_, said) = words(base=base, ours=ours, salient=searched(80, 0.04))
-    assert "Only width. Of 1 comparisons 0 speak for pruning, 1 for plainly narrower layers. " in said
-    assert "*ours, saliency* beside *ours at 0.06*: takes more time; is later at the target." in said
+    assert "Only width. Of 1 comparisons 0 favour pruning, 1 uniformly narrower layers. " in said
+    assert "*ours, saliency* compared with *ours at 0.06*: takes more time; is later at the target." in said
     (*_, said) = words(base=base, ours=ours, salient=searched(60, 0.03))
     assert "Pruning does." in said
     (*_, said) = words(base=base, ours=ours, salient=searched(60, 0.03), large=searched(60, 0.05))
-    assert "Undecided. Of 2 comparisons 1 speak for pruning, 1 for plainly narrower layers." in said
+    assert "Undecided. Of 2 comparisons 1 favour pruning, 1 uniformly narrower layers." in said
     (*_, said) = words(base=base, wide=ours, alone=searched(100, 0.04), mapped=searched(80, 0.04, 50.0))
     assert said.startswith("**Does the map pay?** No.")
-    assert said.endswith("It takes 50 s of it.")
+    assert said.endswith("Making the map takes 50 s of it.")
     (*_, said) = words(base=base, wide=ours, alone=searched(100, 0.04), mapped=searched(50, 0.04, 20.0))
     assert said.startswith("**Does the map pay?** Yes.")
 
 
 def test_contrasts_are_of_arms() -> None:
-    names = {arm.name for arm in METHODS}
+    names = {method.name for method in METHODS}
     assert len(names) == len(METHODS)
     assert {name for _, *both in CONTRASTS for name in both} <= names
-    assert {*SHOWN, *LIVE} <= names
+    assert {*SHOWN, *LIVE_METHODS} <= names
 
 
 def test_recall_of_the_best() -> None:
@@ -198,12 +198,12 @@ def test_recall_of_the_best() -> None:
 def test_a_known_shift_is_found() -> None:
     space = world()[0].space
     full = np.full(COUNT, np.nan)
-    few = [number for number, each in enumerate(tape().settings) if each["learning_rate"] < 0.9][:24]
-    full[few] = tape().last(FULL)[few]
-    found = shift_between(tape().settings, tape().last("narrowed 0.06"), full, space)
+    few = [number for number, each in enumerate(table().settings) if each["learning_rate"] < 0.9][:24]
+    full[few] = table().last(FULL)[few]
+    found = shift_between(table().settings, table().last("narrowed 0.06"), full, space)
     assert found.pairs == 24
     assert found.factors["learning_rate"] == pytest.approx(2.0, rel=0.25)
     assert found.low["learning_rate"] < 2.0 < found.high["learning_rate"] * 1.1
     assert found.factors["weight_decay"] == pytest.approx(1.0, rel=0.5)
-    none = shift_between(tape().settings, tape().last(FULL, 0), tape().last(FULL, 1), space)
+    none = shift_between(table().settings, table().last(FULL, 0), table().last(FULL, 1), space)
     assert none.factors["learning_rate"] == pytest.approx(1.0, rel=0.1)

@@ -18,18 +18,27 @@ from regimes.errors import UserError
 from regimes.hpo.plan import context_of
 from regimes.landscape.error import error_and_loss
 from regimes.research.hpo_benchmark import fidelity_by_regime
-from regimes.research.hpo_benchmark.existing_rows import ExistingRows
 from regimes.research.hpo_benchmark.fidelities import FULL, as_facts, from_facts
-from regimes.research.hpo_benchmark.live_check import LIVE, beside, go_live
+from regimes.research.hpo_benchmark.live_check import LIVE_METHODS, live_tables, run_live
 from regimes.research.hpo_benchmark.methods import AS_FAST, BASE, METHODS
-from regimes.research.hpo_benchmark.record import recipes_of, record, row_of, settings, tasks_of, train_task
+from regimes.research.hpo_benchmark.record import (
+    ExistingRows,
+    recipes_of,
+    record,
+    row_of,
+    settings,
+    tasks_of,
+    train_task,
+)
 from regimes.research.hpo_benchmark.run_method import replay
 from regimes.research.hpo_benchmark.scores import Scores
 from regimes.research.hpo_benchmark.table import write_table
-from regimes.research.hpo_benchmark.timing import timed
+from regimes.research.hpo_benchmark.timing import time_fidelities
 from regimes.training.train import train
 
-RUNNABLE = [arm for arm in METHODS if all(name.removeprefix(AS_FAST) in tapes.SECONDS for name in arm.courses)]
+RUNNABLE = [
+    method for method in METHODS if all(name.removeprefix(AS_FAST) in tapes.SECONDS for name in method.fidelities)
+]
 
 
 @pytest.fixture
@@ -42,8 +51,8 @@ def few() -> tuple[Any, Any, list[Any]]:
 @pytest.mark.parametrize("name", ["narrowed 0.06", FULL, "quarter of the images"])
 def test_a_recorded_training_is_that_training(name: str, few: tuple[Any, Any, list[Any]]) -> None:
     _, context, recipes = few
-    course, rung = tapes.rungs()[name]
-    (task, *_) = tasks_of(course, rung, as_facts(course, rung), recipes, 3)
+    fidelity, built = tapes.rungs()[name]
+    (task, *_) = tasks_of(fidelity, built, as_facts(fidelity, built), recipes, 3)
     rows = train_task(task, context)
     assert len(rows) == len(task.numbers) > 1
     for number, recipe, row in list(zip(task.numbers, task.recipes, rows, strict=True))[:2]:
@@ -64,8 +73,8 @@ def test_a_recorded_training_is_that_training(name: str, few: tuple[Any, Any, li
 
 def test_a_recording_goes_on_where_it_was_cut(few: tuple[Any, Any, list[Any]], tmp_path: Path) -> None:
     spec, context, recipes = few
-    course, rung = tapes.rungs()[FULL]
-    tasks = list(tasks_of(course, rung, as_facts(course, rung), recipes, 0))
+    fidelity, built = tapes.rungs()[FULL]
+    tasks = list(tasks_of(fidelity, built, as_facts(fidelity, built), recipes, 0))
     record(spec, tmp_path, tasks[:1], 1, lambda text: None)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("records/*/*.json")}
     assert len(files) == len(tasks[0].numbers)
@@ -82,7 +91,7 @@ def test_a_recording_goes_on_where_it_was_cut(few: tuple[Any, Any, list[Any]], t
 
 
 def test_a_recording_that_stands_is_added_to(tmp_path: Path) -> None:
-    """Its rows are those that were recorded; a course, a seed or a setting that is missing is told apart."""
+    """Its rows are those that were recorded; a fidelity, a seed or a setting that is missing is told apart."""
     found = settings(tapes.world()[0].space, tapes.COUNT)
     assert (
         ExistingRows.of(tmp_path / "recording.nc", found).rows(tapes.rungs()[FULL][0], [0], 0) is None
@@ -90,19 +99,19 @@ def test_a_recording_that_stands_is_added_to(tmp_path: Path) -> None:
     write_table(tapes.recorded(), tmp_path / "recording.nc")
     standing = ExistingRows.of(tmp_path / "recording.nc", found)
     for name, seed in ((FULL, 3), ("narrowed 0.06", 1), ("narrowed 0.12, short", 0)):
-        course, rung = tapes.rungs()[name]
-        rows = standing.rows(course, range(tapes.COUNT), seed)
+        fidelity, built = tapes.rungs()[name]
+        rows = standing.rows(fidelity, range(tapes.COUNT), seed)
         assert rows is not None
         for number, row in rows.items():
             diverged = found[number]["learning_rate"] > 0.9
-            losses = [tapes.loss_of(found[number], name, seed, epoch) for epoch in range(1, rung.epochs + 1)]
-            told = [None] * rung.epochs if diverged else pytest.approx(losses, rel=1e-6)
-            assert row["loss"][: rung.epochs] == told
+            losses = [tapes.loss_of(found[number], name, seed, epoch) for epoch in range(1, built.epochs + 1)]
+            told = [None] * built.epochs if diverged else pytest.approx(losses, rel=1e-6)
+            assert row["loss"][: built.epochs] == told
             assert ("test_error" in row) == (name == FULL and not diverged)
     once = tapes.rungs()["narrowed 0.12"][0]
     assert standing.rows(once, [0], 1) is None  # one seed
     assert standing.rows(dataclasses.replace(once, name="narrowed 0.5"), [0], 0) is None
-    assert [each["course"]["name"] for each in standing.courses] == list(tapes.SECONDS)
+    assert [each["course"]["name"] for each in standing.fidelities] == list(tapes.SECONDS)
     assert standing.seconds(["narrowed 0.06"]) is not None
     assert standing.seconds(["narrowed 0.06", "narrowed 0.5"]) is None
     with pytest.raises(UserError, match="a recording of other settings"):
@@ -111,21 +120,21 @@ def test_a_recording_that_stands_is_added_to(tmp_path: Path) -> None:
 
 def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SEARCHES", 6)
-    monkeypatch.setattr("regimes.research.hpo_benchmark.ranking_quality.DRAWS", 20)
-    monkeypatch.setattr("regimes.research.hpo_benchmark.optimum_shift.DRAWS", 5)
+    monkeypatch.setattr("regimes.research.hpo_benchmark.ranking_quality.BOOTSTRAP_DRAWS", 20)
+    monkeypatch.setattr("regimes.research.hpo_benchmark.optimum_shift.BOOTSTRAP_DRAWS", 5)
     write_table(tapes.recorded(), tmp_path / "recording.nc")
     found = bench.bench("cpu", 1, "", lambda text: None, tmp_path / "recording.nc")
     files = found.write(tmp_path / "out", "python -m regimes.research bench hpo")
     assert {path.name for path in files} >= {"hpo.md", "hpo.json", "best-so-far.png", "fidelity.svg"}
-    arms = json.loads(found.json())["sheets"][0]["facts"]
-    names = [each["arm"] for each in arms]
-    assert names == [arm.name for arm in RUNNABLE if not arm.mapped]  # no map was recorded
-    base = arms[names.index(BASE)]
-    target, page = base["mean_error"] + tapes.tape().seed_noise(), (tmp_path / "out/hpo.md").read_text()
+    methods = json.loads(found.json())["sheets"][0]["facts"]
+    names = [each["arm"] for each in methods]
+    assert names == [method.name for method in RUNNABLE if not method.mapped]  # no map was recorded
+    base = methods[names.index(BASE)]
+    target, page = base["mean_error"] + tapes.table().seed_noise(), (tmp_path / "out/hpo.md").read_text()
     assert f"{100 * target:.2f} %" in page
-    for asked in ("What does it save?", "Beside Optuna's stoppers?", "Does pruning matter, or only width?"):
+    for asked in ("What does it save?", "Compared with Optuna's stoppers?", "Does pruning matter, or only width?"):
         assert f"**{asked}**" in page
-    for each in arms:
+    for each in methods:
         assert each["searches"] == 6
         times, seconds = each["quartiles"]["times"], each["quartiles"]["seconds"]
         assert all(time is None or time <= seconds[-1] + 1e-6 for time in times)
@@ -141,52 +150,52 @@ def test_proxies_over_a_map() -> None:
     class Map:
         chart = Chart()
 
-        def judged(self) -> list[Any]:
+        def densities(self) -> list[Any]:
             return []
 
-    found = fidelity_by_regime.places(tapes.tape(), Map())  # type: ignore[arg-type]
+    found = fidelity_by_regime.map_bins(tapes.table(), Map())  # type: ignore[arg-type]
     assert len(found) == 2 * fidelity_by_regime.BINS
     assert all(each.less.low <= each.tau - each.again <= each.less.high for each in found)
     assert fidelity_by_regime.by_regime(found)["I"][0] + fidelity_by_regime.by_regime(found)["II-A"][0] == len(found)
     assert found[0].regime == "I"
     assert found[-1].regime == "II-A"
-    rates = [each["learning_rate"] for each in tapes.tape().settings]
+    rates = [each["learning_rate"] for each in tapes.table().settings]
     assert sum(sum(each.low <= rate < each.high for rate in rates) for each in found) == 2 * tapes.COUNT
-    table = fidelity_by_regime.sheet(found, Map())  # type: ignore[arg-type]
+    table = fidelity_by_regime.regime_table(found, Map())  # type: ignore[arg-type]
     assert len(table.rows) == 1 + len(found)
-    assert fidelity_by_regime.figure(found).axes[0].get_ylabel() == "density of the proxy"
+    assert fidelity_by_regime.regime_figure(found).axes[0].get_ylabel() == "density of the proxy"
 
 
 def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -> None:
-    stage = tapes.stage()
+    setup = tapes.setup()
     spec = resolve_hpo({**tapes.SPEC, "recipe": {"epochs": 2}, "trials": 6, "batch": 3}, "live")
-    small = type(stage)(stage.tape, spec, stage.rungs, None, 6)
-    go_live(small, tmp_path, lambda text: None, (0,))
+    small = type(setup)(setup.table, spec, setup.fidelities, None, 6)
+    run_live(small, tmp_path, lambda text: None, (0,))
     kept = json.loads((tmp_path / "live.json").read_text())
-    assert [each["arm"] for each in kept] == list(LIVE)
+    assert [each["arm"] for each in kept] == list(LIVE_METHODS)
     assert all(each["marks"] and math.isfinite(each["seconds"]) for each in kept)
     assert len(kept[0]["marks"]) == 6
     before = (tmp_path / "live.json").stat().st_mtime_ns
-    go_live(small, tmp_path, lambda text: None, (0,))
+    run_live(small, tmp_path, lambda text: None, (0,))
     assert (tmp_path / "live.json").stat().st_mtime_ns == before
-    arms = [arm for arm in RUNNABLE if arm.name in LIVE]
-    replays = {arm.name: [replay(arm, stage, seed) for seed in range(2)] for arm in arms}
-    seen = [tapes.tape().seen(seed)[0] for seed in range(2)]
-    scores = Scores.of(replays, [tapes.tape().tested(each) for each in seen], 0.01)
-    (table,) = beside(tmp_path, scores)
-    assert [row[0] for row in table.rows[1:]] == [f"{name} (0)" for name in LIVE]
-    part = kept[1]["seconds"] / kept[0]["seconds"]  # of what the first arm took, searched with the same number
+    methods = [method for method in RUNNABLE if method.name in LIVE_METHODS]
+    replays = {method.name: [replay(method, setup, seed) for seed in range(2)] for method in methods}
+    seen = [tapes.table().seen(seed)[0] for seed in range(2)]
+    scores = Scores.of(replays, [tapes.table().tested(each) for each in seen], 0.01)
+    (table,) = live_tables(tmp_path, scores)
+    assert [row[0] for row in table.rows[1:]] == [f"{name} (0)" for name in LIVE_METHODS]
+    part = kept[1]["seconds"] / kept[0]["seconds"]  # of what the first method took, searched with the same number
     assert [row[3] for row in table.rows[1:3]] == ["1.00", f"{part:.2f}"]
     (tmp_path / "live.json").write_text("[")
-    with pytest.raises(UserError, match="no list of live searches"):
-        beside(tmp_path, scores)
-    assert beside(tmp_path / "none", scores) == []
+    with pytest.raises(UserError, match="not a list of live searches"):
+        live_tables(tmp_path, scores)
+    assert live_tables(tmp_path / "none", scores) == []
 
 
 def test_seconds_are_of_a_whole_training(few: tuple[Any, Any, list[Any]]) -> None:
     spec, context, _ = few
-    courses = [as_facts(*tapes.rungs()[name]) for name in (FULL, "narrowed 0.06")]
-    found = timed(spec, courses, context)
+    fidelities = [as_facts(*tapes.rungs()[name]) for name in (FULL, "narrowed 0.06")]
+    found = time_fidelities(spec, fidelities, context)
     assert set(found) == {FULL, "narrowed 0.06"}
     for each in found.values():
         assert set(each) == {"32", "64"}

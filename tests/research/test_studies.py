@@ -10,24 +10,23 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_grids import world
 from scipy.stats import spearmanr
-from test_map import world
 
 from regimes.config.recipe import Recipe
 from regimes.landscape.estimate import Estimate
 from regimes.regime_map.classify import classify
 from regimes.research.studies import (
+    adaptive_replay,
     advice,
     calibration,
-    diagrams,
-    family,
-    footprint,
+    digits_sweeps,
     knobs,
-    measures,
-    replayed,
-    seeded,
+    metric_correlations,
+    peak_memory,
     stability,
     synthetic,
+    synthetic_grids,
 )
 from regimes.research.studies.rank_ci import spearman
 
@@ -54,7 +53,7 @@ def test_strata_take_away_what_differs_between_them() -> None:
     assert spearman(x, y).value > 0.9
     within = spearman(x, y, strata)
     assert within.value == pytest.approx(-1)
-    assert within.sure
+    assert within.excludes_zero
     noise = spearman(random.standard_normal(80), random.standard_normal(80), strata)
     assert abs(noise.value) < 0.4
     assert noise.low < noise.value < noise.high
@@ -90,9 +89,9 @@ def test_coverage_is_counted() -> None:
 
 
 def test_calibration_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "TIMES", 3)
-    monkeypatch.setattr(calibration, "POOL", 700)
-    monkeypatch.setattr(footprint, "CHUNKS", ())
+    monkeypatch.setattr(calibration, "REPETITIONS", 3)
+    monkeypatch.setattr(calibration, "POOL_SIZE", 700)
+    monkeypatch.setattr(peak_memory, "CHUNKS", ())
     said: list[str] = []
     page = calibration.study(tmp_path, tmp_path, said.append)
     assert len(said) == 25
@@ -109,13 +108,13 @@ def test_calibration_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_stability_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("COPIES", 3), ("LAST", 2), ("SIZES", (32, 64)), ("TIMES", 2)):
+    for name, value in (("COPIES", 3), ("LAST_EPOCHS", 2), ("SUBSET_SIZES", (32, 64)), ("REPEATS", 2)):
         monkeypatch.setattr(stability, name, value)
     monkeypatch.setattr(stability, "RECIPE", Recipe(epochs=2, batch_size=256))
-    monkeypatch.setattr(stability, "ONE", {"training error": stability.ONE["training error"]})
-    monkeypatch.setattr(stability, "TWO", {"disagreement": stability.TWO["disagreement"]})
+    monkeypatch.setattr(stability, "SINGLE_MEASURES", {"training error": stability.SINGLE_MEASURES["training error"]})
+    monkeypatch.setattr(stability, "PAIR_MEASURES", {"disagreement": stability.PAIR_MEASURES["disagreement"]})
     page = stability.study(tmp_path, tmp_path, lambda line: None)
-    first, second = page.sheets[0].facts
+    first, second = page.tables[0].facts
     assert [each["size"] for each in first["by_size"]] == [32, 64]
     assert first["copies"] >= 0
     assert second["epochs"] >= 0
@@ -131,7 +130,7 @@ def grids() -> dict[str, xr.Dataset]:
     random = np.random.default_rng(0)
     found = {}
     knobs_of_it = ("batch_size", "learning_rate", "epochs", "weight_decay", "sam_rho")
-    for name, knob in zip(family.SWEEPS, knobs_of_it, strict=True):
+    for name, knob in zip(digits_sweeps.SWEEPS, knobs_of_it, strict=True):
         dims, shape = (knob, "density"), (5, 5)
         trace = random.random(shape)
         data = {
@@ -149,24 +148,24 @@ def grids() -> dict[str, xr.Dataset]:
 def test_correlations_find_the_measure_that_goes_with_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measures, "family", lambda runs, say: (grids(), "They took no time."))
-    page = measures.study(tmp_path, tmp_path, lambda line: None)
-    rows = {row[0]: row for row in page.sheets[0].rows}
+    monkeypatch.setattr(metric_correlations, "one_seed_grids", lambda runs, say: (grids(), "They took no time."))
+    page = metric_correlations.study(tmp_path, tmp_path, lambda line: None)
+    rows = {row[0]: row for row in page.tables[0].rows}
     assert rows["Hessian trace"][-1].startswith("+1.00")
-    facts = {(each["measure"], each["column"]): each for each in page.sheets[0].facts}
+    facts = {(each["measure"], each["column"]): each for each in page.tables[0].facts}
     assert facts["hessian_trace", "all"]["cells"] == 125
     assert abs(facts["cka", "all"]["value"]) < 0.35
     assert rows["sharpness (SAM's)"][1] == "-"  # not measured here
-    assert "leave zero out for: Hessian trace" in page.words[2]
-    regimes = {row[0]: row for row in page.sheets[1].rows}
+    assert "exclude zero for: Hessian trace" in page.paragraphs[2]
+    regimes = {row[0]: row for row in page.tables[1].rows}
     assert regimes["measure"] == ["measure", "I", "II-A", "II-B"]
     page.write(tmp_path / "out", "python -m regimes.research study measures", 1.0)
 
 
 def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knobs, "family", lambda runs, say: (grids(), "They took no time."))
+    monkeypatch.setattr(knobs, "one_seed_grids", lambda runs, say: (grids(), "They took no time."))
     page = knobs.study(tmp_path, tmp_path, lambda line: None)
-    assert [row[0] for row in page.sheets[0].rows][1:] == [
+    assert [row[0] for row in page.tables[0].rows][1:] == [
         "batch size",
         "learning rate",
         "training epochs",
@@ -181,7 +180,10 @@ def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
     from regimes.config.sweep_file import read_sweep
 
-    sweeps = [read_sweep(Path(__file__).parents[2] / f"sweeps/{name}.toml", family.CHANGES) for name in family.SWEEPS]
+    sweeps = [
+        read_sweep(Path(__file__).parents[2] / f"sweeps/{name}.toml", digits_sweeps.ONE_SEED_CHANGES)
+        for name in digits_sweeps.SWEEPS
+    ]
     assert len({sweep.load.density for sweep in sweeps}) == 1
     assert len({sweep.measure.metrics for sweep in sweeps}) == 1
     assert len({next(iter(sweep.temperature)) for sweep in sweeps}) == 5
@@ -191,16 +193,16 @@ def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
 
 
 def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "TIMES", 1)
-    monkeypatch.setattr(synthetic, "BEHIND", ((1, 1), (3, 1)))
-    for module in (synthetic, replayed):
-        monkeypatch.setattr(module, "SHAPES", {name: diagrams.SHAPES[name] for name in ("diagonal", "I alone")})
+    monkeypatch.setattr(synthetic, "DRAWS_PER_KIND", 1)
+    monkeypatch.setattr(synthetic, "SEEDS_AND_PAIRS", ((1, 1), (3, 1)))
+    for module in (synthetic, adaptive_replay):
+        monkeypatch.setattr(module, "SHAPES", {name: synthetic_grids.SHAPES[name] for name in ("diagonal", "I alone")})
     page = synthetic.study(tmp_path, tmp_path, lambda line: None)
-    calm = page.sheets[0].facts[len(diagrams.NOISES)]
+    calm = page.tables[0].facts[len(synthetic_grids.NOISES)]
     assert (calm["seeds"], calm["noise"]) == (3, "calm")
     assert calm["right_smooth"] > 0.95
     assert calm["border_smooth"] < 0.4
-    for row in page.sheets[2].facts:
+    for row in page.tables[2].facts:
         assert sum(share for _, _, share in row["bins"]) == pytest.approx(1.0)
     page.write(tmp_path / "out", "python -m regimes.research study synthetic", 1.0)
     assert (tmp_path / "out/calibration.png").stat().st_size > 5000
@@ -208,11 +210,11 @@ def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_diagrams_are_what_they_say() -> None:
     """The scatter has unit variance, two thirds of it shared by what comes from one dense network."""
-    drawn = diagrams._scatter(np.random.default_rng(0), (30, 30, 10, 4))
+    drawn = synthetic_grids._scatter(np.random.default_rng(0), (30, 30, 10, 4))
     assert drawn.var() == pytest.approx(1.0, rel=0.1)
     assert drawn.mean(-1).var() == pytest.approx(2 / 3 + 1 / 12, rel=0.1)
-    for shape in diagrams.SHAPES:
-        data, truth = diagrams.diagram(shape, diagrams.Noise(0, 0, 0), 0.01, 0)
+    for shape in synthetic_grids.SHAPES:
+        data, truth = synthetic_grids.synthetic_grid(shape, synthetic_grids.Noise(0, 0, 0), 0.01, 0)
         lmc = data["lmc"].isel(dense_seed=0, pair=0).values
         assert ((lmc < 0) == (truth == 0)).all()
 
@@ -225,17 +227,19 @@ def test_the_border_of_a_diagram_by_brute_force() -> None:
 
 def test_advice_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = world(size=(5, 5))
-    monkeypatch.setattr(advice, "seeded", lambda out, runs, say: {"digits": grid, "again": grid})
-    monkeypatch.setattr(advice, "on_diagrams", lambda say: replayed.Sheet("none", [["-"]], [], []))
-    monkeypatch.setattr(advice, "ELSEWHERE", tmp_path / "none")
+    monkeypatch.setattr(advice, "five_seed_grids", lambda out, runs, say: {"digits": grid, "again": grid})
+    monkeypatch.setattr(
+        advice, "replay_synthetic_grids", lambda say: adaptive_replay.TextTable("none", [["-"]], [], [])
+    )
+    monkeypatch.setattr(advice, "CIFAR_GRID", tmp_path / "none")
     page = advice.study(tmp_path, tmp_path, lambda line: None)
-    titles = [sheet.title for sheet in page.sheets]
+    titles = [table.title for table in page.tables]
     assert titles[0] == "All knobs"
     assert titles.count("learning_rate") == 2
-    pooled = {each["name"]: each for each in page.sheets[0].facts}
+    pooled = {each["name"]: each for each in page.tables[0].facts}
     assert pooled["joint"]["captured"] > 0.9
     assert pooled["joint"]["choices"] == 2 * 4 * 5
-    replay = page.sheets[-2].facts[0]
+    replay = page.tables[-2].facts[0]
     assert 0 < replay["regimes"]["share"] <= 1
     assert replay["regimes"]["third"] > 0.7
     page.write(tmp_path / "out", "python -m regimes.research study advice", 1.0)
@@ -243,9 +247,9 @@ def test_advice_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_recorded_grids_are_read_and_not_measured_anew(tmp_path: Path) -> None:
-    for name in seeded.SETTINGS:
+    for name in digits_sweeps.FIVE_SEED_TEMPERATURES:
         world(size=(4, 4)).to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
     said: list[str] = []
-    found = seeded.seeded(tmp_path, tmp_path / "runs", said.append)
-    assert list(found) == list(seeded.SETTINGS)
+    found = digits_sweeps.five_seed_grids(tmp_path, tmp_path / "runs", said.append)
+    assert list(found) == list(digits_sweeps.FIVE_SEED_TEMPERATURES)
     assert not said

@@ -14,12 +14,12 @@ from conftest import SMALL, done, prepared
 from torch import Tensor
 
 from regimes.config.recipe import Recipe
-from regimes.config.sweep_file import resolve
+from regimes.config.sweep_file import resolve_sweep
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
 from regimes.experiment.engine_selection import EngineChoice, select_engine
-from regimes.experiment.memory import PROCESS, SHARE, bytes_per_network, networks_that_fit, peak_bytes
+from regimes.experiment.memory import MAX_MEMORY_SHARE, PROCESS_BYTES, bytes_per_network, networks_that_fit, peak_bytes
 from regimes.experiment.prepare import prepare
 from regimes.experiment.run import Result
 from regimes.experiment.store import Store
@@ -29,7 +29,7 @@ from regimes.pruners.prune import prune
 from regimes.training import ENGINES
 from regimes.training.fleet import Lane, Snapshot
 from regimes.training.train import train_fleet
-from regimes.training.vmap_engine import LEAST, VmapEngine
+from regimes.training.vmap_engine import MIN_LANES, VmapEngine
 
 # On images this small MobileNetV2 ends in single pixels, where BatchNorm makes differences of rounding grow a
 # thousandfold a step: it has a test of its own. What torchvision has beside is tried by each run.
@@ -178,10 +178,10 @@ def test_bfloat16_steps_repeat_themselves_and_learn_alike(engine: str, model: st
 
 def test_a_run_keeps_its_precision(tiny: dict[str, Any], run_tiny: Callable[..., Result], tmp_path: Path) -> None:
     run_tiny(tiny, "half", precision="bfloat16")
-    found = prepare(resolve(tiny), tmp_path / "half").spec.numerics
+    found = prepare(resolve_sweep(tiny), tmp_path / "half").spec.numerics
     assert found.precision == "bfloat16"
     assert "steps in bfloat16" in str(found)
-    with pytest.raises(UserError, match="this run began with"):
+    with pytest.raises(UserError, match="this run started with"):
         run_tiny(tiny, "half", precision="float32")
     with pytest.raises(UserError, match="--precision half: allowed: float32, bfloat16"):
         run_tiny(tiny, "none", precision="half")
@@ -218,15 +218,17 @@ def test_a_run_without_its_head_goes_on_as_it_began(
 ) -> None:
     begun = run_tiny(tiny, "half", precision="bfloat16", engine="stacked")
     (begun.folder / "run.json").unlink()
-    found = prepare(resolve(tiny), begun.folder)
+    found = prepare(resolve_sweep(tiny), begun.folder)
     assert (found.spec.numerics.engine, found.spec.numerics.precision) == ("stacked", "bfloat16")
-    assert found.lanes["retrain"] >= LEAST
+    assert found.lanes["retrain"] >= MIN_LANES
 
 
 def test_a_fleet_is_as_large_as_fits(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
     each = bytes_per_network(found.context, found.sweep.retrain)
-    monkeypatch.setattr("regimes.experiment.memory.free_bytes", lambda device: (PROCESS + 9 * each) / SHARE)
+    monkeypatch.setattr(
+        "regimes.experiment.memory.free_bytes", lambda device: (PROCESS_BYTES + 9 * each) / MAX_MEMORY_SHARE
+    )
     assert networks_that_fit(found.context, found.sweep.retrain, 1) in (8, 9)
     monkeypatch.setattr("regimes.experiment.memory.free_bytes", lambda device: 0)
     assert networks_that_fit(found.context, found.sweep.retrain, 1) == 1

@@ -83,11 +83,11 @@ def test_every_pass_sees_each_image_at_most_once_and_drops_the_rest() -> None:
         CROP_FLIP.__class__(0.0, False),
     )
     seen = [inputs for _, inputs, _ in stream.batches(0, 4)]
-    first = torch.cat(seen[: stream.timeline.steps_per_pass])
+    first = torch.cat(seen[: stream.schedule.steps_per_pass])
     assert len(first.unique(dim=0)) == len(first) == 32 * (len(split.targets) // 32)
     again = [inputs for _, inputs, _ in stream.batches(1, 3)]
     assert all(torch.equal(a, b) for a, b in zip(seen[1:3], again, strict=True))
-    assert not torch.equal(seen[0], seen[2 if stream.timeline.steps_per_pass == 2 else 3])
+    assert not torch.equal(seen[0], seen[2 if stream.schedule.steps_per_pass == 2 else 3])
 
 
 def test_crop_and_flip_equal_slicing_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Stage 2 where networks are not pruned but discovered: a training of its own, at the dense network's temperature."""
+"""Stage 2 with discovery in place of pruning: a separate training with the dense network's recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regimes.config.discovery import Pressure
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.sweep import LoadConfig
 from regimes.discovery import ESTIMATORS
-from regimes.discovery.api import epochs, found
+from regimes.discovery.api import discovery_of, train_epochs
 from regimes.discovery.gated_training import GatedTraining
 from regimes.experiment.context import RunContext
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, record_of, value
@@ -23,7 +23,7 @@ from regimes.landscape.metric import Variable
 from regimes.pruners.prune import prunable
 from regimes.registry import source_id
 
-GATED = 1.3  # work of a training with gates, in trainings without; what it saves later is not counted on
+GATED_WORK_FACTOR = 1.3  # cost of a training with gates relative to one without; later savings are not counted
 VARIABLES = {
     "kept": Variable("1", "fraction of prunable weights kept"),
     "macs": Variable("1", "fraction of the whole network's multiply-accumulates"),
@@ -32,11 +32,11 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class DiscoverStage:
-    """A smaller network found under one pressure, from the dense network's seed and by its recipe.
+    """A smaller network discovered under one pressure, with the dense network's seed and recipe.
 
     Attributes:
-        dense: the dense network beside which it stands in the map; nothing of it is used.
-        pressure: how hard it is pressed.
+        dense: the dense network with the same coordinates; its weights are not used.
+        pressure: the pressure.
         load: the load axes.
     """
 
@@ -49,25 +49,25 @@ class DiscoverStage:
     after = None
     rewound = None
     round = 0
-    aside = False
+    intermediate = False
 
     @cached_property
     def key(self) -> str:
-        """The dense training's description and the pressure."""
+        """Hash of the dense network's key and the pressure."""
         return digest(self.describe())
 
     @property
-    def at(self) -> Coordinates:
-        """The dense network's place, and nu."""
-        return {**self.dense.at, "nu": self.pressure.nu}
+    def coords(self) -> Coordinates:
+        """The dense network's coordinates, and nu."""
+        return {**self.dense.coords, "nu": self.pressure.nu}
 
     @property
-    def work(self) -> float:
-        """A training with gates."""
-        return GATED * self.dense.work
+    def cost(self) -> float:
+        """The cost of a training with gates."""
+        return GATED_WORK_FACTOR * self.dense.cost
 
     def describe(self) -> dict[str, Any]:
-        """All that the key rests on."""
+        """Return the description that the key is a hash of."""
         estimator = self.pressure.estimator
         return {
             "schema": SCHEMA,
@@ -79,7 +79,7 @@ class DiscoverStage:
 
 
 def discover(fleet: Sequence[DiscoverStage], context: RunContext, store: Store, report: Report) -> None:
-    """Discover one network after another; one whose loss is not finite has diverged."""
+    """Discover the networks of a fleet sequentially; one with a non-finite loss has diverged."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
@@ -87,7 +87,7 @@ def discover(fleet: Sequence[DiscoverStage], context: RunContext, store: Store, 
             model = context.new_model(seed_of("init", dense.seed))
             whole = sum(weight.numel() for weight in prunable(model).values())
             search = GatedTraining(model, context.data, dense.recipe, stage.pressure, ("dense", dense.seed), precision)
-            for _ in epochs(search):
+            for _ in train_epochs(search):
                 pass
             if search.diverged:
                 store.write(stage.key, {**record_of(stage, context, started, {}), "status": "diverged"})
@@ -99,7 +99,7 @@ def discover(fleet: Sequence[DiscoverStage], context: RunContext, store: Store, 
 def _keep(
     stage: DiscoverStage, search: GatedTraining, whole: int, context: RunContext, store: Store, started: float
 ) -> None:
-    network = found(search)
+    network = discovery_of(search)
     layers = {name: weight.numel() for name, weight in prunable(network.model).items()}
     values = {
         "kept": value(Estimate(sum(layers.values()) / whole, 0.0, whole), VARIABLES["kept"]),

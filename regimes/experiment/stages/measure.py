@@ -1,4 +1,4 @@
-"""Stage 4: measure the loss landscape of one retrained network, or between two copies of one pruned network."""
+"""Stage 4: measurement of a retrained network, or of two retrained copies of a pruned network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Coordinates, Outcome, Report, attempt, is_diverged, record_of, value
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
-from regimes.landscape.estimate import Estimate, Unsure
+from regimes.landscape.estimate import Estimate, UncertainEstimateWarning
 from regimes.landscape.metric import Metric, Probe, Trained
-from regimes.registry import load, source_id
+from regimes.registry import lookup, source_id
 from regimes.training.batches import generator_of
 
 
@@ -27,8 +27,8 @@ class MeasureStage:
     """One metric of one retrained network or one pair.
 
     Attributes:
-        name: of the metric, or its import path.
-        options: given in the sweep file, for the metric's table.
+        name: the name or import path of the metric.
+        options: the options in the metric's table of the sweep file.
         subjects: one retrained copy, or two of one pruned network.
         pair: the pair's number within its dense seed; None for a single network.
     """
@@ -39,43 +39,43 @@ class MeasureStage:
     pair: int | None
 
     kind = "measure"
-    aside = False
+    intermediate = False
 
     @property
     def metric(self) -> Metric:
-        """The metric itself."""
-        metric: Metric = load(METRICS, self.name, "metric")
+        """The metric."""
+        metric: Metric = lookup(METRICS, self.name, "metric")
         return metric
 
     @property
     def resolved(self) -> Any:
-        """The options with all defaults filled in."""
+        """The options with defaults filled in."""
         return self.metric.options(**self.options)
 
     @cached_property
     def key(self) -> str:
-        """The metric with all its options, and the keys of the networks."""
+        """Hash of the metric, all its options, and the keys of the networks."""
         return digest(self.describe())
 
     @property
     def needs(self) -> tuple[Any, ...]:
-        """The networks and the mask they share."""
+        """The networks and their mask."""
         return (*self.subjects, self.subjects[0].pruned)
 
     @property
-    def at(self) -> Coordinates:
-        """The pruned network's place and the retrain seed, or the pair."""
+    def coords(self) -> Coordinates:
+        """The pruned network's coordinates, and the retrain seed or the pair."""
         if self.pair is None:
-            return self.subjects[0].at
-        return {**self.subjects[0].pruned.at, "pair": self.pair}
+            return self.subjects[0].coords
+        return {**self.subjects[0].pruned.coords, "pair": self.pair}
 
     @property
-    def work(self) -> float:
-        """What the metric says of itself."""
+    def cost(self) -> float:
+        """The cost as estimated by the metric."""
         return self.metric.work(self.resolved, self.subjects[0].pruned.dense.images[0])
 
     def describe(self) -> dict[str, Any]:
-        """All that the key rests on."""
+        """Return the description that the key is a hash of."""
         return {
             "schema": SCHEMA,
             "stage": "measure",
@@ -86,20 +86,20 @@ class MeasureStage:
 
 
 def measure(fleet: Sequence[MeasureStage], context: RunContext, store: Store, report: Report) -> None:
-    """Measure one after another; networks that several metrics share are loaded once."""
+    """Measure sequentially; networks shared by several metrics are loaded once."""
     networks: dict[str, Trained] = {}
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
             loss = stage.subjects[0].recipe.loss
-            variables = {name: context.unit(each, loss) for name, each in stage.metric.variables.items()}
+            variables = {name: context.with_units(each, loss) for name, each in stage.metric.variables.items()}
             if any(is_diverged(subject, store) for subject in stage.subjects):
                 nothing = Estimate(float("nan"), float("nan"), 0)
                 values = {name: value(nothing, variable) for name, variable in variables.items()}
                 store.write(stage.key, {**record_of(stage, context, started, values), "status": "diverged"})
             else:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", Unsure)  # the standard error stands in the record
+                    warnings.simplefilter("ignore", UncertainEstimateWarning)  # the standard error stands in the record
                     measured = stage.metric.measure(
                         [_network(subject, context, store, networks) for subject in stage.subjects],
                         _probe(stage, context),

@@ -1,4 +1,4 @@
-"""Stage 1 for networks that are trained already: a user's own checkpoints, taken as a temperature family."""
+"""Stage 1 for pretrained networks: import of the user's checkpoints, one for each temperature."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from regimes.experiment.store import Store
 from regimes.landscape.error import error_and_loss
 from regimes.models.build import load_weights
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep the weights
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # of checkpoints that wrap a state dict
 
 
 @dataclass(frozen=True)
 class PretrainedStage:
-    """A dense network whose weights stand in a file.
+    """A dense network whose weights are read from a file.
 
     Attributes:
         identity: data and model; see `RunContext.identity`.
-        path: of the file; the key rests on its content.
-        content: hash of the file.
-        recipe: of which only the loss counts here.
+        path: the path of the file; not part of the key.
+        content: the hash of the file's content.
+        recipe: the dense recipe; only its loss is used.
         seed: the dense seed.
-        at: {knob: value, "dense_seed": seed}.
-        images: (train, val, test) counts, for the estimate of time.
+        coords: {knob: value, "dense_seed": seed}.
+        images: (train, val, test) counts, for time estimates.
     """
 
     identity: dict[str, Any]
@@ -45,40 +45,40 @@ class PretrainedStage:
     content: str
     recipe: Recipe
     seed: int
-    at: Coordinates
+    coords: Coordinates
     images: tuple[int, int, int]
 
     kind = "given"
     needs = ()
-    aside = False
+    intermediate = False
 
     @cached_property
     def key(self) -> str:
-        """Data, model, the file's content, and the place: one file may stand at two temperatures."""
+        """Hash of data, model, content and coordinates: one file may be used at two temperatures."""
         return digest(self.describe())
 
     @property
-    def work(self) -> float:
-        """It is judged once."""
+    def cost(self) -> float:
+        """One evaluation."""
         return float(self.images[1] + self.images[2])
 
     def describe(self) -> dict[str, Any]:
-        """All that the key rests on."""
+        """Return the description that the key is a hash of."""
         return {
             **self.identity,
             "schema": SCHEMA,
             "stage": "given",
             "content": self.content,
-            "loss": {name: each for name, each in self.recipe.science().items() if name.startswith("loss")},
-            "at": dict(self.at),
+            "loss": {name: field for name, field in self.recipe.key_fields().items() if name.startswith("loss")},
+            "at": dict(self.coords),
         }
 
 
 def content_hash(path: str) -> str:
-    """Hash of a checkpoint's file.
+    """Return the hash of a checkpoint file.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file cannot be read.
     """
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:20]
@@ -87,13 +87,13 @@ def content_hash(path: str) -> str:
 
 
 def read_checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a checkpoint, held against a model: a state dict by ``torch.save`` or in safetensors.
+    """Return the weights of a checkpoint: a state dict saved by ``torch.save`` or in safetensors.
 
-    It may be wrapped (``{"state_dict": ...}``), and names may begin with ``module.``. Weights only: nothing in the file
-    is executed.
+    It may be wrapped (``{"state_dict": ...}``), and names may begin with ``module.``. Only weights are loaded: nothing
+    in the file is executed.
 
     Raises:
-        UserError: no state dict is in the file, or it does not fit the model; one line says what does not.
+        UserError: the file has no state dict, or it does not fit the model.
     """
     try:
         if path.endswith(".safetensors"):
@@ -102,14 +102,14 @@ def read_checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
             held: Any = load_file(path)
         else:
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are something else make a reader raise anything
-        reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch goes on with advice against caution
-        raise UserError(f"{path}: holds no weights that can be read: {reason}") from error
-    for name in WRAPPERS:
+    except Exception as error:  # invalid files raise anything
+        reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch adds advice to load it unsafely
+        raise UserError(f"{path}: cannot read weights: {reason}") from error
+    for name in WRAPPER_KEYS:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
             held = held[name]
     if not isinstance(held, Mapping) or not all(isinstance(each, Tensor) for each in held.values()):
-        raise UserError(f"{path}: no state dict in it (a mapping of names to tensors)")
+        raise UserError(f"{path}: no state dict (a mapping of names to tensors) in this file")
     weights = {str(name).removeprefix("module."): each for name, each in held.items()}
     _check_fits(path, weights, model)
     return {name: weights[name] for name in model.state_dict()}
@@ -120,31 +120,31 @@ def _check_fits(path: str, weights: Mapping[str, Tensor], model: nn.Module) -> N
     missing = [name for name in wanted if name not in weights]
     more = [name for name in weights if name not in wanted]
     if missing or more:
-        said = [f"lacks {', '.join(missing[:3])}"] if missing else []
-        said += [f"has {', '.join(more[:3])}, which the model has not"] if more else []
-        raise UserError(f"{path}: is of another model: it {' and '.join(said)}")
+        problems = [f"lacks {', '.join(missing[:3])}"] if missing else []
+        problems += [f"has {', '.join(more[:3])}, which the model does not"] if more else []
+        raise UserError(f"{path}: does not fit the model: it {' and '.join(problems)}")
     for name, each in wanted.items():
         if weights[name].shape != each.shape:
             raise UserError(
                 f"{path}: {name} has shape {tuple(weights[name].shape)}, the model's "
-                f"{tuple(each.shape)}; do [model] and the number of classes fit?"
+                f"{tuple(each.shape)}; check [model] and the number of classes"
             )
 
 
 def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, store: Store, report: Report) -> None:
-    """Judge each network once and keep its weights as a trained network's are kept."""
+    """Evaluate each network once, and store its weights like those of a trained network."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
             model = context.new_model(seed=0)
             if content_hash(stage.path) != stage.content:
-                raise UserError(f"{stage.path} has changed since the run began; run again")
+                raise UserError(f"{stage.path} has changed since the run started; run again")
             weights = read_checkpoint(stage.path, model)
             load_weights(model, weights)
             values = {}
             for name, variable in VARIABLES.items():
                 split = getattr(context.data, name.removesuffix("_error"))
                 error, _ = error_and_loss(model, split, stage.recipe.loss_fn)
-                values[name] = value(error, context.unit(variable, stage.recipe.loss))
+                values[name] = value(error, context.with_units(variable, stage.recipe.loss))
             store.write(stage.key, record_of(stage, context, started, values), weights)
             done(Outcome(stage.key))

@@ -1,4 +1,4 @@
-"""Stage 2: prune a trained network to one density; its retrained copies share the mask."""
+"""Stage 2: pruning of a trained network to one density; its retrained copies share the mask."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ VARIABLES = {"kept": Variable("1", "fraction of prunable weights kept")}
 
 @dataclass(frozen=True)
 class PruneStage:
-    """A mask over one dense network, or a network with fewer channels.
+    """A mask on a dense network, or a network with fewer channels.
 
     Attributes:
         dense: the dense network.
         density: fraction of the prunable weights to keep.
-        load: how: pruner, allocation, rewinding.
-        after: the network retrained after the round before, of which this one goes on; None: the dense network.
-        rewound: the snapshot of the dense training whose weights the survivors go back to; None: they stay.
-        target: the density that a round is on its way to; None: this is the last round.
+        load: pruner, allocation and rewinding.
+        after: the retrained network of the previous round, which is pruned further; None: the dense network is pruned.
+        rewound: the snapshot of the dense training that kept weights are rewound to; None: no rewinding.
+        target: the final density of an intermediate round; None: this is the last round.
     """
 
     dense: TrainStage | PretrainedStage
@@ -51,37 +51,37 @@ class PruneStage:
     kind = "prune"
 
     @property
-    def aside(self) -> bool:
-        """Whether this is a step on the way, of which the map shows nothing."""
+    def intermediate(self) -> bool:
+        """Whether this is an intermediate round."""
         return self.target is not None
 
     @cached_property
     def key(self) -> str:
-        """The dense network's key and the way it is pruned."""
+        """Hash of the dense network's key and the pruning settings."""
         return digest(self.describe())
 
     @property
     def round(self) -> int:
-        """Rounds of retraining that lie before it."""
+        """The number of earlier rounds."""
         return 0 if self.after is None else self.after.pruned.round + 1
 
     @property
     def needs(self) -> tuple[Any, ...]:
-        """The network that is pruned, and the mask it already has."""
+        """The network that is pruned, and its mask."""
         return (self.dense,) if self.after is None else (self.after, self.after.pruned)
 
     @property
-    def at(self) -> Coordinates:
-        """The dense network's place, and the density that is aimed at."""
-        return {**self.dense.at, "density": self.target or self.density}
+    def coords(self) -> Coordinates:
+        """The dense network's coordinates, and the final density."""
+        return {**self.dense.coords, "density": self.target or self.density}
 
     @property
-    def work(self) -> float:
-        """Scores are cheap."""
+    def cost(self) -> float:
+        """A small constant: scores are cheap."""
         return 10.0
 
     def describe(self) -> dict[str, Any]:
-        """All that the key rests on."""
+        """Return the description that the key is a hash of."""
         pruner, allocation = self.load.pruner, self.load.allocation
         source = None if self.load.structured else source_id(PRUNERS, pruner, "pruner")
         return {
@@ -96,7 +96,7 @@ class PruneStage:
 
 
 class Retrained(Protocol):
-    """What pruning asks of the network it goes on from; see `retrain.Retrain`."""
+    """Interface of the retrained network that is pruned further; see `RetrainStage`."""
 
     @property
     def key(self) -> str: ...
@@ -105,7 +105,7 @@ class Retrained(Protocol):
 
 
 def prune(fleet: Sequence[PruneStage], context: RunContext, store: Store, report: Report) -> None:
-    """Prune one after another; the masks of one network at several densities come from the same scores."""
+    """Prune the networks of a fleet sequentially; a diverged network is not pruned."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:

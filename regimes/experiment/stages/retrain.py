@@ -1,4 +1,4 @@
-"""Stage 3: retrain a pruned network from its surviving weights; copies differ in data order and augmentation only."""
+"""Stage 3: retraining of a pruned network; copies differ in data order and augmentation only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from regimes.experiment.stages.stage import (
     is_diverged,
     record_of,
 )
-from regimes.experiment.stages.train import TrainStage, last_epochs, training_work
+from regimes.experiment.stages.train import TrainStage, last_epochs, training_cost
 from regimes.experiment.store import Store
 from regimes.training import train as training
 
@@ -33,9 +33,9 @@ class RetrainStage:
     """One retrained copy of a pruned network.
 
     Attributes:
-        pruned: the mask (or the smaller network), and through it the dense network.
-        recipe: the same in every cell, whatever the temperature.
-        seed: the retrain seed; in a round on the way, which all copies share, the round's number.
+        pruned: the pruned network.
+        recipe: the retraining recipe, the same at every temperature.
+        seed: the retrain seed; the round's number in an intermediate round, which all copies share.
     """
 
     pruned: PruneStage | DiscoverStage
@@ -45,41 +45,41 @@ class RetrainStage:
     kind = "retrain"
 
     @property
-    def aside(self) -> bool:
-        """Whether this is a round on the way, of which the map shows nothing."""
-        return self.pruned.aside
+    def intermediate(self) -> bool:
+        """Whether this belongs to an intermediate round."""
+        return self.pruned.intermediate
 
     @cached_property
     def key(self) -> str:
-        """The pruned network's key, the recipe and the seed."""
+        """Hash of the pruned network's key, the recipe and the seed."""
         return digest(self.describe())
 
     @property
     def needs(self) -> tuple[Any, ...]:
-        """The network that was pruned, or what it is rewound to, and its mask."""
+        """The network that was pruned or that it is rewound to, and the mask."""
         return (*((start,) if (start := self.start) is not None else ()), self.pruned)
 
     @property
     def start(self) -> TrainStage | PretrainedStage | Retrained | None:
-        """The network whose weights are retrained; None: those of a smaller network, or initial ones."""
+        """The network whose weights are retrained; None: a smaller network's own weights, or initial ones."""
         load = self.pruned.load
         if load.structured or load.rewind == 0:
             return None
         return self.pruned.rewound or self.pruned.after or self.pruned.dense
 
     @property
-    def at(self) -> Coordinates:
-        """The pruned network's place, and the retrain seed."""
-        return self.pruned.at if self.aside else {**self.pruned.at, "retrain_seed": self.seed}
+    def coords(self) -> Coordinates:
+        """The pruned network's coordinates, and the retrain seed."""
+        return self.pruned.coords if self.intermediate else {**self.pruned.coords, "retrain_seed": self.seed}
 
     @property
-    def work(self) -> float:
-        """The whole recipe; only the last epochs are evaluated."""
-        return training_work(self.recipe, self.pruned.dense.images, evaluated=self.recipe.last)
+    def cost(self) -> float:
+        """The cost of the whole recipe; only the last epochs are evaluated."""
+        return training_cost(self.recipe, self.pruned.dense.images, evaluated=self.recipe.last)
 
     def describe(self) -> dict[str, Any]:
-        """All that the key rests on."""
-        recipe = self.recipe.science()
+        """Return the description that the key is a hash of."""
+        recipe = self.recipe.key_fields()
         described = {
             "schema": SCHEMA,
             "stage": "retrain",
@@ -87,13 +87,13 @@ class RetrainStage:
             "recipe": recipe,
             "seed": self.seed,
         }
-        described |= {"round": True} if self.aside else {}  # its random numbers are its own
+        described |= {"round": True} if self.intermediate else {}  # it has its own random numbers
         rewind = self.pruned.load.rewind
         return described if rewind is None else {**described, "rewind": rewind}
 
 
 def retrain(fleet: Sequence[RetrainStage], context: RunContext, store: Store, report: Report) -> None:
-    """Retrain the copies of a fleet together; one whose dense network diverged is not trained at all."""
+    """Retrain the copies of a fleet together; one whose dense network diverged is not trained."""
     sound = []
     for stage in fleet:
         started = time.perf_counter()
@@ -135,7 +135,7 @@ def _lane(stage: RetrainStage, context: RunContext, store: Store) -> training.La
     else:
         model = context.new_model(seed_of("init", stage.pruned.dense.seed))
     mask = stored_mask(context, store, stage.pruned.key, model)
-    role = ("round" if stage.aside else "retrain", stage.pruned.dense.seed, stage.seed)
+    role = ("round" if stage.intermediate else "retrain", stage.pruned.dense.seed, stage.seed)
     return training.Lane(model, stage.recipe, role, mask)
 
 

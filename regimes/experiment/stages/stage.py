@@ -1,4 +1,4 @@
-"""What a stage is: a frozen description with a key, the stages it needs, and a place in the grid."""
+"""Interface of stages: a frozen description with a content key, the stages it needs, and grid coordinates."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from regimes.experiment.store import Store
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Variable
 
-Coordinates = Mapping[str, Any]  # {dimension: value}, where a stage's values stand in the record
+Coordinates = Mapping[str, Any]  # {dimension: value} in the record
 
 
-def size_of(at: Coordinates) -> Size:
-    """The size of the network at a place in the record."""
-    return {name: at[name] for name in ("width",) if name in at}
+def size_of(coords: Coordinates) -> Size:
+    """Return the size of the network at some coordinates."""
+    return {name: coords[name] for name in ("width",) if name in coords}
 
 
 @runtime_checkable
 class Stage(Protocol):
-    """One unit of science: done once, kept under its key, never done again."""
+    """A unit of work, done once and cached under its content key."""
 
     @property
     def kind(self) -> str:
-        """The stage of the flow: train, prune, retrain or measure."""
+        """The kind: "train", "given", "prune", "discover", "retrain" or "measure"."""
 
     @property
     def key(self) -> str:
@@ -38,27 +38,27 @@ class Stage(Protocol):
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """Stages whose weights this one starts from."""
+        """The stages whose weights this one starts from."""
 
     @property
-    def at(self) -> Coordinates:
-        """Where its values stand in the record."""
+    def coords(self) -> Coordinates:
+        """The coordinates of its values in the record."""
 
     @property
-    def aside(self) -> bool:
-        """Whether it is a step on the way, whose values are not the map's."""
+    def intermediate(self) -> bool:
+        """Whether it is an intermediate step, whose values are not part of the record."""
 
     @property
-    def work(self) -> float:
-        """Cost in forward passes of one image, for estimates of time."""
+    def cost(self) -> float:
+        """The cost in forward passes of one image, for time estimates."""
 
     def describe(self) -> dict[str, Any]:
-        """The full description that the key is a hash of."""
+        """Return the description that the key is a hash of."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one stage: done, or failed with a line of error."""
+    """Outcome of a stage: done, or failed with an error message of one line."""
 
     key: str
     error: str | None = None
@@ -70,7 +70,7 @@ Member = TypeVar("Member")
 
 @contextmanager
 def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[Report]:
-    """Keep what stages raise as the failure of those not yet reported done; those that were stay done.
+    """Context manager that writes an exception as the failure of all stages not yet reported as done.
 
     Yields the function to report with.
     """
@@ -82,11 +82,11 @@ def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[R
 
     try:
         yield note
-    except (Exception, SystemExit) as error:  # a user's model or data may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         for stage in stages:
             if stage.key not in done:
-                store.fail(stage.key, line, traceback.format_exc(), stage.at)
+                store.fail(stage.key, line, traceback.format_exc(), stage.coords)
                 report(Outcome(stage.key, line))
 
 
@@ -98,10 +98,10 @@ def bisect_on_failure(
     report: Report,
     finished: frozenset[str] = frozenset(),
 ) -> None:
-    """Do members together; when that raises, do each half on its own, down to the one that cannot be done.
+    """Do members together; if that raises, do each half separately, down to single members.
 
-    So one network that raises fails alone, and a fleet that is too large for the memory is cut until it fits. What was
-    ``finished`` before the fleet raised stays so.
+    A network that raises thus fails alone, and a fleet that exceeds the memory is split until it fits. Stages that are
+    ``finished`` are not done again.
     """
     left = [member for member in members if any(stage.key not in finished for stage in stages_of(member))]
     if len(left) <= 1:
@@ -119,14 +119,14 @@ def bisect_on_failure(
         work(left, note)
         return
     except (Exception, SystemExit):
-        pass  # out of this block first: while an exception is handled, its frames hold the memory of the failed fleet
+        pass  # leave this block first: the exception's frames hold the memory of the failed fleet
     middle = len(left) // 2
     for half in (left[:middle], left[middle:]):
         bisect_on_failure(half, stages_of, work, store, report, frozenset(reported))
 
 
 def is_diverged(stage: Stage, store: Store) -> bool:
-    """Whether a finished stage ended in a loss that is not finite."""
+    """Return whether a done stage diverged, i.e. ended with a non-finite loss."""
     record = store.read(stage.key)
     return record is not None and record["status"] == "diverged"
 
@@ -134,14 +134,14 @@ def is_diverged(stage: Stage, store: Store) -> bool:
 def record_of(
     stage: Stage, context: RunContext, started: float, values: Mapping[str, Any], share: int = 1, **more: Any
 ) -> dict[str, Any]:
-    """The record of a finished stage, ready to be stored; ``share`` stages were done together since ``started``."""
+    """Return the record of a finished stage; ``share`` stages were done together since ``started``."""
     return {
         "kind": stage.kind,
         "status": "ok",
-        "at": {name: each for name, each in stage.at.items() if name != "pair"},  # pairs are numbered by the sweep
+        "at": {name: place for name, place in stage.coords.items() if name != "pair"},  # numbered by the sweep
         "values": dict(values),
         "seconds": round((time.perf_counter() - started) / share, 4),
-        "work": stage.work,
+        "work": stage.cost,
         "numerics": context.spec.numerics.id,
         "description": stage.describe(),
         **more,
@@ -149,7 +149,7 @@ def record_of(
 
 
 def value(measured: Estimate | Curve, variable: Variable) -> dict[str, Any]:
-    """One value as JSON: numbers that are not finite become null."""
+    """Return a value as JSON; non-finite numbers become null."""
     about = {"units": variable.units, "long_name": variable.long_name}
     if isinstance(measured, Curve):
         at = [float(each) for each in measured.at]

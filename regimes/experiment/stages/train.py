@@ -1,4 +1,4 @@
-"""Stage 1: train dense networks; one training per (temperature, seed) serves every snapshot, density and metric."""
+"""Stage 1: training of dense networks; snapshots at several epochs share one training."""
 
 from __future__ import annotations
 
@@ -27,67 +27,68 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class TrainStage:
-    """A dense network at one temperature, stopped at one epoch.
+    """A dense network at one temperature and epoch.
 
     Stages that differ only in ``epoch`` are snapshots of one training, whose key is `training`.
 
     Attributes:
         identity: data and model; see `RunContext.identity`.
-        recipe: of the dense network.
+        recipe: the recipe of the training.
         seed: the dense seed.
-        at: {knob: value, "dense_seed": seed}.
-        images: (train, val, test) counts, for the estimate of time.
-        aside: whether only its weights are wanted, and the map shows nothing of it.
+        coords: {knob: value, "dense_seed": seed}.
+        images: (train, val, test) counts, for time estimates.
+        intermediate: whether only its weights are needed (for rewinding), not its values.
     """
 
     identity: dict[str, Any]
     recipe: Recipe
     seed: int
-    at: Coordinates
+    coords: Coordinates
     images: tuple[int, int, int]
-    aside: bool = False
+    intermediate: bool = False
 
     kind = "train"
     needs = ()
 
     @cached_property
     def training(self) -> str:
-        """The key of the whole training, whichever epoch it is stopped at."""
+        """The key of the training, independent of the epoch."""
         return digest(
-            {**self.identity, "schema": SCHEMA, "stage": "train", "recipe": self.recipe.science(), "seed": self.seed}
+            {**self.identity, "schema": SCHEMA, "stage": "train", "recipe": self.recipe.key_fields(), "seed": self.seed}
         )
 
     @property
     def epoch(self) -> int:
-        """The epoch at which the network is taken."""
+        """The epoch of the snapshot."""
         return self.recipe.stop or self.recipe.epochs
 
     @property
     def key(self) -> str:
-        """The training and the epoch."""
+        """The key of the training, and the epoch."""
         return f"{self.training}-e{self.epoch}"
 
     @property
-    def work(self) -> float:
-        """Of the whole way from the first step; less where an earlier snapshot is at hand."""
-        return training_work(self.recipe, self.images, evaluated=self.epoch)
+    def cost(self) -> float:
+        """The cost from the first step; less if an earlier snapshot exists."""
+        return training_cost(self.recipe, self.images, evaluated=self.epoch)
 
     def describe(self) -> dict[str, Any]:
-        """All that the key rests on."""
+        """Return the description that the key is a hash of."""
         return {**self.identity, "schema": SCHEMA, "recipe": self.recipe.model_dump(), "seed": self.seed}
 
 
-def training_work(recipe: Recipe, images: tuple[int, int, int], evaluated: int) -> float:
-    """Forward passes of one image that a training takes: three per image and step, six with SAM, and evaluation."""
+def training_cost(recipe: Recipe, images: tuple[int, int, int], evaluated: int) -> float:
+    """Return the cost of a training in forward passes of one image: three per step and image, six with SAM; and
+    evaluation."""
     timeline = TrainingSchedule(recipe, images[0])
     steps = timeline.last_epoch * timeline.steps_per_epoch
     return steps * recipe.batch_size * (6 if recipe.sam_rho else 3) + evaluated * (images[1] + images[2])
 
 
 def train(fleet: Sequence[TrainStage], context: RunContext, store: Store, report: Report) -> None:
-    """Train the networks whose snapshots the fleet asks for, each from the nearest snapshot that is already there.
+    """Train the networks of a fleet up to their snapshots, each from the latest earlier snapshot in the store.
 
-    Those that start at the same epoch and ask for the same ones go together.
+    Networks that start at the same epoch and have the same snapshots are trained together.
     """
     trainings: dict[str, dict[int, TrainStage]] = {}
     for stage in sorted(fleet, key=lambda stage: stage.epoch):
@@ -139,7 +140,7 @@ def _train_together(
 
 
 def last_epochs(history: Sequence[training.Row], recipe: Recipe, context: RunContext, diverged: bool) -> dict[str, Any]:
-    """Mean test and validation error of the last epochs, with the standard error that the images give a fraction."""
+    """Return the mean test and validation error of the last epochs, with binomial standard errors."""
     last, loss = recipe.last, recipe.loss
     values = {}
     for name, variable in VARIABLES.items():
@@ -152,12 +153,12 @@ def last_epochs(history: Sequence[training.Row], recipe: Recipe, context: RunCon
             images = len(split.targets)
             stderr = float("nan") if context.loaded.regression else (mean * (1 - mean) / images) ** 0.5
             estimate = Estimate(mean, stderr, images)
-        values[name] = value(estimate, context.unit(variable, loss))
+        values[name] = value(estimate, context.with_units(variable, loss))
     return values
 
 
 def _nearest(first: TrainStage, store: Store) -> training.Snapshot | None:
-    """The latest sound snapshot of this training before the first epoch asked for."""
+    """The latest intact snapshot of this training before its first pending one."""
     found = (store.folder / "records" / first.key[:2]).glob(f"{first.training}-e*.json")
     numbers = (path.stem.rpartition("-e")[2] for path in found)
     epochs = sorted((int(number) for number in numbers if number.isdigit()), reverse=True)

@@ -1,4 +1,4 @@
-"""Tabular benchmark of hyperparameter searches: do searches on proxies pay?
+"""Tabular benchmark of hyperparameter searches with and without proxies.
 
 Settings are trained once and recorded as a table; every search method is then replayed on the table and scored.
 

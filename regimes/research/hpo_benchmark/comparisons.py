@@ -1,4 +1,4 @@
-"""What is asked of two ways to search, search by search."""
+"""Paired comparisons of two search methods."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from regimes.research.hpo_benchmark.scores import Interval, Scores, mean_differe
 
 @dataclass(frozen=True)
 class Comparison:
-    """One way to search beside another.
+    """Paired comparison of one search method with another.
 
     Attributes:
-        question: that it answers.
-        one, other: arms.
-        whole, sooner: share of the other's time that it saves, in all and to the target.
-        apart: its test error less the other's.
+        question: the question that it answers.
+        one, other: names of the methods.
+        whole, sooner: share of the other method's time saved, in total and until the target is reached.
+        apart: difference of the test errors, one minus other.
     """
 
     question: str
@@ -29,40 +29,40 @@ class Comparison:
 
     @classmethod
     def of(cls, scores: Scores, one: str, other: str, question: str = "") -> Comparison:
-        """From paired searches."""
+        """Compare two methods over paired searches."""
         whole, sooner = (saving(each[one], each[other]) for each in (scores.seconds, scores.times))
         return cls(question, one, other, whole, sooner, mean_difference(scores.errors[one], scores.errors[other]))
 
     @property
     def better(self) -> list[str]:
-        """In what, beyond its interval."""
+        """Respects in which the first method is better, beyond the interval."""
         found = [(self.whole.low > 0, "takes less time"), (self.sooner.low > 0, "is sooner at the target")]
         return [words for holds, words in [*found, (self.apart.high < 0, "ends better")] if holds]
 
     @property
     def worse(self) -> list[str]:
-        """In what, beyond its interval."""
+        """Respects in which the first method is worse, beyond the interval."""
         found = [(self.whole.high < 0, "takes more time"), (self.sooner.high < 0, "is later at the target")]
         return [words for holds, words in [*found, (self.apart.low > 0, "ends worse")] if holds]
 
     @property
     def verdict(self) -> str:
-        """In words: what differs beyond its interval."""
+        """All differences beyond their intervals, in words; "undecided" if there are none."""
         return "; ".join([*self.better, *self.worse]) or "undecided"
 
 
 def contrasts(scores: Scores) -> list[Comparison]:
-    """Of all arms that were replayed."""
+    """Evaluate all `CONTRASTS` whose methods were replayed."""
     asked = [each for each in CONTRASTS if set(each[1:]) <= set(scores.times)]
     return [Comparison.of(scores, one, other, question) for question, one, other in asked]
 
 
-def contrasts_sheet(found: list[Comparison]) -> TextTable:
-    """What is asked, and what the answer is."""
-    rows = [["question", "search", "held against", "saves", "saves to the target", "test error, points", "verdict"]]
+def contrasts_table(found: list[Comparison]) -> TextTable:
+    """Return the comparisons as a table."""
+    rows = [["question", "search", "compared with", "saves", "saves to the target", "test error, points", "verdict"]]
     for each in found:
         numbers = [each.whole.percent(), each.sooner.percent(), each.apart.points()]
         rows.append([each.question, each.one, each.other, *numbers, each.verdict])
     facts = [{**asdict(each), "verdict": each.verdict} for each in found]
-    notes = ["paired searches; a verdict is an interval that leaves out zero"]
-    return TextTable("What is asked of them", rows, notes, facts)
+    notes = ["paired searches; a verdict is given where the interval excludes zero"]
+    return TextTable("Comparisons", rows, notes, facts)

@@ -1,4 +1,4 @@
-"""What a recording holds, each trained on every setting: full network, proxies, a part of the data."""
+"""Fidelities of the recorded table: full network, proxies, part of the data, shorter training."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from regimes.hpo.build_fidelities import ProxyBuilder, facts_of, fidelity_from_f
 from regimes.hpo.fidelities import Fidelity
 
 FULL = "full"
-SHORT = 0.25  # share of the epochs
-SEARCHED = 2  # seeds of a setting that a search may see one of
+SHORT_SHARE = 0.25  # of the epochs
+SEARCHED = 2  # seeds per setting that searches draw from
 
 
 @dataclass(frozen=True)
 class RecordedFidelity:
-    """One way to try a setting.
+    """Specification of one fidelity of the table.
 
     Attributes:
-        name: in tables.
+        name: name in the table.
         proxy: a name in `PROXIES`; "": the full network.
-        density: of the proxy.
+        density: density of the proxy.
         images: share of the training images.
-        epochs: share of the epochs, the schedule shortened to it.
-        shift: {field of the recipe: factor} by which the settings are multiplied.
-        seeds: with which every setting is trained.
+        epochs: share of the epochs; the learning rate schedule is shortened accordingly.
+        shift: {recipe field: factor} applied to every setting.
+        seeds: number of seeds that every setting is trained with.
     """
 
     name: str
@@ -46,21 +46,21 @@ class RecordedFidelity:
 
     @property
     def whole(self) -> bool:
-        """Whether it is the training that is searched for."""
+        """Whether this is the full training that a search optimizes."""
         return not self.proxy and self.plain
 
     @property
     def plain(self) -> bool:
-        """Whether settings are tried as they are, in all epochs, on all images."""
+        """Whether settings are unchanged and trained for all epochs on all images."""
         return not self.shift and self.images == 1 and self.epochs == 1
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """A setting as it is tried here."""
+        """Return the recipe with which a setting is trained at this fidelity."""
         moved = {name: getattr(recipe, name) * factor for name, factor in self.shift.items()}
         return recipe.model_copy(update={**moved, "epochs": max(1, round(self.epochs * recipe.epochs)), "last": 1})
 
 
-COURSES = (
+FIDELITIES = (
     RecordedFidelity(FULL, seeds=SEARCHED),
     RecordedFidelity("narrowed 0.03", "narrowed", 0.03),
     RecordedFidelity("narrowed 0.06", "narrowed", 0.06, seeds=SEARCHED),
@@ -72,49 +72,49 @@ COURSES = (
     RecordedFidelity("discovered 0.06", "discovered", 0.06),
     RecordedFidelity("quarter of the images", images=0.25),
     RecordedFidelity("half of the images", images=0.5),
-    RecordedFidelity("full, short", epochs=SHORT),
-    RecordedFidelity("narrowed 0.06, short", "narrowed", 0.06, epochs=SHORT),
-    RecordedFidelity("narrowed 0.12, short", "narrowed", 0.12, epochs=SHORT),
-    RecordedFidelity("narrowed 0.25, short", "narrowed", 0.25, epochs=SHORT),
+    RecordedFidelity("full, short", epochs=SHORT_SHARE),
+    RecordedFidelity("narrowed 0.06, short", "narrowed", 0.06, epochs=SHORT_SHARE),
+    RecordedFidelity("narrowed 0.12, short", "narrowed", 0.12, epochs=SHORT_SHARE),
+    RecordedFidelity("narrowed 0.25, short", "narrowed", 0.25, epochs=SHORT_SHARE),
 )
 
 
-def rung_of(course: RecordedFidelity, spec: Hpo, context: RunContext, batch: int) -> Fidelity:
-    """The network of a course: made, its engine chosen, a step timed.
+def build_fidelity(fidelity: RecordedFidelity, spec: Hpo, context: RunContext, batch: int) -> Fidelity:
+    """Build the networks of a fidelity, choose their engine and time a step.
 
     Raises:
-        UserError: the proxy's density is out of reach for this model.
+        UserError: this model cannot be reduced to the proxy's density.
     """
-    part, kind = part_of(course, context), course.proxy or "narrowed"
-    make = ProxyBuilder(part, spec.recipe, kind, course.epochs, batch if course.proxy else 1, spec.seed)
-    if course.proxy:
-        return proxy_fidelity(make, course.density)
-    return full_fidelity(dataclasses.replace(make, recipe=course.recipe(spec.recipe)))
+    part, kind = part_of(fidelity, context), fidelity.proxy or "narrowed"
+    make = ProxyBuilder(part, spec.recipe, kind, fidelity.epochs, batch if fidelity.proxy else 1, spec.seed)
+    if fidelity.proxy:
+        return proxy_fidelity(make, fidelity.density)
+    return full_fidelity(dataclasses.replace(make, recipe=fidelity.recipe(spec.recipe)))
 
 
-def part_of(course: RecordedFidelity, context: RunContext) -> RunContext:
-    """The context with as many of the training images as a course takes; a fixed draw."""
-    if course.images == 1:
+def part_of(fidelity: RecordedFidelity, context: RunContext) -> RunContext:
+    """Return the context with the fidelity's share of the training images, a fixed random subset."""
+    if fidelity.images == 1:
         return context
     part = copy.copy(context)
-    part.data = fewer(context.data, course.images)
+    part.data = fewer(context.data, fidelity.images)
     return part
 
 
 def fewer(data: Dataset, share: float) -> Dataset:
-    """The data with a share of its training images, the same ones each time."""
+    """Return the data with a fixed random share of its training images."""
     count = len(data.train.targets)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: round(share * count)].sort().values
     order = order.to(data.train.targets.device)
     return dataclasses.replace(data, train=Split(data.train.inputs[order], data.train.targets[order]))
 
 
-def as_facts(course: RecordedFidelity, rung: Fidelity) -> dict[str, Any]:
-    """A course and its network as plain data; `from_facts` makes the same of it."""
-    return {"course": dataclasses.asdict(course), "rung": facts_of(rung)}
+def as_facts(fidelity: RecordedFidelity, built: Fidelity) -> dict[str, Any]:
+    """Return a fidelity and its networks as plain data; the inverse of `from_facts`."""
+    return {"course": dataclasses.asdict(fidelity), "rung": facts_of(built)}
 
 
 def from_facts(facts: Mapping[str, Any], context: RunContext, recipe: Recipe) -> tuple[RecordedFidelity, Fidelity]:
-    """A course and its network, of plain data."""
-    course = RecordedFidelity(**facts["course"])
-    return course, fidelity_from_facts(facts["rung"], part_of(course, context), recipe)
+    """Return the fidelity and its networks that plain data describe."""
+    fidelity = RecordedFidelity(**facts["course"])
+    return fidelity, fidelity_from_facts(facts["rung"], part_of(fidelity, context), recipe)

@@ -1,4 +1,4 @@
-"""How proxies rank, drawn over the regime map: does a network stand in for the full one where the map says so?"""
+"""Ranking quality of proxies by region of the regime map."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from regimes.plots.text_table import TextTable
 from regimes.research.hpo_benchmark.fidelities import FULL
 from regimes.research.hpo_benchmark.ranking_quality import Pairs, bootstrap, mean_of, pairs_of, tau
 from regimes.research.hpo_benchmark.scores import Interval
-from regimes.research.hpo_benchmark.table import SearchTable, courses_of
+from regimes.research.hpo_benchmark.table import SearchTable, fidelities_of
 
-BINS = 5  # of the learning rate
+BINS = 5  # learning rate ranges
 KNOB = "learning_rate"
 
 
 @dataclass(frozen=True)
 class MapBin:
-    """One density in one range of the learning rate.
+    """Ranking quality at one density in one range of the learning rate.
 
     Attributes:
-        density: of the proxies.
-        low, high: of the learning rate.
-        tau: of the proxies with the full network, over the settings here.
-        again: of another seed of the full network.
-        less: the one less the other.
-        regime: of pruned networks here, by the map; "" outside of it.
-        chance: its probability.
+        density: density of the proxies.
+        low, high: ends of the learning rate range.
+        tau: Kendall's tau of the proxies with the full network over the settings in the range.
+        again: the same of another seed of the full network.
+        less: difference of the two, with its interval.
+        regime: the map's most probable regime at the middle of the range; "" outside the map.
+        chance: probability of that regime.
     """
 
     density: float
@@ -47,20 +47,22 @@ class MapBin:
     chance: float
 
 
-def places(tape: SearchTable, guide: MapGuidance, kind: str = "narrowed") -> list[MapBin]:
-    """Proxies of a kind at every recorded density, in each range of the learning rate."""
-    rates = np.array([each[KNOB] for each in tape.settings])
+def map_bins(table: SearchTable, guide: MapGuidance, kind: str = "narrowed") -> list[MapBin]:
+    """Evaluate the proxies of one kind at every recorded density, in each range of the learning rate."""
+    rates = np.array([each[KNOB] for each in table.settings])
     edges = np.quantile(rates, np.linspace(0, 1, BINS + 1))
     edges[-1] *= 1 + 1e-9
-    again, found = pairs_of(tape, FULL, tape.epochs), []
-    for course in courses_of(tape.facts):
-        if course.proxy != kind or not course.plain:
+    again, found = pairs_of(table, FULL, table.epochs), []
+    for fidelity in fidelities_of(table.facts):
+        if fidelity.proxy != kind or not fidelity.plain:
             continue
-        pairs = pairs_of(tape, course.name, tape.epochs)
+        pairs = pairs_of(table, fidelity.name, table.epochs)
         for low, high in itertools.pairwise(map(float, edges)):
             here = (rates >= low) & (rates < high)
-            regime, chance = _regime(guide, course.density, math.sqrt(low * high))
-            found.append(MapBin(course.density, low, high, *_taus(pairs, again, np.flatnonzero(here)), regime, chance))
+            regime, chance = _regime(guide, fidelity.density, math.sqrt(low * high))
+            found.append(
+                MapBin(fidelity.density, low, high, *_taus(pairs, again, np.flatnonzero(here)), regime, chance)
+            )
     return found
 
 
@@ -70,7 +72,7 @@ def _taus(pairs: Pairs, again: Pairs, here: NDArray[np.int64]) -> tuple[float, f
 
 
 def by_regime(found: Sequence[MapBin]) -> dict[str, tuple[int, float]]:
-    """{regime: (places, mean of what their tau is less than another seed's)}, of places that are on the map."""
+    """Return {regime: (bins, mean difference of their tau to another seed's)} of the bins on the map."""
     names = sorted({each.regime for each in found if each.regime})
     less = {name: [each.less.value for each in found if each.regime == name] for name in names}
     return {name: (len(each), float(np.mean(each))) for name, each in less.items()}
@@ -85,30 +87,30 @@ def _regime(guide: MapGuidance, density: float, rate: float) -> tuple[str, float
     return best, found[best]
 
 
-def sheet(found: Sequence[MapBin], guide: MapGuidance) -> TextTable:
-    """The same as a table, with what the map says of each density as a whole."""
-    rows = [["density", "learning rate", "regime", "tau", "another seed's", "less"]]
+def regime_table(found: Sequence[MapBin], guide: MapGuidance) -> TextTable:
+    """Return the bins as a table, with the map's verdict on each density."""
+    rows = [["density", "learning rate", "regime", "tau", "another seed's", "difference"]]
     for each in found:
         regime = f"{each.regime} ({each.chance:.2f})" if each.regime else "not on the map"
         taus = [f"{each.tau:.2f}", f"{each.again:.2f}", each.less.plain()]
         rows.append([f"{each.density:g}", f"{each.low:.2g} to {each.high:.2g}", regime, *taus])
     notes = [
-        "tau: Kendall's, with the full network's validation loss, over the settings of that range; the regime is that "
-        "at the middle of the range, with its probability; intervals hold 95 %, by bootstrap over settings",
+        "tau: Kendall's, with the full network's validation loss, over the settings of that range; regime: at the "
+        "middle of the range, with its probability; 95 % intervals by bootstrap over settings",
     ]
     notes += [
-        f"{name}: {count} places, tau {less:+.2f} beside another seed's, on the mean"
+        f"{name}: {count} bins, mean difference of tau to another seed's {less:+.2f}"
         for name, (count, less) in by_regime(found).items()
     ]
     notes += [
-        f"the map on density {each.density:g}: {'trusted' if each.trusted else 'not trusted'}, {each.reason}"
-        for each in guide.judged()
+        f"the map at density {each.density:g}: {'trusted' if each.trusted else 'not trusted'}, {each.reason}"
+        for each in guide.densities()
     ]
-    return TextTable("Over the regime map", rows, notes, [asdict(each) for each in found])
+    return TextTable("Ranking quality by region of the regime map", rows, notes, [asdict(each) for each in found])
 
 
-def figure(found: Sequence[MapBin]) -> Figure:
-    """A square for each place: its colour is the tau, its text tau and regime; on top another seed's."""
+def regime_figure(found: Sequence[MapBin]) -> Figure:
+    """Draw a heat map of tau by density and learning rate, labelled with regimes; top row: another seed."""
     densities = sorted({each.density for each in found}, reverse=True)
     ranges = sorted({(each.low, each.high) for each in found})
     at = {(each.density, each.low): each for each in found}

@@ -1,4 +1,4 @@
-"""What a replay shows: what is held against seconds, and how well each cheap training ranks for what it costs."""
+"""Figures of a replay: test error of the incumbent over time, and ranking quality of each fidelity by cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regimes.research.hpo_benchmark.ranking_quality import RankingQuality
 from regimes.research.hpo_benchmark.run_method import MethodResult
 from regimes.research.hpo_benchmark.scores import Numbers, incumbents
 
-SHOWN = {  # arm: colour, line
+SHOWN = {  # method: colour, line
     BASE: ("#000000", "-"),
     "TPE + halving": ("#0072B2", "--"),
     "TPE + median": ("#56B4E9", ":"),
@@ -26,18 +26,18 @@ SHOWN = {  # arm: colour, line
     "ours, with the map": ("#E69F00", "--"),
     OURS.name: ("#D55E00", "-"),
 }
-POINTS = 200  # of a curve
+CURVE_POINTS = 200
 
 
 def curves(found: Mapping[str, Sequence[MethodResult]], tested: Sequence[Numbers], target: float) -> Figure:
-    """Expected test error of what is held, the mean over searches, from when all of them hold something."""
+    """Draw the incumbent's expected test error over time, averaged over searches once all have an incumbent."""
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     axes = figure.subplots()
     latest = max(each.seconds for name in SHOWN for each in found.get(name, ()))
     for name, (colour, style) in SHOWN.items():
         if name not in found:
             continue
-        seconds = np.geomspace(10, latest, POINTS)
+        seconds = np.geomspace(10, latest, CURVE_POINTS)
         held = np.array([_held(each, errors, seconds) for each, errors in zip(found[name], tested, strict=True)])
         held = held.mean(axis=0)
         mean = np.where(np.isfinite(held), held, np.nan)
@@ -47,23 +47,23 @@ def curves(found: Mapping[str, Sequence[MethodResult]], tested: Sequence[Numbers
     axes.annotate("target", (latest, 100 * target), color="#666666", fontsize=8, **above)
     log_axis_with_plain_labels(axes.yaxis)
     _logarithmic(axes)
-    axes.set_xlabel("seconds of the search, one core, everything counted")
-    axes.set_ylabel("expected test error of what is held (%)")
+    axes.set_xlabel("seconds of the search, one core, all costs included")
+    axes.set_ylabel("expected test error of the incumbent (%)")
     axes.set_title("Best so far, mean of the replayed searches", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def _held(found: MethodResult, tested: Numbers, seconds: Numbers) -> Numbers:
-    """Expected test error of what is held at each of some times; infinite before there is anything."""
+    """Expected test error of the incumbent at given times; infinite before the first."""
     held = np.full(len(seconds), math.inf)
     for time, setting in incumbents(found):
         held[seconds >= time] = tested[setting]
     return held
 
 
-def fidelities(ranks: Sequence[RankingQuality]) -> Figure:
-    """Kendall's tau with intervals, a row a course, the dearest on top; the band is another seed of the full one."""
+def ranking_figure(ranks: Sequence[RankingQuality]) -> Figure:
+    """Draw Kendall's tau of every fidelity with its interval, most expensive on top; band: another seed."""
     full, *rest = ranks
     rest = sorted(rest, key=lambda one: one.cost)
     figure = Figure(figsize=(6.8, 1.2 + 0.24 * len(rest)), layout="constrained")
@@ -78,19 +78,19 @@ def fidelities(ranks: Sequence[RankingQuality]) -> Figure:
     for label, each in zip(axes.get_yticklabels(), rest, strict=True):
         label.set_color(_colour(each.name))
     axes.set_xlabel("Kendall's tau with the full network")
-    axes.set_ylabel("what is trained: seconds, as a share of a full training")
-    axes.set_title("How settings are ranked by something cheaper", fontsize=10)
+    axes.set_ylabel("fidelity: cost as a share of a full training")
+    axes.set_title("Ranking of settings by cheaper fidelities", fontsize=10)
     return figure
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Across, with numbers at powers of ten alone."""
+    """Set a logarithmic x axis labelled at powers of ten only."""
     log_axis_with_plain_labels(axes.xaxis)
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _colour(name: str) -> str:
-    """Narrowed networks, other proxies, what trains the full network less."""
+    """Colour by kind: narrowed networks, other proxies, shorter training of the full network."""
     if name.startswith("narrowed"):
         return "#D55E00"
     return "#000000" if name.startswith("full") or "images" in name else "#0072B2"

@@ -1,4 +1,4 @@
-"""Searches that are really trained, beside the same ones replayed: do replay and life agree?"""
+"""Compare searches with real training with their replays."""
 
 from __future__ import annotations
 
@@ -26,36 +26,38 @@ from regimes.research.hpo_benchmark.run_method import BenchmarkSetup, MethodResu
 from regimes.research.hpo_benchmark.scores import Numbers, Scores, final_error, incumbents, time_to
 from regimes.training.train import train
 
-LIVE = (BASE, "TPE + halving", OURS.name)
+LIVE_METHODS = (BASE, "TPE + halving", OURS.name)
 FILE = "live.json"
-SEEDS = (0, 1, 2)  # of the searches, alike in every arm
-FRESH = 2  # seeds with which what a live search held is trained anew and tested
+SEEDS = (0, 1, 2)  # of the searches, the same for every method
+TEST_SEEDS = 2  # fresh trainings of each incumbent of a live search, to estimate its test error
 
 
-def search_live(arm: SearchMethod, stage: BenchmarkSetup, folder: Path, seed: int) -> dict[str, Any]:
-    """Do an arm's search by training, with a free sampler, on the networks of the recording.
+def search_live(method: SearchMethod, setup: BenchmarkSetup, folder: Path, seed: int) -> dict[str, Any]:
+    """Run a method's search with real training and an unrestricted sampler, on the networks of the recording.
 
-    Returns its marks (seconds by the clock, what making the proxies took included) and what they tested at.
+    Returns its full trainings (wall-clock seconds, building the proxies included) and their test errors.
     """
-    context = context_of(stage.spec, "cpu", folder)
-    trainer, before = FidelityTrainer(context, stage.ladder(arm), seed), stage.overhead(arm)
+    context = context_of(setup.spec, "cpu", folder)
+    trainer, before = FidelityTrainer(context, setup.ladder(method), seed), setup.overhead(method)
     marks: list[dict[str, Any]] = []
 
     def finished(trial: Trial, value: FidelityResult) -> None:
         seconds = before + time.perf_counter() - started
-        marks.append({"seconds": seconds, "value": getattr(value, stage.spec.study.value), "params": trial.params})
+        marks.append({"seconds": seconds, "value": getattr(value, setup.spec.study.value), "params": trial.params})
 
     started = time.perf_counter()
-    MethodRun(arm, stage, trainer, seed, lambda base: base, finished).go()
-    result = {"arm": arm.name, "seed": seed, "seconds": before + time.perf_counter() - started, "marks": marks}
-    for _, number in incumbents(as_found(result)):
-        recipe = recipe_with(stage.spec.recipe, marks[number]["params"])
-        marks[number]["tested"] = [_tested(recipe, context, seed_of("live", seed, fresh)) for fresh in range(FRESH)]
+    MethodRun(method, setup, trainer, seed, lambda base: base, finished).run()
+    result = {"arm": method.name, "seed": seed, "seconds": before + time.perf_counter() - started, "marks": marks}
+    for _, number in incumbents(as_method_result(result)):
+        recipe = recipe_with(setup.spec.recipe, marks[number]["params"])
+        marks[number]["tested"] = [
+            _tested(recipe, context, seed_of("live", seed, fresh)) for fresh in range(TEST_SEEDS)
+        ]
     return result
 
 
 def _tested(recipe: Recipe, context: RunContext, seed: int) -> float:
-    """Test error of a setting, trained anew."""
+    """Test error of a fresh training of a setting."""
     with one_thread():
         whole = recipe.model_copy(update={"last": 1})
         (last,) = train(
@@ -66,23 +68,23 @@ def _tested(recipe: Recipe, context: RunContext, seed: int) -> float:
         return mean_error(context.model_with(last.weights), context.data.test, recipe.loss_fn)
 
 
-def as_found(result: dict[str, Any]) -> MethodResult:
-    """A live search as a replayed one is told, its full trainings numbered."""
+def as_method_result(result: dict[str, Any]) -> MethodResult:
+    """Convert the record of a live search; its full trainings are numbered in order."""
     marks = tuple((each["seconds"], number, each["value"]) for number, each in enumerate(result["marks"]))
     return MethodResult(marks, result["seconds"])
 
 
-def go_live(stage: BenchmarkSetup, folder: Path, say: Callable[[str], None], seeds: Sequence[int] = SEEDS) -> None:
-    """Train the arms in `LIVE`, one after the other; what is done is kept."""
+def run_live(setup: BenchmarkSetup, folder: Path, say: Callable[[str], None], seeds: Sequence[int] = SEEDS) -> None:
+    """Run the searches of `LIVE_METHODS` one after the other, skipping those recorded in the folder."""
     path = folder / FILE
     done = _read(path)
     for seed in seeds:
-        for name in LIVE:
+        for name in LIVE_METHODS:
             if not any(each["arm"] == name and each["seed"] == seed for each in done):
-                arm = next(each for each in METHODS if each.name == name)
-                done.append(search_live(arm, stage, folder, seed))
+                method = next(each for each in METHODS if each.name == name)
+                done.append(search_live(method, setup, folder, seed))
                 path.write_text(json.dumps(done, indent=1) + "\n")
-                say(f"{name}, seed {seed}: trained live, {done[-1]['seconds']:.0f} s")
+                say(f"{name}, seed {seed}: run with real training, {done[-1]['seconds']:.0f} s")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -91,19 +93,19 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except ValueError as error:
-        raise UserError(f"{path}: is no list of live searches; remove it, and they are trained anew") from error
+        raise UserError(f"{path}: not a list of live searches; remove the file to run them again") from error
 
 
-def beside(folder: Path, scores: Scores) -> list[TextTable]:
-    """The live searches beside their replays; nothing where none was trained."""
+def live_tables(folder: Path, scores: Scores) -> list[TextTable]:
+    """Return a table of the live searches and their replays; an empty list if there are none."""
     done = _read(folder / FILE)
     if not done:
         return []
-    head = ["search", "seconds, live", "replayed", f"of those of {BASE}", "replayed", "full trainings", "replayed"]
+    head = ["search", "seconds, live", "replayed", f"share of {BASE}", "replayed", "full trainings", "replayed"]
     rows = [[*head, "to the target", "replayed", "test error, %", "replayed"]]
     whole = {each["seed"]: each["seconds"] for each in done if each["arm"] == BASE}
     for each in done:
-        name, live, tested = each["arm"], as_found(each), tested_of(each)
+        name, live, tested = each["arm"], as_method_result(each), tested_of(each)
         replays = scores.found[name]
         rows.append(
             [
@@ -121,16 +123,16 @@ def beside(folder: Path, scores: Scores) -> list[TextTable]:
             ]
         )
     notes = [
-        "live (number of the search): a free sampler, new trainings, seconds by the clock; test errors of what was "
-        f"held: the mean of {FRESH} fresh trainings; replayed: median, least and greatest",
-        "live seconds are of another day's machine than replayed ones; parts of what the whole search took compare",
+        "live (seed of the search): unrestricted sampler, new trainings, wall-clock seconds; test error of the "
+        f"incumbents: the mean of {TEST_SEEDS} fresh trainings; replayed: median, least and greatest",
+        "live and replayed seconds were measured on different days; only shares of the full search are comparable",
     ]
-    facts = [{name: each[name] for name in ("arm", "seed", "seconds")} for each in done]  # the rest stands in the file
-    return [TextTable("Do replay and life agree?", rows, notes, facts)]
+    facts = [{name: each[name] for name in ("arm", "seed", "seconds")} for each in done]  # the rest is in the file
+    return [TextTable("Live searches and their replays", rows, notes, facts)]
 
 
 def tested_of(result: dict[str, Any]) -> Numbers:
-    """Expected test error of a live search's full trainings (n,): of those that it held; others are not needed."""
+    """Expected test error (n,) of the full trainings of a live search; infinite for those never incumbent."""
     return np.array([float(np.mean(each.get("tested", math.inf))) for each in result["marks"]])
 
 

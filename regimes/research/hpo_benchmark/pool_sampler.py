@@ -1,4 +1,4 @@
-"""A sampler of recorded settings alone: what another sampler would ask for, moved to the nearest one left."""
+"""Sampler restricted to the recorded settings: snaps another sampler's draws to the nearest unused one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from regimes.hpo.search_space import distributions
 
 
 class PoolSampler(BaseSampler):
-    """Draws settings of a recording, each once in a study.
+    """Draw recorded settings without replacement.
 
     Args:
-        base: says where in the space.
-        settings: that are recorded.
-        space: of the search.
-        drawing: is called for every draw.
+        base: sampler that proposes points of the space.
+        settings: the recorded settings.
+        space: search space.
+        drawing: called at every draw.
     """
 
     def __init__(
@@ -37,23 +37,23 @@ class PoolSampler(BaseSampler):
         self.base, self.settings, self.space, self.drawing = base, settings, space, drawing
         self.names = sorted(space)
         self.places = np.array([self._place(each) for each in settings])
-        self.only: dict[str, Any] = {}  # values to which the choice is held
-        self.taken: set[int] = set()  # drawn already; Hyperband shows a sampler a part of its study only
+        self.only: dict[str, Any] = {}  # values fixed by `partly`
+        self.taken: set[int] = set()  # indices drawn; needed since Hyperband shows a sampler only a part of its study
 
     def partly(self, values: Mapping[str, Any]) -> PoolSampler:
-        """The same with some values given."""
-        held = copy.copy(self)  # what is drawn stays one set
+        """Return the same sampler with some values fixed."""
+        held = copy.copy(self)  # shares the set of drawn indices
         held.only = dict(values)
         return held
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space: settings are drawn whole."""
+        """Return the whole space, since settings are drawn as a whole."""
         return distributions(self.space)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The recorded setting that is nearest to what the base asks for, and not yet in the study."""
+        """Return the unused recorded setting nearest to the base sampler's proposal."""
         asked = dict(self.base.sample_relative(study, trial, self.base.infer_relative_search_space(study, trial)))
         for name in self.names:
             if name not in asked:
@@ -65,24 +65,24 @@ class PoolSampler(BaseSampler):
             if number not in self.taken and all(found[name] == value for name, value in self.only.items()):
                 self.taken.add(number)
                 return dict(found)
-        raise RuntimeError(f"the recording's {len(self.settings)} settings are used up")
+        raise RuntimeError(f"all {len(self.settings)} recorded settings are used up")
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Of what is not in the space."""
+        """Sample a parameter outside the space with the base sampler."""
         return self.base.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """As the base has it."""
+        """Call the base sampler's hook."""
         self.base.before_trial(study, trial)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """As the base has it."""
+        """Call the base sampler's hook."""
         self.base.after_trial(study, trial, state, values)
 
     def _place(self, setting: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Where a setting lies in the unit cube."""
-        return np.array([self.space[name].share(setting[name]) for name in self.names])
+        """A setting as a point in the unit cube."""
+        return np.array([self.space[name].position(setting[name]) for name in self.names])

@@ -1,4 +1,4 @@
-"""One search of one arm, whatever trains it: a recording that is looked up, or trainings."""
+"""Run one search with one method, replayed or with real training."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from regimes.hpo.cost_filter import drop_slow, max_cost_share
 from regimes.hpo.fidelities import Fidelity, Ladder, Segment, ladder_of
 from regimes.hpo.fidelity_trainer import FidelityResult
 from regimes.hpo.map_guidance import MapGuidance
-from regimes.hpo.optimize_loop import Limits, work
+from regimes.hpo.optimize_loop import Limits, run_trials
 from regimes.hpo.promotion import promote
-from regimes.hpo.stoppers import FACTOR
+from regimes.hpo.stoppers import REDUCTION_FACTOR
 from regimes.hpo.trial_runner import SegmentTrainer, TrialRunner
-from regimes.registry import load
+from regimes.registry import lookup
 from regimes.research.hpo_benchmark.fidelities import FULL
 from regimes.research.hpo_benchmark.methods import AS_FAST, OWN_STOCK, SearchMethod
 from regimes.research.hpo_benchmark.pool_sampler import PoolSampler
 from regimes.research.hpo_benchmark.replay_trainer import ReplayTrainer
-from regimes.research.hpo_benchmark.table import SearchTable, courses_of
+from regimes.research.hpo_benchmark.table import SearchTable, fidelities_of
 
 Finished = Callable[[Trial, FidelityResult], None]
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a search came to.
+    """Result of a search.
 
     Attributes:
-        marks: (seconds, setting, validation value) of every full training that came to its end.
-        seconds: of it all.
-        overhead: of them spent before the first trial: on proxies, pairs and the map.
+        marks: (seconds, setting, validation value) of every completed full training.
+        seconds: seconds of the whole search.
+        overhead: seconds spent before the first trial, on proxies, pairs and the map.
     """
 
     marks: tuple[tuple[float, int, float], ...]
@@ -49,67 +49,72 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """What arms are replayed on.
+    """Everything that a replay needs.
 
     Attributes:
-        tape: the recording.
-        spec: of the search.
-        rungs: {course: its network}, with the seconds of the recording.
-        guide: the map; None without one.
-        trials: of every arm.
+        table: recorded table.
+        spec: configuration of the recorded search.
+        fidelities: {name: fidelity with the recorded seconds}.
+        guide: regime map; None without one.
+        trials: number of trials of every method.
     """
 
-    tape: SearchTable
+    table: SearchTable
     spec: Hpo
-    rungs: Mapping[str, Fidelity]
+    fidelities: Mapping[str, Fidelity]
     guide: MapGuidance | None = None
     trials: int = 64
 
-    def courses(self, arm: SearchMethod) -> list[str]:
-        """An arm's courses, the full network last; those that a map chooses are the first it trusts that save time."""
-        names = [self._as_fast(each) for each in arm.courses]
-        if arm.mapped and self.guide is not None:
-            trusted = {each.density for each in self.guide.judged() if each.trusted}
-            recorded = [each for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and each.plain]
+    def fidelity_names(self, method: SearchMethod) -> list[str]:
+        """Return the names of a method's fidelities, the full network last.
+
+        A map chooses the cheapest densities that it trusts and that save time.
+        """
+        names = [self._as_fast(each) for each in method.fidelities]
+        if method.mapped and self.guide is not None:
+            trusted = {each.density for each in self.guide.densities() if each.trusted}
+            recorded = [each for each in fidelities_of(self.table.facts) if each.proxy == "narrowed" and each.plain]
             names = [each.name for each in recorded if each.density in trusted][: self.spec.ladder.most]
-            full = self.rungs[FULL]
-            goes_on = arm.promoted / self.trials if arm.promoted else FACTOR**-2
-            most = max_cost_share(arm.reports, arm.proxy_reports, goes_on)
-            names = [name for name in names if len(drop_slow([self.rungs[name], full], [], most)) > 1]
+            full = self.fidelities[FULL]
+            goes_on = method.promoted / self.trials if method.promoted else REDUCTION_FACTOR**-2
+            most = max_cost_share(method.reports, method.proxy_reports, goes_on)
+            names = [name for name in names if len(drop_slow([self.fidelities[name], full], [], most)) > 1]
         return [*names, FULL]
 
     def _as_fast(self, name: str) -> str:
         if not name.startswith(AS_FAST):
             return name
-        wanted = self.tape.mean_seconds(name.removeprefix(AS_FAST), together=False)
-        narrowed = [each.name for each in courses_of(self.tape.facts) if each.proxy == "narrowed" and each.plain]
-        away = [abs(np.log(self.tape.mean_seconds(each, together=False) / wanted)) for each in narrowed]
+        wanted = self.table.mean_seconds(name.removeprefix(AS_FAST), together=False)
+        narrowed = [each.name for each in fidelities_of(self.table.facts) if each.proxy == "narrowed" and each.plain]
+        away = [abs(np.log(self.table.mean_seconds(each, together=False) / wanted)) for each in narrowed]
         return narrowed[int(np.argmin(away))]
 
-    def ladder(self, arm: SearchMethod) -> Ladder:
-        """Of an arm."""
-        return ladder_of([self.rungs[name] for name in self.courses(arm)], arm.reports, 0.0, arm.proxy_reports)
+    def ladder(self, method: SearchMethod) -> Ladder:
+        """Return a method's fidelities and segments."""
+        return ladder_of(
+            [self.fidelities[name] for name in self.fidelity_names(method)], method.reports, 0.0, method.proxy_reports
+        )
 
-    def overhead(self, arm: SearchMethod) -> float:
-        """Seconds before the first trial: proxies made and timed, pairs trained, the map."""
-        courses, how = self.courses(arm), "alone" if arm.batch == 1 else "together"
-        made = sum(self.tape.facts["made"][name][how] for name in courses) if len(courses) > 1 else 0.0
-        pairs = arm.pairs * sum(self.tape.mean_seconds(name) for name in courses)
-        return made + pairs + (self.guide.seconds if arm.mapped and self.guide is not None else 0.0)
+    def overhead(self, method: SearchMethod) -> float:
+        """Return the seconds spent before the first trial: on proxies, pairs and the map."""
+        fidelities, how = self.fidelity_names(method), "alone" if method.batch == 1 else "together"
+        made = sum(self.table.facts["made"][name][how] for name in fidelities) if len(fidelities) > 1 else 0.0
+        pairs = method.pairs * sum(self.table.mean_seconds(name) for name in fidelities)
+        return made + pairs + (self.guide.seconds if method.mapped and self.guide is not None else 0.0)
 
 
-def replay(arm: SearchMethod, stage: BenchmarkSetup, seed: int) -> MethodResult:
-    """Do a search on the recording.
+def replay(method: SearchMethod, setup: BenchmarkSetup, seed: int) -> MethodResult:
+    """Replay a search on the recorded table.
 
-    Searches are paired: with the same seed every arm draws alike, and sees the same trainings.
+    Searches are paired: with the same seed all methods draw the same numbers and see the same trainings.
     """
-    trainer = ReplayTrainer(stage.tape, stage.ladder(arm), stage.courses(arm), seed)
-    overhead, asking = stage.overhead(arm), stage.tape.facts["asking"]
+    trainer = ReplayTrainer(setup.table, setup.ladder(method), setup.fidelity_names(method), seed)
+    overhead, asking = setup.overhead(method), setup.table.facts["asking"]
     marks: list[tuple[float, int, float]] = []
     drawn = 0
 
     def sampler(base: BaseSampler) -> BaseSampler:
-        return PoolSampler(base, stage.tape.settings, stage.spec.space, drawing=count)
+        return PoolSampler(base, setup.table.settings, setup.spec.space, drawing=count)
 
     def count() -> None:
         nonlocal drawn
@@ -119,56 +124,56 @@ def replay(arm: SearchMethod, stage: BenchmarkSetup, seed: int) -> MethodResult:
         return overhead + trainer.spent + drawn * float(asking)
 
     def finished(trial: Trial, value: FidelityResult) -> None:
-        number = stage.tape.number_of[tuple(trial.params[name] for name in sorted(trial.params))]
-        marks.append((spent(), number, getattr(value, stage.spec.study.value)))
+        number = setup.table.number_of[tuple(trial.params[name] for name in sorted(trial.params))]
+        marks.append((spent(), number, getattr(value, setup.spec.study.value)))
 
-    MethodRun(arm, stage, trainer, seed, sampler, finished).go()
+    MethodRun(method, setup, trainer, seed, sampler, finished).run()
     return MethodResult(tuple(marks), spent(), overhead)
 
 
 class MethodRun:
-    """One search of one arm.
+    """One search with one method.
 
     Args:
-        arm: the way to search.
-        stage: the ladder, the map and the space.
-        trainer: of trials.
-        seed: of the sampler.
-        sampler: makes one of another.
-        finished: is told of every full training that came to its end.
+        method: the search method.
+        setup: fidelities, map and search space.
+        trainer: trains or replays the trials.
+        seed: seed of the sampler.
+        sampler: wraps the method's sampler.
+        finished: called after every completed full training.
     """
 
     def __init__(
         self,
-        arm: SearchMethod,
-        stage: BenchmarkSetup,
+        method: SearchMethod,
+        setup: BenchmarkSetup,
         trainer: SegmentTrainer,
         seed: int,
         sampler: Callable[[BaseSampler], BaseSampler],
         finished: Finished,
     ) -> None:
-        self.arm, self.stage, self.trainer, self.seed, self.finished = arm, stage, trainer, seed, finished
+        self.method, self.setup, self.trainer, self.seed, self.finished = method, setup, trainer, seed, finished
         self.ladder, self.sampler = trainer.ladder, sampler
 
-    def go(self) -> None:
-        """Every trial climbs; or a study of what is cheap, then the best of it in full, the most promising first."""
+    def run(self) -> None:
+        """Run the search: one study through all fidelities, or a proxy study whose best trials are then promoted."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        if not self.arm.promoted or (len(self.ladder.rungs) == 1 and not self.arm.begun):
-            self._work(self._study(self.ladder), self.ladder, self.arm.batch, self.stage.trials)
+        if not self.method.promoted or (len(self.ladder.rungs) == 1 and not self.method.begun):
+            self._work(self._study(self.ladder), self.ladder, self.method.batch, self.setup.trials)
             return
         cheap, base = self._halves()
         first, second = self._study(cheap), self._study(base)
-        self._work(first, cheap, self.arm.batch, self.stage.trials)
-        promote(first, second, self.arm.promoted)
-        self._work(second, base, 1, self.arm.promoted)
+        self._work(first, cheap, self.method.batch, self.setup.trials)
+        promote(first, second, self.method.promoted)
+        self._work(second, base, 1, self.method.promoted)
 
     def _halves(self) -> tuple[Ladder, Ladder]:
-        """The cheap rung alone, and what is left of the full network."""
+        """Split the segments into those of the cheap fidelity and those of the full network."""
         ladder, full = self.ladder, len(self.ladder.rungs) - 1
         whole = ladder.stretches[-1]
-        if self.arm.begun:
-            stop = max(1, round(self.arm.begun * whole.stop))
-            parts = Segment(full, 0, stop, 1, self.arm.begun), Segment(full, stop, whole.stop, 1, 1.0)
+        if self.method.begun:
+            stop = max(1, round(self.method.begun * whole.stop))
+            parts = Segment(full, 0, stop, 1, self.method.begun), Segment(full, stop, whole.stop, 1, 1.0)
             return dataclasses.replace(ladder, stretches=parts[:1]), dataclasses.replace(ladder, stretches=parts[1:])
         cheap = tuple(each for each in ladder.stretches if each.rung < full)
         all_of_it = dataclasses.replace(whole, start=0, step=1)
@@ -176,22 +181,22 @@ class MethodRun:
 
     def _study(self, ladder: Ladder) -> optuna.Study:
         steps = [each.step for each in ladder.stretches]
-        base = load(SAMPLERS, self.arm.sampler, "sampler")(self.seed)
-        kind, _, own = self.arm.stopper.partition(" ")
+        base = lookup(SAMPLERS, self.method.sampler, "sampler")(self.seed)
+        kind, _, own = self.method.stopper.partition(" ")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stopper = OWN_STOCK[own]() if kind == "own" else load(STOPPERS, kind, "stopper")(steps)
-            name = f"{self.arm.name}-{self.seed}-{len(steps)}"  # Hyperband's brackets rest on it
+            stopper = OWN_STOCK[own]() if kind == "own" else lookup(STOPPERS, kind, "stopper")(steps)
+            name = f"{self.method.name}-{self.seed}-{len(steps)}"  # Hyperband derives brackets from it
             return optuna.create_study(study_name=name, sampler=self.sampler(base), pruner=stopper)
 
     def _work(self, study: optuna.Study, ladder: Ladder, batch: int, trials: int) -> None:
-        stage, guide = self.stage, self.stage.guide if self.arm.mapped and not self.arm.promoted else None
+        setup, guide = self.setup, self.setup.guide if self.method.mapped and not self.method.promoted else None
         start = (lambda recipe: guide.start(ladder, recipe)) if guide is not None and len(ladder.rungs) > 1 else None
         self.trainer.ladder = ladder
         climb = TrialRunner(
-            self.trainer, stage.spec.space, stage.spec.recipe, stage.spec.study.value, start, self._watch
+            self.trainer, setup.spec.space, setup.spec.recipe, setup.spec.study.value, start, self._watch
         )
-        work(study, climb, batch, Limits(trials))
+        run_trials(study, climb, batch, Limits(trials))
 
     def _watch(self, trial: Trial, stretch: Segment, value: FidelityResult) -> None:
         rungs = self.ladder.rungs

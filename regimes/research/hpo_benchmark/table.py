@@ -1,4 +1,4 @@
-"""A recording: every setting on every course, as one netCDF file; see `recording`."""
+"""The recorded table, a netCDF file with the results of every setting at every fidelity; see `record`."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from regimes.hpo.fidelity_trainer import VALUES
 from regimes.research.hpo_benchmark.fidelities import FULL, SEARCHED, RecordedFidelity
 
 Numbers = NDArray[np.float64]
-SEEDS = 4  # of the full network, of the better settings
+SEEDS = 4  # of the full network, for the better settings
 VARIABLES = {
     "loss": ("validation loss, without label smoothing", "nat"),
     "error": ("validation error", "1"),
-    "calibrated": ("validation loss, confidence set right", "nat"),
+    "calibrated": ("validation loss after temperature scaling", "nat"),
     "test_loss": ("test loss, last weights", "nat"),
     "test_error": ("test error, last weights", "1"),
-    "test_calibrated": ("test loss, confidence set right, last weights", "nat"),
+    "test_calibrated": ("test loss after temperature scaling, last weights", "nat"),
 }
 
 
 @dataclass(frozen=True)
 class SearchTable:
-    """A recording, opened.
+    """A recorded table.
 
     Attributes:
-        data: dimensions course, setting, seed, epoch; what was not recorded is NaN, what diverged infinite.
-        facts: of how it was made: the search's file, courses and their networks, hardware and versions.
+        data: variables over course (fidelity), setting, seed and epoch; NaN where not recorded, infinite where training
+            diverged.
+        facts: how the table was made: search file, fidelities and their networks, hardware and versions.
     """
 
     data: xr.Dataset
@@ -44,7 +45,7 @@ class SearchTable:
 
     @cached_property
     def settings(self) -> list[dict[str, Any]]:
-        """{hyperparameter: value} of each."""
+        """{hyperparameter: value} of each setting."""
         names = [str(each) for each in self.data["hyperparameter"].values]
         whole = {name for name in names if name in self.facts["whole"]}
         return [
@@ -54,64 +55,73 @@ class SearchTable:
 
     @cached_property
     def number_of(self) -> dict[tuple[Any, ...], int]:
-        """{values by name, sorted: number of the setting}."""
+        """{values in order of sorted names: index of the setting}."""
         return {tuple(each[name] for name in sorted(each)): number for number, each in enumerate(self.settings)}
 
     @cached_property
     def arrays(self) -> dict[str, Numbers]:
-        """The variables as plain arrays (course, setting, seed[, epoch])."""
+        """The variables as plain arrays (fidelity, setting, seed[, epoch])."""
         return {name: np.asarray(self.data[name].values, dtype=np.float64) for name in VARIABLES}
 
     @cached_property
-    def courses(self) -> dict[str, int]:
-        """{name: place}."""
+    def positions(self) -> dict[str, int]:
+        """{name of the fidelity: index}."""
         return {str(name): place for place, name in enumerate(self.data["course"].values)}
 
-    def seconds(self, course: str, size: int, how: str | int) -> float:
-        """Seconds of a course at a batch size: of a training "alone", or in so many lanes, or of being "judged"."""
-        return float(self.facts["seconds"][course][str(size)][str(how)])
+    def seconds(self, fidelity: str, size: int, how: str | int) -> float:
+        """Return the seconds of a training "alone" or per network in ``how`` lanes, or of one validation ("judged").
 
-    def lanes(self, course: str) -> int:
-        """Of the largest fleet that a course is trained in; 1: networks are trained alone."""
-        (some, *_) = self.facts["seconds"][course].values()
+        Args:
+            fidelity: name of the fidelity.
+            size: batch size.
+            how: "alone", "judged", or a number of lanes.
+        """
+        return float(self.facts["seconds"][fidelity][str(size)][str(how)])
+
+    def lanes(self, fidelity: str) -> int:
+        """Return the lanes of the fidelity's largest fleet; 1 if networks are trained alone."""
+        (some, *_) = self.facts["seconds"][fidelity].values()
         return max((int(each) for each in some if each.isdigit()), default=1)
 
-    def mean_seconds(self, course: str, together: bool = True) -> float:
-        """Seconds of a training in the largest fleet (or alone), all batch sizes alike."""
-        how = str(self.lanes(course)) if together and self.lanes(course) > 1 else "alone"
-        return float(np.mean([each[how] for each in self.facts["seconds"][course].values()]))
+    def mean_seconds(self, fidelity: str, together: bool = True) -> float:
+        """Return the seconds of a training in the largest fleet or alone, averaged over batch sizes."""
+        how = str(self.lanes(fidelity)) if together and self.lanes(fidelity) > 1 else "alone"
+        return float(np.mean([each[how] for each in self.facts["seconds"][fidelity].values()]))
 
-    def cost(self, course: str, together: bool = True) -> float:
-        """Seconds of a training on a course as a share of the full network's."""
-        return self.mean_seconds(course, together) / self.mean_seconds(FULL, together)
+    def cost(self, fidelity: str, together: bool = True) -> float:
+        """Return the seconds of a training as a share of the full network's."""
+        return self.mean_seconds(fidelity, together) / self.mean_seconds(FULL, together)
 
     @property
     def epochs(self) -> int:
-        """Of every training."""
+        """Number of epochs of a full training."""
         return int(self.data.sizes["epoch"])
 
-    def last(self, course: str, seed: int = 0, value: str = "calibrated") -> Numbers:
-        """What is judged by at the end of training, of every setting (settings,)."""
-        return self.arrays[value][self.courses[course], :, seed, -1]
+    def last(self, fidelity: str, seed: int = 0, value: str = "calibrated") -> Numbers:
+        """Return the final validation value of every setting (settings,)."""
+        return self.arrays[value][self.positions[fidelity], :, seed, -1]
 
     def seen(self, replay: int) -> NDArray[np.int64]:
-        """Which training a replay sees of every course and setting (courses, settings); drawn anew for each replay."""
+        """Draw the seed whose training a replay sees of every fidelity and setting (fidelities, settings)."""
         loss = self.arrays["loss"][..., -1]
-        seeds = np.clip((~np.isnan(loss)).sum(axis=2), 1, SEARCHED)  # (courses, settings) that can be seen
+        seeds = np.clip((~np.isnan(loss)).sum(axis=2), 1, SEARCHED)  # available seeds (fidelities, settings)
         random = np.random.default_rng(replay)
         return np.asarray(np.floor(random.random(seeds.shape) * seeds).astype(np.int64))
 
     def tested(self, without: NDArray[np.int64]) -> Numbers:
-        """Expected test error of the full network (settings,): the mean of the seeds but one (settings,).
+        """Return the full network's expected test error (settings,): the mean over all seeds but one each.
 
-        A network that diverged answers by chance.
+        A diverged network counts as guessing.
+
+        Args:
+            without: (settings,) seed left out.
         """
         found = self._errors().copy()
         found[np.arange(len(found)), without] = np.nan
         return np.asarray(np.nanmean(found, axis=1))
 
     def unseen(self) -> Numbers:
-        """Expected test error (settings,): of seeds that no search sees where there are any, else of all."""
+        """Return the expected test error (settings,) over seeds that no search sees, else over all seeds."""
         found = self._errors().copy()
         known = np.asarray(~np.isnan(found[:, SEARCHED:])).any(axis=1)
         found[known, :SEARCHED] = np.nan
@@ -119,12 +129,12 @@ class SearchTable:
 
     def _errors(self) -> Numbers:
         """Test errors of the full network (settings, seeds)."""
-        diverged = np.isinf(self.arrays["loss"][self.courses[FULL], :, :, -1])
-        return np.where(diverged, 1 - 1 / self.facts["classes"], self.arrays["test_error"][self.courses[FULL]])
+        diverged = np.isinf(self.arrays["loss"][self.positions[FULL], :, :, -1])
+        return np.where(diverged, 1 - 1 / self.facts["classes"], self.arrays["test_error"][self.positions[FULL]])
 
     def seed_noise(self) -> float:
-        """Standard deviation of the test error between seeds of one setting, pooled over those with `SEEDS` of them."""
-        found = self.arrays["test_error"][self.courses[FULL]]
+        """Return the standard deviation of the test error between seeds, pooled over settings with `SEEDS` seeds."""
+        found = self.arrays["test_error"][self.positions[FULL]]
         whole = found[np.isfinite(found).all(axis=1)]
         return float(np.sqrt(whole.var(axis=1, ddof=1).mean()))
 
@@ -136,7 +146,15 @@ def assemble(
     epochs: int,
     facts: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A recording of rows by (course, setting, seed); a training of fewer epochs keeps its last value."""
+    """Build the dataset of a table from rows by (fidelity, setting, seed).
+
+    Args:
+        names: names of the fidelities.
+        values: {hyperparameter: value} of each setting.
+        rows: results; a training of fewer epochs is padded with its last value.
+        epochs: epochs of a full training.
+        facts: how the table was made.
+    """
     shape = (len(names), len(values), SEEDS)
     arrays = {name: np.full((*shape, epochs) if name in VALUES else shape, np.nan) for name in VARIABLES}
     for at, row in rows.items():
@@ -170,31 +188,31 @@ def _attributes(name: str) -> dict[str, str]:
 
 
 def write_table(data: xr.Dataset, path: Path) -> None:
-    """Write a recording, compressed."""
+    """Write a table to a compressed netCDF file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in (*VARIABLES, "value")}
     data.to_netcdf(path, engine="h5netcdf", encoding=packed)
 
 
 def open_table(path: str | Path) -> SearchTable:
-    """Open a recording.
+    """Open a recorded table.
 
     Raises:
-        UserError: there is none, or the file is something else.
+        UserError: the file does not exist or is not a recorded table.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no recording; `python -m regimes.research study recording --out {path.parent}` makes one"
+            f"{path}: no recording; make one with `python -m regimes.research study recording --out {path.parent}`"
         )
     try:
         data = xr.load_dataset(path, engine="h5netcdf")
         facts = json.loads(data.attrs["facts"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is no recording of searches: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path}: not a recording of searches: {str(error).splitlines()[0]}") from error
     return SearchTable(data, facts)
 
 
-def courses_of(facts: Mapping[str, Any]) -> list[RecordedFidelity]:
-    """The courses of a recording."""
+def fidelities_of(facts: Mapping[str, Any]) -> list[RecordedFidelity]:
+    """Return the fidelities that a table's facts describe."""
     return [RecordedFidelity(**each["course"]) for each in facts["courses"]]

@@ -1,4 +1,4 @@
-"""The tables of a replay: what each way to search took and came to, and how that rests on the target."""
+"""Tables of a replay: cost and result of each method, and sensitivity to the target."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from regimes.research.hpo_benchmark.methods import BASE, METHODS, SearchMethod
 from regimes.research.hpo_benchmark.run_method import BenchmarkSetup
 from regimes.research.hpo_benchmark.scores import Scores, mean_difference, saving
 
-QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the searches, for machines
-MARGINS = (0.5, 1.0, 2.0)  # standard deviations of seed noise by which targets lie above what the base line ends with
+QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MARGINS = (0.5, 1.0, 2.0)  # distance of the target from the baseline's final error, in units of seed noise
 
 
-def arms_sheet(scores: Scores, stage: BenchmarkSetup) -> TextTable:
-    """Seconds, savings and equality, arm by arm."""
+def methods_table(scores: Scores, setup: BenchmarkSetup) -> TextTable:
+    """Return time, time saved and final test error of each method."""
     head = [
         "search",
         "seconds",
-        "saves in all",
+        "saved in total",
         "to the target",
-        "saves there",
-        "missed",
+        "saved to target",
+        "target missed",
         "test error, %",
-        "less TPE's, points",
+        "minus TPE's, points",
     ]
     rows, facts = [[*head, "not worse"]], []
     for name, times in scores.times.items():
@@ -47,49 +47,49 @@ def arms_sheet(scores: Scores, stage: BenchmarkSetup) -> TextTable:
             ]
         )
         of = {"seconds": scores.seconds[name], "times": times, "errors": scores.errors[name]}
-        numbers = {key: np.quantile(each, QUARTERS, method="nearest").tolist() for key, each in of.items()}
+        numbers = {key: np.quantile(each, QUARTILES, method="nearest").tolist() for key, each in of.items()}
         told = {"saves": asdict(whole), "saves_to_target": asdict(sooner), "apart": asdict(apart)}
-        what = {"arm": name, "courses": stage.courses(_arm(name))[:-1], "searches": len(times)}
+        what = {"arm": name, "courses": setup.fidelity_names(_method(name))[:-1], "searches": len(times)}
         mean = float(np.mean(scores.errors[name]))
         facts.append({**what, "mean_error": mean, "quartiles": numbers, **told})
-    return TextTable("Ways to search", rows, _notes(scores, stage), facts)
+    return TextTable("Search methods", rows, _notes(scores, setup), facts)
 
 
-def _arm(name: str) -> SearchMethod:
+def _method(name: str) -> SearchMethod:
     return next(each for each in METHODS if each.name == name)
 
 
-def _notes(scores: Scores, stage: BenchmarkSetup) -> list[str]:
+def _notes(scores: Scores, setup: BenchmarkSetup) -> list[str]:
     noise = f"{100 * scores.noise:.2f} points"
-    default = 100 * float(np.mean(stage.tape.facts["default"]["test_error"]))
+    default = 100 * float(np.mean(setup.table.facts["default"]["test_error"]))
     base = 100 * float(np.mean(scores.errors[BASE]))
     return [
-        f"{stage.trials} trials out of {len(stage.tape.settings)} recorded settings, {len(scores.times[BASE])} paired "
-        "searches; each sees its own draw of the recorded trainings; medians; intervals hold 95 %, by bootstrap over "
-        "searches: of this recording, not of other data",
-        "seconds: one process on one core; making proxies, pairs, the map, drawing settings and judging are counted; "
-        "saves: 1 - seconds / TPE's, shown where the search is not worse",
-        f"target: the mean test error that TPE on the full network ends with, and one standard deviation of seed noise "
-        f"({noise}): {100 * scores.target:.2f} %; reached when what is held is within it and stays so",
+        f"{setup.trials} trials out of {len(setup.table.settings)} recorded settings, {len(scores.times[BASE])} paired "
+        "searches; each sees its own draw of the recorded trainings; medians; 95 % intervals by bootstrap over "
+        "searches: they hold for this recording, not for other data",
+        "seconds: one process on one core, including proxies, pairs, map, sampling and validation; "
+        "saved: 1 - seconds / TPE's, shown where the search is not worse",
+        f"target: mean final test error of TPE on the full network plus one standard deviation of seed noise "
+        f"({noise}): {100 * scores.target:.2f} %; reached when the incumbent is within it for good",
         f"not worse: the upper end of the difference to TPE's test error is within {noise}",
-        f"no search at all: the default recipe has {default:.2f} % test error, {default - base:+.2f} points",
-        *(f"{name}: {_arm(name).what}{_told(stage, name)}" for name in scores.times),
+        f"without a search: the default recipe has {default:.2f} % test error, {default - base:+.2f} points",
+        *(f"{name}: {_method(name).description}{_chosen(setup, name)}" for name in scores.times),
     ]
 
 
-def _told(stage: BenchmarkSetup, name: str) -> str:
-    """Which networks an arm came to, where its words do not say it."""
-    arm = _arm(name)
-    chosen = stage.courses(arm)[:-1]
-    return "" if tuple(chosen) == arm.courses else f" ({', '.join(chosen) or 'the full network alone'})"
+def _chosen(setup: BenchmarkSetup, name: str) -> str:
+    """Networks that a method chose, if its description does not name them."""
+    method = _method(name)
+    chosen = setup.fidelity_names(method)[:-1]
+    return "" if tuple(chosen) == method.fidelities else f" ({', '.join(chosen) or 'the full network alone'})"
 
 
 def _seconds(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.0f}"
 
 
-def targets_sheet(scores: Scores) -> TextTable:
-    """How savings rest on where the target lies."""
+def targets_table(scores: Scores) -> TextTable:
+    """Return the time saved for several targets."""
     others = {margin: Scores.of(scores.found, scores.tested, scores.noise, margin) for margin in MARGINS}
     told = (f"at {100 * other.target:.2f} % ({margin:g} sd)" for margin, other in others.items())
     rows, facts = [["search", *told]], []
@@ -99,5 +99,5 @@ def targets_sheet(scores: Scores) -> TextTable:
         saved = {margin: saving(other.times[name], other.times[BASE]) for margin, other in others.items()}
         rows.append([name, *(each.percent() for each in saved.values())])
         facts.append({"arm": name, **{f"{margin:g}": asdict(each) for margin, each in saved.items()}})
-    notes = ["seconds to the target saved beside TPE's on the full network, whatever a search ends with"]
-    return TextTable("Savings at other targets", rows, notes, facts)
+    notes = ["time to the target saved compared with TPE on the full network, whatever the final error"]
+    return TextTable("Time saved at other targets", rows, notes, facts)

@@ -1,6 +1,6 @@
-"""Side by side: this engine, the way the paper's code works, plain PyTorch, other libraries; and what the machine can.
+"""Speed benchmarks: this package, the paper's pipeline, plain PyTorch and other libraries; limits of the machine.
 
-A new bench is one file beside this one and one line here.
+A new benchmark is a file in this folder and a line in `BENCHES`.
 """
 
 BENCHES = {

@@ -1,4 +1,4 @@
-"""``bench check``: whether a device computes what a CPU does: engines and measures in float64, side by side."""
+"""Benchmark ``check``: compare engines and measures on a device with a CPU, in float64."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ from regimes.landscape.linear_path import linear_connectivity
 from regimes.models.build import build
 from regimes.plots.text_table import TextTable
 from regimes.pruners.prune import prune
-from regimes.research.speed.harness import Case, Contender, Say, run_contenders
-from regimes.research.speed.rate_table import BenchmarkResult
+from regimes.research.page import Page, Say, benchmark_page
+from regimes.research.speed.harness import Case, Contender, run_contenders
 from regimes.training import ENGINES
 from regimes.training.fleet import Lane
 from regimes.training.train import train_fleet
 
-HERE = "regimes.research.speed.device_conformance"
-CLOSE = 1e-6  # relative difference in float64 that rounding may make over a few steps
+MODULE = "regimes.research.speed.device_conformance"
+MAX_RELATIVE_DIFFERENCE = 1e-6  # that rounding in float64 may cause over a few steps
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"widths": [16, 16], "batch_norm": True},
     "preresnet": {"depth": 8, "width": 8},
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
-    """Compare and return the sheet; ``rounds`` and ``images`` are not used."""
-    (found,) = run_contenders([Contender(f"{device} against a CPU", f"{HERE}:differences")], {"device": device}, 1, say)
+def bench(device: str, rounds: int, images: str, say: Say) -> Page:
+    """Run the comparison; ``rounds`` and ``images`` are not used."""
+    (found,) = run_contenders(
+        [Contender(f"{device} against a CPU", f"{MODULE}:differences")], {"device": device}, 1, say
+    )
     rows = [["", "relative difference", ""]]
     for name, difference in found.checks[0].items():
-        rows.append([name, f"{difference:.1e}", "equal" if difference <= CLOSE else "NOT EQUAL"])
+        rows.append([name, f"{difference:.1e}", "equal" if difference <= MAX_RELATIVE_DIFFERENCE else "NOT EQUAL"])
     title = f"{device} against eager training and measures on a CPU, float64"
-    return BenchmarkResult("check", [TextTable(title, rows, [f"equal: at most {CLOSE:g}"], found.checks[0])])
+    return benchmark_page(
+        "check", [TextTable(title, rows, [f"equal: at most {MAX_RELATIVE_DIFFERENCE:g}"], found.checks[0])]
+    )
 
 
 def differences(case: Case) -> dict[str, Any]:
-    """Train and measure the same networks on a CPU, one by one, and on the device by every engine."""
+    """Train and measure the same networks on a CPU one by one, and on the device with every engine."""
     if case["device"] != "cpu":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     found: dict[str, float] = {}
@@ -71,7 +75,7 @@ def _network(name: str, options: dict[str, Any], seed: int, device: str) -> torc
 
 
 def _trained(name: str, options: dict[str, Any], engine: str, device: str) -> list[Tensor]:
-    """Weights of three pruned networks after two epochs of SAM, each with its own learning rate."""
+    """Weights of three pruned networks after two epochs with SAM, each with its own learning rate."""
     lanes = []
     for seed in range(3):
         network = _network(name, options, seed, device)
@@ -92,7 +96,7 @@ def _measures(name: str, options: dict[str, Any], device: str, weights: list[Ten
         "top eigenvalue": lambda: hessian_top(a, F.cross_entropy, split, tolerance=1e-6).value,
     }
     found = {measure: torch.tensor([work()], dtype=torch.float64) for measure, work in measured.items()}
-    return {"error and loss along the line": torch.tensor([*line.error, *line.loss], dtype=torch.float64), **found}
+    return {"error and loss on the linear path": torch.tensor([*line.error, *line.loss], dtype=torch.float64), **found}
 
 
 def _filled(model: torch.nn.Module, flat: Tensor) -> torch.nn.Module:

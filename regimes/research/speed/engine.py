@@ -1,17 +1,18 @@
-"""``bench engine``: whole sweeps of small networks and training of PreResNet-20, against other implementations."""
+"""Benchmark ``engine``: whole sweeps of small networks and training of PreResNet-20, with several implementations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from regimes.research.speed.harness import Contender, Say, run_contenders
-from regimes.research.speed.rate_table import EVERY_CORE, BenchmarkResult, RateTable
+from regimes.research.page import Page, Say, benchmark_page
+from regimes.research.speed.harness import Contender, run_contenders
+from regimes.research.speed.rate_table import CORES_NOTE, RateTable
 from regimes.research.speed.regimes_arm import workers_of
 
-HERE = "regimes.research.speed"
+MODULE = "regimes.research.speed"
 NOTES = [
-    EVERY_CORE,
-    "the engine's workers keep freed memory (a setting of glibc's); the reference starts four loader processes a pass",
+    CORES_NOTE,
+    "the package's workers keep freed memory (a glibc setting); the reference starts four loader processes per pass",
 ]
 SWEEP = {
     "model": "preresnet14-w8",
@@ -28,24 +29,24 @@ SWEEP = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
-    """Compare and return the tables."""
+def bench(device: str, rounds: int, images: str, say: Say) -> Page:
+    """Run the comparison."""
     workers = workers_of(device)
     tables = []
     if device == "cpu":
         say("digits sweep: train, prune, retrain three copies, measure (error, LMC, CKA, Hessian trace and top)")
-        arms = [
-            Contender("regimes run", f"{HERE}.regimes_arm:sweep", lean=True),
-            Contender("plain PyTorch, one thread", f"{HERE}.pytorch_arm:sweep"),
-            Contender("reference pipeline, one thread", f"{HERE}.reference_pipeline:sweep"),
-            Contender("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:sweep", threads=0),
+        contenders = [
+            Contender("regimes run", f"{MODULE}.regimes_arm:sweep", lean=True),
+            Contender("plain PyTorch, one thread", f"{MODULE}.pytorch_arm:sweep"),
+            Contender("reference pipeline, one thread", f"{MODULE}.reference_pipeline:sweep"),
+            Contender("reference pipeline, torch's threads", f"{MODULE}.reference_pipeline:sweep", threads=0),
         ]
-        timings = run_contenders(arms, SWEEP, rounds, say)
+        timings = run_contenders(contenders, SWEEP, rounds, say)
         tables.append(
-            RateTable("Digits sweep, cells", "cells/hour", 3600.0, timings, ["test_error", "lmc"], NOTES).sheet()
+            RateTable("Digits sweep, cells", "cells/hour", 3600.0, timings, ["test_error", "lmc"], NOTES).table()
         )
-    tables.append(_training(device, rounds, images, workers, say).sheet())
-    return BenchmarkResult("engine", tables)
+    tables.append(_training(device, rounds, images, workers, say).table())
+    return benchmark_page("engine", tables)
 
 
 def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> RateTable:
@@ -61,21 +62,21 @@ def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> 
         "workers": workers,
     }
     say(f"PreResNet-20: {case['epochs']} epochs on {case['count']} images of 32x32, batch {case['batch']}")
-    ours = f"{HERE}.regimes_arm:training"
+    ours = f"{MODULE}.regimes_arm:training"
     graphed = [
         (f"regimes, {lanes} graphed, {precision}", {"engine": "graphed", "lanes": lanes, "precision": precision})
         for lanes, precision in ((8, "float32"), (8, "bfloat16"), (16, "bfloat16"))
     ]
-    arms = [
+    contenders = [
         *([] if small else [Contender(name, ours, lean=True, options=options) for name, options in graphed]),
         Contender("regimes, float32", ours, lean=True),
         Contender("regimes, bfloat16", ours, lean=True, options={"precision": "bfloat16"}),
-        Contender("plain PyTorch, one thread", f"{HERE}.pytorch_arm:training"),
-        Contender("reference pipeline, one thread", f"{HERE}.reference_pipeline:training"),
-        Contender("reference pipeline, torch's threads", f"{HERE}.reference_pipeline:training", threads=0),
+        Contender("plain PyTorch, one thread", f"{MODULE}.pytorch_arm:training"),
+        Contender("reference pipeline, one thread", f"{MODULE}.reference_pipeline:training"),
+        Contender("reference pipeline, torch's threads", f"{MODULE}.reference_pipeline:training", threads=0),
     ]
-    timings = run_contenders(arms, case, rounds, say)
-    (limit,) = run_contenders([Contender("limit", f"{HERE}.roofline:measure")], case, 1, say)
+    timings = run_contenders(contenders, case, rounds, say)
+    (limit,) = run_contenders([Contender("limit", f"{MODULE}.roofline:measure")], case, 1, say)
     title, plain = "PreResNet-20 on 32x32, training", 2 if small else 5
     table = RateTable(title, "model-epochs/hour", 3600.0, timings, ["test_error"], NOTES, ours=plain)
     return table.with_limit(limit.checks[0], cores=workers if small else 1)

@@ -1,4 +1,4 @@
-"""``bench hessian``: trace and top eigenvalue to a given accuracy, against PyHessian and curvlinops."""
+"""Benchmark ``hessian``: trace and top eigenvalue to a given accuracy, compared with PyHessian and curvlinops."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from regimes.landscape.hessian_operator import HessianOperator
 from regimes.landscape.pyhessian import reference_top, reference_trace
 from regimes.landscape.trace_estimators import Method, hutchinson
 from regimes.plots.text_table import TextTable
-from regimes.research.speed.harness import Case, Contender, Say, run_contenders
-from regimes.research.speed.rate_table import EVERY_CORE, BenchmarkResult, RateTable
+from regimes.research.page import Page, Say, benchmark_page
+from regimes.research.speed.harness import Case, Contender, run_contenders
+from regimes.research.speed.rate_table import CORES_NOTE, RateTable
 from regimes.research.speed.regimes_arm import Ready, in_workers, workers_of
-from regimes.research.speed.workloads import data_of, mean, standing, trained
+from regimes.research.speed.workloads import data_of, fixed_subset, load_trained, mean
 
 Once = Callable[[torch.Generator], dict[str, float]]
-HERE = "regimes.research.speed.hessian"
-RELATIVE = 0.03  # standard error of the trace that every arm has to reach
-EXACT = 1e-3  # relative error of the top eigenvalue likewise
+MODULE = "regimes.research.speed.hessian"
+TRACE_REL_STDERR = 0.03  # relative standard error of the trace that every contender has to reach
+TOP_REL_ERROR = 1e-3  # relative error of the top eigenvalue, likewise
 CASES: dict[str, dict[str, Any]] = {
     "MLP 64-128-128-10 on digits, 1151 images": {
         "model": "mlp",
@@ -44,9 +45,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
-    """Compare and return the tables."""
-    sheets: list[TextTable] = []
+def bench(device: str, rounds: int, images: str, say: Say) -> Page:
+    """Run the comparison."""
+    tables: list[TextTable] = []
     for title, base in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             case = {**base, "folder": folder, "images": images, "device": device, "augment": False, "seeds": [0]}
@@ -54,66 +55,67 @@ def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
             case["count"] = 2560 if base["model"] == "preresnet20" else 0
             say(f"{title}: training a network")
             run_contenders(
-                [Contender("network", "regimes.research.speed.workloads:keep_trained", threads=0)], case, 1, say
+                [Contender("network", "regimes.research.speed.workloads:train_and_save", threads=0)], case, 1, say
             )
-            (scout,) = run_contenders([Contender("what accuracy takes", f"{HERE}:scout")], case, 1, say)
+            (scout,) = run_contenders([Contender("required accuracy", f"{MODULE}:required_effort")], case, 1, say)
             case |= scout.checks[0]
             traces = [
-                Contender("regimes, one per core", f"{HERE}:traces"),
-                Contender("regimes, one core", f"{HERE}:trace"),
-                Contender("regimes, one core, XTrace", f"{HERE}:trace", options={"method": "xtrace"}),
-                Contender("PyHessian, probes to equal error", f"{HERE}:trace_pyhessian"),
-                Contender("PyHessian, torch's threads", f"{HERE}:trace_pyhessian", threads=0),
-                Contender("curvlinops, XTrace, as many products as ours", f"{HERE}:trace_curvlinops"),
+                Contender("regimes, one per core", f"{MODULE}:traces"),
+                Contender("regimes, one core", f"{MODULE}:trace"),
+                Contender("regimes, one core, XTrace", f"{MODULE}:trace", options={"method": "xtrace"}),
+                Contender("PyHessian, probes to equal error", f"{MODULE}:trace_pyhessian"),
+                Contender("PyHessian, torch's threads", f"{MODULE}:trace_pyhessian", threads=0),
+                Contender("curvlinops, XTrace, as many products as ours", f"{MODULE}:trace_curvlinops"),
             ]
             timings = run_contenders(traces, case, rounds, say)
             noted = [
-                f"to a standard error of {RELATIVE:.0%}: PyHessian needs {case['probes']} probes for that; "
-                f"products: Hessian-vector products, or gradients where the Hessian is taken apart (regimes)",
-                EVERY_CORE,
+                f"to a standard error of {TRACE_REL_STDERR:.0%}, for which PyHessian needs {case['probes']} probes; "
+                f"products: Hessian-vector products, or gradients where the Hessian is split (regimes)",
+                CORES_NOTE,
             ]
-            sheets.append(
+            tables.append(
                 RateTable(
                     f"Hessian trace: {title}", "traces/hour", 3600.0, timings, ["trace", "products"], noted
-                ).sheet()
+                ).table()
             )
             values = [
-                Contender("regimes (Lanczos), one per core", f"{HERE}:tops"),
-                Contender("regimes, one core", f"{HERE}:top"),
-                Contender("PyHessian, power iteration", f"{HERE}:top_pyhessian"),
-                Contender("PyHessian, torch's threads", f"{HERE}:top_pyhessian", threads=0),
-                Contender("curvlinops, Lanczos of SciPy", f"{HERE}:top_curvlinops"),
+                Contender("regimes (Lanczos), one per core", f"{MODULE}:tops"),
+                Contender("regimes, one core", f"{MODULE}:top"),
+                Contender("PyHessian, power iteration", f"{MODULE}:top_pyhessian"),
+                Contender("PyHessian, torch's threads", f"{MODULE}:top_pyhessian", threads=0),
+                Contender("curvlinops, Lanczos of SciPy", f"{MODULE}:top_curvlinops"),
             ]
             timings = run_contenders(values, case, rounds, say)
             noted = [
-                f"to {EXACT:g} of {case['top']:.6g}; PyHessian's own tolerance has to be {case['tolerance']:g}",
-                EVERY_CORE,
+                f"to a relative error of {TOP_REL_ERROR:g} of {case['top']:.6g}; PyHessian's tolerance has to be "
+                f"{case['tolerance']:g}",
+                CORES_NOTE,
             ]
-            sheets.append(
-                RateTable(f"Top eigenvalue: {title}", "values/hour", 3600.0, timings, ["top_error"], noted).sheet()
+            tables.append(
+                RateTable(f"Top eigenvalue: {title}", "values/hour", 3600.0, timings, ["top_error"], noted).table()
             )
-    return BenchmarkResult("hessian", sheets)
+    return benchmark_page("hessian", tables)
 
 
 def _subject(case: Case) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    split = standing(data_of(case).train, case["hessian_images"])
+    split = fixed_subset(data_of(case).train, case["hessian_images"])
     device = case.get("device", "cpu")
-    model = trained(case).eval()
+    model = load_trained(case).eval()
     few = (split.inputs[:8].to(device), split.targets[:8].to(device))
     for method in get_args(Method):  # libraries set themselves up on first use
         hessian_trace(model, F.cross_entropy, few, None, 0.5, max_probes=8, method=method)
     return model, (split.inputs.to(device), split.targets.to(device))
 
 
-def scout(case: Case) -> dict[str, Any]:
-    """How many Hutchinson probes and which PyHessian tolerance the accuracy takes, and the exact top eigenvalue."""
+def required_effort(case: Case) -> dict[str, Any]:
+    """Return the Hutchinson probes and PyHessian tolerance that the accuracy requires, and the exact top eigenvalue."""
     model, data = _subject(case)
     hessian = HessianOperator(model, F.cross_entropy, data)
     some = hutchinson(hessian, torch.Generator().manual_seed(99), 30, None, 30)
-    probes = max(2, round(30 * (some.stderr / (RELATIVE * abs(some.value))) ** 2))
+    probes = max(2, round(30 * (some.stderr / (TRACE_REL_STDERR * abs(some.value))) ** 2))
     top = hessian_top(model, F.cross_entropy, data, tolerance=1e-5, max_steps=200).value
-    tolerance = EXACT
-    while abs(_power(model, data, tolerance, torch.Generator().manual_seed(99)) - top) > EXACT * top:
+    tolerance = TOP_REL_ERROR
+    while abs(_power(model, data, tolerance, torch.Generator().manual_seed(99)) - top) > TOP_REL_ERROR * top:
         tolerance /= 4
         if tolerance < 1e-7:
             break
@@ -121,12 +123,12 @@ def scout(case: Case) -> dict[str, Any]:
 
 
 def _power(model: nn.Module, data: tuple[Tensor, Tensor], tolerance: float, generator: torch.Generator) -> float:
-    """PyHessian's eigenvalue at a tolerance of its own."""
+    """PyHessian's top eigenvalue at a given tolerance."""
     return reference_top(model, F.cross_entropy, data, None, tolerance, 1000, generator).value
 
 
 def _repeated(case: Case, ready: Ready, once: Once) -> dict[str, Any]:
-    """Do it some times over, each with a generator of its own; the seconds of all, the means of what was found."""
+    """Repeat an estimate with different generators; return the total seconds and the mean results."""
     generators = [torch.Generator().manual_seed(100 * case["round"] + each) for each in range(case["repeats"])]
     ready()
     started = time.perf_counter()
@@ -140,19 +142,21 @@ def _repeated(case: Case, ready: Ready, once: Once) -> dict[str, Any]:
 
 
 def trace(case: Case, ready: Ready = lambda: None) -> dict[str, Any]:
-    """Ours."""
+    """Hessian trace with this package."""
     model, data = _subject(case)
     method = case.get("method", "auto")
 
     def once(generator: torch.Generator) -> dict[str, float]:
-        found = hessian_trace(model, F.cross_entropy, data, None, RELATIVE, generator, method=method, max_probes=4000)
+        found = hessian_trace(
+            model, F.cross_entropy, data, None, TRACE_REL_STDERR, generator, method=method, max_probes=4000
+        )
         return {"trace": found.value, "products": found.samples}
 
     return _repeated(case, ready, once)
 
 
 def trace_pyhessian(case: Case) -> dict[str, Any]:
-    """PyHessian with the number of probes that the accuracy takes."""
+    """Hessian trace with PyHessian, with the probes that the accuracy requires."""
     model, data = _subject(case)
 
     def once(generator: torch.Generator) -> dict[str, float]:
@@ -163,7 +167,7 @@ def trace_pyhessian(case: Case) -> dict[str, Any]:
 
 
 def trace_curvlinops(case: Case) -> dict[str, Any]:
-    """curvlinops' XTrace; it takes a number of products, not an accuracy, so it is told how many ours takes."""
+    """Hessian trace with curvlinops' XTrace, with as many products as `trace` needs: it has no accuracy option."""
     from curvlinops import xtrace
 
     model, data = _subject(case)
@@ -177,18 +181,18 @@ def trace_curvlinops(case: Case) -> dict[str, Any]:
 
 
 def top(case: Case, ready: Ready = lambda: None) -> dict[str, Any]:
-    """Ours."""
+    """Top eigenvalue with this package."""
     model, data = _subject(case)
 
     def once(generator: torch.Generator) -> dict[str, float]:
-        found = hessian_top(model, F.cross_entropy, data, None, generator, tolerance=EXACT, max_steps=200)
+        found = hessian_top(model, F.cross_entropy, data, None, generator, tolerance=TOP_REL_ERROR, max_steps=200)
         return {"top_error": abs(found.value / case["top"] - 1), "products": found.samples}
 
     return _repeated(case, ready, once)
 
 
 def top_pyhessian(case: Case) -> dict[str, Any]:
-    """PyHessian's power iteration with the tolerance that the accuracy takes."""
+    """Top eigenvalue with PyHessian's power iteration, with the tolerance that the accuracy requires."""
     model, data = _subject(case)
 
     def once(generator: torch.Generator) -> dict[str, float]:
@@ -198,7 +202,7 @@ def top_pyhessian(case: Case) -> dict[str, Any]:
 
 
 def top_curvlinops(case: Case) -> dict[str, Any]:
-    """curvlinops' operator under SciPy's Lanczos."""
+    """Top eigenvalue with curvlinops' operator and SciPy's Lanczos."""
     from scipy.sparse.linalg import eigsh
 
     model, data = _subject(case)
@@ -206,19 +210,19 @@ def top_curvlinops(case: Case) -> dict[str, Any]:
     def once(generator: torch.Generator) -> dict[str, float]:
         start = torch.randn(sum(each.numel() for each in model.parameters()), generator=generator).numpy()
         operator = _theirs(model, data).to_scipy()
-        (value,) = eigsh(operator, k=1, which="LA", tol=EXACT, v0=start, return_eigenvectors=False)
+        (value,) = eigsh(operator, k=1, which="LA", tol=TOP_REL_ERROR, v0=start, return_eigenvectors=False)
         return {"top_error": abs(float(value) / case["top"] - 1)}
 
     return _repeated(case, lambda: None, once)
 
 
 def traces(case: Case) -> dict[str, Any]:
-    """Ours, on every core."""
+    """Hessian traces with this package, on every core."""
     return in_workers(_trace_of, case, [case["workers"] * case["round"] + each for each in range(case["workers"])])
 
 
 def tops(case: Case) -> dict[str, Any]:
-    """Ours, on every core."""
+    """Top eigenvalues with this package, on every core."""
     return in_workers(_top_of, case, [case["workers"] * case["round"] + each for each in range(case["workers"])])
 
 

@@ -1,4 +1,4 @@
-"""Plain, well-written PyTorch for one network: data on the device, no loader, no ``.item()`` in a step, no tricks."""
+"""Contender: plain, well-written PyTorch for one network; data on the device, no loader, no ``.item()`` in a step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from regimes.data.augment import CROP_FLIP, NONE
 from regimes.data.dataset import Split
 from regimes.pruners.prune import prune
 from regimes.research.speed.harness import Case
-from regimes.research.speed.workloads import data_of, fresh, mean, trained
+from regimes.research.speed.workloads import data_of, load_trained, mean, new_network
 
 Masks = dict[str, Tensor] | None
 
 
-def train_plainly(model: nn.Module, split: Split, case: Case, epochs: int, seed: int, masks: Masks = None) -> None:
-    """Train in place by SGD along a cosine."""
+def train_network(model: nn.Module, split: Split, case: Case, epochs: int, seed: int, masks: Masks = None) -> None:
+    """Train in place by SGD with a cosine learning rate schedule."""
     random = torch.Generator().manual_seed(seed)
     device = case.get("device", "cpu")
     inputs, targets = split.inputs.to(device), split.targets.to(device)
@@ -35,9 +35,11 @@ def train_plainly(model: nn.Module, split: Split, case: Case, epochs: int, seed:
         order = torch.randperm(len(targets), generator=random).to(device)
         draws = augment.draw(len(targets), tuple(inputs.shape[1:]), random).to(device)
         for step in range(steps):
-            here = slice(step * batch, (step + 1) * batch)
+            batch_slice = slice(step * batch, (step + 1) * batch)
             optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(model(augment.apply(inputs[order[here]], draws[here])), targets[order[here]]).backward()
+            F.cross_entropy(
+                model(augment.apply(inputs[order[batch_slice]], draws[batch_slice])), targets[order[batch_slice]]
+            ).backward()
             optimiser.step()
             schedule.step()
             with torch.no_grad():
@@ -46,8 +48,8 @@ def train_plainly(model: nn.Module, split: Split, case: Case, epochs: int, seed:
 
 
 @torch.no_grad()
-def wrong(model: nn.Module, split: Split, device: str = "cpu") -> float:
-    """Fraction of wrong answers."""
+def error_rate(model: nn.Module, split: Split, device: str = "cpu") -> float:
+    """Return the fraction of misclassified inputs."""
     model.eval()
     found = 0
     for inputs, targets in zip(split.inputs.split(128), split.targets.split(128), strict=True):
@@ -56,8 +58,8 @@ def wrong(model: nn.Module, split: Split, device: str = "cpu") -> float:
 
 
 @torch.no_grad()
-def line(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> float:
-    """LMC at 11 points: BatchNorm estimated again in one pass, the error taken in another."""
+def measure_lmc(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> float:
+    """Return LMC from 11 points: one pass to re-estimate BatchNorm statistics, one for the error."""
     walker = copy.deepcopy(a)
     norms = [each for each in walker.modules() if isinstance(each, nn.BatchNorm2d)]
     errors = []
@@ -70,14 +72,14 @@ def line(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> float
         walker.train()
         for inputs in split.inputs.split(128):
             walker(inputs.to(device))
-        errors.append(wrong(walker, split, device))
+        errors.append(error_rate(walker, split, device))
     middle = (errors[0] + errors[-1]) / 2
     return max((middle - each for each in errors[1:-1]), key=abs)
 
 
 @torch.no_grad()
-def alike(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> float:
-    """CKA of the softmax outputs."""
+def measure_cka(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> float:
+    """Return the CKA of the softmax outputs."""
     features = []
     for model in (a, b):
         model.eval()
@@ -87,8 +89,8 @@ def alike(a: nn.Module, b: nn.Module, split: Split, device: str = "cpu") -> floa
     return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
-def curvature(model: nn.Module, split: Split, probes: int, steps: int, seed: int) -> tuple[float, float]:
-    """Hessian trace by Hutchinson and top eigenvalue by power iteration, on a kept graph."""
+def measure_curvature(model: nn.Module, split: Split, probes: int, steps: int, seed: int) -> tuple[float, float]:
+    """Return the Hessian trace (Hutchinson) and top eigenvalue (power iteration), with a retained graph."""
     random = torch.Generator().manual_seed(seed)
     model.eval()
     parameters = list(model.parameters())
@@ -115,11 +117,11 @@ def curvature(model: nn.Module, split: Split, probes: int, steps: int, seed: int
 
 
 def sweep(case: Case) -> dict[str, Any]:
-    """One dense network, pruned to each density, retrained and measured: as many cells as there are densities."""
+    """Train a dense network; prune it to each density, retrain and measure; units are cells (densities)."""
     data = data_of(case)
     started = time.perf_counter()
-    dense = fresh(case, case["round"])
-    train_plainly(dense, data.train, case, case["epochs"], seed=1000 + case["round"])
+    dense = new_network(case, case["round"])
+    train_network(dense, data.train, case, case["epochs"], seed=1000 + case["round"])
     errors, lines = [], []
     for density in case["densities"]:
         mask = prune(dense, density)
@@ -127,35 +129,35 @@ def sweep(case: Case) -> dict[str, Any]:
         for seed in range(case["copies"]):
             copy_ = copy.deepcopy(dense)
             mask.apply(copy_)
-            train_plainly(copy_, data.train, case, case["epochs"], seed, mask.layers)
-            errors.append(wrong(copy_, data.test))
-            wrong(copy_, data.train)
+            train_network(copy_, data.train, case, case["epochs"], seed, mask.layers)
+            errors.append(error_rate(copy_, data.test))
+            error_rate(copy_, data.train)
             few = Split(data.train.inputs[: case["hessian_images"]], data.train.targets[: case["hessian_images"]])
-            curvature(copy_, few, case["probes"], case["power_steps"], seed)
+            measure_curvature(copy_, few, case["probes"], case["power_steps"], seed)
             copies.append(copy_)
         for i, j in case["pairs"]:
-            lines.append(line(copies[i], copies[j], data.train))
-            alike(copies[i], copies[j], data.train)
+            lines.append(measure_lmc(copies[i], copies[j], data.train))
+            measure_cka(copies[i], copies[j], data.train)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "units": len(case["densities"]), "test_error": mean(errors), "lmc": mean(lines)}
 
 
 def training(case: Case) -> dict[str, Any]:
-    """Train one network; units are epochs of one network over the case's images."""
+    """Train one network; units are epochs over the case's images."""
     data = data_of(case)
-    model = fresh(case, case["round"])
+    model = new_network(case, case["round"])
     started = time.perf_counter()
-    train_plainly(model, data.train, case, case["epochs"], seed=case["round"])
-    error = wrong(model, data.test, case.get("device", "cpu"))
+    train_network(model, data.train, case, case["epochs"], seed=case["round"])
+    error = error_rate(model, data.test, case.get("device", "cpu"))
     return {"seconds": time.perf_counter() - started, "units": case["epochs"], "test_error": error}
 
 
 def pair(case: Case) -> dict[str, Any]:
-    """LMC and CKA of one pair."""
+    """Measure LMC and CKA of one pair."""
     device = case.get("device", "cpu")
     split = data_of(case).train.to(torch.device(device), torch.float32)
-    a, b = trained(case, 0), trained(case, 1)
-    line(a, b, Split(split.inputs[:256], split.targets[:256]), device)
+    a, b = load_trained(case, 0), load_trained(case, 1)
+    measure_lmc(a, b, Split(split.inputs[:256], split.targets[:256]), device)
     started = time.perf_counter()
-    lmc, cka = line(a, b, split, device), alike(a, b, split, device)
+    lmc, cka = measure_lmc(a, b, split, device), measure_cka(a, b, split, device)
     return {"seconds": time.perf_counter() - started, "units": 1, "lmc": lmc, "cka": cka}

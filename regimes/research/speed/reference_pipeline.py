@@ -1,8 +1,8 @@
-"""The reference pipeline: how the three-regime study's public code trains and measures, re-stated plainly.
+"""Contender: the reference pipeline, a reimplementation of how the three-regime study's code trains and measures.
 
-One network at a time, eager, images through a DataLoader with four worker processes and per-image transforms, losses
-and hits fetched with ``.item()`` at every step, the test set looked at after every epoch, the line's eleven points each
-with a full pass for BatchNorm statistics and a full pass for the error, all by loaders; PyHessian for curvature.
+One network at a time, eager; images from a DataLoader with four worker processes and per-image transforms; losses and
+hits fetched with ``.item()`` at every step; evaluation on the test set after every epoch; a full pass for BatchNorm
+statistics and one for the error at each of eleven points of the linear path; PyHessian for curvature.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from regimes.data.dataset import Split
-from regimes.data.torchvision_import import torchvision
 from regimes.pruners.prune import prune
 from regimes.research.speed.harness import Case
-from regimes.research.speed.workloads import data_of, fresh, mean, trained
+from regimes.research.speed.workloads import data_of, load_trained, mean, new_network
+from regimes.torchvision_import import torchvision
 
 Masks = dict[str, Tensor] | None
 
 
 class Images(TorchDataset[tuple[Tensor, int]]):
-    """One image at a time, as torchvision's data sets give them: a PIL image through a chain of transforms."""
+    """Data set of single images, as in torchvision: PIL images with a chain of transforms."""
 
     def __init__(self, split: Split, augment: bool) -> None:
         from torchvision import transforms
@@ -52,18 +52,18 @@ class Images(TorchDataset[tuple[Tensor, int]]):
 
 
 def loader(split: Split, case: Case, augment: bool, train: bool, seed: int = 0) -> DataLoader[tuple[Tensor, int]]:
-    """A loader with four worker processes, which seed themselves from its generator."""
+    """Return a loader with four worker processes, seeded from its generator."""
     torchvision()
     images, random = Images(split, augment), torch.Generator().manual_seed(seed)
     return DataLoader(images, batch_size=case["batch"], shuffle=train, num_workers=4, drop_last=train, generator=random)
 
 
-def train_by_loader(
+def train_network(
     model: nn.Module, split: Split, test: Split, case: Case, epochs: int, seed: int, masks: Masks = None
 ) -> float:
-    """Train in place; returns the test error after the last epoch."""
+    """Train in place and return the test error after the last epoch."""
     device = case.get("device", "cpu")
-    images, judge = loader(split, case, case["augment"], True, seed), loader(test, case, False, False)
+    images, test_images = loader(split, case, case["augment"], True, seed), loader(test, case, False, False)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(images))
     criterion = nn.CrossEntropyLoss()
@@ -84,12 +84,12 @@ def train_by_loader(
                     parameter.data *= masks[name]
             total += loss.item() * len(targets)
             hits += (answers.argmax(1) == targets).sum().item()
-        error = judged(model, judge, device)
+        error = error_rate(model, test_images, device)
     return error
 
 
-def judged(model: nn.Module, images: DataLoader[tuple[Tensor, int]], device: str) -> float:
-    """Fraction of wrong answers."""
+def error_rate(model: nn.Module, images: DataLoader[tuple[Tensor, int]], device: str) -> float:
+    """Return the fraction of misclassified inputs."""
     model.eval()
     total, hits, count = 0.0, 0, 0
     with torch.no_grad():
@@ -102,8 +102,8 @@ def judged(model: nn.Module, images: DataLoader[tuple[Tensor, int]], device: str
     return 1 - hits / count
 
 
-def line(a: nn.Module, b: nn.Module, split: Split, case: Case) -> float:
-    """LMC at 11 points."""
+def measure_lmc(a: nn.Module, b: nn.Module, split: Split, case: Case) -> float:
+    """Return LMC from 11 points."""
     device = case.get("device", "cpu")
     images = loader(split, case, False, False)
     walker, errors = copy.deepcopy(a), []
@@ -119,13 +119,13 @@ def line(a: nn.Module, b: nn.Module, split: Split, case: Case) -> float:
         with torch.no_grad():
             for inputs, _ in images:
                 walker(inputs.to(device))
-        errors.append(judged(walker, images, device))
+        errors.append(error_rate(walker, images, device))
     middle = (errors[0] + errors[-1]) / 2
     return max((middle - each for each in errors[1:-1]), key=abs)
 
 
-def alike(a: nn.Module, b: nn.Module, split: Split, case: Case) -> float:
-    """CKA of the softmax outputs."""
+def measure_cka(a: nn.Module, b: nn.Module, split: Split, case: Case) -> float:
+    """Return the CKA of the softmax outputs."""
     device, outputs = case.get("device", "cpu"), []
     for model in (a, b):
         model.eval()
@@ -137,8 +137,8 @@ def alike(a: nn.Module, b: nn.Module, split: Split, case: Case) -> float:
     return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
-def curvature(model: nn.Module, split: Split, probes: int, steps: int) -> tuple[float, float]:
-    """Trace with a fixed number of probes, and top eigenvalue until it changes by less than 1 %, by PyHessian."""
+def measure_curvature(model: nn.Module, split: Split, probes: int, steps: int) -> tuple[float, float]:
+    """Return PyHessian's trace with a fixed number of probes, and its top eigenvalue to a tolerance of 1 %."""
     from pyhessian import hessian
 
     model.zero_grad(set_to_none=True)
@@ -152,12 +152,12 @@ def curvature(model: nn.Module, split: Split, probes: int, steps: int) -> tuple[
 
 
 def sweep(case: Case) -> dict[str, Any]:
-    """One dense network, pruned to each density, retrained and measured: as many cells as there are densities."""
+    """Train a dense network; prune it to each density, retrain and measure; units are cells (densities)."""
     data = data_of(case)
     torchvision()
     started = time.perf_counter()
-    dense = fresh(case, case["round"])
-    train_by_loader(dense, data.train, data.test, case, case["epochs"], seed=1000 + case["round"])
+    dense = new_network(case, case["round"])
+    train_network(dense, data.train, data.test, case, case["epochs"], seed=1000 + case["round"])
     errors, lines = [], []
     for density in case["densities"]:
         mask = prune(dense, density)
@@ -165,33 +165,33 @@ def sweep(case: Case) -> dict[str, Any]:
         for seed in range(case["copies"]):
             pruned = copy.deepcopy(dense)
             mask.apply(pruned)
-            errors.append(train_by_loader(pruned, data.train, data.test, case, case["epochs"], seed, mask.layers))
-            judged(pruned, loader(data.train, case, False, False), "cpu")
+            errors.append(train_network(pruned, data.train, data.test, case, case["epochs"], seed, mask.layers))
+            error_rate(pruned, loader(data.train, case, False, False), "cpu")
             few = Split(data.train.inputs[: case["hessian_images"]], data.train.targets[: case["hessian_images"]])
-            curvature(pruned, few, case["probes"], case["power_steps"])
+            measure_curvature(pruned, few, case["probes"], case["power_steps"])
             copies.append(pruned)
         for i, j in case["pairs"]:
-            lines.append(line(copies[i], copies[j], data.train, case))
-            alike(copies[i], copies[j], data.train, case)
+            lines.append(measure_lmc(copies[i], copies[j], data.train, case))
+            measure_cka(copies[i], copies[j], data.train, case)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "units": len(case["densities"]), "test_error": mean(errors), "lmc": mean(lines)}
 
 
 def training(case: Case) -> dict[str, Any]:
-    """Train one network; units are epochs of one network over the case's images."""
+    """Train one network; units are epochs over the case's images."""
     data = data_of(case)
-    model = fresh(case, case["round"])
+    model = new_network(case, case["round"])
     torchvision()
     started = time.perf_counter()
-    error = train_by_loader(model, data.train, data.test, case, case["epochs"], seed=case["round"])
+    error = train_network(model, data.train, data.test, case, case["epochs"], seed=case["round"])
     return {"seconds": time.perf_counter() - started, "units": case["epochs"], "test_error": error}
 
 
 def pair(case: Case) -> dict[str, Any]:
-    """LMC and CKA of one pair."""
+    """Measure LMC and CKA of one pair."""
     split = data_of(case).train
-    a, b = trained(case, 0), trained(case, 1)
+    a, b = load_trained(case, 0), load_trained(case, 1)
     torchvision()
     started = time.perf_counter()
-    lmc, cka = line(a, b, split, case), alike(a, b, split, case)
+    lmc, cka = measure_lmc(a, b, split, case), measure_cka(a, b, split, case)
     return {"seconds": time.perf_counter() - started, "units": 1, "lmc": lmc, "cka": cka}

@@ -1,4 +1,4 @@
-"""This engine as it runs a sweep: the flow itself, or what its workers do, one single-threaded process per core."""
+"""Contender: this package, as a whole sweep or as the work of its workers, one single-threaded process per core."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from regimes.config.recipe import Recipe
-from regimes.experiment.context import in_layout, use_deterministic_kernels
-from regimes.experiment.run_metadata import default_workers
+from regimes.experiment.context import in_layout
+from regimes.experiment.environment import default_workers
+from regimes.experiment.numerics import use_deterministic_kernels
 from regimes.landscape.cka import cka
 from regimes.landscape.linear_path import linear_connectivity
 from regimes.research.speed.harness import Case
-from regimes.research.speed.workloads import MODELS, data_of, fresh, mean, standing, trained
+from regimes.research.speed.workloads import MODELS, data_of, fixed_subset, load_trained, mean, new_network
 from regimes.training.fleet import Lane
 from regimes.training.train import train_fleet
 
@@ -26,13 +27,13 @@ Ready = Callable[[], None]
 
 
 def sweep(case: Case) -> dict[str, Any]:
-    """The same cells through `regimes.run`: several dense seeds, since a sweep has many cells to share out."""
+    """Run the same cells with `regimes.run`, with several dense seeds, since a sweep has many cells to distribute."""
     import regimes
-    from regimes.config.sweep_file import resolve
+    from regimes.config.sweep_file import resolve_sweep
 
     name, options = MODELS[case["model"]]
     seeds = case["dense_seeds"]
-    asked = resolve(
+    asked = resolve_sweep(
         {
             "name": "bench",
             "dense_seeds": seeds,
@@ -59,13 +60,12 @@ def sweep(case: Case) -> dict[str, Any]:
 
 
 def training(case: Case) -> dict[str, Any]:
-    """Train one network per core, each to the end, or a fleet of ``lanes``; units are epochs of one network over the
-    case's images."""
+    """Train one network, or a fleet of ``lanes``, per core; units are epochs of one network over the case's images."""
     return in_workers(_train_one, case, [case["workers"] * case["round"] + each for each in range(case["workers"])])
 
 
 def pair(case: Case) -> dict[str, Any]:
-    """LMC and CKA, one pair per core."""
+    """Measure LMC and CKA, one pair per core."""
     return in_workers(_measure_one, case, range(case["workers"]))
 
 
@@ -76,7 +76,7 @@ def _train_one(case: Case, seed: int, ready: Ready) -> dict[str, Any]:
     recipe = Recipe(epochs=case["epochs"], batch_size=case["batch"], schedule="cosine", augment=augment, last=1)
     precision, engine = case.get("precision", "float32"), case.get("engine", "eager")
     count = case.get("lanes", 1)
-    models = [in_layout(fresh(case, seed * count + each), torch.channels_last) for each in range(count)]
+    models = [in_layout(new_network(case, seed * count + each), torch.channels_last) for each in range(count)]
     lanes = [Lane(model, recipe, ("bench", seed * count + each)) for each, model in enumerate(models)]
     ready()
     ends = dict(train_fleet(lanes, data, [case["epochs"]], engine, evaluate_all=False, precision=precision))
@@ -89,24 +89,24 @@ def _train_one(case: Case, seed: int, ready: Ready) -> dict[str, Any]:
 def _measure_one(case: Case, number: int, ready: Ready) -> dict[str, Any]:
     device = torch.device(case.get("device", "cpu"))
     data = data_of(case).to(device, torch.float32, torch.channels_last)
-    a, b = (in_layout(trained(case, seed), torch.channels_last) for seed in (0, 1))
-    linear_connectivity(a, b, standing(data.train, 256))
+    a, b = (in_layout(load_trained(case, seed), torch.channels_last) for seed in (0, 1))
+    linear_connectivity(a, b, fixed_subset(data.train, 256))
     ready()
     lmc = linear_connectivity(a, b, data.train, loss_fn=F.cross_entropy, statistics=case.get("statistics", "all"))
     return {"units": 1, "lmc": lmc.value, "cka": cka(a, b, data.train.inputs).value}
 
 
 def workers_of(device: str) -> int:
-    """How many workers the engine would use."""
+    """Return the number of workers that the package would use."""
     return default_workers(device)
 
 
 def in_workers(
     work: Callable[[Case, int, Ready], dict[str, Any]], case: Case, numbers: Sequence[int]
 ) -> dict[str, Any]:
-    """Do pieces of work side by side; the seconds go from their common start to the last one's end.
+    """Run pieces of work in parallel processes and time them from their common start to the last end.
 
-    Each calls ``ready()`` when all that it has to prepare is prepared, and goes on when all are.
+    Each piece of work calls ``ready()`` after its preparations and continues when all have done so.
     """
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -133,6 +133,6 @@ def _together(work: Callable[..., dict[str, Any]], case: Case, number: int, barr
     try:
         found = work(case, number, ready)
     except BaseException:
-        barrier.abort()  # or the others would wait for ever
+        barrier.abort()  # otherwise the others would wait forever
         raise
     return {**found, "start": start, "end": time.perf_counter()}

@@ -1,4 +1,4 @@
-"""What the machine can do at most: its matrix rate and bandwidth as measured here, and what a step asks of them."""
+"""Limits of the machine: measured matrix rate and bandwidth, and the FLOPs and bytes of a training step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from regimes.research.speed.harness import Case
-from regimes.research.speed.workloads import data_of, fresh
+from regimes.research.speed.workloads import data_of, new_network
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """FLOP/s of matrix products in float32 and bfloat16, bytes/s of a copy, and one training step's FLOPs and bytes."""
+    """Measure FLOP/s of matrix products in float32 and bfloat16, bytes/s of a copy, and a step's FLOPs and bytes."""
     device = torch.device(case.get("device", "cpu"))
     size = 1024 if device.type == "cpu" else 8192
     rates = {}
@@ -29,7 +29,7 @@ def measure(case: Case) -> dict[str, Any]:
     other = torch.empty_like(block)
     bandwidth = 2 * block.nbytes / _fastest(lambda: other.copy_(block), device)
     inputs = data_of(case).train.inputs
-    flops, moved = step(fresh(case, 0), inputs[: case["batch"]].to(device))
+    flops, moved = step(new_network(case, 0), inputs[: case["batch"]].to(device))
     return {
         "seconds": 1.0,
         "units": 1,
@@ -42,7 +42,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def step(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
-    """FLOPs of a training step, and the bytes that its operations read and write when each is done on its own."""
+    """Count the FLOPs of a training step and the bytes that its operations read and write, unfused."""
     targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
     with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
         F.cross_entropy(model.train()(inputs), targets).backward()
@@ -50,7 +50,7 @@ def step(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the bytes of the tensors that go into and come out of every operation that makes new memory."""
+    """Add up the bytes of inputs and outputs of every operation that allocates memory."""
 
     total = 0
 
@@ -65,7 +65,7 @@ class _Traffic(TorchDispatchMode):
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds, the best of some."""
+    """Minimum seconds over several runs."""
     found = []
     for _ in range(8):
         started = time.perf_counter()

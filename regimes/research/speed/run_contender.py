@@ -1,4 +1,4 @@
-"""The process of one arm: a case comes in as JSON, what it took goes out as JSON."""
+"""Subprocess of one contender: reads the case from stdin and writes the result to stdout, both as JSON."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 
 
 def main() -> None:
-    """Do the work named on the command line."""
+    """Run the work named on the command line."""
     case = json.loads(sys.stdin.read())
     answers = os.dup(1)
-    os.dup2(2, 1)  # libraries print; the answer is ours alone
+    os.dup2(2, 1)  # keeps stdout free from the output of libraries
     import torch
 
-    from regimes.registry import load
+    from regimes.registry import lookup
 
     if os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        found = load({}, sys.argv[1], "arm")(case)
+        found = lookup({}, sys.argv[1], "arm")(case)
     except ModuleNotFoundError as error:
         found = {"absent": f"{error.name} is not installed"}
     os.write(answers, json.dumps(found).encode())

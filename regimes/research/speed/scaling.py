@@ -1,4 +1,4 @@
-"""``bench growth``: time and memory as functions of cells, model, data, load and workers, with fits."""
+"""Benchmark ``growth``: time and memory as functions of cells, model, data, density and workers, with fits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from regimes.plots.text_table import TextTable
-from regimes.research.speed.harness import Contender, Say, run_contenders
-from regimes.research.speed.rate_table import BenchmarkResult
+from regimes.research.page import Page, Say, benchmark_page
+from regimes.research.speed.harness import Contender, run_contenders
 
-HERE = "regimes.research.speed.scaling_points"
+MODULE = "regimes.research.speed.scaling_points"
 IMAGENET = 1_281_167  # training images
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
-    """Measure and return the sheets; ``images`` is not used."""
+def bench(device: str, rounds: int, images: str, say: Say) -> Page:
+    """Run the measurements; ``images`` is not used."""
     case = {"device": device}
     one: dict[str, list[dict[str, Any]]] = {
         "cells": [{"cells": count} for count in (100, 1_000, 10_000)],
@@ -25,31 +25,31 @@ def bench(device: str, rounds: int, images: str, say: Say) -> BenchmarkResult:
         "channels": [{"density": density} for density in (0.02, 0.1, 0.5, 1.0)],
         "workers": [{"workers": count} for count in (1, 2)],
     }
-    sheets = []
+    tables = []
     for name, points in one.items():
         found = []
         for point in points:
             (timing,) = run_contenders(
-                [Contender(f"{name} {point}", f"{HERE}:{name}", lean=True, options=point)], case, rounds, say
+                [Contender(f"{name} {point}", f"{MODULE}:{name}", lean=True, options=point)], case, rounds, say
             )
             found.append({**point, "seconds": 1 / timing.rate, **timing.checks[-1]})
-        sheets.append(_sheet(name, found))
-    (limit,) = run_contenders([Contender("ResNet-50", f"{HERE}:imagenet")], case, 1, say)
-    by_name = {sheet.facts["name"]: sheet.facts for sheet in sheets}
-    return BenchmarkResult("growth", [*sheets, _estimates(by_name, limit.checks[0])])
+        tables.append(_table(name, found))
+    (limit,) = run_contenders([Contender("ResNet-50", f"{MODULE}:imagenet")], case, 1, say)
+    by_name = {table.facts["name"]: table.facts for table in tables}
+    return benchmark_page("growth", [*tables, _estimates(by_name, limit.checks[0])])
 
 
 TITLES = {
-    "cells": ("Cells: laying out, surveying and assembling a sweep of 3 copies and 5 metrics", "cells"),
+    "cells": ("Cells: expanding, scanning and assembling a sweep of 3 copies and 5 metrics", "cells"),
     "model": ("Model: a training step of PreResNet-14, 64 images of 8x8", "width"),
-    "data": ("Data: an epoch of PreResNet-14 width 8, batch 64", "count"),
+    "data": ("Data: an epoch of PreResNet-14 width 8, batch size 64", "count"),
     "density": ("Density: a training step under a mask", "density"),
-    "channels": ("Density: a training step of PreResNet-14 width 32 with whole channels gone", "density"),
+    "channels": ("Density: a training step of PreResNet-14 width 32 without pruned channels", "density"),
     "workers": ("Workers: a sweep of 24 retrained copies of PreResNet-14 width 8", "workers"),
 }
 
 
-def _sheet(name: str, found: Sequence[dict[str, Any]]) -> TextTable:
+def _table(name: str, found: Sequence[dict[str, Any]]) -> TextTable:
     title, axis = TITLES[name]
     more = [key for key in found[0] if key not in (axis, "seconds")]
     rows = [[axis, "seconds", *more]]
@@ -66,31 +66,29 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     return sum((p - a) * (q - b) for p, q in zip(u, v, strict=True)) / sum((p - a) ** 2 for p in u)
 
 
-def _estimates(sheets: dict[str, Any], limit: dict[str, float]) -> TextTable:
-    """What the fits say of two sizes that nobody waits for here."""
-    cells = sheets["cells"]["points"]
-    # Of the two largest grids: the start-up weighs too much in the smallest.
+def _estimates(facts: dict[str, Any], limit: dict[str, float]) -> TextTable:
+    """Extrapolations to sizes that are not measured."""
+    cells = facts["cells"]["points"]
+    # From the two largest grids: start-up dominates the smallest.
     slope = _slope([each["cells"] for each in cells[-2:]], [each["seconds"] for each in cells[-2:]])
     grown = cells[-1]["seconds"] * (1e5 / cells[-1]["cells"]) ** slope
     memory = cells[-1]["memory_MB"] * 10
     days = limit["step_seconds"] / limit["batch"] * IMAGENET * 90 / 86_400
     rows = [
-        ["", "estimate", "rests on"],
+        ["", "estimate", "based on"],
         ["10^5 cells: planning and assembling", f"{grown / 60:.1f} min", f"seconds ~ cells^{slope:.2f}"],
         ["10^5 cells: memory of the command", f"{memory / 1e3:.1f} GB", "growth to 10^4 cells, times ten"],
         ["10^5 cells: records", f"{cells[-1]['record_MB'] * 10 / 1e3:.1f} GB", "bytes at 10^4 cells, times ten"],
         [
             "ResNet-50, ImageNet, 90 epochs, one core",
             f"{days:,.0f} days",
-            f"a step of {limit['batch']:.0f} images here",
+            f"a measured step of {limit['batch']:.0f} images",
         ],
         [
             "ResNet-50: memory of a step of 256 images",
             f"{limit['bytes_per_network'] / 1e9:.0f} GB",
-            "tensors that autograd keeps, doubled",
+            "tensors kept by autograd, doubled",
         ],
     ]
-    notes = [
-        "ImageNet does not fit into memory: its images would have to be streamed, which this engine does not do yet"
-    ]
+    notes = ["ImageNet does not fit into memory: its images would have to be streamed, which is not supported yet"]
     return TextTable("Estimates, not measurements", rows, notes, {"name": "estimates", **limit})

@@ -1,4 +1,4 @@
-"""Measurements of ``bench growth``, one point at a time, each in its own process."""
+"""Measurements of benchmark ``growth``: one point each, in a separate process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from regimes.experiment.context import in_layout
-from regimes.experiment.memory import PROCESS, bytes_per_network, peak_bytes
+from regimes.experiment.memory import PROCESS_BYTES, bytes_per_network, peak_bytes
 from regimes.research.speed.harness import Case
 from regimes.research.speed.roofline import step
-from regimes.research.speed.workloads import fresh
+from regimes.research.speed.workloads import new_network
 
 if TYPE_CHECKING:
     from regimes.experiment.prepare import Prepared
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def cells(case: Case) -> dict[str, Any]:
-    """Lay a sweep out, write a record for every stage, survey them and assemble the dataset."""
+    """Expand a sweep, write a record for every stage, scan the store and assemble the dataset."""
     import regimes
-    from regimes.config.sweep_file import resolve
+    from regimes.config.sweep_file import resolve_sweep
     from regimes.experiment.prepare import prepare
     from regimes.experiment.run_metadata import start_run
     from regimes.experiment.schedule import scan_store
 
     count = case["cells"]
     base = peak_bytes()
-    asked = resolve(
+    asked = resolve_sweep(
         {
             "name": "growth",
             "dense_seeds": max(1, count // 100),
@@ -69,20 +69,20 @@ def cells(case: Case) -> dict[str, Any]:
 
 
 def _write_all(prepared: Prepared) -> None:
-    """A record for every stage, as small as they come, and the weights of a small network where one belongs."""
+    """Write a minimal record for every stage, with weights of a small network where a stage has them."""
     weights = prepared.context.new_model(seed=0).state_dict()
     for stage in prepared.stages:
-        record = {"kind": stage.kind, "status": "ok", "at": dict(stage.at), "values": {}, "seconds": 0.0}
+        record = {"kind": stage.kind, "status": "ok", "at": dict(stage.coords), "values": {}, "seconds": 0.0}
         record |= {"numerics": "x", "description": stage.describe()}
         prepared.store.write(stage.key, record, weights if stage.kind in ("train", "retrain") else None)
 
 
 def model(case: Case) -> dict[str, Any]:
-    """A training step by width, and memory: as the plan says it, and as it was."""
+    """Measure a training step by width, with planned and measured memory."""
     from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
 
-    context, recipe = _lab(case["width"], case["device"])
-    planned = PROCESS + bytes_per_network(context, recipe)
+    context, recipe = _context(case["width"], case["device"])
+    planned = PROCESS_BYTES + bytes_per_network(context, recipe)
     seconds = seconds_per_image(context, EngineChoice("eager", 1), recipe) * recipe.batch_size
     peak = peak_bytes() / 1e6
     parameters = sum(each.numel() for each in context.new_model(0).parameters())
@@ -98,26 +98,26 @@ def model(case: Case) -> dict[str, Any]:
 
 
 def data(case: Case) -> dict[str, Any]:
-    """An epoch by the number of images."""
-    network = fresh({"model": "preresnet14-w8", "device": case["device"]}, 0)
+    """Measure an epoch by the number of images."""
+    network = new_network({"model": "preresnet14-w8", "device": case["device"]}, 0)
     return _epoch(case["count"], network, None, case["device"])
 
 
 def density(case: Case) -> dict[str, Any]:
-    """A step under a mask: masks alone make nothing faster, nor slower."""
+    """Measure a step with a mask; a mask alone does not change the speed."""
     from regimes.pruners.prune import prune
 
-    network = fresh({"model": "preresnet14-w8", "device": case["device"]}, 0)
+    network = new_network({"model": "preresnet14-w8", "device": case["device"]}, 0)
     found = _epoch(1_024, network, prune(network, case["density"]), case["device"])
     return {**found, "units": 16}
 
 
 def channels(case: Case) -> dict[str, Any]:
-    """A step of a network that has lost whole channels, so that it is smaller."""
+    """Measure a step of a network with whole channels removed."""
     from regimes.pruners.channels import shrink
     from regimes.pruners.prune import prunable
 
-    context, _ = _lab(32, case["device"])
+    context, _ = _context(32, case["device"])
     network = context.new_model(0)
     inputs = context.data.train.inputs[:2]
     kept = 1.0
@@ -144,11 +144,11 @@ def _epoch(count: int, network: nn.Module, mask: Mask | None, device: str) -> di
 
 
 def workers(case: Case) -> dict[str, Any]:
-    """A whole run by the number of workers."""
+    """Measure a whole run by the number of workers."""
     import regimes
-    from regimes.config.sweep_file import resolve
+    from regimes.config.sweep_file import resolve_sweep
 
-    asked = resolve(
+    asked = resolve_sweep(
         {
             "name": "growth",
             "dense_seeds": 2,
@@ -168,11 +168,11 @@ def workers(case: Case) -> dict[str, Any]:
 
 
 def imagenet(case: Case) -> dict[str, Any]:
-    """A training step of torchvision's ResNet-50 on 224x224, and its memory at batch 256."""
+    """Measure a training step of torchvision's ResNet-50 on 224x224, and estimate its memory at batch size 256."""
     import torch.nn.functional as F
 
-    from regimes.data.torchvision_import import torchvision
     from regimes.experiment.memory import bytes_in_training
+    from regimes.torchvision_import import torchvision
 
     network = torchvision().models.resnet50(weights=None).to(memory_format=torch.channels_last).train()
     inputs = torch.randn(8, 3, 224, 224).contiguous(memory_format=torch.channels_last)
@@ -187,10 +187,11 @@ def imagenet(case: Case) -> dict[str, Any]:
     return {"seconds": seconds, "units": 1, "step_seconds": seconds, "batch": len(inputs), "bytes_per_network": memory}
 
 
-def _lab(width: int, device: str) -> Any:
+def _context(width: int, device: str) -> Any:
     from regimes.config.recipe import Recipe
     from regimes.config.sweep import Named
-    from regimes.experiment.context import ContextSpec, RunContext, numerics_of
+    from regimes.experiment.context import ContextSpec, RunContext
+    from regimes.experiment.numerics import numerics_of
 
     numerics = numerics_of(device, "eager", "eager")
     model = Named(name="preresnet", depth=14, width=width)  # type: ignore[call-arg]

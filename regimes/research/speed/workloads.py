@@ -1,4 +1,4 @@
-"""What the arms work on: data, networks, and networks that have been trained a little."""
+"""Workloads of the contenders: data, networks, and trained networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from regimes.data import DATASETS
 from regimes.data.dataset import Dataset, Split
 from regimes.models.build import build
-from regimes.registry import load
+from regimes.registry import lookup
 from regimes.research.speed.harness import Case
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -24,22 +24,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def data_of(case: Case) -> Dataset:
-    """The case's data: digits as they are, or colour images of 32x32 - one's own folder, or digits enlarged."""
+    """Return the case's data: digits, or colour images of 32x32 from a folder or enlarged digits."""
     if case["model"] != "preresnet20":
-        digits: Dataset = load(DATASETS, "digits", "data set")()
+        digits: Dataset = lookup(DATASETS, "digits", "data set")()
         return digits
     if case.get("images"):
         count = case.get("count", 0)
-        make = load(DATASETS, "imagefolder", "data set")
+        make = lookup(DATASETS, "imagefolder", "data set")
         folder: Dataset = make(root=case["images"], images=count, test_images=min(2000, count or 2000))
         train, val, test = (Split(each.inputs[:], each.targets) for each in (folder.train, folder.val, folder.test))
-        return Dataset(train, val, test, folder.classes, folder.title)  # floats for all: the same work for every arm
-    return enlarged(case.get("count", 0))
+        return Dataset(train, val, test, folder.classes, folder.title)  # floats: the same work for every contender
+    return enlarged_digits(case.get("count", 0))
 
 
-def enlarged(count: int = 0) -> Dataset:
-    """The digits as ``count`` colour images of 32x32, repeated as often as it takes: no download, realistic shapes."""
-    digits: Dataset = load(DATASETS, "digits", "data set")()
+def enlarged_digits(count: int = 0) -> Dataset:
+    """Return the digits as ``count`` colour images of 32x32, repeated as necessary; needs no download."""
+    digits: Dataset = lookup(DATASETS, "digits", "data set")()
 
     def grow(split: Split, count: int) -> Split:
         which = torch.arange(count or len(split.targets)) % len(split.targets)
@@ -50,48 +50,48 @@ def enlarged(count: int = 0) -> Dataset:
     return Dataset(*splits, digits.classes, "digits at 32x32")
 
 
-def fresh(case: Case, seed: int) -> nn.Module:
-    """The case's network with fresh weights, on its device."""
+def new_network(case: Case, seed: int) -> nn.Module:
+    """Return the case's network with fresh weights, on its device."""
     name, options = MODELS[case["model"]]
     shape = (3, 32, 32) if case["model"] == "preresnet20" else (1, 8, 8)
     return build(name, options, shape, 10, seed).to(case.get("device", "cpu"))
 
 
-def trained(case: Case, seed: int = 0) -> nn.Module:
-    """A network that an earlier step of the bench has trained and kept; see `keep_trained`."""
-    model = fresh(case, seed)
+def load_trained(case: Case, seed: int = 0) -> nn.Module:
+    """Return a network that `train_and_save` trained earlier in the benchmark."""
+    model = new_network(case, seed)
     model.load_state_dict(torch.load(Path(case["folder"]) / f"{case['model']}-{seed}.pt", weights_only=True))
     return model.to(case.get("device", "cpu"))
 
 
-def keep_trained(case: Case) -> dict[str, Any]:
-    """Train the case's networks, one per seed in ``case["seeds"]``, and keep their weights in its folder.
+def train_and_save(case: Case) -> dict[str, Any]:
+    """Train one network per seed in ``case["seeds"]`` and save their weights in the case's folder.
 
-    All start from one trained network and are trained as long again, as retrained copies of one network are.
+    All start from one trained network and are trained for the same number of epochs again, like retrained copies.
     """
     import time
 
-    from regimes.research.speed.pytorch_arm import train_plainly
+    from regimes.research.speed.pytorch_arm import train_network
 
     started = time.perf_counter()
     data = data_of(case)
     epochs, seeds = case["epochs"], case["seeds"]
-    start = fresh(case, 0)
-    train_plainly(start, data.train, case, epochs, seed=100)
+    start = new_network(case, 0)
+    train_network(start, data.train, case, epochs, seed=100)
     for seed in seeds:
-        copy = fresh(case, 0)
+        copy = new_network(case, 0)
         copy.load_state_dict(start.state_dict())
-        train_plainly(copy, data.train, case, epochs, seed=seed)
+        train_network(copy, data.train, case, epochs, seed=seed)
         torch.save(copy.cpu().state_dict(), Path(case["folder"]) / f"{case['model']}-{seed}.pt")
     return {"seconds": time.perf_counter() - started, "units": len(seeds)}
 
 
-def standing(split: Split, count: int) -> Split:
-    """A fixed random part of a split."""
+def fixed_subset(split: Split, count: int) -> Split:
+    """Return a fixed random subset of a split."""
     order = torch.randperm(len(split.targets), generator=torch.Generator().manual_seed(0))[:count]
     return Split(split.inputs[order], split.targets[order])
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean, NaN of nothing."""
+    """Return the mean; NaN for an empty sequence."""
     return sum(values) / len(values) if values else float("nan")

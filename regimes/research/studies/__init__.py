@@ -1,4 +1,4 @@
-"""Studies of the method: each is one command, ``python -m regimes.research study NAME --out DIR``, and one page."""
+"""Studies of the method; ``python -m regimes.research study NAME --out DIR`` runs one and writes its report."""
 
 STUDIES = {
     "calibration": "regimes.research.studies.calibration:study",

@@ -1,8 +1,8 @@
-"""What an adaptive sweep would have measured of grids that are recorded in full, and of diagrams with known regimes."""
+"""Replay adaptive sweeps on fully recorded grids and on synthetic grids with known regimes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,26 +10,26 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from regimes.plots.text_table import TextTable
-from regimes.regime_map.acquisition import MapKnowledge, converged
+from regimes.record.grid import check_grid
+from regimes.regime_map.acquisition import Cell, MapKnowledge, converged, first_cells, next_cells
 from regimes.regime_map.cell_stats import seed_means
 from regimes.regime_map.landscape_rules import smooth
 from regimes.regime_map.measured_grid import MeasuredGrid
 from regimes.regime_map.regime_map import RegimeMap
 from regimes.research.page import Say
-from regimes.research.studies.replay_sweep import at_random, replay
-from regimes.research.studies.synthetic_grids import NOISES, SHAPES, SOFTNESS, diagram
+from regimes.research.studies.synthetic_grids import NOISES, SHAPES, SOFTNESS, synthetic_grid
 
-ROUND = 12
+ROUND_SIZE = 12
 THIRD = 1 / 3
-TIMES = 3  # random choices of as many cells
-SIZE, SEEDS, DIAGRAMS = (9, 9), 3, 2
-SHOWN = ("stops at", "regimes: at the stop", "at a third", "random third", "whole grid")
-ERRORS = ("excess error: at the stop", "at a third", "random third", "whole grid")
+RANDOM_DRAWS = 3  # random selections of a third of the cells
+GRID_SIZE, SEEDS, GRIDS_PER_KIND = (9, 9), 3, 2
+REGIME_COLUMNS = ("stops at", "regimes: at the stop", "at a third", "random third", "whole grid")
+ERROR_COLUMNS = ("excess error: at the stop", "at a third", "random third", "whole grid")
 
 
-def on_records(grids: Mapping[str, xr.Dataset], say: Say) -> TextTable:
-    """Replay each recorded grid: regimes against those of the whole grid, and the excess error of what is selected."""
-    rows: list[list[str]] = [["knob", *SHOWN, *ERRORS]]
+def replay_recorded_grids(grids: Mapping[str, xr.Dataset], say: Say) -> TextTable:
+    """Replay recorded grids; compare the regimes with those of the whole grid, and evaluate selected temperatures."""
+    rows: list[list[str]] = [["knob", *REGIME_COLUMNS, *ERROR_COLUMNS]]
     facts = []
     for name, grid in grids.items():
         truth = _regimes(grid)
@@ -41,21 +41,22 @@ def on_records(grids: Mapping[str, xr.Dataset], say: Say) -> TextTable:
         rows.append([name, *shown])
         say(f"{name}: replayed, stops at {found['share']:.0%}")
     notes = [
-        "stops at: share of the cells measured when the map was known; regimes: cells named as by the whole grid",
-        f"random third: as many at random, mean of {TIMES}; excess in points, over the best temperature by all seeds",
+        "stops at: share of the cells measured at convergence; regimes: share of cells classified as by the whole grid",
+        f"random third: a third of the cells at random, mean of {RANDOM_DRAWS}; excess: points above the best "
+        "temperature",
     ]
     return TextTable("Adaptive sweeps, replayed on the recorded grids", rows, notes, facts)
 
 
-def on_diagrams(say: Say) -> TextTable:
-    """Replay diagrams with known regimes."""
-    rows: list[list[str]] = [["shape", *SHOWN]]
+def replay_synthetic_grids(say: Say) -> TextTable:
+    """Replay synthetic grids; compare the regimes with the true ones."""
+    rows: list[list[str]] = [["shape", *REGIME_COLUMNS]]
     facts = []
     for shape in SHAPES:
         found: list[dict[str, float]] = []
         for softness in SOFTNESS.values():
-            for seed in range(DIAGRAMS):
-                grid, truth = diagram(shape, NOISES["usual"], softness, seed, SIZE, SEEDS)
+            for seed in range(GRIDS_PER_KIND):
+                grid, truth = synthetic_grid(shape, NOISES["usual"], softness, seed, GRID_SIZE, SEEDS)
                 flat: NDArray[np.int64] = truth.reshape(-1)
                 found.append(_replayed(grid, lambda seen, flat=flat: float((_regimes(seen) == flat).mean())))
         mean = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
@@ -64,20 +65,23 @@ def on_diagrams(say: Say) -> TextTable:
         say(f"{shape}: replayed, stops at {mean['share']:.0%}")
     keys = ("share", "stop", "third", "random", "whole")
     rows.append(["all", *(f"{np.mean([each[key] for each in facts]):.1%}" for key in keys)])
-    notes = [f"{SIZE[0]} x {SIZE[1]} cells, {SEEDS} dense seeds, usual noise; regimes: cells with the true one"]
-    return TextTable("Adaptive sweeps, replayed on diagrams with a known answer", rows, notes, facts)
+    notes = [
+        f"{GRID_SIZE[0]} x {GRID_SIZE[1]} cells, {SEEDS} dense seeds, usual noise; regimes: share of cells with the "
+        "true regime"
+    ]
+    return TextTable("Adaptive sweeps, replayed on synthetic grids", rows, notes, facts)
 
 
 def _replayed(grid: xr.Dataset, score: Any) -> dict[str, float]:
-    """The score where the adaptive sweep stops, at a third of the cells, of random thirds, and of the whole grid."""
+    """Score of the adaptive sweep at its stop and at a third of the cells, of random thirds, and of the whole grid."""
     total = int(np.prod(MeasuredGrid.of(grid).shape)) * grid.sizes["dense_seed"]
     history: list[MapKnowledge] = []
     found: dict[str, float] = {}
-    for cells, seen, known in replay(grid, ROUND):
+    for cells, seen, known in replay_adaptive(grid, ROUND_SIZE):
         history.append(known)
-        if "third" not in found and cells + ROUND > THIRD * total:
+        if "third" not in found and cells + ROUND_SIZE > THIRD * total:
             found["third"] = score(seen)
-            found["random"] = float(np.mean([score(at_random(grid, cells, seed)) for seed in range(TIMES)]))
+            found["random"] = float(np.mean([score(random_cells(grid, cells, seed)) for seed in range(RANDOM_DRAWS)]))
         if "stop" not in found and converged(history):
             found |= {"share": cells / total, "stop": score(seen)}
         if "stop" in found and "third" in found:
@@ -93,7 +97,7 @@ def _regimes(grid: xr.Dataset) -> NDArray[np.int64]:
 
 
 def _excess(seen: xr.Dataset, whole: xr.Dataset) -> float:
-    """Error of what is selected, over the best temperature's, by the errors of all seeds; mean over densities."""
+    """Mean over densities of the selected temperature's error above the best one's, averaged over seeds."""
     chart = RegimeMap(seen)
     errors = seed_means(whole["test_error"], chart.knobs).mean("dense_seed")
     lost = []
@@ -101,3 +105,51 @@ def _excess(seen: xr.Dataset, whole: xr.Dataset) -> float:
         column = errors.sel(density=density)
         lost.append(float(column.sel(chart.select(float(density)).selected) - column.min()))
     return float(np.mean(lost))
+
+
+def replay_adaptive(data: xr.Dataset, round_size: int) -> Iterator[tuple[int, xr.Dataset, MapKnowledge]]:
+    """Replay an adaptive sweep on a recorded grid; yields once per round.
+
+    Args:
+        data: a full grid with dense seeds.
+        round_size: number of cells per round.
+
+    Yields:
+        The number of cells measured so far, the grid with only those, and how well the map is known.
+    """
+    data = check_grid(data.copy(), data.attrs.get("title", "grid"))
+    sorted_data = data.sortby([axis.name for axis in MeasuredGrid.of(data).axes])
+    places, seeds = MeasuredGrid.of(data).places, data.sizes.get("dense_seed", 1)
+    chosen = first_cells(places, seeds)
+    while True:
+        seen = mask_unmeasured(sorted_data, chosen)
+        cells, known = next_cells(seen, round_size, seeds)
+        yield len(chosen), seen, known
+        if not cells:
+            return
+        chosen = [*chosen, *cells]
+
+
+def random_cells(data: xr.Dataset, count: int, seed: int) -> xr.Dataset:
+    """Return the grid with ``count`` random cells, the baseline of an adaptive sweep; the others are NaN."""
+    data = check_grid(data.copy(), data.attrs.get("title", "grid"))
+    m = MeasuredGrid.of(data)
+    sorted_data = data.sortby([axis.name for axis in m.axes])
+    seeds = data.sizes.get("dense_seed", 1)
+    order = np.random.default_rng(seed).permutation(len(m.places) * seeds)[:count]
+    return mask_unmeasured(sorted_data, [(int(each // seeds), int(each % seeds)) for each in order])
+
+
+def mask_unmeasured(data: xr.Dataset, cells: list[Cell]) -> xr.Dataset:
+    """Return a sorted grid with only the given cells; the others are NaN."""
+    m = MeasuredGrid.of(data)
+    seeds = data.sizes.get("dense_seed", 1)
+    seen = np.zeros((len(m.places), seeds), bool)
+    for place, seed in cells:
+        seen[place, seed] = True
+    mask = m.on_grid(seen, "dense_seed")
+    names = [name for name in data.data_vars if set(mask.dims) - {"dense_seed"} <= set(data[name].dims)]
+    if "dense_seed" not in data.dims:
+        mask = mask.isel(dense_seed=0)
+    shown = {name: data[name].where(mask.drop_vars(mask.coords)).transpose(*data[name].dims) for name in names}
+    return data.assign(shown).assign(tried=mask.astype(float))  # gaps in the record are not tried again

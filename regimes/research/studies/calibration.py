@@ -1,4 +1,4 @@
-"""Do the intervals hold what they say? Each estimate, repeated, beside its exact value."""
+"""Study ``calibration``: coverage of the confidence intervals of all estimates."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from regimes.landscape.trace_estimators import Method
 from regimes.models.build import build
 from regimes.plots.text_table import TextTable
 from regimes.research.page import Page, Say
-from regimes.research.studies.peak_memory import memory
+from regimes.research.studies.peak_memory import memory_table
 
-TIMES = 200
-LEVEL = 1.96  # standard errors to either side
-IMAGES = 60  # that curvature is taken on
-DRAWN = 300  # images of a sample, where the images themselves are the sample
-POOL = 20_000  # images that a sample is drawn from
+REPETITIONS = 200
+Z_95 = 1.96  # half width of the interval in standard errors
+CURVATURE_IMAGES = 60  # for curvature measures
+SAMPLE_SIZE = 300  # images, where the images are the random sample
+POOL_SIZE = 20_000  # images that samples are drawn from
 
 Draw = Callable[[int], Estimate]
 
 
 def study(out: Path, runs: Path, say: Say) -> Page:
-    """Repeat every estimate and count how often its interval holds the exact value; measure memory beside the plan."""
+    """Count how often the interval of every estimate covers the exact value; compare measured and planned memory."""
     with one_thread():
         rows, facts = [], []
         for name, truth, draw in _cases():
-            found = [draw(seed) for seed in range(TIMES)]
+            found = [draw(seed) for seed in range(REPETITIONS)]
             row = _row(name, truth, found)
-            say(f"{name}: {row['covered']:.1%} of {TIMES}")
+            say(f"{name}: {row['covered']:.1%} of {REPETITIONS}")
             facts.append(row)
             rows.append(
                 [
@@ -58,24 +58,25 @@ def study(out: Path, runs: Path, say: Say) -> Page:
                 ]
             )
     head = ["estimate", "exact value", "mean", "standard deviation", "mean standard error", "within ± 1.96 s.e."]
-    table = TextTable(f"Coverage over {TIMES} repetitions", [head, *rows], NOTES, facts)
-    return Page("calibration", "Calibration: do the intervals hold?", WORDS, [table, memory(say)])
+    table = TextTable(f"Coverage over {REPETITIONS} repetitions", [head, *rows], NOTES, facts)
+    return Page("calibration", "Calibration of confidence intervals", PARAGRAPHS, [table, memory_table(say)])
 
 
-WORDS = [
-    "Every estimate comes with a standard error. Here each is repeated "
-    f"{TIMES} times on a small trained network, where the exact value can be computed, and counted as covered where "
-    "the exact value lies within 1.96 standard errors. An honest 95 % interval covers about 95 %; over 200 repetitions "
-    "anything from 92 to 98 % is chance.",
-    "Curvature is random in its probes: the exact value is that of the whole Hessian, differentiated twice in float64. "
-    "Errors, connectivity and similarity are random in the images: samples are drawn from a pool, whose own value "
-    "stands for the exact one.",
+PARAGRAPHS = [
+    "Every estimate has a standard error. Here each estimate is repeated "
+    f"{REPETITIONS} times on a small trained network, where the exact value can be computed, and counted as covered if "
+    "the exact value is within 1.96 standard errors. A calibrated 95 % interval covers about 95 %; over 200 "
+    "repetitions anything from 92 to 98 % may be due to chance.",
+    "Curvature estimates are random in their probes: the exact value is computed from the whole Hessian in float64. "
+    "Errors, connectivity and similarity are random in the images: samples are drawn from a pool, whose value is taken "
+    "as the exact one.",
 ]
 NOTES = [
-    f"curvature on {IMAGES} inputs; ReLU: the rest of the Hessian has no diagonal, tanh: it has",
-    f"over images: samples of {DRAWN} from a pool of {POOL:,}",
-    "top eigenvalue: its standard error is a bound; it is too small where Lanczos has met the second eigenvalue only",
-    "shares of eigenvalues: a bound of what a quadrature cannot tell is in the standard error: above 95 % is right",
+    f"curvature on {CURVATURE_IMAGES} inputs; the non-Gauss-Newton part of the Hessian has a zero diagonal for ReLU, "
+    "not tanh",
+    f"over images: samples of {SAMPLE_SIZE} from a pool of {POOL_SIZE:,}",
+    "top eigenvalue: the standard error is a bound; too small where Lanczos has found only the second eigenvalue",
+    "shares of eigenvalues: the standard error includes a bound of the quadrature error, so above 95 % is expected",
     "first layer's trace, ReLU: exact",
 ]
 
@@ -83,8 +84,8 @@ NOTES = [
 def _row(name: str, truth: float, found: list[Estimate]) -> dict[str, Any]:
     values = torch.tensor([each.value for each in found], dtype=torch.float64)
     errors = torch.tensor([each.stderr for each in found], dtype=torch.float64)
-    slack = 1e-5 * abs(truth)  # what is exact is so up to float32's rounding
-    covered = ((values - truth).abs() <= LEVEL * errors + slack).double().mean()
+    slack = 1e-5 * abs(truth)  # float32 rounding of exact estimates
+    covered = ((values - truth).abs() <= Z_95 * errors + slack).double().mean()
     return {
         "estimate": name,
         "exact": truth,
@@ -101,8 +102,8 @@ def _cases() -> Iterator[tuple[str, float, Draw]]:
 
 
 def _curvature() -> Iterator[tuple[str, float, Draw]]:
-    data = _data(IMAGES)
-    few = data.train.inputs[:IMAGES], data.train.targets[:IMAGES]
+    data = _data(CURVATURE_IMAGES)
+    few = data.train.inputs[:CURVATURE_IMAGES], data.train.targets[:CURVATURE_IMAGES]
     for kind in (nn.ReLU, nn.Tanh):
         model, name = _network(kind, data, 0), kind.__name__
         H = _hessian(model, few)
@@ -172,7 +173,7 @@ def _gauss(model: nn.Module, few: tuple[Tensor, Tensor]) -> Draw:
 
 
 def _over_images() -> Iterator[tuple[str, float, Draw]]:
-    data = _data(POOL)
+    data = _data(POOL_SIZE)
     a, b = (_network(nn.ReLU, _data(400), seed) for seed in (0, 1))
     measures: dict[str, Callable[[Any], Estimate]] = {
         "error": lambda split: error_and_loss(a, split, F.cross_entropy)[0],
@@ -190,7 +191,7 @@ def _over_images() -> Iterator[tuple[str, float, Draw]]:
 
 def _sampled(data: Dataset, measured: Callable[[Any], Estimate]) -> Draw:
     def draw(seed: int) -> Estimate:
-        order = torch.randperm(len(data.train.targets), generator=torch.Generator().manual_seed(seed))[:DRAWN]
+        order = torch.randperm(len(data.train.targets), generator=torch.Generator().manual_seed(seed))[:SAMPLE_SIZE]
         return measured(type(data.train)(data.train.inputs[order], data.train.targets[order]))
 
     return draw
@@ -201,7 +202,7 @@ def _data(count: int) -> Dataset:
 
 
 def _network(kind: type[nn.Module], data: Dataset, seed: int) -> nn.Module:
-    """A small network, trained until it is right about most of the inputs."""
+    """A small network, trained until it classifies most inputs correctly."""
     model = build("regimes.research.studies.calibration:small", {"activation": kind.__name__}, (6,), 3, seed)
     optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9)
     inputs, targets = data.train.inputs[:400], data.train.targets[:400]
@@ -213,7 +214,7 @@ def _network(kind: type[nn.Module], data: Dataset, seed: int) -> nn.Module:
 
 
 def small(input_shape: tuple[int, ...], classes: int, activation: str) -> nn.Module:
-    """Two hidden layers of eight units."""
+    """Return a network with two hidden layers of eight units."""
     act: type[nn.Module] = getattr(nn, activation)
     return nn.Sequential(nn.Linear(input_shape[0], 8), act(), nn.Linear(8, 8), act(), nn.Linear(8, classes))
 

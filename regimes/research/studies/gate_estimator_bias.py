@@ -1,4 +1,4 @@
-"""Estimators of what a gate is worth, against enumeration of all gates of a tiny network: bias and spread."""
+"""Bias and spread of gate gradient estimators, compared with enumeration of all gates of a tiny network."""
 
 from __future__ import annotations
 
@@ -13,44 +13,55 @@ from torch.nn.functional import mse_loss
 from regimes.data.dataset import Split
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.gates import GateDraw, Gates, draw
-from regimes.discovery.trace_graph import anatomy_of
+from regimes.discovery.trace_graph import trace_graph
 from regimes.models.build import seeded
 from regimes.plots.text_table import TextTable
-from regimes.registry import load
-from regimes.research.studies.teacher_student import Net, lessons
+from regimes.registry import lookup
+from regimes.research.studies.teacher_student import Net, teacher_data
 
 UNITS, BLOCKS, INPUTS = 6, 2, 64
 DRAWS = 2000
-STEPS = 600  # of training under gates at 0.9, for the network that has learnt
-CHANCES = (0.9, 0.5, 0.1)
+TRAINING_STEPS = 600  # with gates at 0.9, for the trained network
+GATE_PROBABILITIES = (0.9, 0.5, 0.1)
 
 
-def estimators() -> TextTable:
-    """Bias and spread for units and blocks, of a network before and after it has learnt, gates at three places."""
-    batch = Split(*(each[:INPUTS].double() for each in lessons(0, INPUTS).train))
-    rows = [["network", "gates at", "of", "estimator", "truth", "bias", "spread of one draw", "right sign"]]
+def estimator_table() -> TextTable:
+    """Return bias and spread for units and blocks, before and after training, at three gate probabilities."""
+    batch = Split(*(each[:INPUTS].double() for each in teacher_data(0, INPUTS).train))
+    rows = [
+        [
+            "network",
+            "gate probability",
+            "gates",
+            "estimator",
+            "truth",
+            "bias",
+            "standard deviation of one draw",
+            "correct sign",
+        ]
+    ]
     facts = []
     for learnt in (False, True):
-        model = _network(batch, STEPS if learnt else 0)
-        for chance in CHANCES:
+        model = _network(batch, TRAINING_STEPS if learnt else 0)
+        for chance in GATE_PROBABILITIES:
             for of, name, truth, found in _estimates(model, batch, chance):
-                each = _said(truth, found) | {"learnt": learnt, "chance": chance, "of": of, "estimator": name}
+                each = _statistics(truth, found) | {"learnt": learnt, "chance": chance, "of": of, "estimator": name}
                 facts.append(each)
                 shown = [f"{each[key]:.2g}" for key in ("truth", "bias", "spread")]
-                where = ["learnt" if learnt else "fresh", f"{chance:g}", of, name]
+                where = ["trained" if learnt else "untrained", f"{chance:g}", of, name]
                 rows.append([*where, *shown, f"{each['sign']:.0%}"])
     notes = [
-        f"{UNITS} units in {BLOCKS} blocks, {INPUTS} inputs, each with gates of its own; truth by all "
-        f"{2 ** (UNITS + BLOCKS)} settings in float64; {DRAWS} draws",
-        "truth, bias, spread: root mean square over the gates; right sign: of the mean over draws",
+        f"{UNITS} units in {BLOCKS} blocks, {INPUTS} inputs, each with its own gates; truth by enumeration of "
+        f"all {2 ** (UNITS + BLOCKS)} gate settings in float64; {DRAWS} draws",
+        "truth, bias, standard deviation: root mean square over the gates; correct sign: of the mean over draws",
     ]
-    return TextTable("Estimators of a gate's worth, against enumeration", rows, notes, facts)
+    return TextTable("Gate gradient estimators compared with enumeration", rows, notes, facts)
 
 
 def _network(batch: Split, steps: int) -> nn.Module:
     with seeded(0):
         model = Net(parts=BLOCKS, units=UNITS // BLOCKS, width=8).double()
-    gates = Gates(model, anatomy_of(model, batch.inputs[:2]))
+    gates = Gates(model, trace_graph(model, batch.inputs[:2]))
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     random = torch.Generator().manual_seed(1)
     for _ in range(steps):
@@ -63,8 +74,8 @@ def _network(batch: Split, steps: int) -> nn.Module:
 
 
 def _estimates(model: nn.Module, batch: Split, chance: float) -> list[tuple[str, str, Tensor, Tensor]]:
-    """(of what, estimator, truth (gates,), estimates (draws, gates))."""
-    gates = Gates(model, anatomy_of(model, batch.inputs[:2]))
+    """(kind of gates, estimator, truth (gates,), estimates (draws, gates))."""
+    gates = Gates(model, trace_graph(model, batch.inputs[:2]))
     targets = batch.targets.double()
 
     def loss(drawn: GateDraw) -> Tensor:
@@ -80,7 +91,7 @@ def _estimates(model: nn.Module, batch: Split, chance: float) -> list[tuple[str,
         for of, each in (("units", drawn.units), ("blocks", drawn.blocks)):
             assert each.grad is not None
             for name in ESTIMATORS:
-                estimate = load(ESTIMATORS, name, "estimator")
+                estimate = lookup(ESTIMATORS, name, "estimator")
                 found.setdefault((of, name), []).append(estimate(len(targets) * each.grad, each.detach()))
         found.setdefault(("blocks", "exact difference"), []).append(_differences(loss, drawn))
     gates.remove()
@@ -117,7 +128,7 @@ def _differences(loss: Callable[[GateDraw], Tensor], drawn: GateDraw) -> Tensor:
     return torch.stack(found)
 
 
-def _said(truth: Tensor, found: Tensor) -> dict[str, Any]:
+def _statistics(truth: Tensor, found: Tensor) -> dict[str, Any]:
     mean = found.mean(0)
     return {
         "truth": float(truth.square().mean().sqrt()),

@@ -1,4 +1,4 @@
-"""Every temperature knob on one data set: five maps side by side."""
+"""Study ``knobs``: regime maps of all five temperature knobs on one data set."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean
 from regimes.regime_map.classify import present
 from regimes.research.page import Page, Say
-from regimes.research.studies.digits_knob_sweeps import family
+from regimes.research.studies.digits_sweeps import one_seed_grids
 
-TITLE = "Five temperatures: the regimes of one small network on handwritten digits"
-WORDS = [
-    "PreResNet-14 (width 8) on scikit-learn's handwritten digits, one dense seed, three retrained copies. In each map "
-    "another knob of the dense training is turned, hotter upwards; pruning and retraining are the same everywhere. The "
-    "thresholds are found in each grid by itself. A dot marks the lowest test error at each density.",
+TITLE = "Five temperature knobs: regimes of a small network on handwritten digits"
+PARAGRAPHS = [
+    "PreResNet-14 (width 8) on scikit-learn's handwritten digits, one dense seed, three retrained copies. Each map "
+    "varies another knob of the dense training, hotter upwards; pruning and retraining are always the same. The "
+    "thresholds are estimated for each grid separately. A dot marks the lowest test error at each density.",
 ]
 
 
 def study(out: Path, runs: Path, say: Say) -> Page:
-    """Run the five sweeps, or finish them, and draw their maps beside one another."""
-    grids, took = family(runs, say)
+    """Run or complete the five sweeps and draw their maps side by side."""
+    grids, took = one_seed_grids(runs, say)
     rows = [["knob", "I", "II-A", "II-B", "lowest test error at 2 %", "at", "highest", "at"]]
     facts = []
     for grid in grids.values():
@@ -40,8 +40,8 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         rows[-1] += [values[0], at[0], values[1], at[1]]
         facts.append({"knob": knob, "cells": counts, "thresholds": grid["regime"].attrs["thresholds"]})
     notes = [f"{_name(grid)}: {grid['regime'].attrs['thresholds']}" for grid in grids.values()]
-    sheet = TextTable("Cells of each regime, and test error at 2 % density", rows, notes, facts)
-    return Page("knobs", TITLE, [*WORDS, took], [sheet], {"maps": side_by_side(grids)})
+    table = TextTable("Cells of each regime, and test error at 2 % density", rows, notes, facts)
+    return Page("knobs", TITLE, [*PARAGRAPHS, took], [table], {"maps": side_by_side(grids)})
 
 
 def _name(grid: xr.Dataset) -> str:
@@ -50,7 +50,7 @@ def _name(grid: xr.Dataset) -> str:
 
 
 def side_by_side(grids: Mapping[str, xr.Dataset]) -> Figure:
-    """The maps of several grids in one row, with one legend."""
+    """Draw the maps of several grids in one row, with a common legend."""
     wide = sum(grid.sizes["density"] for grid in grids.values())
     figure = Figure(figsize=(0.52 * wide + 0.75 * len(grids), 3.9), layout="constrained")
     all_axes = figure.subplots(1, len(grids))

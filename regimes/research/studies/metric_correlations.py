@@ -1,4 +1,4 @@
-"""Which landscape measure goes with the pruned network's test error, at which density, in which regime?"""
+"""Study ``measures``: correlation of landscape measures with the pruned test error, by density and regime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean
 from regimes.regime_map.classify import REGIMES
 from regimes.research.page import Page, Say
-from regimes.research.studies.digits_knob_sweeps import family
+from regimes.research.studies.digits_sweeps import one_seed_grids
 from regimes.research.studies.rank_ci import Correlation, spearman
 
 MEASURES = {
@@ -39,12 +39,12 @@ MEASURES = {
     "fisher_trace": "empirical Fisher trace",
     "sharpness": "sharpness (SAM's)",
 }
-TITLE = "Which landscape measure goes with the pruned test error?"
+TITLE = "Correlation of landscape measures with the pruned test error"
 
 
 def study(out: Path, runs: Path, say: Say) -> Page:
-    """Correlate every measure with the test error over the cells of the five sweeps."""
-    grids, took = family(runs, say)
+    """Correlate every measure with the test error over the cells of the five digits sweeps."""
+    grids, took = one_seed_grids(runs, say)
     cells = cells_of(grids)
     densities = sorted(cells["density"].unique())
     found: dict[str, list[Correlation]] = {}
@@ -57,25 +57,27 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         ]
         say(f"{MEASURES[name]}: {found[name][-1]}")
     columns = [*(f"{percent(each)} %" for each in densities), "all"]
-    by_density = _sheet("Rank correlation with the pruned network's test error, by density", found, columns)
+    by_density = _table("Rank correlation with the pruned network's test error, by density", found, columns)
     names = [name for number, name in REGIMES.items() if number >= 0]
-    by_regime = _sheet("The same by regime, all densities", regimes, names)
+    by_regime = _table("The same by regime, all densities", regimes, names)
     figure = _figure(found, columns)
-    return Page("measures", TITLE, [WORDS, took, *_seen(found)], [by_density, by_regime], {"correlations": figure})
+    return Page(
+        "measures", TITLE, [INTRODUCTION, took, *_summary(found)], [by_density, by_regime], {"correlations": figure}
+    )
 
 
-WORDS = (
-    "Cells of the five sweeps of digits (batch size, learning rate, epochs, weight decay, SAM's rho; one dense seed, "
+INTRODUCTION = (
+    "Cells of the five digits sweeps (batch size, learning rate, epochs, weight decay, SAM's rho; one dense seed, "
     "means over three retrained copies or pairs). Spearman's rank correlation of each measure with the test error of "
     "the pruned and retrained networks; ranks are taken within each knob (and each density, where several are "
-    "pooled), so what differs between knobs or densities does not count. In brackets a 95 % interval by bootstrap over "
-    "cells. Cells share seeds, so they are not independent and the intervals are too narrow rather than too wide. "
-    "Positive: where the measure is high, so is the test error."
+    "pooled), so differences between knobs or densities have no effect. In brackets a 95 % interval by bootstrap over "
+    "cells. Cells share seeds, so they are not independent and the intervals are rather too narrow than too wide. "
+    "Positive: the test error is high where the measure is high."
 )
 
 
 def cells_of(grids: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """One row a cell: knob, density, regime, test error, and every measure's mean."""
+    """Return one row per cell: knob, density, regime, test error, and the mean of every measure."""
     rows: list[dict[str, Any]] = []
     for grid in grids.values():
         (knob,) = knobs_of(grid)
@@ -106,7 +108,7 @@ def _correlate(cells: pd.DataFrame, name: str, strata: list[str]) -> Correlation
     return spearman(cells[name].to_numpy(float), cells["test_error"].to_numpy(float), numbers)
 
 
-def _sheet(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) -> TextTable:
+def _table(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) -> TextTable:
     rows = [["measure", *columns]]
     rows += [[MEASURES[name], *map(str, each)] for name, each in found.items()]
     cells = next(iter(found.values()))
@@ -119,15 +121,17 @@ def _sheet(title: str, found: Mapping[str, Sequence[Correlation]], columns: Sequ
     return TextTable(title, rows, [f"cells - {counts}"], facts)
 
 
-def _seen(found: Mapping[str, Sequence[Correlation]]) -> list[str]:
-    """What the numbers say, in words made from them."""
-    sure = sorted(((each[-1], name) for name, each in found.items() if each[-1].sure), key=lambda x: -abs(x[0].value))
+def _summary(found: Mapping[str, Sequence[Correlation]]) -> list[str]:
+    """Summary of the correlations as text."""
+    sure = sorted(
+        ((each[-1], name) for name, each in found.items() if each[-1].excludes_zero), key=lambda x: -abs(x[0].value)
+    )
     if not sure:
-        return ["Over all densities no measure's interval leaves zero out."]
+        return ["Over all densities no interval excludes zero."]
     named = [f"{MEASURES[name]} {each}" for each, name in sure]
-    rest = [MEASURES[name] for name, each in found.items() if not each[-1].sure]
-    lines = [f"Over all densities, intervals leave zero out for: {'; '.join(named)}."]
-    return [*lines, f"For these they do not: {', '.join(rest)}."] if rest else lines
+    rest = [MEASURES[name] for name, each in found.items() if not each[-1].excludes_zero]
+    lines = [f"Over all densities, intervals exclude zero for: {'; '.join(named)}."]
+    return [*lines, f"They include zero for: {', '.join(rest)}."] if rest else lines
 
 
 def _figure(found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) -> Figure:
@@ -151,12 +155,12 @@ def _figure(found: Mapping[str, Sequence[Correlation]], columns: Sequence[str]) 
     )
     for row, line in enumerate(found.values()):
         for column, each in enumerate(line):
-            if each.sure:  # a frame where the interval leaves zero out
+            if each.excludes_zero:  # framed: the interval excludes zero
                 axes.add_patch(
                     Rectangle((column + 0.04, row + 0.06), 0.92, 0.88, fill=False, edgecolor="#111111", lw=1.4)
                 )
     axes.set(xlabel="density", ylabel="")
-    axes.set_title("with the pruned test error; framed: 95 % interval leaves zero out", fontsize=9.5)
+    axes.set_title("with the pruned test error; framed: 95 % interval excludes zero", fontsize=9.5)
     axes.tick_params(axis="both", length=0)
     axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
     return figure

@@ -1,4 +1,4 @@
-"""Memory that measuring takes, beside what the plan says of it."""
+"""Peak memory of Hessian measures, measured and planned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from regimes.experiment.memory import PROCESS, bytes_in_measuring, peak_bytes
+from regimes.experiment.memory import PROCESS_BYTES, bytes_in_measuring, peak_bytes
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.models.build import build
 from regimes.plots.text_table import TextTable
@@ -17,17 +17,17 @@ from regimes.research.page import Say
 CHUNKS = (16, 64, 256)
 
 
-def memory(say: Say) -> TextTable:
-    """Peak memory of traces and Lanczos on PreResNet-20 by chunk, each in a process of its own, beside the plan's."""
-    rows, facts = [["inputs at once", "the plan's figure, MB", "measured peak, MB"]], []
+def memory_table(say: Say) -> TextTable:
+    """Return planned and measured peak memory of traces and Lanczos on PreResNet-20 by chunk, in separate processes."""
+    rows, facts = [["inputs per chunk", "planned, MB", "measured peak, MB"]], []
     for chunk in CHUNKS:
-        told = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", f"from regimes.research.studies.peak_memory import peak; peak({chunk})"],
             check=True,
             capture_output=True,
             text=True,
         )
-        planned, measured = (float(each) for each in told.stdout.split())
+        planned, measured = (float(each) for each in output.stdout.split())
         say(f"memory, chunk {chunk}: {measured:.0f} MB, planned {planned:.0f} MB")
         facts.append({"chunk": chunk, "planned_MB": planned, "peak_MB": measured})
         rows.append([str(chunk), f"{planned:.0f}", f"{measured:.0f}"])
@@ -36,12 +36,12 @@ def memory(say: Say) -> TextTable:
 
 
 def peak(chunk: int, images: int = 256) -> None:
-    """Print the plan's figure and the peak of this process, in MB, for measures of PreResNet-20."""
+    """Print the planned and the measured peak memory of this process in MB, for measures of PreResNet-20."""
     torch.set_num_threads(1)
     model = build("preresnet", {"depth": 20}, (3, 32, 32), 10, 0)
     random = torch.Generator().manual_seed(0)
     data = torch.randn(images, 3, 32, 32, generator=random), torch.randint(0, 10, (images,), generator=random)
-    planned = PROCESS + bytes_in_measuring(model, data[0][:16], data[1][:16], chunk, 80)
+    planned = PROCESS_BYTES + bytes_in_measuring(model, data[0][:16], data[1][:16], chunk, 80)
     hessian_trace(model, F.cross_entropy, data, rel_stderr=0.05, chunk=chunk)
     hessian_trace(model, F.cross_entropy, data, probes=4, chunk=chunk)
     hessian_top(model, F.cross_entropy, data, tolerance=1e-9, max_steps=40, chunk=chunk)

@@ -1,4 +1,4 @@
-"""Rank correlations over the cells of grids, with intervals."""
+"""Rank correlations over the cells of grids, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 Numbers = NDArray[np.float64]
-DRAWS = 2000  # of the bootstrap
+BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Correlation:
     """Spearman's rank correlation.
 
     Attributes:
-        value: from -1 to 1; NaN where fewer than four cells are left, or one of the two hardly varies.
+        value: correlation, -1 to 1; NaN for fewer than four cells or where one of the two hardly varies.
         low, high: 95 % interval by bootstrap over cells.
-        cells: how many.
+        cells: number of cells.
     """
 
     value: float
@@ -34,22 +34,22 @@ class Correlation:
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
     @property
-    def sure(self) -> bool:
-        """Whether the interval leaves zero out."""
+    def excludes_zero(self) -> bool:
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def spearman(x: Numbers, y: Numbers, strata: NDArray[np.int64] | None = None, seed: int = 0) -> Correlation:
-    """Spearman's correlation of two measures over cells, within strata where they are given.
+    """Return Spearman's correlation of two measures over cells, optionally within strata.
 
-    Within strata: both are ranked in each stratum by itself and the ranks centred there, so that what differs between
-    strata (a density, a knob) does not count. The interval is a percentile bootstrap over cells, drawn within strata,
-    ranked anew in each draw.
+    Within strata, both measures are ranked and the ranks centred in each stratum, so that differences between strata
+    (densities, knobs) have no effect. The interval is a percentile bootstrap over cells, stratified, with new ranks in
+    each draw.
 
     Args:
-        x, y: (n,); cells where either is not finite are left out.
-        strata: (n,) numbers of the strata.
-        seed: of the bootstrap.
+        x, y: (n,) values; cells where either is not finite are left out.
+        strata: (n,) index of each cell's stratum.
+        seed: seed of the bootstrap.
     """
     strata = np.zeros(len(x), dtype=np.int64) if strata is None else strata
     whole = np.isfinite(x) & np.isfinite(y)
@@ -59,15 +59,15 @@ def spearman(x: Numbers, y: Numbers, strata: NDArray[np.int64] | None = None, se
     if len(x) < 4 or not np.isfinite(value):
         return Correlation(np.nan, np.nan, np.nan, len(x))
     random = np.random.default_rng(seed)
-    draws = _within(x, y, [random.choice(each, (DRAWS, len(each))) for each in places])
-    if np.isnan(draws).mean() > 0.1:  # too many ties: whole draws without a rank
+    draws = _within(x, y, [random.choice(each, (BOOTSTRAP_DRAWS, len(each))) for each in places])
+    if np.isnan(draws).mean() > 0.1:  # too many ties: draws without any rank order
         return Correlation(np.nan, np.nan, np.nan, len(x))
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return Correlation(float(value), float(low), float(high), len(x))
 
 
 def _within(x: Numbers, y: Numbers, strata: Sequence[NDArray[np.int64]]) -> Numbers:
-    """The correlation of each draw (draws,); ``strata`` holds the cells drawn of each stratum (draws, cells)."""
+    """Correlation of each draw (draws,); ``strata`` holds the cells drawn in each stratum (draws, cells)."""
     products, squares = np.zeros(len(strata[0])), np.zeros((2, len(strata[0])))
     for chosen in strata:
         u, v = (rankdata(each[chosen], axis=1) - (chosen.shape[1] + 1) / 2 for each in (x, y))

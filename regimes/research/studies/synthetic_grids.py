@@ -1,4 +1,4 @@
-"""Phase diagrams with a known answer: several shapes, some without a regime, and noise like that of real sweeps."""
+"""Synthetic grids with known regimes: several shapes, some lacking a regime, with noise as in real sweeps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
-# A shape gives, at (hotness u, density v) in the unit square, how far a setting is on the connected side of the first
-# border and on the similar side of the second: positive, zero on the border, negative beyond it.
+# Maps (temperature u, density v) in the unit square to the signed distances from the border to regime I (positive where
+# connected) and from the border between II-A and II-B (positive where similar).
 Shape = Callable[[Numbers, Numbers], tuple[Numbers, Numbers]]
-EVER = 1.0  # a distance beyond which there is no border
+NO_BORDER = 1.0  # constant distance of a shape without that border
 
 
 def _diagonal(u: Numbers, v: Numbers) -> tuple[Numbers, Numbers]:
@@ -33,19 +33,19 @@ def _corner(u: Numbers, v: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _no_barrier(u: Numbers, v: Numbers) -> tuple[Numbers, Numbers]:
-    return EVER + 0 * u, v + 0.75 - 1.3 * u
+    return NO_BORDER + 0 * u, v + 0.75 - 1.3 * u
 
 
 def _no_dissimilar(u: Numbers, v: Numbers) -> tuple[Numbers, Numbers]:
-    return v - (0.6 - 0.35 * u), EVER + 0 * u
+    return v - (0.6 - 0.35 * u), NO_BORDER + 0 * u
 
 
 def _barriers_only(u: Numbers, v: Numbers) -> tuple[Numbers, Numbers]:
-    return -EVER + 0 * u, EVER + 0 * u
+    return -NO_BORDER + 0 * u, NO_BORDER + 0 * u
 
 
 def _similar_only(u: Numbers, v: Numbers) -> tuple[Numbers, Numbers]:
-    return EVER + 0 * u, EVER + 0 * u
+    return NO_BORDER + 0 * u, NO_BORDER + 0 * u
 
 
 SHAPES: dict[str, Shape] = {
@@ -62,15 +62,16 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True)
 class Noise:
-    """How values scatter about the truth.
+    """Noise of LMC and CKA.
 
-    LMC: a constant part, and one in proportion to the barrier; CKA: in proportion to its distance from 1. A third of
-    the variance belongs to the dense network of a row, a third to the dense network in that cell, a third to the pair.
+    The noise of LMC has a constant part and one proportional to the barrier; that of CKA is proportional to 1 - CKA.
+    A third of the variance is due to the dense network of a row, a third to the dense network in the cell, a third to
+    the pair.
 
     Attributes:
-        lmc: constant part, fraction of error.
-        barrier: share of the barrier.
-        cka: share of the distance 1 - CKA.
+        lmc: constant part, as a fraction of error.
+        barrier: part proportional to the barrier.
+        cka: part proportional to 1 - CKA.
     """
 
     lmc: float
@@ -78,17 +79,17 @@ class Noise:
     cka: float
 
 
-# "digits": about what dense seeds differ by in recorded sweeps; see "Noise of the recorded grids" in reports/advice.
+# "digits": about the noise between dense seeds in recorded sweeps; see "Noise of the recorded grids" in reports/advice.
 NOISES = {
     "calm": Noise(0.003, 0.15, 0.1),
     "usual": Noise(0.006, 0.4, 0.25),
     "rough": Noise(0.012, 0.7, 0.5),
     "digits": Noise(0.003, 0.7, 0.9),
 }
-SOFTNESS = {"sharp": 0.01, "soft": 0.12}  # of the barrier's rise beyond the border, in axis lengths
+SOFTNESS = {"sharp": 0.01, "soft": 0.12}  # length over which the barrier rises beyond the border, in axis lengths
 
 
-def diagram(
+def synthetic_grid(
     shape: str,
     noise: Noise,
     softness: float,
@@ -97,9 +98,16 @@ def diagram(
     dense_seeds: int = 3,
     pairs: int = 1,
 ) -> tuple[xr.Dataset, NDArray[np.int64]]:
-    """A grid with ``lmc`` and ``cka`` over (learning_rate, density, dense_seed, pair), and its true regimes (cells).
+    """Return a grid with ``lmc`` and ``cka`` over (learning_rate, density, dense_seed, pair), and its true regimes.
 
-    The borders are moved about a little by ``seed``, so that they do not fall between the same cells every time.
+    Args:
+        shape: a name in `SHAPES`.
+        noise: noise of LMC and CKA.
+        softness: length over which the barrier rises, in axis lengths.
+        seed: seed of the noise and of a small random displacement of the borders.
+        size: number of learning rates and densities.
+        dense_seeds: number of dense seeds.
+        pairs: number of pairs per dense seed.
     """
     random = np.random.default_rng(seed)
     u, v = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]), indexing="ij")
@@ -118,7 +126,7 @@ def diagram(
 
 
 def _scatter(random: np.random.Generator, shape: tuple[int, int, int, int]) -> Numbers:
-    """Standard normal noise of which dense networks share two thirds."""
+    """Standard normal noise; two thirds of its variance are shared by cells or pairs of one dense network."""
     rows, columns, seeds, pairs = shape
     parts = (rows, 1, seeds, 1), (rows, columns, seeds, 1), (rows, columns, seeds, pairs)
     row, cell, pair = (random.standard_normal(each) for each in parts)

@@ -1,4 +1,4 @@
-"""A toy with a known answer: residual blocks of linear layers learn from a teacher with one block of four units."""
+"""Toy problem with known answer: a student of residual blocks learns from a teacher with one block of four units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regimes.models.build import seeded
 
 
 class Part(nn.Module):
-    """``x + down(relu(up(x)))``."""
+    """Residual block ``x + down(relu(up(x)))``."""
 
     def __init__(self, width: int, units: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Part(nn.Module):
 
 
 class Net(nn.Module):
-    """So many parts of so many units, and a linear head."""
+    """Residual blocks of linear layers and a linear head."""
 
     def __init__(self, parts: int = 3, units: int = 16, width: int = 8, outputs: int = 4) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class Net(nn.Module):
         return out
 
 
-def lessons(seed: int, count: int = 2000) -> Dataset:
-    """Inputs and the answers of a teacher with one part of four units, each answer of variance 1."""
+def teacher_data(seed: int, count: int = 2000) -> Dataset:
+    """Return inputs and the outputs of a teacher with one block of four units, scaled to variance 1."""
     with seeded(100 + seed), torch.no_grad():
         teacher = Net(parts=1, units=4)
         for name in ("parts.0.up", "parts.0.down"):
@@ -52,24 +52,24 @@ def lessons(seed: int, count: int = 2000) -> Dataset:
         answers = teacher(inputs)
         answers = (answers - answers.mean(0)) / answers.std(0)
     halves = (inputs[:count], answers[:count]), (inputs[count:], answers[count:])
-    return Dataset.from_arrays(*halves, title="lessons of a teacher")
+    return Dataset.from_arrays(*halves, title="teacher data")
 
 
-def learn(seed: int, epochs: int = 120, **pressure: Any) -> GatedTraining:
-    """A student of three parts of 16 units that learns them under a pressure; gates are given time."""
+def train_student(seed: int, epochs: int = 120, **pressure: Any) -> GatedTraining:
+    """Train a student with three blocks of 16 units under a pressure, with a slow schedule."""
     recipe = Recipe(
         epochs=epochs, batch_size=64, learning_rate=0.05, weight_decay=0.0, augment="none", loss="mse", last=1
     )
     with seeded(seed):
         student = Net()
-    thorough = {"warm": 0.1, "ramp": 0.1, "settle": 0.6, "fall": 0.15, "every": 4, "drawn": 1.0}
-    asked = Pressure.model_validate({**thorough, **pressure})
-    search = GatedTraining(student, lessons(seed), recipe, asked, ("dense", seed))
+    slow_schedule = {"warm": 0.1, "ramp": 0.1, "settle": 0.6, "fall": 0.15, "every": 4, "drawn": 1.0}
+    asked = Pressure.model_validate({**slow_schedule, **pressure})
+    search = GatedTraining(student, teacher_data(seed), recipe, asked, ("dense", seed))
     for number in range(epochs):
         search.epoch(number)
     return search
 
 
-def left(search: GatedTraining) -> list[int]:
-    """Units left in each part."""
-    return [int((~search.units.gone[group.units]).sum()) for group in search.full_anatomy.groups]
+def units_left(search: GatedTraining) -> list[int]:
+    """Return the number of units remaining in each block."""
+    return [int((~search.units.removed[group.units]).sum()) for group in search.full_graph.groups]

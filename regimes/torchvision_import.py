@@ -1,4 +1,4 @@
-"""torchvision, imported where it would otherwise refuse to: beside a build of torch without its compiled operators."""
+"""Import of torchvision that also works with a build of torch that does not match its compiled operators."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import sys
 from types import ModuleType
 from typing import Any
 
-_KEPT: list[Any] = []  # a library's operators live as long as its object
+_KEPT: list[Any] = []  # a library's operators exist as long as its object
+
+
+def is_missing_operator(error: BaseException) -> bool:
+    """Return whether importing torchvision failed for want of its compiled operators."""
+    return "torchvision::nms does not exist" in str(error)
 
 
 def torchvision() -> ModuleType:
     """Return torchvision with its data sets and models.
 
-    A torchvision wheel linked to CUDA, beside a torch for CPUs, cannot load its compiled operators and then fails to
-    import at all, because two Python functions refer to them. On that very error the two are declared, without a body,
-    and the import is tried again: data sets, transforms and models work, ``torchvision.ops.nms`` does not.
+    A torchvision wheel built for CUDA cannot load its compiled operators with a CPU build of torch, and its import
+    fails, because two Python functions refer to them. On that error the two operators are declared without an
+    implementation and the import is repeated: data sets, transforms and models work, ``torchvision.ops.nms`` does not.
     """
     import torch
 
     try:
         import torchvision
     except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
+        if not is_missing_operator(error):
             raise
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

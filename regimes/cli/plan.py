@@ -1,0 +1,89 @@
+"""``regimes plan``: what a sweep would do, and at what cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import typer
+
+from regimes.cli.errors import report_user_errors
+from regimes.cli.formatting import STAGE_NOUNS, duration, echo_problems, size, stage_name
+from regimes.cli.options import Device, Engine, Json, Out, Precision, Set, SweepFile, Workers
+
+
+@report_user_errors
+def plan(
+    sweep: SweepFile,
+    out: Out = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    engine: Engine = None,
+    precision: Precision = None,
+    changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
+    as_json: Json = False,
+) -> None:
+    """Show what a sweep would do: cells, trainings, what is done already, expected time and disk space."""
+    from regimes.experiment.cost_estimate import estimate
+    from regimes.experiment.environment import default_workers
+    from regimes.experiment.prepare import prepare
+
+    workers = default_workers(device) if workers is None else max(1, workers)
+    prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers, changes=changes)
+    facts = _facts(prepared, estimate(prepared, workers), workers)
+    typer.echo(json.dumps(facts, indent=1)) if as_json else _print(facts, prepared)
+
+
+def _facts(prepared: Any, cost: Any, workers: int) -> dict[str, Any]:
+    progress, stages = prepared.progress, prepared.stages
+    todo = Counter(stage.kind for stage in progress.todo)
+    count = Counter(stage.kind for stage in stages)
+    done = Counter(stage.kind for stage in stages if stage.key in progress.done)
+    errors = progress.failed
+    failed = {stage_name(stage.kind, stage.coords): errors[stage.key] for stage in stages if stage.key in errors}
+    return {
+        "name": prepared.sweep.name,
+        "folder": str(prepared.store.folder),
+        "data": prepared.context.loaded.title,
+        "cells": sum(stage.kind in ("prune", "discover") and not stage.intermediate for stage in stages),
+        "dense_trainings": len({stage.training for stage in stages if stage.kind == "train"}),
+        "stages": {kind: {"all": count[kind], "done": done[kind], "todo": todo[kind]} for kind in STAGE_NOUNS},
+        "done": len(progress.done),
+        "failed": failed,
+        "blocked": len(progress.blocked),
+        "damaged": list(progress.damaged.values()),
+        "core_seconds": round(cost.core_seconds, 1),
+        "workers": workers,
+        "wall_seconds": round(cost.wall_seconds(workers), 1) if progress.todo else 0.0,
+        "disk_bytes": cost.disk_bytes,
+        "memory_bytes_per_worker": cost.memory_bytes,
+        "lanes": prepared.lanes,
+        "estimate": cost.source,
+        "numerics": str(prepared.spec.numerics),
+    }
+
+
+def _print(facts: dict[str, Any], prepared: Any) -> None:
+    from regimes.experiment.memory import free_bytes
+
+    typer.echo(f"{facts['name']} -> {facts['folder']}   ({facts['data']})")
+    typer.echo(f"  cells (temperature x load x dense seed)     {facts['cells']}")
+    typer.echo(f"  distinct dense trainings                    {facts['dense_trainings']}")
+    for kind, noun in STAGE_NOUNS.items():
+        count = facts["stages"][kind]
+        if count["all"] or kind in ("retrain", "measure"):
+            typer.echo(f"  {kind:<8} {count['all']:>6} {noun:<17} done {count['done']:>6}   to do {count['todo']:>6}")
+    echo_problems(facts["failed"], facts["damaged"], facts["blocked"])
+    workers, memory = facts["workers"], facts["memory_bytes_per_worker"]
+    typer.echo(
+        f"  expected: {duration(facts['wall_seconds'])} with {workers} worker{'s' * (workers != 1)} "
+        f"({duration(facts['core_seconds'])} of one core, {facts['estimate']}), {size(facts['disk_bytes'])} on disk, "
+        f"{size(memory)} of memory per worker"
+    )
+    free = free_bytes(prepared.context.device)
+    if prepared.context.device.type == "cpu" and memory * workers > free:
+        fits = max(1, free // memory)
+        typer.echo(f"  that exceeds the free memory ({size(free)}): use --workers {fits} or a smaller batch size")
+    lanes = "; ".join(f"{kind} {count} networks at once" for kind, count in facts["lanes"].items())
+    typer.echo(f"  numerics: {facts['numerics']}; {lanes}")
