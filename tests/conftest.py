@@ -20,8 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment import dispatch
-from regimes.experiment.prepare import prepare
-from regimes.experiment.run import Result, run
+from regimes.experiment.run import Result, prepare, run
 from regimes.experiment.store import Store
 from regimes.torchvision_import import torchvision
 

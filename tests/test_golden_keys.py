@@ -24,8 +24,8 @@ from regimes.config.recipe import RECIPES, Recipe
 from regimes.config.sweep_file import resolve_sweep
 from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.engine_selection import EngineChoice
-from regimes.experiment.expand import expand
 from regimes.experiment.numerics import Numerics
+from regimes.experiment.run import expand
 from regimes.experiment.run_discovery import _describe, tasks
 from regimes.experiment.run_discovery import context_of as discovery_lab
 from regimes.hpo import PROXIES

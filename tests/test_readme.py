@@ -43,7 +43,8 @@ def commands(text: str) -> Iterator[list[str]]:
     for line in shown:
         for part in re.split(r"&&|\|\|", line.partition("#")[0]):
             words = part.split()
-            if words and words[0].rpartition("/")[2] == "regimes" and len(words) > 1 and words[1].islower():
+            program = words[0].rpartition("/")[2] if len(words) > 1 else ""
+            if program == "regimes" and re.match(r"[a-z]", words[1]):
                 yield words[1:]
 
 

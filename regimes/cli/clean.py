@@ -13,7 +13,7 @@ from regimes.cli.options import Run
 def clean(run: Run) -> None:
     """Remove weights that no pending stage needs; a sweep that grows later recomputes what it lacks."""
     from regimes.experiment.clean import clean as remove_weights
-    from regimes.experiment.prepare import prepare
+    from regimes.experiment.run import prepare
 
     prepared = prepare(None, run, mixed=True)
     files, freed = remove_weights(prepared.stages, prepared.progress, prepared.store)

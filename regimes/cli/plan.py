@@ -27,7 +27,7 @@ def plan(
     """Show what a sweep would do: cells, trainings, what is done already, expected time and disk space."""
     from regimes.experiment.cost_estimate import estimate
     from regimes.experiment.environment import default_workers
-    from regimes.experiment.prepare import prepare
+    from regimes.experiment.run import prepare
 
     workers = default_workers(device) if workers is None else max(1, workers)
     prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers, changes=changes)

@@ -17,7 +17,7 @@ from regimes.cli.formatting import duration, stage_name
 from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
-    from regimes.experiment.prepare import Prepared
+    from regimes.experiment.run import Prepared
     from regimes.experiment.stages.stage import Outcome, Stage
     from regimes.regime_map.acquisition import MapKnowledge
 

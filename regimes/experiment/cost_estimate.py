@@ -16,7 +16,7 @@ from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
 from regimes.experiment.memory import PROCESS_BYTES, bytes_in_measuring, bytes_per_network
-from regimes.experiment.prepare import Prepared
+from regimes.experiment.run import Prepared
 from regimes.experiment.stages.stage import Stage, size_of
 from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store

@@ -1,4 +1,4 @@
-"""The layout: every stage of a sweep, in the order of the method, and where its values stand."""
+"""The stages of a sweep, checked before any work, and the layout of their values in the record."""
 
 from __future__ import annotations
 
@@ -31,66 +31,68 @@ from regimes.registry import lookup
 from regimes.training.schedule import TrainingSchedule
 
 
-def expand(sweep: Sweep, context: RunContext) -> list[Stage]:
-    """Return every stage of a sweep, each after those it needs."""
-    split = context.loaded
-    images = (len(split.train.targets), len(split.val.targets), len(split.test.targets))
-    _check_fits(sweep.retrain, split)
-    _check_measures(sweep, split)
+def check_sweep(sweep: Sweep, context: RunContext) -> None:
+    """Check before any work that data, recipes, metrics and the user's own functions fit together.
+
+    Raises:
+        UserError: they do not.
+    """
+    _check_fits(sweep.retrain, context.loaded)
+    if sweep.dense is None:
+        for temperature in sweep.temperatures():
+            _check_fits(sweep.dense_recipe(temperature), context.loaded)
+    _check_metrics(sweep, context.loaded)
     try_losses(sweep, context)
     for size in sweep.sizes():
-        tried = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
-        (tried if sweep.load.structured else try_pruner)(sweep, context.sized(size))
-    taken_in = Store(context.spec.folder).checkpoints if sweep.dense else {}
-    stages: list[Stage] = []
+        try_load = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
+        (try_load if sweep.load.structured else try_pruner)(sweep, context.sized(size))
+
+
+def dense_stages(sweep: Sweep, context: RunContext) -> Iterator[TrainStage | PretrainedStage]:
+    """Yield the dense network of every width, temperature and dense seed: trained, or imported from a checkpoint."""
+    splits = (context.loaded.train, context.loaded.val, context.loaded.test)
+    images = (len(splits[0].targets), len(splits[1].targets), len(splits[2].targets))
+    imported = Store(context.spec.folder).checkpoints if sweep.dense else {}
     for size, temperature in itertools.product(sweep.sizes(), sweep.temperatures()):
-        identity = context.sized(size).identity
-        recipe = sweep.dense_recipe(temperature)
-        if sweep.dense is None:
-            _check_fits(recipe, split)
-        for dense_seed in range(sweep.dense_seeds):
-            turned = {sweep.knobs[name].name: value for name, value in temperature.items()}
-            at = {**turned, **size, "dense_seed": dense_seed}
-            dense: TrainStage | PretrainedStage = TrainStage(identity, recipe, dense_seed, at, images)
-            if sweep.dense is not None:
-                path = sweep.checkpoint(temperature, dense_seed)
-                content = _content(path, context, taken_in)
-                dense = PretrainedStage(identity, path, content, recipe, dense_seed, at, images)
-            stages.append(dense)
-            for way in _ways(sweep, dense):
-                pruned = way[-1]
-                assert isinstance(pruned, (PruneStage, DiscoverStage))
-                copies = [RetrainStage(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
-                stages += [*way, *copies, *_measurements(sweep, copies)]
-    # An intermediate stage of one cell may be a final one of another.
-    shown = {stage.key: stage for stage in stages if not stage.intermediate}
-    return [shown.get(key, stage) for key, stage in {stage.key: stage for stage in stages}.items()]
+        identity, recipe = context.sized(size).identity, sweep.dense_recipe(temperature)
+        knobs = {sweep.knobs[name].name: value for name, value in temperature.items()}
+        for seed in range(sweep.dense_seeds):
+            coords = {**knobs, **size, "dense_seed": seed}
+            if sweep.dense is None:
+                yield TrainStage(identity, recipe, seed, coords, images)
+            else:
+                path = sweep.checkpoint(temperature, seed)
+                content = _content(path, context, imported)
+                yield PretrainedStage(identity, path, content, recipe, seed, coords, images)
 
 
-def _content(path: str, context: RunContext, taken_in: Mapping[str, str]) -> str:
-    """Hash of a checkpoint, read once so that one that does not fit says so before any work.
+def _content(path: str, context: RunContext, imported: Mapping[str, str]) -> str:
+    """Return the content hash of a checkpoint, after checking that it fits the model.
 
-    One that a run has taken in already is not needed any more: what its file held stands in the run's layout.
+    The file of a checkpoint that the run has imported already may be missing: its hash is in the run's layout.
     """
-    if path in taken_in and not Path(path).exists():
-        return taken_in[path]
+    if path in imported and not Path(path).exists():
+        return imported[path]
     content = content_hash(path)
     read_checkpoint(path, context.new_model(seed=0))
     return content
 
 
-def _ways(sweep: Sweep, dense: TrainStage | PretrainedStage) -> Iterator[list[Stage]]:
-    """The stages to each point of the load axis."""
+def pruning_branches(
+    sweep: Sweep, dense: TrainStage | PretrainedStage
+) -> Iterator[tuple[list[Stage], PruneStage | DiscoverStage]]:
+    """Yield, for each point of the load axis, the pruned network and the stages before it (rounds of pruning)."""
     if isinstance(dense, TrainStage) and sweep.load.pruner == DISCOVERED:
         for pressure in sweep.load.pressures():
-            yield [DiscoverStage(dense, pressure, sweep.load)]
+            yield [], DiscoverStage(dense, pressure, sweep.load)
     else:
         for density in sweep.load.density:
-            yield _way(sweep, dense, density)
+            yield _pruning_rounds(sweep, dense, density)
 
 
-def _way(sweep: Sweep, dense: TrainStage | PretrainedStage, density: float) -> list[Stage]:
-    """The rounds of pruning to one density, the last one last; one in one-shot pruning."""
+def _pruning_rounds(
+    sweep: Sweep, dense: TrainStage | PretrainedStage, density: float
+) -> tuple[list[Stage], PruneStage]:
     load = sweep.load
     rewound = None
     if load.rewind and isinstance(dense, TrainStage):
@@ -98,18 +100,15 @@ def _way(sweep: Sweep, dense: TrainStage | PretrainedStage, density: float) -> l
         rewound = dataclasses.replace(dense, recipe=recipe, intermediate=True)
     stages: list[Stage] = [] if rewound is None else [rewound]
     after: RetrainStage | None = None
-    path = load.path(density)
-    for number, each in enumerate(path, start=1):
-        last = number == len(path)
-        pruned = PruneStage(dense, each, load, after, rewound, None if last else density)
-        stages.append(pruned)
-        if not last:
-            after = RetrainStage(pruned, load.recipe_between_rounds(sweep.retrain), number)
-            stages.append(after)
-    return stages
+    *earlier, final = load.path(density)
+    for number, kept in enumerate(earlier, start=1):
+        pruned = PruneStage(dense, kept, load, after, rewound, density)
+        after = RetrainStage(pruned, load.recipe_between_rounds(sweep.retrain), number)
+        stages += [pruned, after]
+    return stages, PruneStage(dense, final, load, after, rewound, None)
 
 
-def _check_measures(sweep: Sweep, data: Dataset) -> None:
+def _check_metrics(sweep: Sweep, data: Dataset) -> None:
     for name in sweep.measure.metrics:
         metric: Metric = lookup(METRICS, name, "metric")
         if data.regression and metric.classes:
@@ -124,7 +123,7 @@ def _check_measures(sweep: Sweep, data: Dataset) -> None:
 
 
 def _check_fits(recipe: Recipe, data: Dataset) -> None:
-    """Say so before any work when a batch is larger than the data, or loss or augmentation are not for such data."""
+    """Refuse a batch larger than the data, or a loss or augmentation for another kind of data."""
     TrainingSchedule(recipe, len(data.train.targets))
     if data.regression and recipe.loss == "cross-entropy":
         raise UserError(
@@ -135,7 +134,8 @@ def _check_fits(recipe: Recipe, data: Dataset) -> None:
     lookup(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
 
 
-def _measurements(sweep: Sweep, copies: Sequence[RetrainStage]) -> Iterator[MeasureStage]:
+def measure_stages(sweep: Sweep, copies: Sequence[RetrainStage]) -> Iterator[MeasureStage]:
+    """Yield every metric of every retrained copy, or pair of copies."""
     for name in sweep.measure.metrics:
         metric: Metric = lookup(METRICS, name, "metric")
         options = sweep.measure.options(metric.table)
@@ -146,8 +146,14 @@ def _measurements(sweep: Sweep, copies: Sequence[RetrainStage]) -> Iterator[Meas
                 yield MeasureStage(name, options, (copies[i], copies[j]), number)
 
 
+def without_duplicates(stages: Sequence[Stage]) -> list[Stage]:
+    """Return one stage per key, in order; a final stage takes precedence over an intermediate one of another cell."""
+    final = {stage.key: stage for stage in stages if not stage.intermediate}
+    return [final.get(key, stage) for key, stage in {stage.key: stage for stage in stages}.items()]
+
+
 def layout_of(sweep: Sweep, stages: Iterable[Stage], data: Dataset) -> dict[str, Any]:
-    """Where each stage's values stand: what a record needs to be put together without loading data or torch."""
+    """Return where each stage's values belong: enough to assemble a record without loading data or torch."""
     knobs = [sweep.knobs[name] for name in sweep.temperature]
     return {
         "name": sweep.name,
@@ -170,7 +176,7 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage], data: Dataset) -> dict[str,
 
 
 def _first_decay(sweep: Sweep) -> float | None:
-    """The epoch of the first decay of the learning rate in the dense training, where a schedule has steps."""
+    """The epoch of the first learning rate decay of the dense training, for step schedules."""
     stepped = sweep.dense is None and sweep.recipe.schedule == "step" and sweep.recipe.milestones
     return sweep.recipe.epochs * min(sweep.recipe.milestones) if stepped else None
 

@@ -1,32 +1,69 @@
-"""Run a sweep: the experiment in a few lines."""
+"""Run a sweep: expand it into stages, scan what is done, execute the rest."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
+import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from regimes.config.sweep import Sweep
+from regimes.config.sweep_file import read_sweep
+from regimes.experiment.context import ContextSpec, RunContext
+from regimes.experiment.engine_selection import EngineChoice, lanes_that_fit, select_engines
 from regimes.experiment.environment import default_workers
 from regimes.experiment.executors import StopRun, by_processes, in_process
-from regimes.experiment.prepare import Prepared, prepare
-from regimes.experiment.run_metadata import log, start_run
+from regimes.experiment.expand import check_sweep, dense_stages, measure_stages, pruning_branches, without_duplicates
+from regimes.experiment.numerics import Numerics, numerics_of
+from regimes.experiment.run_metadata import check_numerics, log, start_run
 from regimes.experiment.schedule import Progress, fleets, scan_store, with_dependencies
+from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Outcome, Stage
+from regimes.experiment.store import Store, open_store
+from regimes.registry import allow_imports_from, lookup
+from regimes.training import ENGINES
+from regimes.training.precision import PRECISIONS
 
 Watch = Callable[[Stage, Outcome], None]
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a run left behind.
+class Prepared:
+    """A sweep with its data loaded, its stages listed and its folder scanned.
 
     Attributes:
-        folder: of the run.
-        stages: of the whole plan.
-        progress: the survey after the run.
+        sweep: the sweep.
+        spec: description of the run context, for worker processes.
+        context: the run context.
+        store: the store of the run folder.
+        stages: all stages of the sweep, each after those it needs.
+        progress: the stages that are done, pending and failed.
+        origin: the file that the sweep was read from, and the folder of user modules.
+        lanes: number of networks trained at once, {"train": n, "retrain": m}.
+    """
+
+    sweep: Sweep
+    spec: ContextSpec
+    context: RunContext
+    store: Store
+    stages: list[Stage]
+    progress: Progress
+    origin: dict[str, str]
+    lanes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run.
+
+    Attributes:
+        folder: the run folder.
+        stages: all stages of the sweep.
+        progress: stages done, pending and failed after the run.
         seconds: wall time of this invocation.
     """
 
@@ -52,25 +89,25 @@ def run(
     on_start: Callable[[Prepared], None] = lambda prepared: None,
     watch: Watch = lambda stage, outcome: None,
 ) -> Result:
-    """Run a sweep, or finish it: stages that are done are never done again.
+    """Run a sweep, or resume it: finished stages are never computed again.
 
     Args:
-        sweep: a sweep, or the path of its TOML file; None: the one that the folder was last run with.
-        out: the run's folder; None: ``runs/NAME``.
-        workers: processes; None: one per core (one on a CUDA device); 0: in this process.
+        sweep: a sweep, or the path of its TOML file; None: the sweep that the folder was last run with.
+        out: the run folder; None: ``runs/NAME``.
+        workers: worker processes; None: one per core (one on a CUDA device); 0: run in this process.
         device: "cpu", "cuda", "cuda:1", ...
-        engine: a name in `ENGINES`; None: the one the run began with, or the fastest for this model on this machine.
-        precision: of training steps, "float32" or "bfloat16"; None: the one the run began with, or float32.
-        fail_fast: stop at the first failure instead of going on with the rest.
-        allow_mixed: go on although the run began with other numerics (device type, torch version, ...).
-        retry_failed: do failed stages again.
-        changes: keys of the sweep file to set anew, "recipe.epochs=20" each.
-        only: whether a stage is to be done now, with those it needs; None: all. The plan stays the whole sweep's.
-        on_start: called once, when it is known what there is to do.
+        engine: a name in `ENGINES`; None: the run's own, or the fastest for this model on this machine.
+        precision: precision of training steps, "float32" or "bfloat16"; None: the run's own, or float32.
+        fail_fast: stop at the first failure instead of continuing with the rest.
+        allow_mixed: resume although the run's numerics (device type, torch version, ...) differ.
+        retry_failed: run failed stages again.
+        changes: overrides of keys of the sweep file, "recipe.epochs=20" each.
+        only: selects the stages to run now, with those they need; None: all. The plan remains the whole sweep's.
+        on_start: called once before the work begins.
         watch: called for every finished or failed stage.
 
     Raises:
-        UserError: a mistake in the sweep, or numerics that do not fit the run.
+        UserError: an error in the sweep, or numerics that differ from the run's.
     """
     started = time.perf_counter()
     processes = default_workers(device) if workers is None else workers
@@ -107,9 +144,121 @@ def run(
     return Result(store.folder, stages, scan_store(stages, store), seconds)
 
 
+def expand(sweep: Sweep, context: RunContext) -> list[Stage]:
+    """Return every stage of a sweep, each after those it needs: train, prune, retrain, measure.
+
+    Raises:
+        UserError: data, recipes, metrics and the user's own functions do not fit together.
+    """
+    check_sweep(sweep, context)
+    stages: list[Stage] = []
+    for dense in dense_stages(sweep, context):
+        stages.append(dense)
+        for rounds, pruned in pruning_branches(sweep, dense):
+            copies = [RetrainStage(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
+            stages += [*rounds, pruned, *copies, *measure_stages(sweep, copies)]
+    return without_duplicates(stages)
+
+
+def prepare(
+    sweep: Sweep | str | Path | None,
+    out: str | Path | None = None,
+    device: str = "cpu",
+    engine: str | None = None,
+    mixed: bool = False,
+    precision: str | None = None,
+    workers: int = 1,
+    changes: Sequence[str] = (),
+) -> Prepared:
+    """Load the data, list the stages and scan the folder, without writing anything; for the arguments see `run`.
+
+    Raises:
+        UserError: an error in the sweep, or numerics that differ from the run's.
+    """
+    if sweep is None:
+        sweep, origin = stored_sweep(out or "")
+    elif isinstance(sweep, Sweep):
+        origin = {"file": "a sweep made in Python", "imports_from": os.getcwd()}
+    else:
+        overrides = "".join(f" --set {shlex.quote(change)}" for change in changes)
+        origin = {"file": f"{sweep}{overrides}", "imports_from": str(Path(sweep).resolve().parent)}
+        sweep = read_sweep(sweep, changes)
+    store = Store(Path("runs") / sweep.name if out is None else out)
+    if engine is not None:
+        lookup(ENGINES, engine, "engine")
+    info = store.run_info
+    began = Numerics(**info["numerics"]) if info else None
+    usual = began or Numerics("eager", "eager", "", "", "", "")
+    dense, other = (engine or usual.dense, engine or usual.engine)
+    numerics = numerics_of(device, dense, other, precision or usual.precision)
+    context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
+    for size in sweep.sizes():
+        context.sized(size).check_model()
+    stages = expand(sweep, context)
+    lanes: dict[str, int] = {}
+    if engine is None and began is None:
+        known = numerics_from_records(numerics, store, precision)
+        numerics, lanes = (known, {}) if known else _choose(numerics, select_engines(context, sweep, stages, workers))
+    lanes = lanes or lane_counts(numerics, (info or {}).get("lanes", {}), sweep, context, workers)
+    if not mixed and (began is not None or store.run_info is None):
+        check_numerics(store, numerics)  # else another process has just begun the run: `start_run` adopts its engines
+    spec = dataclasses.replace(context.spec, numerics=numerics, fingerprint=context.loaded.fingerprint)
+    context.spec = spec
+    return Prepared(sweep, spec, context, store, stages, scan_store(stages, store), origin, lanes)
+
+
+def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
+    """Return the sweep that a folder was last run with, and its origin.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    layout = open_store(folder).layout
+    origin: dict[str, str] = layout["origin"]
+    allow_imports_from(origin["imports_from"])
+    return Sweep.model_validate(layout["sweep"]), origin
+
+
+def _choose(numerics: Numerics, choices: dict[str, EngineChoice]) -> tuple[Numerics, dict[str, int]]:
+    engines = {"dense": choices["train"].engine, "engine": choices["retrain"].engine}
+    return dataclasses.replace(numerics, **engines), {kind: choice.lanes for kind, choice in choices.items()}
+
+
+def lane_counts(
+    numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, context: RunContext, workers: int
+) -> dict[str, int]:
+    """Return the number of lanes for "train" and "retrain": the run's own or the default, fewer if memory is short.
+
+    The number is not part of the numerics, because bits do not depend on it.
+    """
+    dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
+    largest = {"train": max(dense, key=lambda recipe: recipe.batch_size), "retrain": sweep.retrain}
+    engines = {"train": numerics.dense, "retrain": numerics.engine}
+    contexts = [context.sized(size) for size in sweep.sizes()]
+    wanted = {kind: count for kind, count in usual.items() if count > 1}
+    return {
+        kind: 1
+        if engine == "eager"
+        else min(lanes_that_fit(each, engine, largest[kind], wanted.get(kind, 0), workers) for each in contexts)
+        for kind, engine in engines.items()
+    }
+
+
+def numerics_from_records(numerics: Numerics, store: Store, precision: str | None) -> Numerics | None:
+    """Return the numerics of a run whose run.json was removed, by the id in its records; None if there are none."""
+    known = next(store.numerics(), None)
+    if known is None:
+        return None
+    choices = itertools.product(ENGINES, ENGINES, [precision] if precision else PRECISIONS)
+    candidates = (
+        dataclasses.replace(numerics, dense=dense, engine=engine, precision=steps) for dense, engine, steps in choices
+    )
+    return next((candidate for candidate in candidates if candidate.id == known), None)
+
+
 def forget_damaged(prepared: Prepared) -> None:
-    """Drop stages whose files are not what was written, so that they are done again."""
+    """Drop stages whose files are damaged, so that they are computed again."""
     if prepared.progress.damaged:
-        still = scan_store(prepared.stages, prepared.store).damaged  # another command may have mended them meanwhile
+        still = scan_store(prepared.stages, prepared.store).damaged  # another process may have repaired them meanwhile
         for key in still.keys() & prepared.progress.damaged.keys():
             prepared.store.drop(key)

@@ -14,7 +14,7 @@ from regimes.experiment.numerics import Numerics
 from regimes.experiment.store import Store
 
 if TYPE_CHECKING:
-    from regimes.experiment.prepare import Prepared
+    from regimes.experiment.run import Prepared
 
 
 def check_numerics(store: Store, numerics: Numerics) -> None:

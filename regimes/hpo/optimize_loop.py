@@ -148,7 +148,7 @@ def winner_of(study: optuna.Study) -> optuna.trial.FrozenTrial:
     return study.best_trial
 
 
-def test_winner(plan: Plan, context: RunContext, winner: optuna.trial.FrozenTrial) -> dict[str, Any]:
+def evaluate_winner(plan: Plan, context: RunContext, winner: optuna.trial.FrozenTrial) -> dict[str, Any]:
     """Train the winner's setting with fresh seeds and evaluate it on the test split, which the search never uses."""
     spec = plan.spec
     recipe = recipe_with(spec.recipe, {name: winner.params[name] for name in plan.space})

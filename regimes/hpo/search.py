@@ -20,9 +20,9 @@ from regimes.experiment.context import RunContext
 from regimes.hpo.optimize_loop import (
     Limits,
     enqueue_priors,
+    evaluate_winner,
     run_trials,
     study_of,
-    test_winner,
     trial_runner_of,
     winner_of,
 )
@@ -199,7 +199,7 @@ def _finish(
     else:
         fresh = f"it is trained with {whole.spec.final_seeds} fresh seeds and tested"
         say(f"trial {winner.number} of {study.study_name} is the best; {fresh}")
-        result["winner"] = test_winner(whole, context, winner)
+        result["winner"] = evaluate_winner(whole, context, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
     result["value"] = whole.spec.study.value
     result["savings"] = savings(studies, whole)

@@ -152,8 +152,8 @@ def _directions(
     for here, word in enumerate(said):
         if abs(temperature[best] - temperature[here]) < 1e-9:
             continue  # equally hot, by other knobs
-        excess = np.log(errors[here] / max(errors[best], ERROR_FLOOR))
-        if errors[here] > (1 + MIN_RELATIVE_EXCESS) * errors[best] and excess > least:
+        worse = errors[here] > (1 + MIN_RELATIVE_EXCESS) * errors[best]
+        if worse and np.log(errors[here] / max(errors[best], ERROR_FLOOR)) > least:
             tally.right.append(word == ("hotter" if temperature[best] > temperature[here] else "colder"))
 
 

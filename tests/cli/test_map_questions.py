@@ -146,7 +146,7 @@ def test_the_diagram_has_border_band_arrows_and_mark(tmp_path: Path) -> None:
     assert "| oracle |" in page
     two = classify(xr.concat([world(size=(4, 4))] * 2, dim="width").assign_coords(width=[4, 8]))
     wide = RegimeMap.of(two)
-    with pytest.raises(UserError, match="one knob, without width"):
+    with pytest.raises(UserError, match="one knob and no width"):
         phase_diagram(two, wide, {"learning_rate": 0.1, "density": 0.1, "width": 4})
 
 

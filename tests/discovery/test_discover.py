@@ -170,7 +170,7 @@ def test_workers_of_a_killed_command_end(asked: dict[str, Any], tmp_path: Path) 
         ("discover", "alpha", 1.5, "discover.alpha: .*less than or equal to 1"),
         ("discover", "nuu", 1.0, "discover.nuu: unknown key .did you mean 'nu'"),
         ("discover", "estimator", "curvy", "discover.estimator: unknown estimator 'curvy' .did you mean 'curved'"),
-        ("discover", "settle", 0.1, "discover.settle: must be above warm \\+ ramp = 0.1, got 0.1"),
+        ("discover", "settle", 0.1, "discover.settle: must be above warm \\+ ramp = 0.2, got 0.1"),
         ("model", "name", "resnett", "model.name: unknown model 'resnett' .did you mean 'resnet'"),
         ("recipe", "epochs", 0, "recipe.epochs"),
     ],
@@ -231,7 +231,7 @@ def test_discovered_networks_stand_on_the_map(
     assert labelled.regime.dims == ("epochs", "density")
     regimes.draw_map(labelled, tmp_path / "map")
     page = (tmp_path / "map/README.md").read_text()
-    assert "Networks were discovered, not pruned; nu (density, mean over networks): " in page
+    assert "Networks are discovered, not pruned; nu (mean density): " in page
     assert {stage.kind for stage in result.stages} == {"train", "discover", "retrain", "measure"}
     again = run_tiny(sweep, "two", workers=2)
     xr.testing.assert_identical(record, regimes.open(again.folder))

@@ -17,8 +17,7 @@ from regimes.config.sweep_file import resolve_sweep
 from regimes.errors import UserError
 from regimes.experiment import atomic_files as files
 from regimes.experiment.atomic_files import DamagedFile
-from regimes.experiment.prepare import prepare
-from regimes.experiment.run import Result
+from regimes.experiment.run import Result, prepare
 from regimes.experiment.store import Store
 
 Sweep = dict[str, Any]

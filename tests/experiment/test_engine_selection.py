@@ -16,8 +16,7 @@ from regimes.config.sweep_file import resolve_sweep
 from regimes.data.synthetic import synthetic
 from regimes.experiment import engine_selection as choosing
 from regimes.experiment.engine_selection import EngineChoice, keeps_bits, select_engine
-from regimes.experiment.prepare import prepare
-from regimes.experiment.run import Result
+from regimes.experiment.run import Result, prepare
 from regimes.experiment.schedule import fleets
 from regimes.experiment.store import Store
 from regimes.models.build import build

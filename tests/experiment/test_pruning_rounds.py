@@ -80,7 +80,7 @@ def test_later_masks_lie_within_earlier_ones(tiny: Sweep, run_tiny: Run) -> None
 
 
 def _spec(result: Result, sweep: Sweep) -> Any:
-    from regimes.experiment.prepare import prepare
+    from regimes.experiment.run import prepare
 
     return prepare(resolve_sweep(sweep), result.folder).spec
 

@@ -13,8 +13,7 @@ from conftest import done
 
 import regimes
 from regimes.config.sweep_file import resolve_sweep
-from regimes.experiment.prepare import prepare
-from regimes.experiment.run import Result
+from regimes.experiment.run import Result, prepare
 from regimes.experiment.schedule import fleets
 from regimes.experiment.store import Store
 

@@ -13,8 +13,7 @@ import pytest
 from conftest import done, write_toml
 
 from regimes.errors import UserError
-from regimes.experiment.prepare import prepare
-from regimes.experiment.run import Result, run
+from regimes.experiment.run import Result, prepare, run
 from regimes.experiment.store import Store
 from regimes.models.mlp import MLP
 

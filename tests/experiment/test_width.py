@@ -15,8 +15,7 @@ from regimes.config.sweep_file import resolve_sweep
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext
 from regimes.experiment.cost_estimate import estimate
-from regimes.experiment.prepare import prepare
-from regimes.experiment.run import Result
+from regimes.experiment.run import Result, prepare
 from regimes.experiment.schedule import fleets
 from regimes.record.assemble import open_record
 

@@ -115,7 +115,7 @@ def recorded() -> xr.Dataset:
 
 
 def facts() -> dict[str, Any]:
-    """What a recording says of itself."""
+    """How the table was made."""
     import dataclasses
 
     found = rungs()
@@ -153,6 +153,6 @@ def table() -> SearchTable:
 
 
 @functools.cache
-def setup() -> BenchmarkSetup:
+def benchmark_setup() -> BenchmarkSetup:
     """What methods are replayed on."""
     return setup_of(table(), Path())

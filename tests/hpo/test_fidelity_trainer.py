@@ -16,10 +16,10 @@ from searches import done, plan_on, planned, spec
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
 from regimes.experiment.engine_selection import EngineChoice
-from regimes.hpo.batch_ask import shared
+from regimes.hpo.batch_ask import group_size
 from regimes.hpo.fidelities import Fidelity
 from regimes.hpo.fidelity_trainer import FidelityResult, FidelityTrainer, TrialJob
-from regimes.hpo.optimize_loop import Limits, run_trials, test_winner, trial_runner_of, winner_of
+from regimes.hpo.optimize_loop import Limits, evaluate_winner, run_trials, trial_runner_of, winner_of
 from regimes.hpo.plan import context_of
 from regimes.training.fleet import Lane
 
@@ -73,7 +73,7 @@ def test_the_search_never_sees_the_test_split(tmp_path: Path) -> None:
         climb = trial_runner_of(found, context, None)
         run_trials(study, climb, 4, Limits(4))
         assert climb.trainer.data.test.inputs.data_ptr() == context.data.val.inputs.data_ptr()
-        told = test_winner(found, context, winner_of(study))
+        told = evaluate_winner(found, context, winner_of(study))
         values.append(([each.intermediate_values for each in study.trials], told["test_error"], told["runs"]))
     assert values[0][0] == values[1][0]
     assert values[0][1] != values[1][1]
@@ -98,9 +98,9 @@ def test_batch_sizes_are_shared_by_a_fleet() -> None:
     asked_for = [each.trial.params for each in climb.ask(study, 16)]
     assert len({each["batch_size"] for each in asked_for[:8]}) == 1
     assert len({each["batch_size"] for each in asked_for[8:]}) == 1
-    assert [shared(study, count, asked.space, 8) for count in (64, 6)] == [8, 8]  # lanes
-    assert [shared(study, count, asked.space, 32) for count in (64, 12)] == [22, 8]  # each of three values may come up
-    assert shared(study, 64, {name: each for name, each in asked.space.items() if name != "batch_size"}, 32) == 1
+    assert [group_size(study, count, asked.space, 8) for count in (64, 6)] == [8, 8]  # lanes
+    assert [group_size(study, count, asked.space, 32) for count in (64, 12)] == [22, 8]  # all three values can occur
+    assert group_size(study, 64, {name: each for name, each in asked.space.items() if name != "batch_size"}, 32) == 1
     assert len({each["learning_rate"] for each in asked_for}) == 16
     assert isinstance(study.sampler, optuna.samplers.RandomSampler)
 

@@ -18,7 +18,7 @@ from regimes.hpo.fidelities import Fidelity, ladder_of
 from regimes.hpo.map_guidance import MapGuidance, open_guidance
 from regimes.hpo.plan import context_of, guidance_of, load_plan, map_sweep, plan, save_plan
 from regimes.record.grid import save_grid
-from regimes.regime_map.results import Fidelity as Judged
+from regimes.regime_map.results import DensityTrust
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_radii_are_searched_where_the_map_would_choose_them() -> None:
     for range_, best, why in (sparse, dense):
         low, high = range_.ends
         assert measured[0] <= low < best < high <= measured[-1]
-        assert f"{low:g} to {high:g} searched" in why
+        assert f"range {low:g} to {high:g}" in why
     assert sparse[0].ends[0] > dense[0].ends[0]
     assert "regime I at density" in sparse[2]
     assert guide.rho(float(densities[0]), Dimension(choices=(0.0, 0.1)), Recipe()) is None
@@ -94,8 +94,8 @@ def test_the_sparsest_density_that_costs_nothing_is_deployed(guide: MapGuidance)
 def test_where_no_proxy_is_trusted_it_is_said_and_the_full_network_is_searched(
     guide: MapGuidance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    bad = Judged(0.1, 0.1, None, None, 0.9, 0.2, 0.1, False, "tau 0.10, two seeds of the dense network 0.90")
-    monkeypatch.setattr(MapGuidance, "judged", lambda self: [bad])
+    bad = DensityTrust(0.1, 0.1, None, None, 0.9, 0.2, 0.1, False, "tau 0.10, two seeds of the dense network 0.90")
+    monkeypatch.setattr(MapGuidance, "densities", lambda self: [bad])
     asked = spec(ladder={"densities": None})
     found = plan(asked, context_of(asked, "cpu", tmp_path), guide)
     assert [rung.density for rung in found.ladder.rungs] == [1.0]
@@ -159,8 +159,8 @@ def test_a_map_is_made_first_its_cost_counted_and_the_plan_kept(tmp_path: Path) 
     save_plan(whole, tmp_path)
     again = load_plan(asked, context, tmp_path)
     assert again is not None
-    assert again.guide is not None
-    assert again.guide.seconds == made.seconds
+    assert again.map_guidance is not None
+    assert again.map_guidance.seconds == made.seconds
     assert again.ladder.stretches == whole.ladder.stretches
     assert (
         load_plan(asked.model_copy(update={"trials": 99}), context, tmp_path) is not None
@@ -193,4 +193,4 @@ def test_a_map_with_a_knob_outside_recipes_is_refused() -> None:
     strange = world().rename(learning_rate="noise")
     strange["noise"].attrs["hotter"] = "larger"
     with pytest.raises(UserError, match=r"map strange\.nc: its knob 'noise' is not in a recipe"):
-        MapGuidance(RegimeMap(strange), "strange.nc").here(Recipe())
+        MapGuidance(RegimeMap(strange), "strange.nc").map_coordinates(Recipe())

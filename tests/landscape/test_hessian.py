@@ -149,7 +149,7 @@ def test_xtrace_of_a_loss_that_is_not_finite_is_nan() -> None:
 @pytest.mark.parametrize("chunk", [0, 7])
 def test_batched_products_are_the_products(network: tuple[nn.Module, tuple[Tensor, Tensor], Mask], chunk: int) -> None:
     model, data, mask = network
-    one = HessianOperator(model, F.cross_entropy, data, mask, chunk, together=1)
+    one = HessianOperator(model, F.cross_entropy, data, mask, chunk, vectors_per_pass=1)
     vectors = torch.randn(one.size, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     each = torch.stack([one @ vector for vector in vectors.T], dim=1)
     assert torch.allclose(one.matmat(vectors), each)

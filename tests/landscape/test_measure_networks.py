@@ -228,7 +228,7 @@ def test_checkpoints_from_the_terminal(cli: Cli, tmp_path: Path) -> None:
     shown = cli("measure", "a.pt", "b.pt", *MODEL, "--metrics", "lmc,hessian_trace")
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
-    assert lines[:2] == ["a.pt: every weight lives", "b.pt: pruned, density 0.25"]
+    assert lines[:2] == ["a.pt: no pruned weights", "b.pt: pruned, density 0.25"]
     assert lines[2].split() == ["networks", "variable", "value", "std.", "error", "unit", "seconds"]
     assert [line.split("  ")[0] for line in lines[3:]] == ["a.pt, b.pt", "a.pt", "b.pt"]
     told = json.loads(
@@ -245,10 +245,10 @@ def test_checkpoints_from_the_terminal(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["c.pt"], "c.pt: holds no weights that can be read"),
+        (["c.pt"], "c.pt: cannot read weights"),
         (["a.pt", "--metrics", "lmc"], "metric 'lmc' compares two networks"),
         (["a.pt", "--metrics", "lcm"], "measure.metrics: unknown metric 'lcm'"),
-        (["a.pt", "--set", "model.widths=[9]"], "a.pt: is of another model"),
+        (["a.pt", "--set", "model.widths=[9]"], "a.pt: does not fit the model"),
         (["a.pt", "--set", "measure.hessian.image=5"], "measure.hessian.image: unknown key (did you mean 'images'?)"),
     ],
 )

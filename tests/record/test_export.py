@@ -62,6 +62,6 @@ def test_export_neither_overwrites_nor_cuts_names(
     assert file.exists()
     again = cli("export", file)
     assert again.returncode == 2
-    assert "would be written over" in again.stderr
+    assert "would overwrite" in again.stderr
     said = cli("export", file, "--to", "csv", "--out", "x.csv")
     assert said.returncode == 0, said.stderr

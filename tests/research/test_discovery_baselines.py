@@ -1,4 +1,4 @@
-"""Discovered networks against their rivals: trained alike, recorded once, shown as recorded."""
+"""Baselines of structure discovery: comparable trainings, saved once, shown as saved."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from regimes.research.studies.discovery_baselines import NETWORKS, BaselineExper
 REPORT = Path(__file__).parents[2] / "reports/discovery"
 
 
-def test_rivals_are_trained_alike_and_their_page_is_made_from_the_recording(tmp_path: Path) -> None:
-    """A tiny experiment; and the rows of the shipped recordings."""
+def test_baselines_are_comparable_and_the_page_shows_the_saved_results(tmp_path: Path) -> None:
+    """A tiny experiment, and the rows of the saved results."""
     experiment = BaselineExperiment(
         name="digits",
         data=named("synthetic", shape=[3, 8, 8], train=200, test=60, spread=2.0),

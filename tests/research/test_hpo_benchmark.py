@@ -1,4 +1,4 @@
-"""Searches on a recording: what is looked up is what was recorded, and seconds add up."""
+"""Replayed searches: recorded results are looked up and seconds add up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from search_tables import ALONE, COUNT, EPOCHS, SECONDS, TRIALS, loss_of, recorded, setup, table, world
+from search_tables import ALONE, COUNT, EPOCHS, SECONDS, TRIALS, benchmark_setup, loss_of, recorded, table, world
 
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
@@ -21,7 +21,7 @@ from regimes.hpo.fidelities import ladder_of
 from regimes.hpo.fidelity_trainer import TrialJob
 from regimes.hpo.search_space import recipe_with
 from regimes.regime_map.results import DensityTrust as Judged
-from regimes.research.hpo_benchmark.fidelities import FULL, fewer
+from regimes.research.hpo_benchmark.fidelities import FULL, subset_images
 from regimes.research.hpo_benchmark.methods import AS_FAST, BASE, METHODS, SearchMethod
 from regimes.research.hpo_benchmark.pool_sampler import PoolSampler
 from regimes.research.hpo_benchmark.record import settings
@@ -34,7 +34,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 RUNNABLE = [
     method
     for method in METHODS
-    if all(name.removeprefix(AS_FAST) in SECONDS for name in method.fidelities) and not method.mapped
+    if all(name.removeprefix(AS_FAST) in SECONDS for name in method.fidelities) and not method.uses_map
 ]
 
 
@@ -68,19 +68,19 @@ def test_a_recording_survives_its_file(tmp_path: Path) -> None:
 def test_expected_test_errors_leave_out_the_seed_that_was_searched_with() -> None:
     at = next(number for number, each in enumerate(table().settings) if each["learning_rate"] < 0.9)
     errors = table().arrays["test_error"][0, at]
-    assert table().tested(np.full(COUNT, 1))[at] == pytest.approx(errors[[0, 2, 3]].mean())
-    assert table().tested(np.arange(COUNT) % 2)[at] == pytest.approx(np.delete(errors, at % 2).mean())
-    assert table().unseen()[at] == pytest.approx(errors[SEARCHED:].mean())
+    assert table().expected_test_errors(np.full(COUNT, 1))[at] == pytest.approx(errors[[0, 2, 3]].mean())
+    assert table().expected_test_errors(np.arange(COUNT) % 2)[at] == pytest.approx(np.delete(errors, at % 2).mean())
+    assert table().unseen_test_errors()[at] == pytest.approx(errors[SEARCHED:].mean())
     diverged = next(number for number, each in enumerate(table().settings) if each["learning_rate"] > 0.9)
-    assert table().unseen()[diverged] == pytest.approx(0.9)  # chance, of ten classes
+    assert table().unseen_test_errors()[diverged] == pytest.approx(0.9)  # chance, of ten classes
     lasting = [each for each in table().settings if each["learning_rate"] <= 0.9]
     found = [[0.1 * loss_of(each, FULL, seed, EPOCHS) for seed in range(SEEDS)] for each in lasting]
     assert table().seed_noise() == pytest.approx(np.mean(np.var(found, axis=1, ddof=1)) ** 0.5, rel=1e-4)
 
 
 def test_searches_see_trainings_drawn_for_each_setting() -> None:
-    seen = [table().seen(replay) for replay in range(40)]
-    assert all((each == table().seen(replay)).all() for replay, each in enumerate(seen[:3]))
+    seen = [table().seen_seeds(replay) for replay in range(40)]
+    assert all((each == table().seen_seeds(replay)).all() for replay, each in enumerate(seen[:3]))
     shares = np.mean(seen, axis=0)
     place = table().positions["narrowed 0.12"]
     assert (shares[place] == 0).all()  # it has one seed
@@ -92,7 +92,7 @@ def test_searches_see_trainings_drawn_for_each_setting() -> None:
 
 def test_fewer_images_are_a_part_of_the_same() -> None:
     data = world()[1].data
-    part = fewer(data, 0.25)
+    part = subset_images(data, 0.25)
     assert len(part.train.targets) == len(data.train.targets) // 4
     rows = {tuple(each.tolist()) for each in data.train.inputs}
     assert all(tuple(each.tolist()) in rows for each in part.train.inputs)
@@ -140,17 +140,17 @@ def test_no_search_sees_a_setting_twice() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("regimes.research.hpo_benchmark.run_method.ReplayTrainer", Watched)
-        replay(method, setup(), seed=0)
+        replay(method, benchmark_setup(), seed=0)
     assert len(set(asked)) == TRIALS
 
 
 def _replayed(fidelity: str = "narrowed 0.06", seed: int = 0) -> ReplayTrainer:
-    rungs = setup().fidelities
+    rungs = benchmark_setup().fidelities
     return ReplayTrainer(table(), ladder_of([rungs[fidelity], rungs[FULL]], (0.5,)), [fidelity, FULL], seed)
 
 
 def _entry(number: int) -> TrialJob:
-    return TrialJob(recipe_with(setup().spec.recipe, table().settings[number]), number)
+    return TrialJob(recipe_with(benchmark_setup().spec.recipe, table().settings[number]), number)
 
 
 @given(number=st.integers(0, COUNT - 1), seed=st.sampled_from([0, 1]))
@@ -163,7 +163,7 @@ def test_what_is_looked_up_is_what_was_recorded(number: int, seed: int) -> None:
         if setting["learning_rate"] > 0.9:
             assert value.why == "diverged"
         else:
-            seen = int(table().seen(seed)[table().positions[fidelity], number])
+            seen = int(table().seen_seeds(seed)[table().positions[fidelity], number])
             assert value.loss == pytest.approx(loss_of(setting, fidelity, seen, epoch), rel=1e-6)
 
 
@@ -187,25 +187,25 @@ def test_seconds_of_fleets_and_of_single_networks() -> None:
 
 @pytest.mark.parametrize("method", RUNNABLE, ids=lambda method: method.name)
 def test_every_arm_comes_to_an_end_and_repeats_itself(method: SearchMethod) -> None:
-    found = replay(method, setup(), seed=3)
-    assert found == replay(method, setup(), seed=3)
+    found = replay(method, benchmark_setup(), seed=3)
+    assert found == replay(method, benchmark_setup(), seed=3)
     assert found.marks
     assert [mark[0] for mark in found.marks] == sorted(mark[0] for mark in found.marks)
     assert found.overhead < found.marks[0][0] <= found.marks[-1][0] <= found.seconds + 1e-9
     for _, number, loss in found.marks:
-        seen = int(table().seen(3)[0, number])
+        seen = int(table().seen_seeds(3)[0, number])
         assert loss == pytest.approx(loss_of(table().settings[number], FULL, seen, EPOCHS), rel=1e-6)
     if method.promoted:
         assert len(found.marks) <= method.promoted
 
 
 def test_arms_cost_what_their_words_say() -> None:
-    by_name = {method.name: replay(method, setup(), seed=0) for method in RUNNABLE}
+    by_name = {method.name: replay(method, benchmark_setup(), seed=0) for method in RUNNABLE}
     diverged = TRIALS - len(by_name[BASE].marks)
     assert by_name[BASE].seconds == pytest.approx(TRIALS * (SECONDS[FULL] + 0.01))
     assert diverged < TRIALS / 2
     method = next(method for method in METHODS if method.name == "ours, short")
-    short = replay(dataclasses.replace(method, stopper="none", proxy_reports=()), setup(), seed=0)
+    short = replay(dataclasses.replace(method, stopper="none", proxy_reports=()), benchmark_setup(), seed=0)
     # two batch sizes, twelve networks each in sixteen lanes
     assert short.seconds == pytest.approx(3.5 + 2 * 16 * 0.5 + TRIALS * 0.01 + 5 * 10.01)
     subset = by_name["a quarter of the images"]
@@ -219,7 +219,7 @@ def test_arms_cost_what_their_words_say() -> None:
     assert by_name["ours, not halved"].seconds == pytest.approx(3.5 + 2 * 16 * 1.0 + TRIALS * 0.01 + 5 * 10.01)
     assert TRIALS // 3 - 1 <= len(by_name["ours, no proxy"].marks) <= TRIALS // 3  # some diverge
     assert (
-        setup().fidelity_names(next(method for method in METHODS if method.name == "narrowed, as fast"))[0]
+        benchmark_setup().fidelity_names(next(method for method in METHODS if method.name == "narrowed, as fast"))[0]
         == "narrowed 0.12"
     )
 
@@ -241,21 +241,21 @@ class Map:
 
 
 def test_the_map_chooses_the_proxy_and_where_trials_start_and_its_cost_counts() -> None:
-    mapped = next(each for each in METHODS if each.mapped)
+    mapped = next(each for each in METHODS if each.uses_map)
     many = dataclasses.replace(mapped, promoted=7)  # so many in full that halving alone takes less
     for trusted, fidelity in ((0.06, "narrowed 0.06"), (0.1, "narrowed 0.12")):
-        told = dataclasses.replace(setup(), guide=Map(trusted))  # type: ignore[arg-type]
+        told = dataclasses.replace(benchmark_setup(), guide=Map(trusted))  # type: ignore[arg-type]
         assert told.fidelity_names(mapped) == [fidelity, FULL]
         assert told.fidelity_names(many) == [FULL]
         found, plain = (
-            replay(dataclasses.replace(mapped, mapped=each, fidelities=(fidelity,)), told, 0) for each in (1, 0)
+            replay(dataclasses.replace(mapped, uses_map=each, fidelities=(fidelity,)), told, 0) for each in (1, 0)
         )
         assert (found.overhead, plain.overhead) == pytest.approx((103.5, 3.5))
         assert [mark[1:] for mark in found.marks] == [mark[1:] for mark in plain.marks]
-    none = dataclasses.replace(setup(), guide=Map(2.0))  # type: ignore[arg-type]
+    none = dataclasses.replace(benchmark_setup(), guide=Map(2.0))  # type: ignore[arg-type]
     assert none.fidelity_names(mapped) == [FULL]
     assert replay(mapped, none, 0).overhead == 100.0
-    later = dataclasses.replace(setup(), guide=Map(0.06, 1))  # type: ignore[arg-type]
+    later = dataclasses.replace(benchmark_setup(), guide=Map(0.06, 1))  # type: ignore[arg-type]
     assert len(replay(dataclasses.replace(mapped, promoted=0), later, 0).marks) > 0
 
 

@@ -1,4 +1,4 @@
-"""What is read off replayed searches: scores are what their words say, rankings what brute force says."""
+"""Scores, comparisons and conclusions of replayed searches; ranking quality by brute force."""
 
 from __future__ import annotations
 
@@ -75,16 +75,18 @@ def test_a_difference_lies_in_its_interval(errors: list[float], apart: float) ->
 
 def test_fidelity_is_what_brute_force_says() -> None:
     found = ranking_quality(table(), "narrowed 0.12")  # of one seed
-    cheap, pairs = table().last("narrowed 0.12"), list(itertools.combinations(range(COUNT), 2))
+    cheap, pairs = table().final_values("narrowed 0.12"), list(itertools.combinations(range(COUNT), 2))
     expected = []
-    for full in (table().last(FULL, 0), table().last(FULL, 1)):
+    for full in (table().final_values(FULL, 0), table().final_values(FULL, 1)):
         signs = [[np.sign(np.nan_to_num(each[a] - each[b])) for a, b in pairs] for each in (cheap, full)]
         ties = sum(np.isinf(cheap[a]) and np.isinf(cheap[b]) for a, b in pairs)
         expected.append(float(np.dot(*signs)) / (len(pairs) - ties))
         assert expected[-1] == pytest.approx(kendalltau(cheap, full).statistic)
     assert found.tau.value == pytest.approx(np.mean(expected), abs=1e-6)
     again = ranking_quality(table(), FULL)
-    assert again.tau.value == pytest.approx(kendalltau(table().last(FULL, 0), table().last(FULL, 1)).statistic)
+    assert again.tau.value == pytest.approx(
+        kendalltau(table().final_values(FULL, 0), table().final_values(FULL, 1)).statistic
+    )
     assert again.less == Interval(0.0, 0.0, 0.0)
     assert found.less.value == pytest.approx(found.tau.value - again.tau.value)
     assert found.tau.low < found.tau.value < found.tau.high
@@ -97,13 +99,16 @@ def test_a_value_is_held_against_the_full_networks_and_against_test_errors_of_ot
     assert list(facts) == ["full, another seed", "narrowed 0.06", "narrowed 0.12"]
     zeros, ones = np.zeros(COUNT, dtype=np.int64), np.ones(COUNT, dtype=np.int64)
     for value in ("loss", "error", "calibrated"):
-        one, two = (table().last(FULL, seed, value) for seed in (0, 1))
+        one, two = (table().final_values(FULL, seed, value) for seed in (0, 1))
         again = facts["full, another seed"][value]
         assert again["alike"] == pytest.approx(kendalltau(one, two).statistic)
-        truly = [kendalltau(*pair).statistic for pair in ((one, table().tested(zeros)), (two, table().tested(ones)))]
+        truly = [
+            kendalltau(*pair).statistic
+            for pair in ((one, table().expected_test_errors(zeros)), (two, table().expected_test_errors(ones)))
+        ]
         assert again["truly"] == pytest.approx(np.mean(truly))
-        small = table().last("narrowed 0.12", 0, value)
-        truly = [kendalltau(small, table().tested(each)).statistic for each in (zeros, ones)]
+        small = table().final_values("narrowed 0.12", 0, value)
+        truly = [kendalltau(small, table().expected_test_errors(each)).statistic for each in (zeros, ones)]
         assert facts["narrowed 0.12"][value]["truly"] == pytest.approx(np.mean(truly))
 
 
@@ -179,7 +184,7 @@ def test_width_and_the_map_are_said_by_what_their_comparisons_show() -> None:
     assert said.startswith("**Does the map pay?** Yes.")
 
 
-def test_contrasts_are_of_arms() -> None:
+def test_contrasts_name_existing_methods() -> None:
     names = {method.name for method in METHODS}
     assert len(names) == len(METHODS)
     assert {name for _, *both in CONTRASTS for name in both} <= names
@@ -199,11 +204,11 @@ def test_a_known_shift_is_found() -> None:
     space = world()[0].space
     full = np.full(COUNT, np.nan)
     few = [number for number, each in enumerate(table().settings) if each["learning_rate"] < 0.9][:24]
-    full[few] = table().last(FULL)[few]
-    found = shift_between(table().settings, table().last("narrowed 0.06"), full, space)
+    full[few] = table().final_values(FULL)[few]
+    found = shift_between(table().settings, table().final_values("narrowed 0.06"), full, space)
     assert found.pairs == 24
     assert found.factors["learning_rate"] == pytest.approx(2.0, rel=0.25)
     assert found.low["learning_rate"] < 2.0 < found.high["learning_rate"] * 1.1
     assert found.factors["weight_decay"] == pytest.approx(1.0, rel=0.5)
-    none = shift_between(table().settings, table().last(FULL, 0), table().last(FULL, 1), space)
+    none = shift_between(table().settings, table().final_values(FULL, 0), table().final_values(FULL, 1), space)
     assert none.factors["learning_rate"] == pytest.approx(1.0, rel=0.1)

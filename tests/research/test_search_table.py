@@ -1,4 +1,4 @@
-"""A recording that is really trained: resumed, true to single trainings; the bench on it; searches trained live."""
+"""Recording with real training, resuming it, the benchmark on it, and live searches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import search_tables as tapes
+import search_tables as tables
 
 import regimes.research.hpo_benchmark.bench as bench
 from regimes.config.hpo_file import resolve_hpo
@@ -37,21 +37,21 @@ from regimes.research.hpo_benchmark.timing import time_fidelities
 from regimes.training.train import train
 
 RUNNABLE = [
-    method for method in METHODS if all(name.removeprefix(AS_FAST) in tapes.SECONDS for name in method.fidelities)
+    method for method in METHODS if all(name.removeprefix(AS_FAST) in tables.SECONDS for name in method.fidelities)
 ]
 
 
 @pytest.fixture
 def few() -> tuple[Any, Any, list[Any]]:
     """A small search, its context, and some numbered recipes."""
-    spec = resolve_hpo({**tapes.SPEC, "recipe": {"epochs": 2}}, "few")
+    spec = resolve_hpo({**tables.SPEC, "recipe": {"epochs": 2}}, "few")
     return spec, context_of(spec, "cpu", Path()), recipes_of(spec, settings(spec.space, 8))
 
 
 @pytest.mark.parametrize("name", ["narrowed 0.06", FULL, "quarter of the images"])
 def test_a_recorded_training_is_that_training(name: str, few: tuple[Any, Any, list[Any]]) -> None:
     _, context, recipes = few
-    fidelity, built = tapes.rungs()[name]
+    fidelity, built = tables.rungs()[name]
     (task, *_) = tasks_of(fidelity, built, as_facts(fidelity, built), recipes, 3)
     rows = train_task(task, context)
     assert len(rows) == len(task.numbers) > 1
@@ -73,7 +73,7 @@ def test_a_recorded_training_is_that_training(name: str, few: tuple[Any, Any, li
 
 def test_a_recording_goes_on_where_it_was_cut(few: tuple[Any, Any, list[Any]], tmp_path: Path) -> None:
     spec, context, recipes = few
-    fidelity, built = tapes.rungs()[FULL]
+    fidelity, built = tables.rungs()[FULL]
     tasks = list(tasks_of(fidelity, built, as_facts(fidelity, built), recipes, 0))
     record(spec, tmp_path, tasks[:1], 1, lambda text: None)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("records/*/*.json")}
@@ -92,26 +92,26 @@ def test_a_recording_goes_on_where_it_was_cut(few: tuple[Any, Any, list[Any]], t
 
 def test_a_recording_that_stands_is_added_to(tmp_path: Path) -> None:
     """Its rows are those that were recorded; a fidelity, a seed or a setting that is missing is told apart."""
-    found = settings(tapes.world()[0].space, tapes.COUNT)
+    found = settings(tables.world()[0].space, tables.COUNT)
     assert (
-        ExistingRows.of(tmp_path / "recording.nc", found).rows(tapes.rungs()[FULL][0], [0], 0) is None
+        ExistingRows.of(tmp_path / "recording.nc", found).rows(tables.rungs()[FULL][0], [0], 0) is None
     )  # there is none
-    write_table(tapes.recorded(), tmp_path / "recording.nc")
+    write_table(tables.recorded(), tmp_path / "recording.nc")
     standing = ExistingRows.of(tmp_path / "recording.nc", found)
     for name, seed in ((FULL, 3), ("narrowed 0.06", 1), ("narrowed 0.12, short", 0)):
-        fidelity, built = tapes.rungs()[name]
-        rows = standing.rows(fidelity, range(tapes.COUNT), seed)
+        fidelity, built = tables.rungs()[name]
+        rows = standing.rows(fidelity, range(tables.COUNT), seed)
         assert rows is not None
         for number, row in rows.items():
             diverged = found[number]["learning_rate"] > 0.9
-            losses = [tapes.loss_of(found[number], name, seed, epoch) for epoch in range(1, built.epochs + 1)]
+            losses = [tables.loss_of(found[number], name, seed, epoch) for epoch in range(1, built.epochs + 1)]
             told = [None] * built.epochs if diverged else pytest.approx(losses, rel=1e-6)
             assert row["loss"][: built.epochs] == told
             assert ("test_error" in row) == (name == FULL and not diverged)
-    once = tapes.rungs()["narrowed 0.12"][0]
+    once = tables.rungs()["narrowed 0.12"][0]
     assert standing.rows(once, [0], 1) is None  # one seed
     assert standing.rows(dataclasses.replace(once, name="narrowed 0.5"), [0], 0) is None
-    assert [each["course"]["name"] for each in standing.fidelities] == list(tapes.SECONDS)
+    assert [each["course"]["name"] for each in standing.fidelities] == list(tables.SECONDS)
     assert standing.seconds(["narrowed 0.06"]) is not None
     assert standing.seconds(["narrowed 0.06", "narrowed 0.5"]) is None
     with pytest.raises(UserError, match="a recording of other settings"):
@@ -122,15 +122,15 @@ def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(bench, "SEARCHES", 6)
     monkeypatch.setattr("regimes.research.hpo_benchmark.ranking_quality.BOOTSTRAP_DRAWS", 20)
     monkeypatch.setattr("regimes.research.hpo_benchmark.optimum_shift.BOOTSTRAP_DRAWS", 5)
-    write_table(tapes.recorded(), tmp_path / "recording.nc")
+    write_table(tables.recorded(), tmp_path / "recording.nc")
     found = bench.bench("cpu", 1, "", lambda text: None, tmp_path / "recording.nc")
     files = found.write(tmp_path / "out", "python -m regimes.research bench hpo")
     assert {path.name for path in files} >= {"hpo.md", "hpo.json", "best-so-far.png", "fidelity.svg"}
     methods = json.loads(found.json())["sheets"][0]["facts"]
     names = [each["arm"] for each in methods]
-    assert names == [method.name for method in RUNNABLE if not method.mapped]  # no map was recorded
+    assert names == [method.name for method in RUNNABLE if not method.uses_map]  # no map was recorded
     base = methods[names.index(BASE)]
-    target, page = base["mean_error"] + tapes.table().seed_noise(), (tmp_path / "out/hpo.md").read_text()
+    target, page = base["mean_error"] + tables.table().seed_noise(), (tmp_path / "out/hpo.md").read_text()
     assert f"{100 * target:.2f} %" in page
     for asked in ("What does it save?", "Compared with Optuna's stoppers?", "Does pruning matter, or only width?"):
         assert f"**{asked}**" in page
@@ -153,22 +153,22 @@ def test_proxies_over_a_map() -> None:
         def densities(self) -> list[Any]:
             return []
 
-    found = fidelity_by_regime.map_bins(tapes.table(), Map())  # type: ignore[arg-type]
+    found = fidelity_by_regime.map_bins(tables.table(), Map())  # type: ignore[arg-type]
     assert len(found) == 2 * fidelity_by_regime.BINS
     assert all(each.less.low <= each.tau - each.again <= each.less.high for each in found)
     assert fidelity_by_regime.by_regime(found)["I"][0] + fidelity_by_regime.by_regime(found)["II-A"][0] == len(found)
     assert found[0].regime == "I"
     assert found[-1].regime == "II-A"
-    rates = [each["learning_rate"] for each in tapes.table().settings]
-    assert sum(sum(each.low <= rate < each.high for rate in rates) for each in found) == 2 * tapes.COUNT
+    rates = [each["learning_rate"] for each in tables.table().settings]
+    assert sum(sum(each.low <= rate < each.high for rate in rates) for each in found) == 2 * tables.COUNT
     table = fidelity_by_regime.regime_table(found, Map())  # type: ignore[arg-type]
     assert len(table.rows) == 1 + len(found)
     assert fidelity_by_regime.regime_figure(found).axes[0].get_ylabel() == "density of the proxy"
 
 
 def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -> None:
-    setup = tapes.setup()
-    spec = resolve_hpo({**tapes.SPEC, "recipe": {"epochs": 2}, "trials": 6, "batch": 3}, "live")
+    setup = tables.benchmark_setup()
+    spec = resolve_hpo({**tables.SPEC, "recipe": {"epochs": 2}, "trials": 6, "batch": 3}, "live")
     small = type(setup)(setup.table, spec, setup.fidelities, None, 6)
     run_live(small, tmp_path, lambda text: None, (0,))
     kept = json.loads((tmp_path / "live.json").read_text())
@@ -180,8 +180,8 @@ def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -
     assert (tmp_path / "live.json").stat().st_mtime_ns == before
     methods = [method for method in RUNNABLE if method.name in LIVE_METHODS]
     replays = {method.name: [replay(method, setup, seed) for seed in range(2)] for method in methods}
-    seen = [tapes.table().seen(seed)[0] for seed in range(2)]
-    scores = Scores.of(replays, [tapes.table().tested(each) for each in seen], 0.01)
+    seen = [tables.table().seen_seeds(seed)[0] for seed in range(2)]
+    scores = Scores.of(replays, [tables.table().expected_test_errors(each) for each in seen], 0.01)
     (table,) = live_tables(tmp_path, scores)
     assert [row[0] for row in table.rows[1:]] == [f"{name} (0)" for name in LIVE_METHODS]
     part = kept[1]["seconds"] / kept[0]["seconds"]  # of what the first method took, searched with the same number
@@ -194,7 +194,7 @@ def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -
 
 def test_seconds_are_of_a_whole_training(few: tuple[Any, Any, list[Any]]) -> None:
     spec, context, _ = few
-    fidelities = [as_facts(*tapes.rungs()[name]) for name in (FULL, "narrowed 0.06")]
+    fidelities = [as_facts(*tables.rungs()[name]) for name in (FULL, "narrowed 0.06")]
     found = time_fidelities(spec, fidelities, context)
     assert set(found) == {FULL, "narrowed 0.06"}
     for each in found.values():

@@ -1,4 +1,4 @@
-"""The benches: arms do the same work and agree on it, ratios are what they say, limits are counted right."""
+"""Benchmarks: contenders do the same work and agree on it; ratios and limits are computed correctly."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lonely(case: Case) -> dict[str, Any]:
     raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
 
 
-# -- arms -------------------------------------------------------------------------------------------------------------
+# -- contenders -------------------------------------------------------------------------------------------------------------
 
 
 def contender(name: str, work: str, **options: Any) -> Contender:

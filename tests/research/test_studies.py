@@ -1,4 +1,4 @@
-"""Studies at a small scale: they count rightly, and their pages say what was counted."""
+"""Studies at a small scale: their statistics and their pages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_rank_correlation_is_scipys(seed: int, count: int, ties: bool) -> None:
     assert found.value == pytest.approx(truth, abs=1e-12)
 
 
-def test_strata_take_away_what_differs_between_them() -> None:
+def test_strata_remove_differences_between_them() -> None:
     random = np.random.default_rng(0)
     strata = np.repeat(np.arange(8), 10)
     x = random.standard_normal(80)
@@ -59,14 +59,14 @@ def test_strata_take_away_what_differs_between_them() -> None:
     assert noise.low < noise.value < noise.high
 
 
-def test_correlations_of_nothing() -> None:
+def test_correlations_without_enough_data() -> None:
     assert str(spearman(np.ones(9), np.arange(9.0))) == "-"
     assert spearman(np.arange(3.0), np.arange(3.0)).cells == 3
     holes = np.array([1.0, np.nan, 2.0, 3.0, 4.0, 5.0])
     assert spearman(holes, np.arange(6.0)).cells == 5
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_has_its_nominal_coverage() -> None:
     random, covered = np.random.default_rng(1), 0
     truth = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's of a normal pair with correlation 0.5
     for seed in range(60):
@@ -162,7 +162,7 @@ def test_correlations_find_the_measure_that_goes_with_the_error(
     page.write(tmp_path / "out", "python -m regimes.research study measures", 1.0)
 
 
-def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_are_drawn_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knobs, "one_seed_grids", lambda runs, say: (grids(), "They took no time."))
     page = knobs.study(tmp_path, tmp_path, lambda line: None)
     assert [row[0] for row in page.tables[0].rows][1:] == [
@@ -177,7 +177,7 @@ def test_maps_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "out/maps.svg").exists()
 
 
-def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
+def test_the_digits_sweeps_have_the_same_densities_and_metrics() -> None:
     from regimes.config.sweep_file import read_sweep
 
     sweeps = [
@@ -189,7 +189,7 @@ def test_the_sweeps_of_the_family_ask_for_the_same_cells() -> None:
     assert len({next(iter(sweep.temperature)) for sweep in sweeps}) == 5
 
 
-# -- diagrams with a known answer, and advice -------------------------------------------------------------------------
+# -- synthetic grids, and advice -------------------------------------------------------------------------
 
 
 def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (tmp_path / "out/calibration.png").stat().st_size > 5000
 
 
-def test_diagrams_are_what_they_say() -> None:
+def test_synthetic_grids_have_the_stated_noise_and_regimes() -> None:
     """The scatter has unit variance, two thirds of it shared by what comes from one dense network."""
     drawn = synthetic_grids._scatter(np.random.default_rng(0), (30, 30, 10, 4))
     assert drawn.var() == pytest.approx(1.0, rel=0.1)
@@ -219,7 +219,7 @@ def test_diagrams_are_what_they_say() -> None:
         assert ((lmc < 0) == (truth == 0)).all()
 
 
-def test_the_border_of_a_diagram_by_brute_force() -> None:
+def test_the_border_of_a_synthetic_grid_by_brute_force() -> None:
     line = synthetic._true_border("level", 0, rows=5)
     shift = np.random.default_rng(0).uniform(-0.08, 0.08, 2)
     assert line == pytest.approx(np.full(5, 0.35 - shift[1]), abs=2e-3)

@@ -20,8 +20,7 @@ from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
 from regimes.experiment.engine_selection import EngineChoice, select_engine
 from regimes.experiment.memory import MAX_MEMORY_SHARE, PROCESS_BYTES, bytes_per_network, networks_that_fit, peak_bytes
-from regimes.experiment.prepare import prepare
-from regimes.experiment.run import Result
+from regimes.experiment.run import Result, prepare
 from regimes.experiment.store import Store
 from regimes.models import MODELS
 from regimes.models.build import build

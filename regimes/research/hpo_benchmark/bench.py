@@ -49,7 +49,9 @@ def bench(device: str, rounds: int, images: str, say: Say, recording: Path | Non
     if live:
         run_live(setup, path.parent, say)
     found = searches(path, setup, say)
-    tested = [table.tested(without=table.seen(seed)[table.positions[FULL]]) for seed in range(SEARCHES)]
+    tested = [
+        table.expected_test_errors(without=table.seen_seeds(seed)[table.positions[FULL]]) for seed in range(SEARCHES)
+    ]
     scores = Scores.of(found, tested, table.seed_noise())
     asked, ranks = contrasts(scores), ranked(table, say)
     tables = [methods_table(scores, setup), contrasts_table(asked), targets_table(scores)]
@@ -94,7 +96,7 @@ def searches(path: Path, setup: BenchmarkSetup, say: Say) -> dict[str, list[Meth
     )
     with pool:
         for method in METHODS:
-            if (setup.guide is not None or not method.mapped) and set(setup.fidelity_names(method)) <= set(
+            if (setup.guide is not None or not method.uses_map) and set(setup.fidelity_names(method)) <= set(
                 setup.fidelities
             ):
                 found[method.name] = list(pool.map(_replayed, [(method, seed) for seed in range(SEARCHES)]))

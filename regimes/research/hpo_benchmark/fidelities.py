@@ -45,12 +45,12 @@ class RecordedFidelity:
     seeds: int = 1
 
     @property
-    def whole(self) -> bool:
+    def is_full(self) -> bool:
         """Whether this is the full training that a search optimizes."""
-        return not self.proxy and self.plain
+        return not self.proxy and self.unmodified
 
     @property
-    def plain(self) -> bool:
+    def unmodified(self) -> bool:
         """Whether settings are unchanged and trained for all epochs on all images."""
         return not self.shift and self.images == 1 and self.epochs == 1
 
@@ -97,11 +97,11 @@ def part_of(fidelity: RecordedFidelity, context: RunContext) -> RunContext:
     if fidelity.images == 1:
         return context
     part = copy.copy(context)
-    part.data = fewer(context.data, fidelity.images)
+    part.data = subset_images(context.data, fidelity.images)
     return part
 
 
-def fewer(data: Dataset, share: float) -> Dataset:
+def subset_images(data: Dataset, share: float) -> Dataset:
     """Return the data with a fixed random share of its training images."""
     count = len(data.train.targets)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: round(share * count)].sort().values

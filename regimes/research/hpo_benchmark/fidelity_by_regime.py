@@ -54,7 +54,7 @@ def map_bins(table: SearchTable, guide: MapGuidance, kind: str = "narrowed") -> 
     edges[-1] *= 1 + 1e-9
     again, found = pairs_of(table, FULL, table.epochs), []
     for fidelity in fidelities_of(table.facts):
-        if fidelity.proxy != kind or not fidelity.plain:
+        if fidelity.proxy != kind or not fidelity.unmodified:
             continue
         pairs = pairs_of(table, fidelity.name, table.epochs)
         for low, high in itertools.pairwise(map(float, edges)):

@@ -35,8 +35,8 @@ class SearchMethod:
         batch: number of trials asked for together.
         promoted: number of trials of the proxy study that are then trained in full; 0: every trial goes through all
             fidelities.
-        begun: share of the full training that serves as the cheap fidelity; 0: none.
-        mapped: whether a map chooses the proxy and the first fidelity of each trial; its cost counts.
+        first_share: share of the full training that serves as the cheap fidelity; 0: none.
+        uses_map: whether a map chooses the proxy and the first fidelity of each trial; its cost counts.
         pairs: number of settings trained on both networks beforehand; their cost counts.
     """
 
@@ -49,8 +49,8 @@ class SearchMethod:
     proxy_reports: tuple[float, ...] = ()
     batch: int = 1
     promoted: int = 0
-    begun: float = 0.0
-    mapped: bool = False
+    first_share: float = 0.0
+    uses_map: bool = False
     pairs: int = 0
 
 
@@ -78,10 +78,12 @@ def _ladder(name: str, what: str, *fidelities: str) -> SearchMethod:
     )
 
 
-def _ours(name: str, what: str, *fidelities: str, best: int = 5, batch: int = 64, mapped: bool = False) -> SearchMethod:
+def _ours(
+    name: str, what: str, *fidelities: str, best: int = 5, batch: int = 64, uses_map: bool = False
+) -> SearchMethod:
     description = f"{what}; the best {best} in full"
     return SearchMethod(
-        name, description, "tpe", fidelities, "halving", EARLY_REPORT, EARLY_REPORT, batch, best, mapped=mapped
+        name, description, "tpe", fidelities, "halving", EARLY_REPORT, EARLY_REPORT, batch, best, uses_map=uses_map
     )
 
 
@@ -90,7 +92,9 @@ METHODS = (
     SearchMethod("random, full network", "every trial in full", sampler="random"),
     SearchMethod(BASE, "every trial in full: the baseline"),
     *(_stock(name) for name in OWN_STOCK),
-    SearchMethod("few epochs, keep the best", "a tenth of the epochs; the best 5 continue", promoted=5, begun=0.1),
+    SearchMethod(
+        "few epochs, keep the best", "a tenth of the epochs; the best 5 continue", promoted=5, first_share=0.1
+    ),
     _best("a quarter of the epochs", "the full network, its schedule shortened", "full, short"),
     _best("a quarter of the images", "the full network on fewer images", "quarter of the images"),
     _best("half of the images", "the full network on fewer images", "half of the images"),
@@ -106,7 +110,7 @@ METHODS = (
     _ours("ours at 0.03", "narrowed to 0.03", "narrowed 0.03"),
     _ours("ours at 0.12", "narrowed to 0.12, nearest to the default without a map", "narrowed 0.12"),
     _ours("ours at 0.25", "narrowed to 0.25", "narrowed 0.25"),
-    _ours("ours, with the map", "narrowed to a density that the map trusts, if any", mapped=True),
+    _ours("ours, with the map", "narrowed to a density that the map trusts, if any", uses_map=True),
     _ours("ours + discovery", "a discovered structure", "discovered 0.06"),
     _ours("ours, saliency", "at 0.06, the most salient channels", "saliency 0.06"),
     _ours("ours, magnitude", "at 0.06, the largest channels", "magnitude 0.06"),
@@ -143,15 +147,15 @@ CONTRASTS = (  # question, method, method that it is compared with
     ("Is discovery more than width?", "ours + discovery", "ours at 0.06"),
     ("Does the map pay?", "ours, with the map", "ours at 0.12"),
     ("Does the map pay?", "ours, with the map", "ours, no proxy"),
-    ("Does a proxy pay, beside halving?", "ours at 0.06", "ours, no proxy"),
-    ("Does a proxy pay, beside few epochs?", "ours at 0.06", "few epochs, keep the best"),
-    ("Does a proxy pay, beside short trainings?", "ours, not halved", "a quarter of the epochs"),
+    ("Does a proxy pay, compared with halving?", "ours at 0.06", "ours, no proxy"),
+    ("Does a proxy pay, compared with few epochs?", "ours at 0.06", "few epochs, keep the best"),
+    ("Does a proxy pay, compared with short trainings?", "ours, not halved", "a quarter of the epochs"),
     ("Is a part of the images as good?", "ours at 0.06", "ours, a quarter of the images"),
     ("Do fleets pay?", "ours, not halved", "narrowed"),
     ("Does halving proxies pay?", "ours at 0.06", "ours, not halved"),
     ("Is it better to judge early?", "ours at 0.06", "ours, halved later"),
     ("Is it better to judge early?", "ours, no proxy", "no proxy, judged later"),
-    ("Does promotion pay, beside the ladder?", "ours at 0.06", "ladder at 0.06"),
+    ("Does promotion pay, compared with the ladder?", "ours at 0.06", "ladder at 0.06"),
     ("Does one batch pay?", "ours at 0.06", "ours, four batches"),
     ("Do fewer promotions pay?", "ours, the best 3", "ours at 0.06"),
     ("Do more promotions pay?", "ours, the best 8", "ours at 0.06"),

@@ -69,7 +69,7 @@ def ranking_quality(
         bootstrap(lambda at: mean_of(tau, pairs, at) - mean_of(tau, again, at), len(table.settings)),
         bootstrap(lambda at: mean_of(lambda a, b: float(spearmanr(a, b).statistic), pairs, at), len(table.settings)),
         bootstrap(lambda at: mean_of(recall, pairs, at), len(table.settings)),
-        float(np.mean([regret(cheap, full, table.unseen()) for cheap, full in pairs])),
+        float(np.mean([regret(cheap, full, table.unseen_test_errors()) for cheap, full in pairs])),
         table.cost(fidelity) * part,
         table.cost(fidelity, together=False) * part,
     )
@@ -78,7 +78,7 @@ def ranking_quality(
 def pairs_of(table: SearchTable, fidelity: str, epoch: int, value: str = "calibrated") -> Pairs:
     """Return all pairs of a training of the fidelity and one of the full network, never a training with itself."""
     cheap = table.arrays[value][table.positions[fidelity], :, :SEARCHED, epoch - 1]
-    full = [table.last(FULL, seed, value) for seed in range(SEARCHED)]
+    full = [table.final_values(FULL, seed, value) for seed in range(SEARCHED)]
     known = [seed for seed in range(SEARCHED) if not np.isnan(cheap[:, seed]).any()]
     return [(cheap[:, i], full[j]) for i in known for j in range(SEARCHED) if fidelity != FULL or i != j]
 

@@ -37,11 +37,11 @@ def ranking_table(ranks: Sequence[RankingQuality]) -> TextTable:
 
 def validation_value_table(table: SearchTable) -> TextTable:
     """Return the rank correlations by validation value: with the full network's value and with test errors."""
-    names = [FULL, *(each.name for each in fidelities_of(table.facts) if each.proxy == "narrowed" and each.plain)]
+    names = [FULL, *(each.name for each in fidelities_of(table.facts) if each.proxy == "narrowed" and each.unmodified)]
     told = (f"{value}: tau with {what}" for value in VALUES for what in ("the full network's", "test errors"))
     rows, facts = [["ranked by", *told]], []
     everything = np.arange(len(table.settings))
-    tested = [table.tested(np.full(len(everything), seed)) for seed in range(SEARCHED)]
+    tested = [table.expected_test_errors(np.full(len(everything), seed)) for seed in range(SEARCHED)]
     for name in names:
         found: dict[str, Any] = {"course": "full, another seed" if name == FULL else name}
         shown = []
@@ -68,8 +68,8 @@ def shift_table(setup: BenchmarkSetup) -> TextTable:
     table = setup.table
     rows, facts = [["fidelity", "hyperparameter", "factor", "95 % interval"]], []
     for name in (FULL, *(each.name for each in fidelities_of(table.facts) if each.proxy and not each.shift)):
-        small = table.last(name)
-        found = shift_between(table.settings, small, table.last(FULL, 1), setup.spec.space)
+        small = table.final_values(name)
+        found = shift_between(table.settings, small, table.final_values(FULL, 1), setup.spec.space)
         rows += _rows("full, another seed" if name == FULL else name, found)
         facts.append({"course": name, **asdict(found)})
     notes = [

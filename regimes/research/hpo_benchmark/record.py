@@ -104,7 +104,7 @@ def tasks_of(
         members = list(group)
         for first in range(0, len(members), size):
             numbers, recipes = zip(*members[first : first + size], strict=True)
-            yield RecordTask(facts, numbers, recipes, seed, fidelity.whole)
+            yield RecordTask(facts, numbers, recipes, seed, fidelity.is_full)
 
 
 def record(spec: Hpo, folder: Path, tasks: Sequence[RecordTask], workers: int, say: Say) -> None:

@@ -26,7 +26,7 @@ class ReplayTrainer:
 
     def __init__(self, table: SearchTable, ladder: Ladder, fidelity_names: Sequence[str], replay: int = 0) -> None:
         self.table, self.ladder, self.fidelity_names = table, ladder, fidelity_names
-        self.seen = table.seen(replay)
+        self.seen = table.seen_seeds(replay)
         self.spent = 0.0
 
     def run(self, jobs: Sequence[TrialJob], segment: Segment) -> list[FidelityResult]:

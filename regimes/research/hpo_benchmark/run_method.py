@@ -71,9 +71,11 @@ class BenchmarkSetup:
         A map chooses the cheapest densities that it trusts and that save time.
         """
         names = [self._as_fast(each) for each in method.fidelities]
-        if method.mapped and self.guide is not None:
+        if method.uses_map and self.guide is not None:
             trusted = {each.density for each in self.guide.densities() if each.trusted}
-            recorded = [each for each in fidelities_of(self.table.facts) if each.proxy == "narrowed" and each.plain]
+            recorded = [
+                each for each in fidelities_of(self.table.facts) if each.proxy == "narrowed" and each.unmodified
+            ]
             names = [each.name for each in recorded if each.density in trusted][: self.spec.ladder.most]
             full = self.fidelities[FULL]
             goes_on = method.promoted / self.trials if method.promoted else REDUCTION_FACTOR**-2
@@ -85,7 +87,9 @@ class BenchmarkSetup:
         if not name.startswith(AS_FAST):
             return name
         wanted = self.table.mean_seconds(name.removeprefix(AS_FAST), together=False)
-        narrowed = [each.name for each in fidelities_of(self.table.facts) if each.proxy == "narrowed" and each.plain]
+        narrowed = [
+            each.name for each in fidelities_of(self.table.facts) if each.proxy == "narrowed" and each.unmodified
+        ]
         away = [abs(np.log(self.table.mean_seconds(each, together=False) / wanted)) for each in narrowed]
         return narrowed[int(np.argmin(away))]
 
@@ -100,7 +104,7 @@ class BenchmarkSetup:
         fidelities, how = self.fidelity_names(method), "alone" if method.batch == 1 else "together"
         made = sum(self.table.facts["made"][name][how] for name in fidelities) if len(fidelities) > 1 else 0.0
         pairs = method.pairs * sum(self.table.mean_seconds(name) for name in fidelities)
-        return made + pairs + (self.guide.seconds if method.mapped and self.guide is not None else 0.0)
+        return made + pairs + (self.guide.seconds if method.uses_map and self.guide is not None else 0.0)
 
 
 def replay(method: SearchMethod, setup: BenchmarkSetup, seed: int) -> MethodResult:
@@ -158,7 +162,7 @@ class MethodRun:
     def run(self) -> None:
         """Run the search: one study through all fidelities, or a proxy study whose best trials are then promoted."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        if not self.method.promoted or (len(self.ladder.rungs) == 1 and not self.method.begun):
+        if not self.method.promoted or (len(self.ladder.rungs) == 1 and not self.method.first_share):
             self._work(self._study(self.ladder), self.ladder, self.method.batch, self.setup.trials)
             return
         cheap, base = self._halves()
@@ -171,9 +175,9 @@ class MethodRun:
         """Split the segments into those of the cheap fidelity and those of the full network."""
         ladder, full = self.ladder, len(self.ladder.rungs) - 1
         whole = ladder.stretches[-1]
-        if self.method.begun:
-            stop = max(1, round(self.method.begun * whole.stop))
-            parts = Segment(full, 0, stop, 1, self.method.begun), Segment(full, stop, whole.stop, 1, 1.0)
+        if self.method.first_share:
+            stop = max(1, round(self.method.first_share * whole.stop))
+            parts = Segment(full, 0, stop, 1, self.method.first_share), Segment(full, stop, whole.stop, 1, 1.0)
             return dataclasses.replace(ladder, stretches=parts[:1]), dataclasses.replace(ladder, stretches=parts[1:])
         cheap = tuple(each for each in ladder.stretches if each.rung < full)
         all_of_it = dataclasses.replace(whole, start=0, step=1)
@@ -190,7 +194,7 @@ class MethodRun:
             return optuna.create_study(study_name=name, sampler=self.sampler(base), pruner=stopper)
 
     def _work(self, study: optuna.Study, ladder: Ladder, batch: int, trials: int) -> None:
-        setup, guide = self.setup, self.setup.guide if self.method.mapped and not self.method.promoted else None
+        setup, guide = self.setup, self.setup.guide if self.method.uses_map and not self.method.promoted else None
         start = (lambda recipe: guide.start(ladder, recipe)) if guide is not None and len(ladder.rungs) > 1 else None
         self.trainer.ladder = ladder
         climb = TrialRunner(

@@ -30,7 +30,7 @@ TITLE = "Proxy HPO: stoppers, and searches with and without a map"
 PARAGRAPHS = [
     f"`{FILE}`: hyperparameters of PreResNet-14 (width 16) on handwritten digits - learning rate, weight decay, batch "
     "size, SAM rho, label smoothing -, trained on a narrow proxy and on the full network, each with reports at a tenth "
-    "of its epochs and at its end. Steps are cumulative measured seconds in units of the first report's.",
+    "of its epochs and at its end. Steps are cumulative measured seconds; the first report's is 1.",
     "Stoppers: every trial goes through all fidelities; the random trials are the same for each stopper and asked for "
     "in one batch. A training that several stoppers allow is done once and counted for each. `none`: every trial is "
     "trained on the proxy and in full.",

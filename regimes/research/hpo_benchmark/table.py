@@ -97,18 +97,18 @@ class SearchTable:
         """Number of epochs of a full training."""
         return int(self.data.sizes["epoch"])
 
-    def last(self, fidelity: str, seed: int = 0, value: str = "calibrated") -> Numbers:
+    def final_values(self, fidelity: str, seed: int = 0, value: str = "calibrated") -> Numbers:
         """Return the final validation value of every setting (settings,)."""
         return self.arrays[value][self.positions[fidelity], :, seed, -1]
 
-    def seen(self, replay: int) -> NDArray[np.int64]:
+    def seen_seeds(self, replay: int) -> NDArray[np.int64]:
         """Draw the seed whose training a replay sees of every fidelity and setting (fidelities, settings)."""
         loss = self.arrays["loss"][..., -1]
         seeds = np.clip((~np.isnan(loss)).sum(axis=2), 1, SEARCHED)  # available seeds (fidelities, settings)
         random = np.random.default_rng(replay)
         return np.asarray(np.floor(random.random(seeds.shape) * seeds).astype(np.int64))
 
-    def tested(self, without: NDArray[np.int64]) -> Numbers:
+    def expected_test_errors(self, without: NDArray[np.int64]) -> Numbers:
         """Return the full network's expected test error (settings,): the mean over all seeds but one each.
 
         A diverged network counts as guessing.
@@ -120,7 +120,7 @@ class SearchTable:
         found[np.arange(len(found)), without] = np.nan
         return np.asarray(np.nanmean(found, axis=1))
 
-    def unseen(self) -> Numbers:
+    def unseen_test_errors(self) -> Numbers:
         """Return the expected test error (settings,) over seeds that no search sees, else over all seeds."""
         found = self._errors().copy()
         known = np.asarray(~np.isnan(found[:, SEARCHED:])).any(axis=1)

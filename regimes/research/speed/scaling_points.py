@@ -17,7 +17,7 @@ from regimes.research.speed.roofline import step
 from regimes.research.speed.workloads import new_network
 
 if TYPE_CHECKING:
-    from regimes.experiment.prepare import Prepared
+    from regimes.experiment.run import Prepared
     from regimes.pruners.mask import Mask
 
 
@@ -25,7 +25,7 @@ def cells(case: Case) -> dict[str, Any]:
     """Expand a sweep, write a record for every stage, scan the store and assemble the dataset."""
     import regimes
     from regimes.config.sweep_file import resolve_sweep
-    from regimes.experiment.prepare import prepare
+    from regimes.experiment.run import prepare
     from regimes.experiment.run_metadata import start_run
     from regimes.experiment.schedule import scan_store
 
