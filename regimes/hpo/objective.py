@@ -215,7 +215,7 @@ def optimize(
         n_trials: total number of trials.
         batch: number of trials asked for together.
         timeout: seconds after which nothing new is started. Trials that are then unfinished are marked failed;
-            ``regimes.hpo.optuna_study.requeue_dead_trials`` enqueues them again.
+            ``regimes.hpo.requeue.requeue_dead_trials`` enqueues them again.
     """
     deadline = time.monotonic() + (timeout if timeout is not None else math.inf)
     run_trials(study, objective.climb(batch, deadline), batch, Limits(n_trials, deadline))

@@ -19,8 +19,9 @@ from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
 from regimes.hpo.fidelity_trainer import FidelityTrainer
-from regimes.hpo.optuna_study import count_finished, holders, is_duplicate, open_study
+from regimes.hpo.optuna_study import open_study
 from regimes.hpo.plan import Plan
+from regimes.hpo.requeue import count_finished, holders, is_duplicate
 from regimes.hpo.search_space import recipe_with
 from regimes.hpo.trial_attrs import PREFIX, note
 from regimes.hpo.trial_runner import RunningTrial, TrialRunner, Watch

@@ -26,9 +26,10 @@ from regimes.hpo.optimize_loop import (
     trial_runner_of,
     winner_of,
 )
-from regimes.hpo.optuna_study import JOURNAL, count_finished, holders, is_open, open_storage, requeue_dead_trials
+from regimes.hpo.optuna_study import JOURNAL, open_storage
 from regimes.hpo.plan import Plan, Say, context_of, guidance_of, load_plan, plan, save_plan
 from regimes.hpo.promotion import FULL_PHASE, phase_of, phases, promote, promoted
+from regimes.hpo.requeue import count_finished, holders, is_open, requeue_dead_trials
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.trial_attrs import PREFIX
 from regimes.hpo.trial_runner import Watch

@@ -62,7 +62,7 @@ def run_workers(
         RunFailed: more than `MAX_WORKER_DEATHS` workers died.
         UserError: a worker raised one.
     """
-    from regimes.hpo.optuna_study import requeue_dead_trials
+    from regimes.hpo.requeue import requeue_dead_trials
 
     context = multiprocessing.get_context("spawn")
     deaths, errors = 0, context.SimpleQueue()

@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 from searches import PROGRAM, call, clock, engine, finished, spec, written
 
 from regimes.hpo.fidelities import Segment
-from regimes.hpo.optuna_study import open_storage, requeue_dead_trials
+from regimes.hpo.optuna_study import open_storage
+from regimes.hpo.requeue import requeue_dead_trials
 from regimes.hpo.savings import in_words
 from regimes.hpo.search import SearchOptions, search
 

@@ -16,8 +16,9 @@ import regimes
 from regimes import UserError
 from regimes.hpo.fidelity_trainer import FidelityResult, FidelityTrainer
 from regimes.hpo.optimize_loop import Limits, run_trials
-from regimes.hpo.optuna_study import open_storage, requeue_dead_trials
+from regimes.hpo.optuna_study import open_storage
 from regimes.hpo.process_identity import this_worker
+from regimes.hpo.requeue import requeue_dead_trials
 from regimes.hpo.search import SearchOptions, search
 from regimes.hpo.trial_runner import RunningTrial, TrialRunner
 

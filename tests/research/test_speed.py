@@ -47,7 +47,7 @@ def lonely(case: Case) -> dict[str, Any]:
     raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
 
 
-# -- contenders -------------------------------------------------------------------------------------------------------------
+# -- contenders ----------------------------------------------------------------------------------------------------
 
 
 def contender(name: str, work: str, **options: Any) -> Contender:
