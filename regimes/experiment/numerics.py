@@ -83,9 +83,9 @@ def numerics_of(device: str, dense: str, engine: str, precision: str = "float32"
 def memory_layout(kind: str) -> str:
     """Return the memory format of images and convolutions for a type of device.
 
-    Channels-last is up to 1.3 times as fast, but not safe on CPUs with AVX2 alone: there oneDNN's gradient of a 1x1
-    convolution with stride and a number of input channels that is no multiple of 8 writes beyond its memory in this
-    format (torch 2.13.0), which ends the process.
+    Channels-last is up to 1.3 times as fast, but not safe on CPUs with AVX2 and no AVX512: there oneDNN's weight
+    gradient of a strided 1x1 convolution with 2 to 6 input channels writes beyond its memory in this format (torch
+    2.13.0), which corrupts the heap and ends the process.
     """
     avx2 = kind == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return "contiguous_format" if avx2 else "channels_last"
