@@ -31,7 +31,8 @@ def advise(
         typer.Option("--knob", metavar="KNOB", help="Choose the value of this knob, e.g. sam_rho. Repeatable."),
     ] = [],  # noqa: B006
     rungs: Annotated[
-        bool, typer.Option("--rungs", help="List the densities that rank training settings as the full network does.")
+        bool,
+        typer.Option("--rungs", help="List densities and whether each ranks settings as the dense network does."),
     ] = False,
     adviser: Adviser = None,
     lmc: LmcCut = None,

@@ -37,7 +37,7 @@ def discover(
     changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
     as_json: Json = False,
 ) -> None:
-    """Find smaller networks: units and layers are removed during training. Resumes where it stopped."""
+    """Find smaller networks: channels and residual blocks are removed during training. Resumes where it stopped."""
     from regimes.cli.progress import exit_interrupted
     from regimes.config.discovery_file import read_discovery_file
     from regimes.experiment.run_discovery import context_of, tasks

@@ -21,7 +21,7 @@ def map_(
     cka: CkaCut = None,
     mark: Mark = [],  # noqa: B006
     html: Annotated[
-        bool, typer.Option("--html", help="Also write page.html, an interactive page (pip install 'regimes[page]').")
+        bool, typer.Option("--html", help="Also write page.html, an interactive page (needs the extra 'page').")
     ] = False,
 ) -> None:
     """Classify every cell and draw the phase diagram (PNG, SVG, PDF), a panel per metric, and a report.

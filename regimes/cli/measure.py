@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regimes.cli.errors import report_user_errors
-from regimes.cli.options import Device, Json, Set
+from regimes.cli.options import Device, Json
 from regimes.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def measure(
     model: Annotated[str, typer.Option(help="Model name, or module:function.")],
     data: Annotated[str, typer.Option(help="Data set name, or module:function.")],
     metrics: Annotated[str, typer.Option(help="Comma-separated names (default: error, lmc, cka, hessian_trace).")] = "",
-    changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
+    changes: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of model, data or metric: model.depth=20."),
+    ] = [],  # noqa: B006 - typer's way to declare an empty default
     dense: Annotated[bool, typer.Option("--dense", help="Include weights that are exactly 0.")] = False,
     device: Device = "cpu",
     as_json: Json = False,

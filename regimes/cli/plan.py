@@ -24,7 +24,7 @@ def plan(
     changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
     as_json: Json = False,
 ) -> None:
-    """Show what a sweep would do: cells, trainings, what is done already, expected time and disk space."""
+    """Show what a sweep would do: cells, trainings, what is done already, expected time, disk space and memory."""
     from regimes.experiment.cost_estimate import estimate
     from regimes.experiment.environment import default_workers
     from regimes.experiment.run import prepare

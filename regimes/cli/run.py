@@ -24,7 +24,7 @@ def run(
     precision: Precision = None,
     changes: Set = [],  # noqa: B006
     fail_fast: FailFast = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed stages again.")] = False,
     allow_mixed: Mixed = False,
     adaptive: Annotated[
         bool,

@@ -20,7 +20,7 @@ from regimes.regime_map.classify import MEANING, REGIMES, meaning_of
 if TYPE_CHECKING:
     import altair as alt
 
-INSTALL_COMMAND = "pip install -e '.[page]'"
+INSTALL_COMMAND = "pip install 'regimes[page]'"
 CURVE_VARIABLE = "lmc_error"  # variable of the curve, over the coordinate t
 CELL_WIDTH, CELL_HEIGHT = 58, 40  # pixels
 
