@@ -1,4 +1,4 @@
-"""Where does a network prune well, and which way should its training knobs turn?
+"""Regimes of pruning: where a network prunes well, and which way to turn its training knobs.
 
 The flow, each step a folder of this package::
 

@@ -1,4 +1,4 @@
-"""How user errors, failures and interruptions end a command: one line on stderr and an exit code."""
+"""End of a command by user errors, failures and interruptions: one line on stderr and an exit code."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from common import LAYOUTS, clock, data, device, network, row, say
+from preresnet20 import LAYOUTS, clock, data, device, network, row, say
 from torch.func import functional_call, grad, jvp, vmap
 
 aten = torch.ops.aten

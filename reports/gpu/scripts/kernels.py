@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from common import LAYOUTS, Lane, args, captured, clock, cuda, data, device, network, row, say
+from preresnet20 import LAYOUTS, Lane, args, captured, clock, cuda, data, device, network, row, say
 
 
 def table(name, work, top=16):

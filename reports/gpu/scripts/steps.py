@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from common import Lane, clock, cuda, data, device, network, row
+from preresnet20 import Lane, clock, cuda, data, device, network, row
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
