@@ -1,8 +1,8 @@
 """Regimes of pruning: where a network prunes well, and which way to turn its training knobs.
 
-The flow, each step a folder of this package::
+The pipeline::
 
-    sweep file -> spec -> plan -> train -> prune -> retrain -> measure -> record -> classify -> map -> advice
+    sweep file -> config -> plan -> train -> prune -> retrain -> measure -> record -> regime map -> figures, advice
 
 In Python it is as short as in the terminal::
 
@@ -10,7 +10,7 @@ In Python it is as short as in the terminal::
     record = regimes.open("runs/digits")           # xarray.Dataset
     labelled = regimes.classify(record)            # + regime, thresholds found in the data
     regimes.draw_map(labelled, "runs/digits/map")  # phase diagram, one panel a metric
-    chart = regimes.RegimeMap(record)              # which way to turn, which network to prune, which densities to trust
+    chart = regimes.RegimeMap(record)              # which way to turn, which network to prune
     print(chart.advise(0.05, {"batch_size": 64}))
 
 Hyperparameters are searched on small proxies that a map trusts: `objective` and `optimize` for an Optuna study,

@@ -39,7 +39,7 @@ def test_from_a_file_to_a_winner_that_is_tested_once(file: Path, tmp_path: Path)
     again = call("hpo", "tiny.toml", "--out", "out", *CONVOLUTIONS, cwd=tmp_path)  # nothing is left to do
     assert again.returncode == 0, again.stderr
     assert f"{result['winner']['test_error']:.2%}" in again.stdout
-    assert "test error of 2 fresh trainings" in again.stdout
+    assert "test error of 2 new trainings" in again.stdout
     assert "trained with 2 fresh seeds" not in again.stderr
     more = call("hpo", "tiny.toml", "--out", "out", *CONVOLUTIONS, "--trials", "10", "--json", cwd=tmp_path)
     assert json.loads(more.stdout)["savings"]["n"] == 10

@@ -56,7 +56,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(longer: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "nothing finished is lost. Go on with the same command: regimes run" in errors
+    assert "nothing finished is lost; resume with the same command: regimes run" in errors
     assert "Traceback" not in errors
     left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False)
     assert not left.stdout.strip()
