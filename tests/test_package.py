@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,25 @@ def test_public_names_are_there() -> None:
     assert set(dir(regimes)) == set(regimes.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         regimes.nothing  # noqa: B018
+
+
+def test_names_are_found_once() -> None:
+    """No public class has the name of another; no file name is used more than twice."""
+    trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    classes = Counter(node.name for tree in trees.values() for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in classes.items() if count > 1 and not name.startswith("_")] == []
+    files = Counter(path.name for path in trees if path.name != "__init__.py")
+    assert [name for name, count in files.items() if count > 2] == []
+
+
+def test_docstrings_state() -> None:
+    """No public docstring opens with a question word."""
+    asking = re.compile(r"\s*(What|Which|Who|Whose|How|Where|When)\b")
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in [tree, *(node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef)))]:
+            name = getattr(node, "name", path.stem)
+            if asking.match(ast.get_docstring(node) or "") and not name.startswith("_"):
+                found.append(f"{path.name}: {name}")
+    assert found == []

@@ -19,7 +19,7 @@ from regimes.errors import UserError
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class DiscoveryCheckpoint:
     """State of a gated training at the end of an epoch, from which it can be resumed.
 
     Attributes:
@@ -129,7 +129,7 @@ def discover(
     return discovery_of(training)
 
 
-def train_epochs(training: GatedTraining, saved: Checkpoint | None = None) -> Iterator[Checkpoint]:
+def train_epochs(training: GatedTraining, saved: DiscoveryCheckpoint | None = None) -> Iterator[DiscoveryCheckpoint]:
     """Train to the end and yield a checkpoint after every epoch.
 
     Args:
@@ -148,7 +148,7 @@ def train_epochs(training: GatedTraining, saved: Checkpoint | None = None) -> It
         yield _saved(training)
 
 
-def _saved(training: GatedTraining) -> Checkpoint:
+def _saved(training: GatedTraining) -> DiscoveryCheckpoint:
     epoch, good = training.fallback
     facts = {
         "history": list(training.history),
@@ -159,10 +159,10 @@ def _saved(training: GatedTraining) -> Checkpoint:
     tensors = training.tensors()
     if not training.settled:
         tensors |= {f"good/{name}": each for name, each in good.items()}
-    return Checkpoint(len(training.history), tensors, facts)
+    return DiscoveryCheckpoint(len(training.history), tensors, facts)
 
 
-def _load(training: GatedTraining, saved: Checkpoint) -> None:
+def _load(training: GatedTraining, saved: DiscoveryCheckpoint) -> None:
     now = {name: each for name, each in saved.tensors.items() if not name.startswith("good/")}
     good = {name.removeprefix("good/"): each for name, each in saved.tensors.items() if name.startswith("good/")}
     training.restore(now, saved.facts["settled"])

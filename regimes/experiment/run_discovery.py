@@ -15,7 +15,7 @@ from regimes.config.discovery import Pressure
 from regimes.config.discovery_file import DiscoveryConfig
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.discovery import ESTIMATORS
-from regimes.discovery.api import Checkpoint, Discovery, discovery_of, train_epochs
+from regimes.discovery.api import Discovery, DiscoveryCheckpoint, discovery_of, train_epochs
 from regimes.discovery.gated_training import GatedTraining, Row
 from regimes.discovery.save_network import PLAN, WEIGHTS, save
 from regimes.errors import RunFailed, UserError
@@ -169,7 +169,7 @@ def _read(path: Path) -> Record | None:
         return None  # it is written again
 
 
-def _keep_progress(folder: Path, key: str, saved: Checkpoint) -> None:
+def _keep_progress(folder: Path, key: str, saved: DiscoveryCheckpoint) -> None:
     """Write the tensors first, under a new name, so that the progress file always refers to existing tensors."""
     from safetensors.torch import save as packed
 
@@ -182,7 +182,7 @@ def _keep_progress(folder: Path, key: str, saved: Checkpoint) -> None:
             old.unlink()
 
 
-def _load_progress(folder: Path, key: str) -> Checkpoint | None:
+def _load_progress(folder: Path, key: str) -> DiscoveryCheckpoint | None:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -193,4 +193,4 @@ def _load_progress(folder: Path, key: str) -> Checkpoint | None:
         tensors = load((folder / f"{PROGRESS}.{note['epoch']}.safetensors").read_bytes())
     except (OSError, ValueError, SafetensorError):
         return None  # truncated or missing: start again
-    return Checkpoint(note["epoch"], tensors, note["facts"])
+    return DiscoveryCheckpoint(note["epoch"], tensors, note["facts"])
