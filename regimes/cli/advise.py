@@ -54,19 +54,20 @@ def advise(
         trust = RegimeMap.open(grid).rungs(density or None, position)
         _echo(trust, [entry.facts() for entry in trust], as_json, _print_rungs)
         return
-    if len(density) != 1:
-        raise UserError(f"--density: one value is needed, e.g. --density 0.05; got {len(density)}")
     chart = RegimeMap.open(grid, lmc=lmc, cka=cka)
-    if knob or not at:
-        selection = _select(chart, density[0], position, adviser, knob)
+    if len(density) > 1 or (chart.densities and not density):
+        raise UserError(f"--density: one value is needed, e.g. --density 0.05; got {len(density)}")
+    pruned_to = density[0] if density else None
+    if knob or not set(position) & set(chart.knobs):
+        selection = _select(chart, pruned_to, position, adviser, knob)
         _echo(selection, selection.facts(), as_json, _print_selection)
     else:
-        advice = chart.advise(density[0], position, adviser)
+        advice = chart.advise(pruned_to, position, adviser)
         _echo(advice, advice.facts(), as_json, _print_advice)
 
 
 def _select(
-    chart: RegimeMap, density: float, at: Mapping[str, float], adviser: str | None, knobs: list[str]
+    chart: RegimeMap, density: float | None, at: Mapping[str, float], adviser: str | None, knobs: list[str]
 ) -> Selection:
     if knobs == ["sam_rho"]:
         return chart.sam_rho(density, at, adviser)
@@ -113,7 +114,8 @@ def _print_rungs(trust: list[DensityTrust]) -> None:
 
 
 def _basis(result: Advice | Selection) -> str:
-    return f"(density {result.density:g}, adviser '{result.adviser}', confidence {result.confidence:.0%})"
+    where = "" if result.density is None else f"density {result.density:g}, "
+    return f"({where}adviser '{result.adviser}', confidence {result.confidence:.0%})"
 
 
 def _candidate(row: Mapping[str, Any]) -> str:

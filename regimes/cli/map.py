@@ -16,7 +16,7 @@ from regimes.cli.options import CkaCut, Grid, LmcCut, Mark, Rule, positions
 def map_(
     grid: Grid,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: RUN/map).")] = None,
-    rule: Rule = "smooth",
+    rule: Rule = "transition",
     lmc: LmcCut = None,
     cka: CkaCut = None,
     mark: Mark = [],  # noqa: B006

@@ -38,7 +38,7 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file, e.g. recipe.epochs=20."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Rule = Annotated[str, typer.Option(help="Classification rule: smooth, separation, error, or module:function.")]
+Rule = Annotated[str, typer.Option(help="Classification rule: transition, error, or module:function.")]
 LmcCut = Annotated[float | None, typer.Option("--lmc", help="Fix the LMC threshold instead of estimating it.")]
 CkaCut = Annotated[float | None, typer.Option("--cka", help="Fix the CKA threshold instead of estimating it.")]
 Density = Annotated[float, typer.Option("--density", help="Fraction of weights kept, e.g. 0.05.")]

@@ -112,7 +112,7 @@ class MapGuidance:
         "As good" means an expected error within the upper 95 % bound at the largest density. The result also has the
         direction in which the map would turn the temperature, and the recipe with which its networks were retrained.
         """
-        axis = self.chart.density_axis.values
+        axis = self.chart.densities
         try:
             advice = {each: self.chart.advise(each, self.map_coordinates(recipe)) for each in sorted(axis) if each < 1}
         except OutsideRange as error:

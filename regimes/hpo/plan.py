@@ -165,7 +165,7 @@ def plan(
     ladder = ladder_of(rungs, asked.reports, time.perf_counter() - started, asked.proxy_reports)
     space, priors = dict(spec.space), []
     if map_guidance is not None and "sam_rho" in space:
-        lowest = rungs[0].density if len(rungs) > 1 else min(map_guidance.chart.density_axis.values)
+        lowest = rungs[0].density if len(rungs) > 1 else min(map_guidance.chart.densities)
         narrowed = map_guidance.rho(lowest, space["sam_rho"], middle)
         if narrowed is not None:
             space["sam_rho"], best, why = narrowed

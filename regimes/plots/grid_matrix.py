@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -12,16 +15,16 @@ from regimes.record.grid import hotter_is_larger, knobs_of, loads_of
 def table(values: xr.DataArray, data: xr.Dataset) -> pd.DataFrame:
     """Return values over temperatures and loads as a table, the hottest row first, the lowest density on the left.
 
-    With several knobs, rows are their combinations in the order of the grid's dimensions; with several widths, columns
-    are grouped by width.
+    With several knobs, rows are their combinations in the order of the grid's dimensions; with several loads, columns
+    are grouped by all but the last.
     """
     knobs, loads = knobs_of(data), loads_of(data)
     arranged = values.transpose(*knobs, *loads).sortby(loads)
     for knob in knobs:
         arranged = arranged.sortby(knob, ascending=not hotter_is_larger(data, knob))
     rows = [", ".join(part) for part in _labels(arranged, knobs)]
-    widths = [f"{each:g}: " for each in arranged["width"].values] if "width" in loads else [""]
-    columns = [width + percent(each) for width in widths for each in arranged["density"].values]
+    marks = [[_mark(name, value) for value in arranged[name].values.tolist()] for name in loads]
+    columns = [", ".join(combination) for combination in itertools.product(*marks)]
     return pd.DataFrame(arranged.values.reshape(len(rows), len(columns)), index=rows, columns=columns)
 
 
@@ -48,6 +51,10 @@ def _labels(arranged: xr.DataArray, knobs: list[str]) -> list[tuple[str, ...]]:
     return [tuple(names[i][j] for i, j in enumerate(place)) for place in np.ndindex(*map(len, names))]
 
 
+def _mark(load: str, value: float) -> str:
+    return percent(value) if load == "density" else f"{value:g}"
+
+
 def percent(density: float) -> str:
     """Format a density as a percentage with three significant digits."""
     return f"{100 * density:.3g}"
@@ -61,8 +68,8 @@ def axis_titles(data: xr.Dataset) -> tuple[str, str]:
         units = about.get("units", "1")
         title = about.get("long_name", knob)
         names.append(title if units in ("1", "", "epochs") else f"{title} ({units})")
-    width = "width: " if "width" in loads_of(data) else ""
-    return f"{width}density (% of prunable weights kept)", ", ".join(names) + "   (hotter ↑)"
+    loads = ["density (% of prunable weights kept)" if name == "density" else name for name in loads_of(data)]
+    return ", ".join(loads), ", ".join(names) + "   (hotter ↑)"
 
 
 def best_rows(data: xr.Dataset) -> dict[int, int]:
@@ -77,3 +84,8 @@ def best_rows(data: xr.Dataset) -> dict[int, int]:
         for column in range(errors.shape[1])
         if np.isfinite(errors[:, column]).any()
     }
+
+
+def load_groups(data: xr.Dataset) -> int:
+    """Return the number of groups of columns: combinations of all loads but the last."""
+    return math.prod(data.sizes[name] for name in loads_of(data)[:-1])

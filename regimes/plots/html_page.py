@@ -15,7 +15,8 @@ from regimes.plots.metric_panel import panel_names
 from regimes.plots.phase_diagram import COLOURS
 from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean, cell_stderr
-from regimes.regime_map.classify import MEANING, REGIMES, meaning_of
+from regimes.regime_map.classification import MEANING
+from regimes.regime_map.classify import REGIMES, meaning_of
 
 if TYPE_CHECKING:
     import altair as alt

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from regimes.plots.grid_matrix import axis_titles, table
+from regimes.plots.grid_matrix import axis_titles, load_groups, table
 from regimes.plots.phase_diagram import draw_steps
 from regimes.record.grid import knobs_of, loads_of
 from regimes.regime_map.cell_stats import cell_mean
@@ -67,7 +67,7 @@ def panel(data: xr.Dataset, name: str) -> Figure:
     )
     axes.set_facecolor("#e4e4e4")
     if "regime" in data:
-        draw_steps(axes, table(data["regime"], data).to_numpy(), data.sizes.get("width", 1))
+        draw_steps(axes, table(data["regime"], data).to_numpy(), load_groups(data))
     density_title, temperature_title = axis_titles(data)
     axes.set(xlabel=density_title, ylabel=temperature_title)
     axes.set_title(title[:1].upper() + title[1:], fontsize=10)

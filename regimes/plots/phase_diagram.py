@@ -18,10 +18,10 @@ from matplotlib.patheffects import withStroke
 from regimes.errors import UserError
 from regimes.plots.border import INK as BORDER
 from regimes.plots.border import ProbabilityField, draw_border, has_border, probability_field
-from regimes.plots.grid_matrix import axis_titles, best_rows, setting_at, table
+from regimes.plots.grid_matrix import axis_titles, best_rows, load_groups, setting_at, table
 from regimes.regime_map.axes import position
+from regimes.regime_map.classification import MEANING
 from regimes.regime_map.classify import REGIMES, meaning_of, present
-from regimes.regime_map.landscape_rules import MEANING
 from regimes.regime_map.regime_map import RegimeMap
 
 # Colour-blind safe, and distinct in greyscale by their lightness.
@@ -107,7 +107,7 @@ def draw_regimes(axes: Axes, data: xr.Dataset, fine: ProbabilityField | None = N
                 column + 0.86, row + 0.2, "o", ms=5.5, mfc="#111111", mec="#ffffff", mew=1.0, clip_on=False, zorder=4
             )
     if fine is None:
-        draw_steps(axes, cells.to_numpy(), data.sizes.get("width", 1))
+        draw_steps(axes, cells.to_numpy(), load_groups(data))
     else:
         draw_border(axes, fine)
     axes.tick_params(axis="both", length=0)
@@ -127,7 +127,7 @@ def draw_advice(axes: Axes, chart: RegimeMap) -> list[Line2D]:
         if number < 0:
             continue
         setting = setting_at(chart.data, row, column)
-        advice = chart.advise(setting.pop("density"), setting)
+        advice = chart.advise(setting.pop("density", None), setting)
         if advice.direction not in ("hotter", "colder"):
             continue
         drawn = True
@@ -164,14 +164,14 @@ def draw_mark(axes: Axes, chart: RegimeMap, mark: Mapping[str, float]) -> Line2D
     return Line2D([], [], label=f"yours: {setting}", **{**style, "ms": 11})
 
 
-def draw_steps(axes: Axes, labels: np.ndarray, widths: int = 1) -> None:
-    """Draw a heavy line between neighbouring cells with different labels, and a gap between widths."""
+def draw_steps(axes: Axes, labels: np.ndarray, groups: int = 1) -> None:
+    """Draw a heavy line between neighbouring cells with different labels, and a gap between groups of columns."""
     rows, columns = labels.shape
-    for edge in range(columns // widths, columns, columns // widths):
+    for edge in range(columns // groups, columns, columns // groups):
         axes.axvline(edge, color="#ffffff", lw=7, zorder=3)
     style: dict[str, Any] = {"color": "#111111", "lw": 2.2, "solid_capstyle": "round"}
     for row, column in np.ndindex(rows, columns):
-        if (column + 1) % (columns // widths) and labels[row, column] != labels[row, column + 1]:
+        if (column + 1) % (columns // groups) and labels[row, column] != labels[row, column + 1]:
             axes.plot([column + 1, column + 1], [row, row + 1], **style)
         if row + 1 < rows and labels[row, column] != labels[row + 1, column]:
             axes.plot([column, column + 1], [row + 1, row + 1], **style)

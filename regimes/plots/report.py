@@ -67,12 +67,12 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
         reached = ", ".join(f"{percent(float(each.density))} % ({100 * float(each):.3g} %)" for each in kept)
         yield f"- Whole channels are pruned; requested density (mean fraction kept): {reached}."
     yield ""
-    if "lmc_cut" not in data["regime"].attrs:
+    if data["regime"].attrs["rule"] == "error":
         return
     yield (
         "How to read it: in I the retrained copies are poorly connected, and the suggested move is hotter; in II-A "
-        "they are connected but their outputs disagree, and the suggested move is colder; in II-B they are connected "
-        "and similar, and the suggestion is to stay (Zhou et al. 2023, arXiv 2305.18383). LMC is negative if there is "
+        "they are connected, and colder training makes them more similar: the suggested move is colder; in II-B it "
+        "does not, and the suggestion is to stay (Zhou et al. 2023, arXiv 2305.18383). LMC is negative if there is "
         "a barrier between two copies, and positive if the line between them has a lower error than the copies. Test "
         "errors, if they were measured, are compared with the regimes below."
     )
@@ -118,8 +118,9 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
         regimes = [REGIMES[int(number)] for number in cells.iloc[:, column]]
         column_errors = errors.iloc[:, column].to_numpy()
         ends = ", ".join("-" if np.isnan(each) else said(each) for each in column_errors[[0, -1]])
+        load_value = f"{cells.columns[column]} %" if "density" in data.dims else cells.columns[column]
         yield (
-            f"| {cells.columns[column]} % | {said(column_errors[row])} | {cells.index[row]} | {regimes[row]} "
+            f"| {load_value} | {said(column_errors[row])} | {cells.index[row]} | {regimes[row]} "
             f"| {ends} | {regimes[0]}, {regimes[-1]} |"
         )
     yield ""

@@ -1,4 +1,4 @@
-"""Grids of any origin, checked: run folders, and netCDF files with a knob, ``density``, ``lmc`` and ``cka``."""
+"""Grids of any origin, checked: run folders, and netCDF files with a knob, a load, connectivity and ``cka``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import xarray as xr
 
 from regimes.errors import UserError
 from regimes.knobs import KNOBS, Knob
-from regimes.record.assemble import LOADS, STATUS, open_record
+from regimes.record.assemble import STATUS, open_record
 from regimes.registry import lookup
 
 SEEDS = ("dense_seed", "retrain_seed", "pair")
+LOADS = ("data_fraction", "width", "density")  # recognised by name; density last, where it is drawn
+ERRORS = ("test_error", "val_error", "train_error", "final_test_error")  # also with "dense_" in front
 
 
 def read_grid(path: str | Path) -> xr.Dataset:
@@ -65,12 +67,15 @@ def save_grid(data: xr.Dataset, path: str | Path) -> None:
 
 def knobs_of(data: xr.Dataset) -> list[str]:
     """Return the temperature dimensions of a grid: those named as a knob, or with the attribute ``hotter``."""
-    return [str(dim) for dim in data.sizes if str(dim) in KNOBS or "hotter" in data[str(dim)].attrs]
+    loads = loads_of(data)
+    names = [str(dim) for dim in data.sizes if str(dim) in KNOBS or "hotter" in data[str(dim)].attrs]
+    return [name for name in names if name not in loads]
 
 
 def loads_of(data: xr.Dataset | xr.DataArray) -> list[str]:
-    """Return the load dimensions of a grid: density, and width if it varies."""
-    return [name for name in LOADS if name in data.dims]
+    """Return the load dimensions of a grid: those named as a load, or with the attribute ``load = true``."""
+    named = [str(dim) for dim in data.dims if str(data[dim].attrs.get("load", "")).lower() in ("true", "1")]
+    return [*(name for name in named if name not in LOADS), *(name for name in LOADS if name in data.dims)]
 
 
 def hotter_is_larger(data: xr.Dataset, knob: str) -> bool:
@@ -98,8 +103,13 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
         other = "or a dimension with the attribute 'hotter'"
         raise UserError(f"{name}: no knob among the dimensions ({have}); allowed: {', '.join(KNOBS)}, {other}")
     data = _by_density(data, name)
-    if "density" not in data.sizes:
-        raise UserError(f"{name}: no dimension 'density' (fraction of weights kept, in (0, 1])")
+    if not loads_of(data):
+        have = ", ".join(str(dim) for dim in data.sizes if str(dim) not in knobs) or "none besides the knobs"
+        other = "or a dimension whose coordinate has the attribute load = true"
+        raise UserError(f"{name}: no load among the dimensions ({have}); allowed: {', '.join(LOADS)}, {other}")
+    if "lmc" not in data and "curve" in data:
+        data = data.assign(lmc=data["curve"])
+        data["lmc"].attrs = data["curve"].attrs | {"long_name": "connectivity along a trained curve, in place of LMC"}
     for variable in ("lmc", "cka"):
         if variable not in data:
             why = (
@@ -107,7 +117,9 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
                 if "status" in data and bool((data["status"] == STATUS.index("diverged")).all())
                 else ""
             )
-            raise UserError(f"{name}: {why}no variable '{variable}'; a grid needs lmc and cka over a knob and density")
+            raise UserError(
+                f"{name}: {why}no variable '{variable}'; a grid needs lmc (or curve) and cka over a knob and a load"
+            )
         missing = [dim for dim in (*knobs, *loads_of(data)) if dim not in data[variable].dims]
         if missing:
             raise UserError(f"{name}: '{variable}' lacks the dimension {', '.join(missing)}")
@@ -121,7 +133,8 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
             known: Knob = lookup(KNOBS, knob, "knob")
             defaults = {"units": known.unit, "long_name": known.long_name, "hotter": known.hotter}
             data[knob].attrs = defaults | data[knob].attrs
-    data["density"].attrs.setdefault("long_name", "density (fraction of prunable weights kept)")
+    if "density" in data.coords:
+        data["density"].attrs.setdefault("long_name", "density (fraction of prunable weights kept)")
     data.attrs.setdefault("title", Path(name).stem)
     return data
 
@@ -165,7 +178,7 @@ def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Datase
 
 
 def _check_numbers(data: xr.Dataset, name: str) -> None:
-    density = data["density"].values
+    density = data["density"].values if "density" in data.sizes else np.ones(1)
     if np.any(~np.isfinite(density)) or np.any(density <= 0):
         raise UserError(f"{name}: density {np.nanmin(density):g}; allowed: (0, 1]")
     if np.any(density > 1):
@@ -173,8 +186,11 @@ def _check_numbers(data: xr.Dataset, name: str) -> None:
     cka, lmc = data["cka"].values, data["lmc"].values
     if not bool((data["lmc"].notnull() & data["cka"].notnull()).any()):
         raise UserError(f"{name}: no cell has both lmc and cka; nothing to classify")
+    _check_errors(data, name)
     if np.nanmin(cka) < -0.2 or np.nanmax(cka) > 1.001:
-        raise UserError(f"{name}: cka from {np.nanmin(cka):g} to {np.nanmax(cka):g}; allowed: 0 to 1 (1 = identical)")
+        raise UserError(
+            f"{name}: cka from {np.nanmin(cka):g} to {np.nanmax(cka):g}; allowed: -0.2 to 1.001 (1 = identical)"
+        )
     if data["lmc"].attrs.get("units", "1") != "1":  # a loss is not bounded
         return
     if np.nanmax(np.abs(lmc)) > 1:
@@ -186,3 +202,20 @@ def _check_numbers(data: xr.Dataset, name: str) -> None:
             f"{name}: lmc is mostly positive (up to {np.nanmax(lmc):g}); flip its sign? lmc = (E(0)+E(1))/2 - E(t*), "
             "negative at a barrier"
         )
+
+
+def _check_errors(data: xr.Dataset, name: str) -> None:
+    """Reject errors that are no fractions, or not finite."""
+    for variable in (*ERRORS, *(f"dense_{error}" for error in ERRORS)):
+        if variable not in data or not np.issubdtype(data[variable].dtype, np.number):
+            continue
+        values = data[variable].values
+        known = values[~np.isnan(values)]
+        if not len(known):
+            continue
+        low, high = float(known.min()), float(known.max())
+        if np.isinf(known).any():
+            raise UserError(f"{name}: {variable} has infinite values; mark cells without a value as NaN")
+        if data[variable].attrs.get("units", "1") == "1" and not (low >= 0 and high <= 1):
+            hint = "; divide percentages by 100" if low >= 0 else ""
+            raise UserError(f"{name}: {variable} from {low:g} to {high:g}; an error is a fraction, 0 to 1{hint}")

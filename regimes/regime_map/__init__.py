@@ -4,8 +4,7 @@ A new rule or adviser is a function in a file of this folder and one line in `RU
 """
 
 RULES = {
-    "smooth": "regimes.regime_map.landscape_rules:smooth",
-    "separation": "regimes.regime_map.landscape_rules:cell_by_cell",
+    "transition": "regimes.regime_map.transition:transition",
     "error": "regimes.regime_map.error_rule:by_error",
 }
 ADVISERS = {

@@ -19,9 +19,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from regimes.regime_map.gaussian_process import Prior
-from regimes.regime_map.landscape_rules import regimes_at
-from regimes.regime_map.landscape_rules import smooth as smooth_rule
 from regimes.regime_map.measured_grid import MeasuredGrid
+from regimes.regime_map.transition import transition
 
 Numbers = NDArray[np.float64]
 T = TypeVar("T", "_Border", "_Advice")
@@ -128,9 +127,7 @@ class _Border:
     """Acquisition for the border: where regimes are uncertain on the surfaces of LMC and CKA."""
 
     def __init__(self, m: MeasuredGrid) -> None:
-        classification = smooth_rule(m, {})
-        assert classification.cut_samples is not None
-        self.chances = regimes_at(m, classification.cut_samples, m.places, m.density)
+        self.chances = transition(m, {}).probability
         self.covariance = m.surface("lmc").posterior(m.places)[1]
         self.noise = m.surface("lmc").noise ** 2
         self.before = np.clip(np.diag(self.covariance), 1e-12, None)

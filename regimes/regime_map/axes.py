@@ -1,4 +1,8 @@
-"""Axes of a grid: map knob and load values to coordinates from 0 to 1, with hotter (denser) larger."""
+"""Axes of a grid: map knob and load values to coordinates from 0 to 1, with hotter (denser) larger.
+
+Measured values are equally spaced in these coordinates, so that nothing depends on how a sweep spaced them or on the
+unit they are given in; values between two measured ones are interpolated.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,9 @@ class Axis:
     Attributes:
         name: the dimension.
         values: the measured values, ascending.
-        scale: "log" for positive values that span more than a factor of four, "symlog" (logarithmic beyond the smallest
-            positive value) if 0 is among them, "linear" otherwise.
+        scale: how values between two measured ones are interpolated: "log" for positive values that span more than a
+            factor of four, "symlog" (logarithmic beyond the smallest positive value) if 0 is among them, "linear"
+            otherwise.
         integer: whether values are integers.
         sign: +1 if larger values are hotter (always for loads), -1 if smaller ones are.
     """
@@ -56,9 +61,8 @@ class Axis:
                 f"{self.name} {given.reshape(-1)[0]:g} is outside the measured range, {low:g} to {high:g}; "
                 "the map does not extrapolate: extend the sweep, or ask within the range"
             )
-        bent, ends = self._bend(given), self._bend(np.array([low, high]))
-        place = (bent - ends[0]) / (ends[1] - ends[0]) if high > low else np.zeros_like(bent)
-        return np.clip(place if self.sign > 0 else 1 - place, 0.0, 1.0)
+        place = np.interp(self._bend(given), self._bend(np.array(self.values)), self._marks)
+        return place if self.sign > 0 else 1 - place
 
     def nearest(self, value: float) -> float:
         """Return the measured value that equals a value up to rounding, or else the value itself."""
@@ -67,13 +71,17 @@ class Axis:
 
     def value(self, place: Numbers) -> Numbers:
         """Return the values at coordinates; the inverse of `place`."""
-        ends = self._bend(np.array([self.values[0], self.values[-1]]))
-        bent = ends[0] + (place if self.sign > 0 else 1 - place) * (ends[1] - ends[0])
+        bent = np.interp(place if self.sign > 0 else 1 - place, self._marks, self._bend(np.array(self.values)))
         if self.scale == "log":
             return np.asarray(np.exp(bent))
         if self.scale == "symlog":
             return np.asarray(np.expm1(bent) * self._least)
         return np.asarray(bent)
+
+    @property
+    def _marks(self) -> Numbers:
+        count = len(self.values)
+        return np.arange(count) / max(count - 1, 1)
 
     @property
     def _least(self) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.regime_map.axes import position
-from regimes.regime_map.landscape_rules import Classification, regimes_at
-from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
+from regimes.regime_map.classification import Regions
+from regimes.regime_map.measured_grid import Numbers
 
 POSTERIOR_DRAWS = 400
 Settings = tuple[Mapping[str, float], ...]
@@ -26,7 +26,8 @@ class Candidates:
         temperature: (m,) mean coordinate over knobs, 0 coldest, 1 hottest.
         regimes: (m, 3) probabilities of the regimes.
         lmc, cka: (draws, m) posterior draws of the surfaces.
-        connected, similar: (draws, m) whether LMC and CKA are above their cuts; the cuts are sampled too.
+        connected, similar: (draws, m) whether a candidate is in II, and whether colder no longer improves it; the
+            borders are sampled too.
         error: (draws, m) posterior draws of the log test error; None if the grid has no test errors.
         current: index of the current temperature; None if there is none.
     """
@@ -51,8 +52,7 @@ class Candidates:
 
 
 def candidates_at(
-    m: MeasuredGrid,
-    classification: Classification,
+    regions: Regions,
     load: Mapping[str, float],
     at: Mapping[str, float] | None,
     fixed: Mapping[str, float],
@@ -60,8 +60,8 @@ def candidates_at(
     """Return the candidates at a load: every measured temperature, and the current one.
 
     Args:
-        m, classification: the grid and its classification.
-        load: {"density": ...}, and the width if it varies; values between measured ones are interpolated.
+        regions: the regions of a classified grid.
+        load: {load: value}, such as {"density": 0.1}; values between measured ones are interpolated.
         at: {knob: value} of the current temperature, added to the candidates if it is not measured; None if there is
             none.
         fixed: {knob: value} of knobs to hold fixed.
@@ -70,6 +70,7 @@ def candidates_at(
         UserError: a knob or load is missing or unknown.
         OutsideRange: a value is outside the measured range.
     """
+    m = regions.grid
     knobs = m.knob_axes
     settings: list[dict[str, float]] = [{}]
     for axis in knobs:
@@ -85,22 +86,17 @@ def candidates_at(
     places = np.stack([position(m.axes, {**each, **load}) for each in settings])
     random = np.random.default_rng(0)
     drawn = {name: m.surface(name).sample(places, POSTERIOR_DRAWS, random) for name in ("lmc", "cka")}
-    assert classification.cut_samples is not None
-    turn = np.arange(POSTERIOR_DRAWS) % len(classification.cut_samples[0])
-    lmc_cut = m.transform("lmc").forward(classification.cut_samples[0])[turn]
-    own = np.log10(np.array(m.density_axis.values))
-    cka_cuts = m.transform("cka").forward(classification.cut_samples[1])
-    lines = [np.interp(np.log10(load["density"]), own, each) for each in cka_cuts]
+    connected, similar = regions.sample(places, drawn["lmc"])
     error = m.surface("test_error").sample(places, POSTERIOR_DRAWS, random) if m.has_test_error else None
     return Candidates(
         tuple(settings),
         places,
         places[:, : len(knobs)].mean(1),
-        regimes_at(m, classification.cut_samples, places, np.full(len(places), load["density"])),
+        regions.probabilities(places),
         drawn["lmc"],
         drawn["cka"],
-        drawn["lmc"] >= lmc_cut[:, None],
-        drawn["cka"] >= np.array(lines)[turn][:, None],
+        connected,
+        similar,
         error,
         current,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import xarray as xr
 
@@ -11,13 +9,13 @@ from regimes.errors import UserError
 from regimes.record.grid import check_grid
 from regimes.regime_map import RULES
 from regimes.regime_map.cell_stats import error_scale
-from regimes.regime_map.landscape_rules import MEANING, Classification
+from regimes.regime_map.classification import MEANING, Classification
 from regimes.regime_map.measured_grid import MeasuredGrid
-from regimes.regime_map.thresholds import Cuts
 from regimes.registry import lookup
 
 REGIMES = {-1: "unknown", 0: "I", 1: "II-A", 2: "II-B"}
-DEFAULT_RULE = "smooth"
+DEFAULT_RULE = "transition"
+# "cka_cut" is of earlier versions.
 ADDED_VARIABLES = ("regime", "regime_probability", "regime_name", "cka_cut", "at_chance")
 
 
@@ -26,19 +24,20 @@ def classify(
 ) -> xr.Dataset:
     """Return the grid with ``regime`` (int8, over knobs and loads) and ``regime_probability`` (..., regime_name).
 
-    Regime I (0): LMC below its cut; II-A (1): connected, CKA below its cut at that density; II-B (2): connected and
-    similar (Zhou et al. 2023, arXiv 2305.18383); unknown (-1): not measured, diverged, or at chance. The label is the
-    most probable regime. The rule finds the cuts in the data unless they are given; ``regime.attrs`` holds how each was
-    found, and the regimes present and absent. The rule "error" has no cuts: its regimes are the direction of the
-    temperature that lowers the test error.
+    Regime I (0): poorly connected, beyond the cliff of the barrier; II-A (1): connected, and a colder training makes
+    retrained copies more similar; II-B (2): connected, and it does not (Zhou et al. 2023, arXiv 2305.18383); unknown
+    (-1): not measured, diverged, or at chance. The label is the most probable regime. ``regime.attrs`` holds how the
+    borders were found, and the regimes present and absent. The rule "error" uses test errors alone: its regimes are the
+    direction of the temperature that lowers them.
 
     Args:
         data: a record, or any grid with ``lmc`` and ``cka`` over at least one knob and ``density``. Other dimensions
             (seeds, pairs) are averaged over; the noise is estimated from dense seeds.
         rule: a name in `RULES` or an import path.
-        lmc: LMC cut, at most 0. None: the cut given in an earlier classification of the grid, or else found in the
+        lmc: LMC below which cells are in I, at most 0. None: the cut given in an earlier classification of the grid, or
+            else the cliff found in the data.
+        cka: CKA below which connected cells are in II-A, from 0 to 1. None: as for ``lmc``, else the peak found in the
             data.
-        cka: CKA cut, the same at every density, from 0 to 1. None: as for ``lmc``.
 
     Raises:
         UserError: the grid cannot be used, see `check_grid`; the rule is unknown; a cut is outside its range.
@@ -62,18 +61,12 @@ def classify_with_model(
     measured = MeasuredGrid.of(data)
     classification: Classification = lookup(RULES, rule, "rule")(measured, given)
     labels = np.where(measured.usable, classification.probability.argmax(1), -1).astype(np.int8)
-    if classification.cuts is None:
+    if rule == "error":
         labels[np.isnan(measured.mean("test_error"))] = -1
     regime = _as_in(data, measured.on_grid(labels))
     # Plain arrays: a DataArray would replace the grid's coordinates and drop their attributes.
     data["regime"] = (regime.dims, regime.values, _attrs(regime, measured, classification, rule) | _fixed(lmc, cka))
     data = _with_probability(data, measured, classification)
-    if classification.cuts is not None:
-        lines = xr.DataArray(
-            list(classification.cuts.cka.values()), {"density": list(classification.cuts.cka)}, "density"
-        )
-        about = {"units": "1", "long_name": "CKA below which connected cells are II-A"}
-        data["cka_cut"] = (("density",), lines.sel(density=data["density"].values).values, about)
     return data, measured, classification
 
 
@@ -121,14 +114,14 @@ def _attrs(
 ) -> dict[str, object]:
     found = [name for number, name in REGIMES.items() if number >= 0 and bool((regime == number).any())]
     absent = [name for name in MEANING if name not in found]
-    notes = [*classification.notes, *_about_noise(measured, classification.cuts)]
+    notes = [*classification.notes, *_about_noise(measured)]
     return {
         "long_name": "regime of pruning",
         "flag_values": np.array(list(REGIMES), dtype=np.int8),
         "flag_meanings": " ".join(REGIMES.values()),
         "rule": rule,
         **{f"meaning_{name}": text for name, text in classification.meaning.items()},
-        **_numbers(classification.cuts),
+        **_cut(measured, classification),
         "thresholds": "; ".join(notes),
         "present": " ".join(found) or "none",
         "absent": " ".join(absent) or "none",
@@ -139,14 +132,16 @@ def _fixed(lmc: float | None, cka: float | None) -> dict[str, object]:
     return {name: value for name, value in (("given_lmc", lmc), ("given_cka", cka)) if value is not None}
 
 
-def _numbers(cuts: Cuts | None) -> Mapping[str, float]:
-    return {} if cuts is None else {"lmc_cut": cuts.lmc, "noise_lmc": cuts.noise_lmc}
+def _cut(measured: MeasuredGrid, classification: Classification) -> dict[str, float]:
+    """Cut of LMC at the middle of the load axes; empty without a cliff."""
+    regions = classification.regions
+    return {} if regions is None or regions.cliff.seen < 0.5 else {"lmc_cut": regions.cliff.middle(measured)}
 
 
-def _about_noise(measured: MeasuredGrid, cuts: Cuts | None) -> list[str]:
+def _about_noise(measured: MeasuredGrid) -> list[str]:
     notes = []
     scale = measured.scale
-    if scale != 1 and cuts is not None:
+    if scale != 1:
         notes.append(f"LMC is a loss here and is divided by the median test error, {scale:.4g}")
     if count := int(measured.at_chance.sum()):
         notes.append(f"{count} cells are at chance and have no regime")

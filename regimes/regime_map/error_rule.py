@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.errors import UserError
-from regimes.regime_map.landscape_rules import Classification
+from regimes.regime_map.classification import Classification
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
 POSTERIOR_DRAWS = 400
@@ -30,9 +30,9 @@ def by_error(m: MeasuredGrid, given: Mapping[str, float]) -> Classification:
         UserError: the grid has no test errors, or a cut is given (this rule has none).
     """
     if not m.has_test_error:
-        raise UserError("rule 'error' needs test errors, and this grid has none; use rule 'smooth'")
+        raise UserError("rule 'error' needs test errors, and this grid has none; use rule 'transition'")
     if given:
-        raise UserError(f"rule 'error' has no cut for {' or '.join(given)}; remove it, or use rule 'smooth'")
+        raise UserError(f"rule 'error' has no cut for {' or '.join(given)}; remove it, or use rule 'transition'")
     drawn = m.surface("test_error").sample(m.places, POSTERIOR_DRAWS, np.random.default_rng(0))
     hotter, colder = (_change(m, drawn, step) for step in (1, -1))
     hotter_better = (hotter < -MIN_RELATIVE_CHANGE) & (hotter <= colder)
@@ -40,7 +40,7 @@ def by_error(m: MeasuredGrid, given: Mapping[str, float]) -> Classification:
     moves = np.where(hotter_better, 0, np.where(colder_better, 1, 2))
     probability = np.stack([(moves == number).mean(0) for number in range(3)], -1)
     note = f"sign of the change of the test error over one temperature step, beyond {MIN_RELATIVE_CHANGE:.0%}"
-    return Classification(probability, None, [note], meaning=MEANING)
+    return Classification(probability, None, [note], MEANING)
 
 
 def _change(m: MeasuredGrid, drawn: Numbers, step: int) -> Numbers:

@@ -105,7 +105,7 @@ def _hold(
         errors = _errors(there, load)
         if not np.isfinite(errors).all():
             continue
-        without = _without(known, load["density"]) if leave or own else whole
+        without = _without(known, load) if leave or own else whole
         if without is None:
             continue  # all methods are evaluated at the same densities
         dense, least = _dense(there, load), _noise(data, there.knobs, load)
@@ -130,9 +130,10 @@ def _ask(
     least: float,
 ) -> None:
     more = {key: value for key, value in load.items() if key != "density"}
-    chosen = chart.select(load["density"], more, name).selected
+    density = load.get("density")
+    chosen = chart.select(density, more, name).selected
     _note(tallies, name, errors, list(settings).index(chosen))
-    said = [chart.advise(load["density"], {**each, **more}, name).direction for each in settings]
+    said = [chart.advise(density, {**each, **more}, name).direction for each in settings]
     _directions(tallies, name, errors, temperature, said, least)
 
 
@@ -204,10 +205,11 @@ def _together(parts: Sequence[AdviceEvaluation]) -> AdviceEvaluation:
     return AdviceEvaluation(parts[0].name, right, cases, mean, worst, 1 - lost / chance, choices, chance)
 
 
-def _without(data: xr.Dataset, density: float) -> RegimeMap | None:
-    """A map without a density; None at the two ends, or if too few densities remain."""
-    left = data.sel(density=[each for each in data["density"].values.tolist() if each != density])
-    inside = left.sizes["density"] > 1 and left["density"].min() < density < left["density"].max()
+def _without(data: xr.Dataset, load: Mapping[str, float]) -> RegimeMap | None:
+    """A map without a density (or value of the last load); None at the two ends, or if too few remain."""
+    name, value = list(load.items())[-1]
+    left = data.sel({name: [other for other in data[name].values.tolist() if other != value]})
+    inside = left.sizes[name] > 1 and left[name].min() < value < left[name].max()
     return RegimeMap(left) if inside else None
 
 

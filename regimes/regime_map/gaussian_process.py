@@ -61,20 +61,7 @@ class GaussianProcess:
     def sample(self, places: Numbers, count: int, random: np.random.Generator) -> Numbers:
         """Return ``count`` posterior draws (count, m) at places (m, k)."""
         mean, covariance = self.posterior(places)
-        values, vectors = np.linalg.eigh(covariance)
-        root = vectors * np.sqrt(np.clip(values, 0.0, None))
-        return mean + random.standard_normal((count, len(mean))) @ root.T
-
-    @property
-    def stderr(self) -> Numbers:
-        """Standard errors (n,) of the cell means."""
-        return np.sqrt(np.diag(self._errors))
-
-    def sample_errors(self, count: int, random: np.random.Generator) -> Numbers:
-        """Return ``count`` draws (count, n) of the errors of the cell means."""
-        values, vectors = np.linalg.eigh(self._errors)
-        root = vectors * np.sqrt(np.clip(values, 0.0, None))
-        return random.standard_normal((count, len(root))) @ root.T
+        return mean + random.standard_normal((count, len(mean))) @ _root(covariance).T
 
 
 @dataclass(frozen=True)
@@ -102,6 +89,16 @@ class Prior:
     def variance(self, a: Numbers) -> Numbers:
         """Return the prior variance (m,) at places a (m, k)."""
         return LEVEL_VARIANCE + SLOPE_VARIANCE * ((a - 0.5) ** 2).sum(1) + self.height**2 + self.rough**2
+
+
+def _root(covariance: Numbers) -> Numbers:
+    """A matrix R with R R^T = covariance, up to rounding."""
+    jitter = 1e-10 * max(float(np.diag(covariance).max(initial=0.0)), 1e-300)
+    try:
+        return np.asarray(np.linalg.cholesky(covariance + jitter * np.eye(len(covariance))))
+    except np.linalg.LinAlgError:  # singular beyond rounding
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
 
 
 @one_blas_thread
@@ -138,14 +135,17 @@ def fit(
     names = ["height", *["length"] * places.shape[1], "rough", *([] if estimated else ["noise", "row"])]
     prior = np.log([PRIORS[name][0] for name in names]), np.array([PRIORS[name][1] for name in names])
 
-    def parts(theta: Numbers) -> tuple[Prior, Numbers]:
+    def parts(theta: Numbers, of: slice | Numbers) -> tuple[Prior, Numbers]:
         sizes, tail = np.exp(theta), 1 + places.shape[1]
-        model = Prior(sizes[0], sizes[1:tail], sizes[tail])
-        return model, C if estimated else C + sizes[tail + 1] ** 2 * np.eye(len(y)) + sizes[tail + 2] ** 2 * same
+        around = C[of][:, of]
+        if not estimated:
+            around = around + sizes[tail + 2] ** 2 * same[of][:, of]
+            around[np.diag_indices(len(around))] += sizes[tail + 1] ** 2
+        return Prior(sizes[0], sizes[1:tail], sizes[tail]), around
 
     def unlikely(theta: Numbers) -> float:
-        model, around = parts(theta)
-        whole = model.covariance(places[part], places[part]) + around[np.ix_(part, part)]
+        model, around = parts(theta, part)
+        whole = model.covariance(places[part], places[part]) + around
         lower = np.linalg.cholesky(whole + 1e-9 * np.eye(len(part)))
         rest = np.linalg.solve(lower, y[part])
         strange = 0.5 * (((theta - prior[0]) / prior[1]) ** 2).sum()
@@ -156,7 +156,7 @@ def fit(
     if len(y) > 4:
         limits = [(centre - 3 * width, centre + 3 * width) for centre, width in zip(*prior, strict=True)]
         theta = minimize(unlikely, theta, method="L-BFGS-B", bounds=limits).x
-    model, around = parts(theta)
+    model, around = parts(theta, slice(None))
     factor = cho_factor(model.covariance(places, places) + around + 1e-9 * np.eye(len(y)), lower=True)
     if not estimated:
         noise = float(np.hypot(*np.exp(theta[-2:]))) * scale

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -11,16 +13,19 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from regimes.errors import UserError
 from regimes.record.grid import knobs_of
 from regimes.regime_map.axes import Axis, axes_of
 from regimes.regime_map.cell_stats import cell_stderr, cells_at_chance, error_scale, seed_means
 from regimes.regime_map.gaussian_process import GaussianProcess, fit
 from regimes.regime_map.noise_model import variance_between_seeds, variance_by_size
 from regimes.regime_map.transforms import Transform, transform_of
+from regimes.regime_map.wild_cells import wild_cells
 
 Numbers = NDArray[np.float64]
 
-LMC_NOISE_FLOOR = 0.005  # smallest noise of LMC, a fraction of training error
+MAX_SURFACE_CELLS = 1600  # a surface is fitted to; larger grids are fitted to the means of blocks of cells
+MAX_CELLS = 10_000  # of a grid: posterior draws need the covariance of all cells
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +51,7 @@ class MeasuredGrid:
 
     Attributes:
         data: the sorted grid; ``lmc`` is divided by ``scale``.
-        axes: the knobs, then the loads; the density among these.
+        axes: the knobs, then the loads.
         places: (n, k) coordinates of the cells, see `Axis.place`.
         rows: (n,) index of each cell's dense training; cells with the same index share their dense networks.
         scale: 1 if LMC is a fraction of error, else a typical loss; see `error_scale`.
@@ -64,6 +69,10 @@ class MeasuredGrid:
     def of(cls, data: xr.Dataset) -> MeasuredGrid:
         """Return the cells of a grid checked by `check_grid`."""
         axes = axes_of(data)
+        if (cells := math.prod(len(axis.values) for axis in axes)) > MAX_CELLS:
+            sizes = " x ".join(str(len(axis.values)) for axis in axes)
+            hint = "select fewer values along an axis, e.g. data.isel(density=slice(None, None, 2))"
+            raise UserError(f"{sizes} = {cells:,} cells; a map takes {MAX_CELLS:,} at most: {hint}")
         data = data.sortby([each.name for each in axes])
         if (scale := error_scale(data)) != 1:
             of_loss = {name: data[name] / scale for name in ("lmc", "lmc_stderr") if name in data}
@@ -86,33 +95,22 @@ class MeasuredGrid:
 
     @property
     def load_axes(self) -> tuple[Axis, ...]:
-        """The load axes: density, and width if it varies."""
+        """The load axes: density, width, ..."""
         return self.axes[len(self.knobs) :]
 
     @property
-    def density_axis(self) -> Axis:
-        """The density axis."""
-        return next(axis for axis in self.axes if axis.name == "density")
+    def density_axis(self) -> Axis | None:
+        """The density axis; None if the grid has other loads only."""
+        return next((axis for axis in self.axes if axis.name == "density"), None)
 
     def load_coordinates(self, places: Numbers) -> Numbers:
         """Return the columns of coordinates (..., k) that belong to the load axes."""
         return places[..., len(self.knobs) :]
 
-    def density_at(self, places: Numbers) -> Numbers:
-        """Return the densities (m,) at coordinates (m, k)."""
-        return self.density_axis.value(places[:, self.axes.index(self.density_axis)])
-
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of values along each axis."""
         return tuple(len(each.values) for each in self.axes)
-
-    @property
-    @cached
-    def density(self) -> Numbers:
-        """Density (n,) of each cell."""
-        index = np.indices(self.shape)[self.axes.index(self.density_axis)].reshape(-1)
-        return np.array(self.density_axis.values)[index]
 
     @property
     @cached
@@ -152,40 +150,32 @@ class MeasuredGrid:
         return "test_error" in self.data and bool(self.measured("test_error").any())
 
     @property
+    def guess(self) -> float:
+        """Error of guessing, the scale of barriers."""
+        return float(self.data.attrs.get("chance_error", 0.9)) if self.scale == 1 else 1.0
+
     @cached
-    def noise_lmc(self) -> float:
-        """Standard error of a connected cell's mean LMC, at least 0.005.
+    def predicted(self, name: str) -> tuple[Numbers, Numbers]:
+        """Return the posterior mean (n,) and standard deviation (n,) of a surface at the cells."""
+        return self.surface(name).predict(self.places)
 
-        A barrier only lowers LMC, so values above 0 are noise, and noise reaches as far below 0. The estimate is the
-        larger of the root mean square of the values above 0 and that of the standard errors of the cells within this
-        reach of 0. Cells with a barrier are not used, since their noise grows with the barrier.
-        """
-        lmc, stderr = self.mean("lmc")[self.usable], self.stderr("lmc")[self.usable]
-        reach = max(float(lmc.max(initial=0.0)), LMC_NOISE_FLOOR)
-        calm, above = stderr[lmc >= -reach], lmc[lmc > 0]
-        spreads = [float(np.sqrt((each**2).mean())) for each in (calm, above) if len(each)]
-        return max([LMC_NOISE_FLOOR, *spreads])
-
-    @property
     @cached
-    def noise_cka(self) -> Numbers:
-        """Standard error (n,) of each cell's mean of -log10(1 - CKA); NaN if not measured.
+    def drawn(self, name: str, count: int) -> Numbers:
+        """Return posterior draws (count, n) of a surface at the cells."""
+        return self.surface(name).sample(self.places, count, np.random.default_rng(0))
 
-        Estimated from seeds, or from copies, or, with one value per cell, from the roughness of the grid.
-        """
-        found = np.full(len(self.places), np.nan)
-        if self.usable.any():
-            found[self.measured("cka")] = self.surface("cka").stderr
-        return found
-
+    @cached
     def measured(self, name: str) -> NDArray[np.bool_]:
-        """Return the mask (n,) of the cells a variable's surface is fitted to: measured, and not at chance."""
-        return np.isfinite(self.mean(name)) & ~self.at_chance
+        """Return the mask (n,) of the cells a surface is fitted to: measured, not at chance, and not wild."""
+        known = np.isfinite(self.mean(name)) & ~self.at_chance
+        means = np.where(known, self.transform(name).forward(self.mean(name)), np.nan)
+        calm = known & ~wild_cells(means.reshape(self.shape), name).reshape(-1)
+        return calm if calm.any() else known
 
     @cached
     def transform(self, name: str) -> Transform:
         """Return the variance-stabilising transform of a variable."""
-        return transform_of(name, self.noise_lmc if name.startswith("lmc") else float(np.nanmedian(self.seeds(name))))
+        return transform_of(name, self.guess if name.startswith("lmc") else float(np.nanmedian(self.seeds(name))))
 
     @cached
     def surface(self, name: str) -> GaussianProcess:
@@ -196,14 +186,24 @@ class MeasuredGrid:
         known = variance_by_size(name, self.mean(name), self._measuring(name)) * slope**2
         shape = np.sqrt(variance_by_size(name, self.mean(name), variance_between_seeds(seeds, self.mean(name)))) * slope
         shape = shape if shape[measured].all() else np.ones(len(shape))
-        return fit(
-            self.places[measured],
-            scale.forward(seeds[measured]),
-            self.rows[measured],
-            known[measured],
-            shape[measured],
-            scale.min_spread,
+        cells = self.places, scale.forward(seeds), self.rows, known, shape
+        places, values, rows, known, shape = (array[measured] for array in cells)
+        if len(places) > MAX_SURFACE_CELLS:
+            block = self._blocks()[measured]
+            places, values, known, shape = (_block_means(array, block) for array in (places, values, known, shape))
+            _, rows = np.unique(places[:, : len(self.knobs)], axis=0, return_inverse=True)
+        return fit(places, values, rows.reshape(-1), known, shape, scale.min_spread)
+
+    def _blocks(self) -> NDArray[np.int64]:
+        """Number (n,) of the block of neighbouring cells that each cell is in, with few enough blocks for a surface."""
+        width = next(
+            width
+            for width in itertools.count(2)
+            if math.prod(math.ceil(size / width) for size in self.shape) <= MAX_SURFACE_CELLS
         )
+        index = np.indices(self.shape) // width
+        blocks = [math.ceil(size / width) for size in self.shape]
+        return np.ravel_multi_index(tuple(index), blocks).reshape(-1)
 
     def _measuring(self, name: str) -> Numbers:
         """Variance (n,) of the cell means over images, or over copies with one dense seed."""
@@ -221,3 +221,15 @@ class MeasuredGrid:
         shaped = np.asarray(values).reshape(*self.shape, *np.shape(values)[1:])
         coords = {name: self.data[name].values for name in names}
         return xr.DataArray(shaped, dims=(*names, *more), coords=coords)
+
+
+def _block_means(values: Numbers, block: NDArray[np.int64]) -> Numbers:
+    """Means of values (n, ...) over the cells of each block, ignoring NaN; blocks without cells are left out."""
+    _, block = np.unique(block, return_inverse=True)
+    flat = values.reshape(len(values), -1)
+    there = np.isfinite(flat)
+    total, count = np.zeros((block.max() + 1, flat.shape[1])), np.zeros((block.max() + 1, flat.shape[1]))
+    np.add.at(total, block, np.where(there, flat, 0.0))
+    np.add.at(count, block, there)
+    means = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return means.reshape(-1, *values.shape[1:])

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from regimes.errors import UserError
 from regimes.regime_map.axes import position
-from regimes.regime_map.landscape_rules import Classification, regimes_at
+from regimes.regime_map.classification import Regions
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.results import DensityTrust
 
@@ -22,9 +22,7 @@ BOOTSTRAP_DRAWS = 400
 MIN_TEMPERATURES = 4  # needed for a ranking
 
 
-def rungs(
-    m: MeasuredGrid, classification: Classification, densities: Sequence[float] | None, load: dict[str, float]
-) -> list[DensityTrust]:
+def rungs(regions: Regions, densities: Sequence[float] | None, load: dict[str, float]) -> list[DensityTrust]:
     """Return the rank fidelity of densities, lowest density first.
 
     The measure is Kendall's tau over temperatures between the test errors at a density and those of dense networks. The
@@ -35,7 +33,7 @@ def rungs(
     density axis.
 
     Args:
-        m, classification: the grid and its classification.
+        regions: the regions of a classified grid.
         densities: the densities to evaluate; None for the measured ones.
         load: {"width": ...} if the width varies.
 
@@ -43,24 +41,28 @@ def rungs(
         UserError: there are fewer than four temperatures; the load is not a measured width.
         OutsideRange: a density is outside the measured range.
     """
+    m = regions.grid
     _check_load(m, load)
     count = int(np.prod(m.shape[: len(m.knobs)]))
     if count < MIN_TEMPERATURES:
         raise UserError(f"too few temperatures to rank: {count}; needed: {MIN_TEMPERATURES} or more")
-    own = m.density_axis.values
+    axis = m.density_axis
+    if axis is None:
+        raise UserError("densities are ranked, and this grid has none")
+    own = axis.values
     chosen = sorted(own if densities is None else set(densities))
-    marks = [float(m.density_axis.place(each)) for each in chosen]
+    marks = [float(axis.place(each)) for each in chosen]
     whole, pruned = _errors(m, load)
     ceiling = _ceiling(whole)
     measured = None if pruned is None or whole is None else np.array([_tau(whole, each) for each in pruned])
     found = []
     for density, mark in zip(chosen, marks, strict=True):
-        connected = _connected(m, classification, {**load, "density": density})
+        connected = _connected(regions, {**load, "density": density})
         tau = None
         if measured is not None:
             tau = np.array([np.nan])  # overwritten if any density has enough temperatures
         if measured is not None and np.isfinite(measured[:, 0]).any():
-            places = m.density_axis.place(np.array(own))
+            places = axis.place(np.array(own))
             there = np.isfinite(measured[:, 0])
             tau = np.array([np.interp(mark, places[there], each[there], np.nan, np.nan) for each in measured.T])
         found.append(_judged(density, connected, tau, ceiling))
@@ -129,14 +131,13 @@ def _ceiling(whole: Numbers | None) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def _connected(m: MeasuredGrid, classification: Classification, load: dict[str, float]) -> float:
+def _connected(regions: Regions, load: dict[str, float]) -> float:
     """Expected share of the temperatures that are connected at a load."""
+    m = regions.grid
     knobs = [axis.name for axis in m.knob_axes]
     every = itertools.product(*(axis.values for axis in m.knob_axes))
     places = np.stack([position(m.axes, {**dict(zip(knobs, each, strict=True)), **load}) for each in every])
-    assert classification.cut_samples is not None
-    density = np.full(len(places), load["density"])
-    return float(1 - regimes_at(m, classification.cut_samples, places, density)[:, 0].mean())
+    return float(1 - regions.cliff.probability(m, places).mean())
 
 
 def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, ceiling: float | None) -> DensityTrust:

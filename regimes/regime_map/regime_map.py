@@ -15,8 +15,8 @@ from regimes.record.grid import open_grid
 from regimes.regime_map import ADVISERS
 from regimes.regime_map.axes import Axis
 from regimes.regime_map.candidates import Candidates, candidates_at
-from regimes.regime_map.classify import DEFAULT_RULE, MEANING, classify_with_model
-from regimes.regime_map.landscape_rules import Classification, regimes_at
+from regimes.regime_map.classification import MEANING, Classification
+from regimes.regime_map.classify import DEFAULT_RULE, classify_with_model
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 from regimes.regime_map.rank_fidelity import rungs
 from regimes.regime_map.results import Advice, DensityTrust, Selection
@@ -34,13 +34,13 @@ class RegimeMap:
 
     Args:
         data: a record, or any grid accepted by `classify`.
-        rule, lmc, cka: as for `classify`; a rule without cuts cannot be used.
+        rule, lmc, cka: as for `classify`; the rule "error" cannot be used.
 
     Attributes:
         data: the classified grid.
 
     Raises:
-        UserError: the grid cannot be used; no cell is usable; the rule has no cuts.
+        UserError: the grid cannot be used; no cell is usable; the rule cannot give advice.
     """
 
     def __init__(
@@ -49,12 +49,13 @@ class RegimeMap:
         self._build(*classify_with_model(data, rule, lmc, cka))
 
     def _build(self, data: xr.Dataset, measured: MeasuredGrid, classification: Classification) -> None:
-        self.data, self._measured, self._classification = data, measured, classification
+        self.data, self._measured = data, measured
         self._cache: dict[tuple[Any, ...], Candidates] = {}
         if not measured.usable.any():
             raise UserError("no usable cell: all are at chance or not measured")
-        if classification.cut_samples is None:
-            raise UserError(f"rule '{data['regime'].attrs['rule']}' has no cuts to advise by; use '{DEFAULT_RULE}'")
+        if classification.regions is None:
+            raise UserError(f"rule '{data['regime'].attrs['rule']}' cannot give advice; use '{DEFAULT_RULE}'")
+        self._regions = classification.regions
 
     @classmethod
     def open(
@@ -77,16 +78,17 @@ class RegimeMap:
         return self._measured.axes
 
     @property
-    def density_axis(self) -> Axis:
-        """The density axis."""
-        return self._measured.density_axis
+    def densities(self) -> tuple[float, ...]:
+        """The measured densities; empty if the grid has other loads only."""
+        axis = self._measured.density_axis
+        return () if axis is None else axis.values
 
     @property
     def knobs(self) -> list[str]:
         """Names of the temperature axes."""
         return self._measured.knobs
 
-    def regimes(self, density: float, at: Mapping[str, float]) -> dict[str, float]:
+    def regimes(self, density: float | None, at: Mapping[str, float]) -> dict[str, float]:
         """Return the probabilities of the regimes at a setting, {"I": ..., "II-A": ..., "II-B": ...}.
 
         Raises:
@@ -99,16 +101,14 @@ class RegimeMap:
 
     def regimes_at(self, places: Numbers) -> Numbers:
         """Return the probabilities (m, 3) of the regimes at coordinates (m, k), see `Axis.place`."""
-        assert self._classification.cut_samples is not None
-        density = self._measured.density_at(places)
-        return regimes_at(self._measured, self._classification.cut_samples, places, density)
+        return self._regions.probabilities(places)
 
-    def advise(self, density: float, at: Mapping[str, float], adviser: str | None = None) -> Advice:
+    def advise(self, density: float | None, at: Mapping[str, float], adviser: str | None = None) -> Advice:
         """Return which way to turn the knobs for networks that will be pruned to a density.
 
         Args:
-            density: the density to prune to.
-            at: {knob: value} of the current temperature; also the width, if the grid varies it.
+            density: the density to prune to; None if the grid has no density.
+            at: {knob: value} of the current temperature; also other loads that the grid varies, such as the width.
             adviser: a name in `ADVISERS` or an import path; None: "joint" if the grid has test errors, else "combined".
 
         Raises:
@@ -139,12 +139,14 @@ class RegimeMap:
             self._notes(density, candidates),
         )
 
-    def select(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Selection:
+    def select(
+        self, density: float | None, at: Mapping[str, float] | None = None, adviser: str | None = None
+    ) -> Selection:
         """Return which of the measured temperatures to prune to a density, among networks that are already trained.
 
         Args:
             density: the density to prune to.
-            at: {knob: value} of knobs to hold fixed; also the width, if the grid varies it.
+            at: {knob: value} of knobs to hold fixed; also other loads that the grid varies.
             adviser: as for `advise`.
 
         Raises:
@@ -168,7 +170,9 @@ class RegimeMap:
             self._notes(density, candidates),
         )
 
-    def sam_rho(self, density: float, at: Mapping[str, float] | None = None, adviser: str | None = None) -> Selection:
+    def sam_rho(
+        self, density: float | None, at: Mapping[str, float] | None = None, adviser: str | None = None
+    ) -> Selection:
         """Return the radius rho of sharpness-aware minimisation to train with for networks pruned to a density.
 
         Args:
@@ -209,14 +213,13 @@ class RegimeMap:
             UserError: there are fewer than four temperatures.
             OutsideRange: a density is outside the measured range.
         """
-        return rungs(self._measured, self._classification, densities, dict(at or {}))
+        return rungs(self._regions, densities, dict(at or {}))
 
     def _candidates_at(
-        self, density: float, here: Mapping[str, float] | None, given: Mapping[str, float]
+        self, density: float | None, here: Mapping[str, float] | None, given: Mapping[str, float]
     ) -> Candidates:
         names = [axis.name for axis in self._measured.axes]
-        if "density" in given:
-            raise UserError("density is given by --density; remove it from --at")
+        self._check_density(density, given)
         loads = {name: value for name, value in given.items() if name not in self.knobs and name in names}
         current = None if here is None else {k: v for k, v in here.items() if k not in loads}
         fixed = {k: v for k, v in given.items() if k not in loads} if here is None else {}
@@ -225,13 +228,21 @@ class RegimeMap:
                 raise UserError(f"unknown axis '{name}'; this grid has: {', '.join(names)}")
         key = (density, *sorted({**loads, **fixed}.items()))
         if key not in self._cache:
-            whole = {**loads, "density": density}
-            self._cache[key] = candidates_at(self._measured, self._classification, whole, None, fixed)
+            self._cache[key] = candidates_at(self._regions, _with_density(loads, density), None, fixed)
         if current is None:
             return self._cache[key]
         if current in self._cache[key].settings:
             return dataclasses.replace(self._cache[key], current=self._cache[key].settings.index(current))
-        return candidates_at(self._measured, self._classification, {**loads, "density": density}, current, fixed)
+        return candidates_at(self._regions, _with_density(loads, density), current, fixed)
+
+    def _check_density(self, density: float | None, given: Mapping[str, float]) -> None:
+        loads = [axis.name for axis in self._measured.load_axes]
+        if "density" in given:
+            raise UserError("density is given by --density; remove it from --at")
+        if "density" in loads and density is None:
+            raise UserError("missing density; pass --density D, a fraction of weights kept")
+        if "density" not in loads and density is not None:
+            raise UserError(f"this grid has no density; pass its load by --at {loads[-1]}=VALUE")
 
     def _cost(self, candidates: Candidates, adviser: str | None) -> tuple[str, Numbers]:
         name = adviser or (DEFAULT_ADVISER if candidates.error is not None else DEFAULT_ADVISER_WITHOUT_ERRORS)
@@ -268,13 +279,17 @@ class RegimeMap:
                 row[name] = {"value": middle, "low": low, "high": high}
         return row
 
-    def _notes(self, density: float, candidates: Candidates) -> tuple[str, ...]:
+    def _notes(self, density: float | None, candidates: Candidates) -> tuple[str, ...]:
         notes = []
-        if not np.isclose(density, self._measured.density_axis.values).any():
+        if density is not None and not np.isclose(density, self.densities).any():
             notes.append(f"density {density:g} is between measured ones; interpolated")
         if self._measured.data.sizes.get("dense_seed", 1) == 1:
             notes.append("one dense seed: the noise between seeds is estimated from the roughness of the grid")
         return tuple(notes)
+
+
+def _with_density(loads: Mapping[str, float], density: float | None) -> dict[str, float]:
+    return dict(loads) if density is None else {**loads, "density": density}
 
 
 def _second(cost: Numbers) -> int:
@@ -285,7 +300,7 @@ def _second(cost: Numbers) -> int:
 def classify_and_map(
     data: xr.Dataset, rule: str = DEFAULT_RULE, lmc: float | None = None, cka: float | None = None, name: str = ""
 ) -> tuple[xr.Dataset, RegimeMap | None]:
-    """Classify a grid and return it with its map, which is None if the rule has no cuts or no cell is usable.
+    """Classify a grid and return it with its map, which is None if the rule cannot give advice or no cell is usable.
 
     ``name`` is the grid's name in error messages.
     """

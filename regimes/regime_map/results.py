@@ -34,7 +34,7 @@ class Advice(Answer):
             temperature to the next best). For advisers in units of log error, of one more dense seed; otherwise over
             the noise of LMC and CKA.
         adviser: name of the adviser.
-        density: the density to prune to.
+        density: the density to prune to; None if the grid has none.
         evidence: estimates at the current temperature ("here") and at the target ("target").
         notes: caveats.
     """
@@ -46,7 +46,7 @@ class Advice(Answer):
     expected_error: float | None
     confidence: float
     adviser: str
-    density: float
+    density: float | None
     evidence: Evidence = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -61,7 +61,7 @@ class Selection(Answer):
         expected_error: median of the posterior test error there; None if the grid has no test errors.
         confidence: share of the posterior draws in which this temperature is chosen.
         adviser: name of the adviser.
-        density: the density to prune to.
+        density: the density to prune to; None if the grid has none.
         candidates: estimates at every temperature, and the share of draws in which it is chosen ("chosen").
         notes: caveats.
     """
@@ -71,7 +71,7 @@ class Selection(Answer):
     expected_error: float | None
     confidence: float
     adviser: str
-    density: float
+    density: float | None
     candidates: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
 

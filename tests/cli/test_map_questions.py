@@ -88,10 +88,10 @@ def malformed() -> dict[str, tuple[xr.Dataset, str]]:
     flipped = good.assign(lmc=-good["lmc"])
     nan = good.assign(lmc=good["lmc"] * np.nan)
     return {
-        "no density": (good.isel(density=0, drop=True), "no dimension 'density'"),
+        "no density": (good.isel(density=0, drop=True), "no load among the dimensions"),
         "percent": (good.assign_coords(density=good["density"] * 100), "allowed: (0, 1]; divide percentages by 100"),
         "flipped": (flipped, "flip its sign?"),
-        "cka": (good.assign(cka=good["cka"] * 100), "allowed: 0 to 1"),
+        "cka": (good.assign(cka=good["cka"] * 100), "allowed: -0.2 to 1.001"),
         "nan": (nan, "nothing to classify"),
         "knob": (good.rename(learning_rate="lr"), "no knob among the dimensions"),
         "no lmc": (good.drop_vars("lmc"), "no variable 'lmc'"),

@@ -29,18 +29,21 @@ def world(seed: int = 0, noise: float = 0.02, size: tuple[int, int] = (6, 5)) ->
 
 
 def diagram(
-    seed: int, noise: float = 0.005, barrier: float = 0.2, dissimilar: float = 0.7, pairs: int = 3
+    seed: int, noise: float = 0.005, barrier: float = 0.35, dissimilar: float = 1.0, pairs: int = 3
 ) -> tuple[xr.Dataset, np.ndarray]:
-    """A phase diagram with known borders: I where cold and sparse, II-A where hot, II-B where cold and dense."""
+    """A phase diagram with known borders: I where cold and sparse, II-A in the two hottest rows, II-B elsewhere.
+
+    The barrier jumps at the border of I; similarity peaks in the third row.
+    """
     rng = np.random.default_rng(seed)
     cold = np.arange(6)[:, None] / 5
     dense = np.arange(6)[None, :] / 5
     poorly = (dense < 0.15 + 0.4 * cold) & (barrier > 0)
-    similar = dense + 1.2 * cold > 0.9
-    truth = np.where(poorly, 0, np.where(similar | (dissimilar == 0), 2, 1))
-    depth = barrier * (0.3 + 0.7 * rng.random((6, 6)))
+    truth = np.where(poorly, 0, np.where((cold > 0.3) | (dissimilar == 0), 2, 1)) + 0 * dense.astype(int)
+    depth = barrier * (0.7 + 0.3 * rng.random((6, 6)))
     lmc = np.where(truth == 0, -depth, 0.0)[..., None] + noise * rng.standard_normal((6, 6, pairs))
-    distance = np.where(truth == 2, 0.06, 0.06 + 0.2 * dissimilar) * (1.4 - 0.8 * dense)
+    away = dissimilar * (6 * np.clip(0.4 - cold, 0, None) + 2 * np.clip(cold - 0.4, 0, None))
+    distance = 0.06 * (1 + away + 1.5 * (truth == 0)) * (1.4 - 0.8 * dense)
     cka = np.clip(1 - distance[..., None] * np.exp(0.1 * rng.standard_normal((6, 6, pairs))), 0, 1)
     dims = ("epochs", "density", "pair")
     return xr.Dataset({"lmc": (dims, lmc), "cka": (dims, cka)}, {"epochs": EPOCHS, "density": DENSITY}), truth

@@ -76,7 +76,7 @@ def test_report_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     data = labelled(barrier=0.0)
     page = draw_map(data, tmp_path)[-1].read_text()
     assert "**I** (poorly connected: a barrier between two retrained copies): not seen in these data." in page
-    assert "no barrier is seen" in page
+    assert "no cliff of the barrier is seen" in page
     assert "| 3 % | 5.00 % | 160 |" in page
     for line in page.splitlines():
         if line.startswith("!["):

@@ -22,9 +22,9 @@ from regimes.experiment.store import Store
 from regimes.plots.run_info import run_facts
 from regimes.regime_map import ROUNDS_FILE
 from regimes.regime_map.acquisition import MapKnowledge, converged, first_cells, next_cells
-from regimes.regime_map.landscape_rules import smooth
 from regimes.regime_map.measured_grid import MeasuredGrid
 from regimes.regime_map.run_adaptive import run_adaptive
+from regimes.regime_map.transition import transition
 from regimes.research.studies.adaptive_replay import mask_unmeasured, random_cells, replay_adaptive
 from regimes.research.studies.synthetic_grids import NOISES, synthetic_grid
 
@@ -44,7 +44,7 @@ def rounds(folder: Path) -> list[list[dict[str, float]]]:
 
 
 def named(data: xr.Dataset) -> np.ndarray:
-    return smooth(MeasuredGrid.of(data), {}).probability.argmax(1)
+    return transition(MeasuredGrid.of(data), {}).probability.argmax(1)
 
 
 def test_the_first_round_spreads_over_the_grid() -> None:

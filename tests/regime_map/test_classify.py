@@ -63,14 +63,84 @@ def test_a_grid_that_tells_no_noise_is_not_split_by_rounding() -> None:
         assert present(classify(grid)) == {"I": 0, "II-A": 0, "II-B": 36}
 
 
-def test_shallow_barriers_beside_deep_ones_are_barriers() -> None:
-    lmc = np.concatenate([np.full(8, -0.5), np.full(4, -0.03), np.zeros(24)]).reshape(6, 6)
-    lmc = lmc[..., None] + 0.001 * np.random.default_rng(0).standard_normal((6, 6, 3))
+def barriers(values: np.ndarray, noise: float = 0.001) -> xr.Dataset:
+    """A grid with given barriers over (epochs, density) and equal similarity everywhere."""
+    lmc = -values[..., None] + noise * np.random.default_rng(0).standard_normal((*values.shape, 3))
     dims = ("epochs", "density", "pair")
-    grid = xr.Dataset(
-        {"lmc": (dims, lmc), "cka": (dims, np.full((6, 6, 3), 0.99))}, {"epochs": EPOCHS, "density": DENSITY}
-    )
-    assert present(classify(grid))["I"] == 12
+    variables = {"lmc": (dims, lmc), "cka": (dims, np.full(lmc.shape, 0.97))}
+    return xr.Dataset(variables, {"epochs": EPOCHS[: len(values)], "density": DENSITY[: values.shape[1]]})
+
+
+def test_small_barriers_before_a_cliff_are_connected() -> None:
+    """As in the three-regime study: some points of barrier, far beyond the noise, are not yet regime I."""
+    values = np.repeat(np.array([0.08, 0.1, 0.12, 0.5, 0.52, 0.55])[:, None], 6, axis=1)
+    found = classify(barriers(values)).regime
+    assert ((found == 0) == (values > 0.3)).all()
+
+
+def test_a_gradual_increase_is_no_cliff() -> None:
+    values = np.repeat(np.linspace(0, 0.15, 6)[:, None], 6, axis=1)
+    found = classify(barriers(values))
+    assert present(found)["I"] == 0
+    assert "no cliff of the barrier is seen" in found.regime.attrs["thresholds"]
+
+
+@pytest.mark.parametrize("height", [0.12, 0.3, 0.6])
+def test_one_dense_seed_shows_a_cliff(height: float) -> None:
+    values = np.where(np.add.outer(np.arange(6), -np.arange(6)) > 0, height, 0.01)
+    found = classify(barriers(values, noise=0.01).isel(pair=[0])).regime
+    assert ((found == 0) == (values > 0.05)).mean() >= 35 / 36
+
+
+def test_a_single_wild_cell_has_the_regime_of_its_neighbours() -> None:
+    data, truth = diagram(0)
+    data["lmc"][1, 4], data["lmc"][4, 0] = -0.6, 0.0
+    found = classify(data).regime.values
+    assert found[1, 4] == truth[1, 4] != 0
+    assert found[4, 0] == truth[4, 0] == 0
+    assert (found == truth).mean() >= 34 / 36
+
+
+def test_neither_spacing_nor_name_of_the_axes_matters() -> None:
+    data, _ = diagram(0)
+    once = classify(data).regime
+    moved = data.assign_coords(epochs=[1, 2, 3, 100, 101, 5000], density=[0.01, 0.011, 0.012, 0.5, 0.6, 1.0])
+    assert (classify(moved).regime.values == once.values).all()
+    named = data.rename(epochs="age", density="budget").transpose("budget", "pair", "age")
+    named["age"].attrs["hotter"], named["budget"].attrs["load"] = "smaller", 1
+    assert (classify(named).regime.transpose("age", "budget").values == once.values).all()
+
+
+def test_errors_that_are_no_fractions_are_refused() -> None:
+    data, _ = diagram(0)
+    for factor, said in ((100.0, "divide percentages by 100"), (-1.0, "an error is a fraction"), (np.inf, "infinite")):
+        for name in ("test_error", "train_error", "dense_test_error"):
+            wrong = data.assign({name: factor * data.lmc.clip(max=-0.1).isel(pair=0, drop=True) * -1})
+            with pytest.raises(UserError, match=said):
+                classify(wrong)
+
+
+def test_any_load_and_a_curve_in_place_of_the_line() -> None:
+    data, truth = diagram(0)
+    wide = data.rename(density="width", lmc="curve").assign_coords(width=[4, 8, 16, 32, 64, 128])
+    found = classify(wide)
+    assert (found.regime.values == truth).mean() >= 34 / 36
+    assert "trained curve" in found.lmc.attrs["long_name"]
+    with pytest.raises(UserError, match=r"no load among the dimensions .*load = true"):
+        classify(data.rename(density="size"))
+
+
+def test_large_grids_are_mapped_or_refused_in_a_line() -> None:
+    values = np.where(np.add.outer(np.linspace(0, 1, 45), -np.linspace(0, 1, 45)) > 0, 0.4, 0.01)
+    dims, coords = ("epochs", "density"), {"epochs": np.arange(1, 46), "density": np.linspace(0.01, 1, 45)}
+    noise = 0.01 * np.random.default_rng(0).standard_normal(values.shape)
+    grid = xr.Dataset({"lmc": (dims, noise - values), "cka": (dims, np.full(values.shape, 0.97))}, coords)
+    found = classify(grid).regime
+    assert ((found == 0) == (values > 0.1)).mean() > 0.97
+    huge = grid.isel(epochs=np.arange(200) % 45, density=np.arange(200) % 45)
+    huge = huge.assign_coords(epochs=np.arange(1, 201), density=np.linspace(0.01, 1, 200))
+    with pytest.raises(UserError, match=r"200 x 200 = 40,000 cells; a map takes 10,000 at most"):
+        classify(huge)
 
 
 def test_standard_error_counts_what_is_independent() -> None:
@@ -104,10 +174,9 @@ def test_every_rule_labels_every_measured_cell_and_says_how(rule: str) -> None:
     assert (best == labelled.regime).all()
 
 
-@pytest.mark.parametrize("rule", ["smooth", "separation"])
-def test_rules_with_cuts_take_those_given(rule: str) -> None:
+def test_rules_with_cuts_take_those_given() -> None:
     data, _ = diagram(0)
-    assert "given" in classify(data, rule=rule, lmc=-0.1, cka=0.9).regime.attrs["thresholds"]
+    assert "given" in classify(data, lmc=-0.1, cka=0.9).regime.attrs["thresholds"]
     with pytest.raises(UserError, match="rule 'error' has no cut for lmc"):
         classify(data.assign(test_error=data.cka), rule="error", lmc=-0.1)
     with pytest.raises(UserError, match="rule 'error' needs test errors"):
@@ -134,7 +203,6 @@ def test_any_grid_is_labelled(rows: int, columns: int, seed: int, holes: float) 
     grid = xr.Dataset({"lmc": (dims, lmc), "cka": (dims, cka)}, {"epochs": EPOCHS[:rows], "density": DENSITY[:columns]})
     labelled = classify(grid)
     assert ((labelled.regime.values == -1) == np.isnan(lmc)).all()
-    assert ((labelled.cka_cut >= 0) & (labelled.cka_cut <= 1)).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -156,15 +224,13 @@ def test_a_grid_of_barriers_alone_is_all_regime_one() -> None:
 
 def test_given_thresholds_are_taken_and_recorded() -> None:
     data, _ = diagram(1)
-    labelled = classify(data, "separation", lmc=-0.1, cka=0.85)
+    labelled = classify(data, lmc=-0.1, cka=0.85)
     lmc, cka = data.lmc.mean("pair"), data.cka.mean("pair")
     by_hand = xr.where(lmc < -0.1, 0, xr.where(cka < 0.85, 1, 2))
-    assert (labelled.regime == by_hand).all()
-    assert labelled.regime.attrs["lmc_cut"] == -0.1
+    assert (labelled.regime == by_hand).mean() >= 34 / 36
+    assert labelled.regime.attrs["lmc_cut"] == pytest.approx(-0.1)
     assert "LMC cut -0.1: given" in labelled.regime.attrs["thresholds"]
-    assert (labelled.cka_cut == 0.85).all()
-    smoothed = classify(data, lmc=-0.1, cka=0.85).regime
-    assert (smoothed == by_hand).mean() >= 34 / 36
+    assert "CKA cut 0.85: given" in labelled.regime.attrs["thresholds"]
 
 
 def test_unmeasured_cells_are_unknown_and_disturb_nobody() -> None:
@@ -195,5 +261,5 @@ def test_one_value_a_cell_and_several_knobs() -> None:
 
 
 def test_unknown_rule_is_said() -> None:
-    with pytest.raises(UserError, match=r"unknown rule 'separatio' .*did you mean 'separation'"):
-        classify(diagram(0)[0], rule="separatio")
+    with pytest.raises(UserError, match=r"unknown rule 'transitio' .*did you mean 'transition'"):
+        classify(diagram(0)[0], rule="transitio")

@@ -13,9 +13,9 @@ from regimes.plots.text_table import TextTable
 from regimes.record.grid import check_grid
 from regimes.regime_map.acquisition import Cell, MapKnowledge, converged, first_cells, next_cells
 from regimes.regime_map.cell_stats import seed_means
-from regimes.regime_map.landscape_rules import smooth
 from regimes.regime_map.measured_grid import MeasuredGrid
 from regimes.regime_map.regime_map import RegimeMap
+from regimes.regime_map.transition import transition
 from regimes.research.page import Say
 from regimes.research.studies.synthetic_grids import NOISES, SHAPES, SOFTNESS, synthetic_grid
 
@@ -92,7 +92,7 @@ def _replayed(grid: xr.Dataset, score: Any) -> dict[str, float]:
 
 def _regimes(grid: xr.Dataset) -> NDArray[np.int64]:
     """The most probable regime of every cell, measured or not."""
-    found: NDArray[np.int64] = smooth(MeasuredGrid.of(grid), {}).probability.argmax(1)
+    found: NDArray[np.int64] = transition(MeasuredGrid.of(grid), {}).probability.argmax(1)
     return found
 
 

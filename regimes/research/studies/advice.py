@@ -116,7 +116,7 @@ def _moves(grids: Mapping[str, xr.Dataset]) -> TextTable:
     names = ("I", "II-A", "II-B")
     counts = np.zeros((3, 3), int)
     for grid in grids.values():
-        by_cuts, by_error = (classify(grid, rule)["regime"].values for rule in ("smooth", "error"))
+        by_cuts, by_error = (classify(grid, rule)["regime"].values for rule in ("transition", "error"))
         for i, j in np.ndindex(3, 3):
             counts[i, j] += int(((by_cuts == i) & (by_error == j)).sum())
     rows = [["regime by LMC and CKA", "hotter lowers the error", "colder lowers it", "neither by 5 %"]]
