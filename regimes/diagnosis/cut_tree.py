@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import betaln, ndtr
@@ -66,11 +66,28 @@ def scaled_start(cut: Cut) -> float:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Rows that a tree is asked about.
+
+    Attributes:
+        values: {measure: (rows,)} on the measures' scales; NaN or no entry where missing.
+        rows: number of rows.
+        blur: {measure: (rows,)} standard errors of the values, on the measures' scales.
+        stand_ins: {measure: (rows, networks)} values of similar networks, for rows that lack the measure.
+    """
+
+    values: Mapping[str, Array]
+    rows: int
+    blur: Mapping[str, Array] = field(default_factory=dict)
+    stand_ins: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class FittedTree:
     """A tree with weighted draws from the posterior of its thresholds.
 
     Leaves are integrated out: given the thresholds, the number of rows with answer yes in a leaf is beta-binomial. A
-    row whose measure is missing takes both branches, in the shares of the rows that had it.
+    row whose measure is missing takes both branches: in the shares of networks most like it, or else of all learnt ones.
 
     Attributes:
         tree: its shape and prior.
@@ -123,15 +140,9 @@ class FittedTree:
             )
         return cls(tree, thresholds, weights, shares, answers)
 
-    def probability(self, values: Mapping[str, Array], rows: int, blur: Mapping[str, Array] | None = None) -> Array:
-        """Return the probability of yes of every row.
-
-        Args:
-            values: as in `fit`.
-            rows: number of rows.
-            blur: {measure: (rows,)} standard errors of the values on the measures' scales; None: exact.
-        """
-        reached = _reach(self.tree, values, self.thresholds, rows, self.shares, blur or {})
+    def probability(self, asked: Asked) -> Array:
+        """Return the probability of yes of every row."""
+        reached = _reach(self.tree, asked, self.thresholds, self.shares)
         return np.asarray(sum((self.weights * p) @ mass for p, mass in zip(self.answers, reached, strict=True)))
 
     def threshold(self, cut: int, quantile: float) -> float:
@@ -148,14 +159,7 @@ def _log_normal(at: Array, middle: Array, around: Array) -> Array:
     return np.asarray(-0.5 * (deviation**2).sum(0) - np.log(around).sum())
 
 
-def _reach(
-    tree: Branch,
-    values: Mapping[str, Array],
-    thresholds: Array,
-    rows: int,
-    shares: Array,
-    blur: Mapping[str, Array],
-) -> Iterator[Array]:
+def _reach(tree: Branch, asked: Asked, thresholds: Array, shares: Array) -> Iterator[Array]:
     """Yield for every leaf the probability (draws, rows) that a row reaches it; fill NaN in ``shares`` on the way."""
     numbers = {id(cut): number for number, cut in enumerate(cuts_of(tree))}
 
@@ -164,24 +168,36 @@ def _reach(
             yield mass
             return
         number = numbers[id(branch)]
-        value = values.get(branch.measure)
-        value = np.full(rows, np.nan) if value is None else value
-        beyond = value - thresholds[number][:, None]
-        above = (beyond > 0).astype(np.float32)
-        if branch.measure in blur:
-            uncertain = blur[branch.measure] > 0
-            above[:, uncertain] = ndtr(beyond[:, uncertain] / blur[branch.measure][uncertain])
+        value = asked.values.get(branch.measure, np.full(asked.rows, np.nan))
         missing = np.isnan(value)
-        up = mass * above
+        up = mass * _above(value, thresholds[number], asked.blur.get(branch.measure))
         if np.isnan(shares[number]).any():
-            known = ~missing
-            shares[number] = (up @ known + 1) / (mass @ known + 2)  # nothing missing goes above yet
+            shares[number] = (up @ ~missing + 1) / (mass @ ~missing + 2)
         if missing.any():
-            up[:, missing] = mass[:, missing] * shares[number][:, None]
+            stand_ins = asked.stand_ins.get(branch.measure, np.full((asked.rows, 1), np.nan))[missing]
+            up[:, missing] = mass[:, missing] * _share_above(stand_ins, thresholds[number], shares[number])
         yield from descend(branch.above, up)
         yield from descend(branch.below, mass - up)
 
-    yield from descend(tree, np.ones((thresholds.shape[1], rows), np.float32))
+    yield from descend(tree, np.ones((thresholds.shape[1], asked.rows), np.float32))
+
+
+def _above(value: Array, threshold: Array, blur: Array | None) -> Array:
+    """Return the probability (draws, rows) that a value is above the thresholds; 0 for a missing value."""
+    beyond = value - threshold[:, None]
+    above = (beyond > 0).astype(np.float32)
+    if blur is not None:
+        uncertain = blur > 0
+        above[:, uncertain] = ndtr(beyond[:, uncertain] / blur[uncertain])
+    return np.nan_to_num(above)
+
+
+def _share_above(stand_ins: Array, threshold: Array, share: Array) -> Array:
+    """Return the share (draws, rows) of stand-ins above the thresholds; where there are none, that of learnt rows."""
+    known = np.isfinite(stand_ins)
+    above = (stand_ins[None] > threshold[:, None, None]).sum(2)
+    count = known.sum(1)
+    return np.where(count > 0, above / np.maximum(count, 1), share[:, None])
 
 
 def _leaves(tree: Branch) -> list[Leaf]:
@@ -195,7 +211,7 @@ def _learn(
     shares = np.full(thresholds.shape, np.nan)
     log_likelihood, answers = np.zeros(thresholds.shape[1]), []
     both = np.stack([answer, 1 - answer], 1).astype(np.float32)
-    for leaf, reach in zip(_leaves(tree), _reach(tree, values, thresholds, len(answer), shares, {}), strict=True):
+    for leaf, reach in zip(_leaves(tree), _reach(tree, Asked(values, len(answer)), thresholds, shares), strict=True):
         yes, no = (reach @ both).T.astype(float)
         log_likelihood += betaln(leaf.yes + yes, leaf.no + no) - betaln(leaf.yes, leaf.no)
         answers.append((leaf.yes + yes) / (leaf.yes + leaf.no + yes + no))

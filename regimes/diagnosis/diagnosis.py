@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, log_expit, logit
 
-from regimes.diagnosis.cut_tree import LIKELIHOOD_POWER, MOST_ROWS, Branch, Cut, FittedTree, Leaf
-from regimes.diagnosis.familiarity import Familiarity
+from regimes.diagnosis.cut_tree import LIKELIHOOD_POWER, MOST_ROWS, Asked, Branch, Cut, FittedTree, Leaf
+from regimes.diagnosis.learnt_networks import LearntNetworks
 from regimes.diagnosis.measures import GAINS, MEASURES, Array, scaled
 from regimes.diagnosis.questions import QUESTIONS, Question
 from regimes.diagnosis.table import Table, as_frame, read_columns
@@ -39,19 +39,19 @@ class FittedQuestion:
     rows: int
     sharpness: float = 1.0
 
-    def probability(self, values: Mapping[str, Array], rows: int, blur: Mapping[str, Array] | None = None) -> Array:
+    def probability(self, asked: Asked) -> Array:
         """Return the probability of yes of every row, NaN if not learnt: the scaled mean of the trees' log odds."""
         if not self.trees:
-            return np.full(rows, np.nan)
-        return np.asarray(expit(self.sharpness * self.log_odds(values, rows, blur)))
+            return np.full(asked.rows, np.nan)
+        return np.asarray(expit(self.sharpness * self.log_odds(asked)))
 
-    def log_odds(self, values: Mapping[str, Array], rows: int, blur: Mapping[str, Array] | None = None) -> Array:
+    def log_odds(self, asked: Asked) -> Array:
         """Return the mean log odds of the trees, unscaled."""
-        return np.asarray(np.mean([logit(tree.probability(values, rows, blur)) for tree in self.trees], axis=0))
+        return np.asarray(np.mean([logit(tree.probability(asked)) for tree in self.trees], axis=0))
 
     def sharpened(self, values: Mapping[str, Array], answer: Array) -> FittedQuestion:
         """Return the question with the sharpness that is most probable given rows with known answers."""
-        odds = np.where(answer == 1, 1, -1) * self.log_odds(values, len(answer))
+        odds = np.where(answer == 1, 1, -1) * self.log_odds(Asked(values, len(answer)))
         power = min(LIKELIHOOD_POWER, MOST_ROWS / len(answer))
         posterior = power * log_expit(SHARPNESS[:, None] * odds).sum(1) - 0.5 * (np.log(SHARPNESS) / SPREAD) ** 2
         return replace(self, sharpness=float(SHARPNESS[int(np.argmax(posterior))]))
@@ -63,11 +63,11 @@ class Diagnosis:
 
     Attributes:
         questions: the learnt questions.
-        familiarity: the networks it was learnt from.
+        learnt: the networks it was learnt from.
     """
 
     questions: tuple[FittedQuestion, ...]
-    familiarity: Familiarity
+    learnt: LearntNetworks
 
     @classmethod
     def fit(cls, table: Table, *, seed: int = 0, questions: Sequence[Question] = QUESTIONS) -> Diagnosis:
@@ -94,7 +94,7 @@ class Diagnosis:
         missing = np.full(len(frame), np.nan)
         gains = {name: gains.get(name, missing) for name in GAINS}
         values = scaled(measured)
-        return cls(tuple(_fit(each, values, gains, seed) for each in questions), Familiarity.fit(values))
+        return cls(tuple(_fit(each, values, gains, seed) for each in questions), LearntNetworks.of(values))
 
     @staticmethod
     def default() -> Diagnosis:
@@ -113,7 +113,7 @@ class Diagnosis:
             - ``p_hotter``: probability that a hotter setting lowers the test error more than a colder one;
             - ``p_wider``: probability that a wider network lowers it more than another temperature;
             - ``p_data``: probability that more data lower it more than another temperature;
-            - ``familiar``: 1 within the networks learnt from, towards 0 far from them, see `Familiarity.of`.
+            - ``familiar``: 1 within the networks learnt from, towards 0 far from them, see `LearntNetworks.familiarity`.
 
         Raises:
             UserError: no known measure among the columns, or values that are implausible.
@@ -122,9 +122,21 @@ class Diagnosis:
         measured = read_columns(frame, tuple(MEASURES))
         if not measured:
             raise UserError(f"table: none of its columns is a measure; known: {', '.join(MEASURES)}")
+        asked = self.asked(measured, len(frame))
+        columns = {each.question.name: each.probability(asked) for each in self.questions}
+        familiar = self.learnt.familiarity(asked.values, asked.rows)
+        return pd.DataFrame(columns | {"familiar": familiar}, index=frame.index)
+
+    def asked(self, measured: Mapping[str, Array], rows: int, blur: Mapping[str, Array] | None = None) -> Asked:
+        """Return rows with stand-ins for their missing measures.
+
+        Args:
+            measured: {measure: (rows,)}, in the measures' units.
+            rows: number of rows.
+            blur: {measure: (rows,)} standard errors, on the measures' scales; None: exact.
+        """
         values = scaled(measured)
-        columns = {each.question.name: each.probability(values, len(frame)) for each in self.questions}
-        return pd.DataFrame(columns | {"familiar": self.familiarity.of(values, len(frame))}, index=frame.index)
+        return Asked(values, rows, blur or {}, self.learnt.stand_ins(values, rows))
 
     def __str__(self) -> str:
         from regimes.diagnosis.rule_text import rule_text
