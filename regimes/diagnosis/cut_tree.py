@@ -87,7 +87,7 @@ class FittedTree:
     """A tree with weighted draws from the posterior of its thresholds.
 
     Leaves are integrated out: given the thresholds, the number of rows with answer yes in a leaf is beta-binomial. A
-    row whose measure is missing takes both branches: in the shares of networks most like it, or else of all learnt ones.
+    row that lacks a measure takes both branches: in the shares of networks most like it, or else of all learnt ones.
 
     Attributes:
         tree: its shape and prior.
@@ -204,9 +204,7 @@ def _leaves(tree: Branch) -> list[Leaf]:
     return [tree] if isinstance(tree, Leaf) else _leaves(tree.above) + _leaves(tree.below)
 
 
-def _learn(
-    tree: Branch, values: Mapping[str, Array], answer: Array, thresholds: Array
-) -> tuple[Array, Array, Array]:
+def _learn(tree: Branch, values: Mapping[str, Array], answer: Array, thresholds: Array) -> tuple[Array, Array, Array]:
     """Return log likelihood (draws,), shares above every cut, and answers of every leaf, given the thresholds."""
     shares = np.full(thresholds.shape, np.nan)
     log_likelihood, answers = np.zeros(thresholds.shape[1]), []

@@ -22,6 +22,7 @@ SHARPNESS = np.geomspace(0.5, 2, 41)
 SPREAD = 0.25  # prior standard deviation of the logarithm of the sharpness
 LMC_SPREAD = 0.1  # on a straight line barriers are higher, and less is known of where they matter
 
+
 @dataclass(frozen=True)
 class FittedQuestion:
     """A question with its learnt trees.
@@ -113,7 +114,7 @@ class Diagnosis:
             - ``p_hotter``: probability that a hotter setting lowers the test error more than a colder one;
             - ``p_wider``: probability that a wider network lowers it more than another temperature;
             - ``p_data``: probability that more data lower it more than another temperature;
-            - ``familiar``: 1 within the networks learnt from, towards 0 far from them, see `LearntNetworks.familiarity`.
+            - ``familiar``: 1 within the networks learnt from, 0 far from them, see `LearntNetworks.familiarity`.
 
         Raises:
             UserError: no known measure among the columns, or values that are implausible.

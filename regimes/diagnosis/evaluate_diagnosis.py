@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from regimes.diagnosis.diagnosis import Diagnosis
 from regimes.diagnosis.measures import GAINS, Array
 from regimes.diagnosis.questions import QUESTIONS, Question
 
 Learner = Callable[[pd.DataFrame, str, int], Callable[[pd.DataFrame], Array]]
+Mask = NDArray[np.bool_]
 Shift = Callable[[pd.DataFrame], pd.DataFrame]
 FEW_IMAGES, NARROWEST = 0.1, 2  # 5,000 images; 11,420 parameters
 MEMORISED = 0.001  # training error up to which a network counts as interpolating
@@ -33,11 +35,11 @@ class DiagnosisCase:
     title: str
     question: str
     published: tuple[float, float, float]
-    chosen: Callable[[pd.DataFrame, np.random.Generator], Array]
+    chosen: Callable[[pd.DataFrame, np.random.Generator], Mask]
 
 
-def _at_random(count: int) -> Callable[[pd.DataFrame, np.random.Generator], Array]:
-    def chosen(table: pd.DataFrame, random: np.random.Generator) -> Array:
+def _at_random(count: int) -> Callable[[pd.DataFrame, np.random.Generator], Mask]:
+    def chosen(table: pd.DataFrame, random: np.random.Generator) -> Mask:
         mask = np.zeros(len(table), bool)
         mask[random.choice(len(table), count, replace=False)] = True
         return mask
@@ -45,11 +47,11 @@ def _at_random(count: int) -> Callable[[pd.DataFrame, np.random.Generator], Arra
     return chosen
 
 
-def _few_images(table: pd.DataFrame, random: np.random.Generator) -> Array:
+def _few_images(table: pd.DataFrame, random: np.random.Generator) -> Mask:
     return np.asarray(table.index.get_level_values("data_fraction") <= FEW_IMAGES + 1e-9)
 
 
-def _narrow(table: pd.DataFrame, random: np.random.Generator) -> Array:
+def _narrow(table: pd.DataFrame, random: np.random.Generator) -> Mask:
     return np.asarray(table.index.get_level_values("width") <= NARROWEST)
 
 

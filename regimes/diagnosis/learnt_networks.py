@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -73,7 +74,7 @@ class LearntNetworks:
                     stand_ins[at, : nearest.shape[1]] = self.values[name][numbers[nearest]]
         return lacking
 
-    def _compared(self, values: Mapping[str, Array], rows: int) -> Iterator[tuple[Array, Array, Array, Array]]:
+    def _compared(self, values: Mapping[str, Array], rows: int) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Yield for every set of known measures: mask of the rows, their points, those of learnt networks, numbers."""
         missing = np.full(rows, np.nan)
         asked = np.stack([values.get(name, missing) for name in self.names], 1) / self.spread

@@ -90,7 +90,6 @@ DERIVED: Mapping[str, DiagnosticMeasure] = {
     "peak_ratio": DiagnosticMeasure("highest training error on the curve, relative to the ends", 0, np.inf, _log, _exp),
     "hessian_ratio": DiagnosticMeasure("Hessian trace relative to its largest eigenvalue", 0, np.inf, _log, _exp),
 }
-PARTS = {"peak_ratio": ("curve_peak", "train_error"), "hessian_ratio": ("hessian_trace", "hessian_top")}
 GAINS = ("gain_hotter", "gain_colder", "gain_wider", "gain_data")
 
 

@@ -67,12 +67,8 @@ def _sharp(yes: Branch, no: Branch) -> Cut:
 
 
 HOTTER_TREES: tuple[Branch, ...] = (
-    _interpolating(
-        yes=LIKELY, no=Cut("curve", 0.0, 0.02, above=UNLIKELY, below=_sharp(yes=LIKELY, no=UNLIKELY))
-    ),
-    _interpolating(
-        yes=LIKELY, no=Cut("curve_peak", -0.05, 0.4, above=UNLIKELY, below=_sharp(yes=LIKELY, no=UNLIKELY))
-    ),
+    _interpolating(yes=LIKELY, no=Cut("curve", 0.0, 0.02, above=UNLIKELY, below=_sharp(yes=LIKELY, no=UNLIKELY))),
+    _interpolating(yes=LIKELY, no=Cut("curve_peak", -0.05, 0.4, above=UNLIKELY, below=_sharp(yes=LIKELY, no=UNLIKELY))),
     _interpolating(yes=LIKELY, no=Cut("peak_ratio", 1.0, 0.7, above=LIKELY, below=UNLIKELY)),
 )
 WIDER_TREES: tuple[Branch, ...] = (

@@ -17,8 +17,8 @@ def reference() -> pd.DataFrame:
     """Return the basic collection of the Model Diagnosis Dataset as a table, indexed by its settings.
 
     1,690 settings of ResNet-18 on CIFAR-10: 13 widths, 13 batch sizes, 10 shares of the data, means of five seeds, not
-    pruned. From Zhou, Chen, Cao, Schürholt, Yang: "MD tree: a model-diagnostic tree grown on loss landscape", ICML 2024,
-    arXiv 2406.16988; MIT license, Copyright (c) 2024 Yefan, see ``reference/LICENSE``.
+    pruned. From Zhou, Chen, Cao, Schürholt, Yang: "MD tree: a model-diagnostic tree grown on loss landscape", ICML
+    2024, arXiv 2406.16988; MIT license, Copyright (c) 2024 Yefan, see ``reference/LICENSE``.
 
     ``gain_data`` is missing where all data were used, as nothing larger was measured. Runs of one's own are added with
     ``pandas.concat([reference(), mine])``.

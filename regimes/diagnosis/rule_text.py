@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from regimes.diagnosis.cut_tree import Branch, Cut, FittedTree, cuts_of
+import numpy as np
+
+from regimes.diagnosis.cut_tree import Branch, Cut, FittedTree, cuts_of, scaled_start
 from regimes.diagnosis.measures import measure_named
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 LOW, HIGH = 0.1, 0.9
 INTERVAL = "80 % interval"
+NORMAL_80 = 1.2816  # half an 80 % interval, in standard deviations
 
 
 def rule_text(diagnosis: Diagnosis) -> str:
@@ -34,7 +37,8 @@ def prior_text(tree: Branch) -> list[str]:
 
 def _prior_cut(cut: Cut) -> str:
     measure = measure_named(cut.measure)
-    low, high = (float(measure.inverse(measure.scale(cut.start) + side * 1.2816 * cut.spread)) for side in (-1, 1))
+    ends = scaled_start(cut) + NORMAL_80 * cut.spread * np.array([-1, 1])
+    low, high = (float(value) for value in measure.inverse(ends))
     return f"{measure.long_name}: {measure.show(cut.start)} ({measure.show(low)} to {measure.show(high)})"
 
 

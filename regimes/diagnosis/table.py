@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ def _numbers(name: str, column: pd.Series) -> Array:
     return column.to_numpy(dtype=float, na_value=np.nan)
 
 
-def _check_numeric(name: str, dtype: object) -> None:
+def _check_numeric(name: str, dtype: Any) -> None:
     boolean = pd.api.types.is_bool_dtype(dtype)
     if boolean or not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype):
         raise UserError(f"table: '{name}' has values of type {dtype}; expected numbers")
