@@ -39,7 +39,7 @@ def gains_of(data: xr.Dataset) -> xr.Dataset:
 
 def _gain(error: xr.DataArray, axis: str, up: bool) -> xr.DataArray:
     """Return the error minus the lowest error at larger (or smaller) coordinates along an axis, at least 0."""
-    ordered = error.sortby(axis, ascending=not up).transpose(..., axis)  # improvement lies towards later entries
+    ordered = error.sortby(axis, ascending=up).transpose(..., axis)  # improvement lies towards later entries
     values = ordered.values
     best = np.fmin.accumulate(values[..., ::-1], axis=-1)[..., ::-1]
     later = np.concatenate([best[..., 1:], np.full_like(best[..., :1], np.nan)], axis=-1)
