@@ -54,8 +54,8 @@ def _data(gains: Mapping[str, Array]) -> Array:
     return gains["gain_data"] - np.maximum(gains["gain_hotter"], gains["gain_colder"])
 
 
-LIKELY, UNLIKELY = Leaf(1.5, 0.5), Leaf(0.5, 1.5)  # two rows of prior experience in a leaf
-YES, NO = Leaf(3, 1), Leaf(1, 3)
+LIKELY, UNLIKELY = Leaf(4.5, 1.5), Leaf(1.5, 4.5)  # six rows of prior experience in a leaf
+YES, NO = Leaf(9, 3), Leaf(3, 9)  # twelve rows, for questions that fewer measures decide
 
 
 def _interpolating(yes: Branch, no: Branch) -> Cut:
