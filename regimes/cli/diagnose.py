@@ -75,6 +75,9 @@ def _checkpoints(
             raise UserError(f"{option} is needed for checkpoints, e.g. --model preresnet --data cifar10")
     from regimes.cli.checkpoints import prepare_measurement, read_networks
     from regimes.diagnosis.diagnose_networks import diagnose as diagnose_networks
+    from regimes.experiment.context import one_thread
 
     sweep, context = prepare_measurement(model, data, ["error"], changes, device, "diagnose")
-    return diagnose_networks(read_networks(files, context), context.data, curve=curve, loss_fn=sweep.recipe.loss_fn)
+    networks = read_networks(files, context)
+    with one_thread():
+        return diagnose_networks(networks, context.data, curve=curve, loss_fn=sweep.recipe.loss_fn)

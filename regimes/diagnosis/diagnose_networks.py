@@ -26,7 +26,6 @@ LMC_IMAGES = 200  # the packaged rule does not use it
 PAIR_IMAGES = 500
 HESSIAN_IMAGES = 200  # as in the reference
 TRACE_STDERR = 0.1  # relative
-TOP_STEPS = 8
 CURVE_POINTS = 5  # t = 0, 0.25, 0.5, 0.75, 1, as in the reference
 CUT_OF_ERROR = 0.001  # training errors about this small decide
 
@@ -44,10 +43,11 @@ def diagnose(
 ) -> NetworkDiagnosis:
     """Measure networks of one setting and diagnose it.
 
-    Training error and loss are measured on at most 2,000 training images, the Hessian on 200, and for two or more
+    Training error and loss are measured on at most 2,000 training images, the Hessian trace on 200, and for two or more
     networks LMC on 200, and CKA on mixed images and, with ``curve``, connectivity along a trained curve on ``images``.
-    Measures are averaged over networks and pairs. LMC is reported, but the packaged reference has none, so its rule
-    does not use it.
+    Measures are averaged over networks and pairs. The largest eigenvalue is left out: it takes as long as all the rest
+    and adds nothing to the accuracy (``python -m regimes.research study diagnosis``). LMC is reported, but the packaged
+    reference has none, so its rule does not use it.
 
     Args:
         models: trained classifiers of one architecture and one setting, e.g. two seeds; they are not changed.
@@ -103,7 +103,7 @@ def _measure(
     from regimes.landscape.bezier_path import curve_connectivity
     from regimes.landscape.error import error_and_loss
     from regimes.landscape.estimate import Estimate, UncertainEstimateWarning
-    from regimes.landscape.hessian import hessian_top, hessian_trace
+    from regimes.landscape.hessian import hessian_trace
     from regimes.landscape.linear_path import linear_connectivity
 
     measured: dict[str, list[Estimate]] = {name: [] for name in MEASURES}
@@ -116,8 +116,6 @@ def _measure(
             measured["train_error"].append(_at_least_one(error))
             measured["train_loss"].append(loss)
             measured["hessian_trace"].append(hessian_trace(network, loss_fn, few, mask, TRACE_STDERR, generator))
-            top = hessian_top(network, loss_fn, few, mask, generator, tolerance=TRACE_STDERR, max_steps=TOP_STEPS)
-            measured["hessian_top"].append(top)
         for a, b in combinations(range(len(networks)), 2):
             ends = networks[a], networks[b]
             measured["lmc"].append(linear_connectivity(*ends, subset(split, LMC_IMAGES), loss_fn=loss_fn))
