@@ -13,6 +13,9 @@ In Python it is as short as in the terminal::
     chart = regimes.RegimeMap(record)              # which way to turn, which network to prune
     print(chart.advise(0.05, {"batch_size": 64}))
 
+A few trained networks are diagnosed without a sweep: `diagnose` and `Diagnosis` say whether a hotter or colder setting,
+a wider network or more data would lower the test error.
+
 Hyperparameters are searched on small proxies that a map trusts: `objective` and `optimize` for an Optuna study,
 `ladder` for a training loop of one's own.
 
@@ -34,6 +37,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from regimes.config.sweep_file import read_sweep as read_sweep
     from regimes.data.dataset import Dataset as Dataset
+    from regimes.diagnosis.diagnose_networks import diagnose as diagnose
+    from regimes.diagnosis.diagnosis import Diagnosis as Diagnosis
     from regimes.discovery.api import Discovery as Discovery
     from regimes.discovery.api import discover as discover
     from regimes.errors import UserError as UserError
@@ -73,6 +78,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Dataset": "regimes.data.dataset",
+    "Diagnosis": "regimes.diagnosis.diagnosis",
     "Discovery": "regimes.discovery.api",
     "Estimate": "regimes.landscape.estimate",
     "Mask": "regimes.pruners.mask",
@@ -82,6 +88,7 @@ _HOME = {
     "cka": "regimes.landscape.cka",
     "classify": "regimes.regime_map.classify",
     "curve_connectivity": "regimes.landscape.bezier_path",
+    "diagnose": "regimes.diagnosis.diagnose_networks",
     "disagreement": "regimes.landscape.agreement",
     "discover": "regimes.discovery.api",
     "draw_map": "regimes.plots.draw_map",

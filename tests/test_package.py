@@ -26,7 +26,7 @@ ORDER = [
     "landscape",
     "config",
 ]
-ORDER += ["training", "discovery", "experiment", "record", "regime_map", "plots", "hpo", "cli", "research"]
+ORDER += ["training", "discovery", "experiment", "record", "regime_map", "diagnosis", "plots", "hpo", "cli", "research"]
 A_STEP = (
     "import torch; from regimes.config.recipe import Recipe; "
     "from regimes.training.optimizer_step import OptimizerStep; "
@@ -91,7 +91,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(statement: str, never: li
 def test_maps_figures_and_records_never_import_torch() -> None:
     code = """
 import importlib, pkgutil, sys
-for name in ("regimes.record", "regimes.regime_map", "regimes.plots"):
+for name in ("regimes.record", "regimes.regime_map", "regimes.diagnosis", "regimes.plots"):
     package = importlib.import_module(name)
     modules = [each.name for each in pkgutil.walk_packages(package.__path__, f"{name}.")]
     assert modules, name

@@ -10,6 +10,7 @@ import typer
 import regimes
 from regimes.cli.advise import advise
 from regimes.cli.clean import clean
+from regimes.cli.diagnose import diagnose
 from regimes.cli.discover import discover
 from regimes.cli.export import export
 from regimes.cli.hpo import hpo
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "map": map_,
     "advise": advise,
+    "diagnose": diagnose,
     "measure": measure,
     "discover": discover,
     "hpo": hpo,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +12,8 @@ import typer
 
 from regimes.cli.errors import report_user_errors
 from regimes.cli.options import Device, Json
-from regimes.errors import UserError
 
 if TYPE_CHECKING:
-    from regimes.config.sweep import Sweep
-    from regimes.experiment.context import RunContext
     from regimes.landscape.measure_networks import Measurement
 
 MAY_BE_ZERO = ("lmc", "lmc_test", "lmc_matched", "curve", "train_error", "final_test_error")
@@ -43,22 +38,17 @@ def measure(
 
     Options of the model, data and metrics: --set model.depth=20, --set measure.hessian.images=1000.
     """
+    from regimes.cli.checkpoints import prepare_measurement, read_networks
     from regimes.experiment.context import one_thread
-    from regimes.experiment.stages.pretrained import read_checkpoint
     from regimes.landscape.estimate import UncertainEstimateWarning
     from regimes.landscape.measure_networks import default_metrics, mask_of_zeros
     from regimes.landscape.measure_networks import measure as measure_landscape
     from regimes.landscape.metric import Curve
-    from regimes.models.build import load_weights
     from regimes.plots.text_table import finite
 
     names = [each.strip() for each in metrics.split(",") if each.strip()] or default_metrics(len(files))
-    sweep, context = _prepared(model, data, names, changes, device)
-    networks = []
-    for file in files:
-        network = context.new_model(seed=0)
-        load_weights(network, read_checkpoint(str(file), network))
-        networks.append(network.eval())
+    sweep, context = prepare_measurement(model, data, names, changes, device, "measure")
+    networks = read_networks(files, context)
     masks = [None if dense else mask_of_zeros(each) for each in networks]
     tables = {name: sweep.measure.options(name) for name in (sweep.measure.model_extra or {})}
     with one_thread(), warnings.catch_warnings():
@@ -76,33 +66,6 @@ def measure(
     widths = [max(len(row[column]) for row in [HEAD, *rows]) for column in range(len(HEAD))]
     for row in [HEAD, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _prepared(
-    model: str, data: str, metrics: Sequence[str], changes: list[str], device: str
-) -> tuple[Sweep, RunContext]:
-    """The sections of a sweep that measuring needs, validated like those of a file."""
-    from regimes.config.overrides import apply_overrides
-    from regimes.config.sweep_file import resolve_sweep
-    from regimes.experiment.context import ContextSpec, RunContext
-    from regimes.experiment.numerics import numerics_of
-    from regimes.registry import allow_imports_from
-
-    allow_imports_from(os.getcwd())
-    raw: dict[str, Any] = {
-        "data": {"name": data},
-        "model": {"name": model},
-        "measure": {"metrics": list(metrics)},
-        "recipe": {"augment": "none"},
-        "temperature": {"epochs": [1]},
-        "load": {"density": [1.0]},
-    }
-    sweep = resolve_sweep(apply_overrides(raw, changes), "regimes measure", "measure")
-    context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics_of(device, "eager", "eager"), ""))
-    context.check_model()
-    if context.loaded.regression and sweep.recipe.loss == "cross-entropy":
-        raise UserError("the targets are numbers, not classes; add --set recipe.loss=mse")
-    return sweep, context
 
 
 def _row(each: Measurement, names: list[str]) -> tuple[str, ...]:

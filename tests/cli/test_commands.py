@@ -29,7 +29,7 @@ def toml(tiny: Sweep, tmp_path: Path) -> Path:
     return write_toml(tmp_path / "tiny.toml", tiny)
 
 
-COMMANDS = ("plan", "run", "status", "clean", "export", "map", "advise", "measure", "discover", "hpo")
+COMMANDS = ("plan", "run", "status", "clean", "export", "map", "advise", "diagnose", "measure", "discover", "hpo")
 
 
 def test_help_lists_ten_commands_and_imports_nothing_heavy(cli: Cli) -> None:

@@ -7,5 +7,6 @@ STUDIES = {
     "measures": "regimes.research.studies.metric_correlations:study",
     "synthetic": "regimes.research.studies.synthetic:study",
     "advice": "regimes.research.studies.advice:study",
+    "diagnosis": "regimes.research.studies.diagnosis:study",
     "discovery": "regimes.research.studies.discovery:study",
 }

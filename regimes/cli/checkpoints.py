@@ -1,0 +1,71 @@
+"""Checkpoints named on the command line: their model, data and weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regimes.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from regimes.config.sweep import Sweep
+    from regimes.experiment.context import RunContext
+
+
+def prepare_measurement(
+    model: str, data: str, metrics: Sequence[str], changes: list[str], device: str, command: str
+) -> tuple[Sweep, RunContext]:
+    """Return the sections of a sweep that measuring needs, validated like those of a file, and their context.
+
+    Args:
+        model, data: names, or import paths.
+        metrics: names of metrics.
+        changes: options as KEY=VALUE.
+        device: device name.
+        command: name of the command, for messages.
+
+    Raises:
+        UserError: an unknown name or option, or targets that the loss does not take.
+    """
+    from regimes.config.overrides import apply_overrides
+    from regimes.config.sweep_file import resolve_sweep
+    from regimes.experiment.context import ContextSpec, RunContext
+    from regimes.experiment.numerics import numerics_of
+    from regimes.registry import allow_imports_from
+
+    allow_imports_from(os.getcwd())
+    raw: dict[str, Any] = {
+        "data": {"name": data},
+        "model": {"name": model},
+        "measure": {"metrics": list(metrics)},
+        "recipe": {"augment": "none"},
+        "temperature": {"epochs": [1]},
+        "load": {"density": [1.0]},
+    }
+    sweep = resolve_sweep(apply_overrides(raw, changes), f"regimes {command}", command)
+    context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics_of(device, "eager", "eager"), ""))
+    context.check_model()
+    if context.loaded.regression and sweep.recipe.loss == "cross-entropy":
+        raise UserError("the targets are numbers, not classes; add --set recipe.loss=mse")
+    return sweep, context
+
+
+def read_networks(files: Sequence[Path], context: RunContext) -> list[nn.Module]:
+    """Return the networks of state dicts, in eval mode.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not fit the model.
+    """
+    from regimes.experiment.stages.pretrained import read_checkpoint
+    from regimes.models.build import load_weights
+
+    networks = []
+    for file in files:
+        network = context.new_model(seed=0)
+        load_weights(network, read_checkpoint(str(file), network))
+        networks.append(network.eval())
+    return networks
