@@ -49,7 +49,8 @@ At = Annotated[
 Adviser = Annotated[
     str | None,
     typer.Option(
-        help="barrier, regime, similarity, combined, fitted, error, joint (default: joint, or combined without errors)."
+        help="barrier, regime, similarity, combined, landscape, diagnosis, fitted, error, joint (default: joint with "
+        "test errors, else landscape)."
     ),
 ]
 Mark = Annotated[

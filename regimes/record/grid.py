@@ -162,7 +162,11 @@ def _by_density(data: xr.Dataset, name: str) -> xr.Dataset:
 
 def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Dataset:
     """Convert to float; reject values that are not numeric and duplicates on an axis; drop test errors without axes."""
-    wanted = ["lmc", "cka", *(each for each in ("test_error", "lmc_stderr", "cka_stderr") if each in data)]
+    wanted = [
+        "lmc",
+        "cka",
+        *(each for each in ("test_error", "train_error", "hessian_trace", "lmc_stderr", "cka_stderr") if each in data),
+    ]
     for each in (*wanted, *axes):
         if not np.issubdtype(data[each].dtype, np.number):
             raise UserError(f"{name}: '{each}' has values of type {data[each].dtype}; expected numbers")

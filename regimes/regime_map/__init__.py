@@ -12,6 +12,8 @@ ADVISERS = {
     "regime": "regimes.regime_map.advisers:regime",
     "similarity": "regimes.regime_map.advisers:similarity",
     "combined": "regimes.regime_map.advisers:combined",
+    "landscape": "regimes.regime_map.advisers:landscape",
+    "diagnosis": "regimes.diagnosis.adviser:diagnosis",
     "fitted": "regimes.regime_map.advisers:fitted",
     "error": "regimes.regime_map.advisers:error",
     "joint": "regimes.regime_map.advisers:joint",

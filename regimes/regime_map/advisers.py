@@ -1,9 +1,10 @@
 """Advisers: decision rules that choose a temperature at one load.
 
 An adviser is a function ``(candidates, grid) -> cost`` that returns an array (draws, m): the cost of each of the m
-`Candidates` in each posterior draw. The candidate with the lowest mean cost is chosen. The landscape advisers use LMC
-and CKA only, as the three-regime study does (Zhou et al. 2023, arXiv 2305.18383); "fitted", "error" and "joint" also
-use the test errors of the pruned networks. To add one, write such a function and register it in `ADVISERS`.
+`Candidates` in each posterior draw. The candidate with the lowest mean cost is chosen. "barrier", "regime",
+"similarity" and "combined" use LMC and CKA only, as the three-regime study does (Zhou et al. 2023, arXiv 2305.18383),
+"landscape" also the training error, and "fitted", "error" and "joint" the test errors of the pruned networks. To add
+one, write such a function and register it in `ADVISERS`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 EXCLUDED_COST = 1e6  # cost of a candidate that is never chosen
 MIN_RELATIVE_GAIN = 0.01  # relative drop of the test error needed to leave the current temperature
 RIDGE_PENALTY = 1.0  # of the regression in `fitted`, in cells
-MIN_SPREAD = {"lmc": 0.5, "cka": 0.05}  # smallest standard deviation, on the transformed scale
+# Smallest standard deviation to standardise by, on the transformed scale; also the measures that "fitted" learns from.
+MIN_SPREAD = {"lmc": 0.03, "cka": 0.05, "train_error": 0.3, "hessian_trace": 0.2}
 
 
 def barrier(candidates: Candidates, m: MeasuredGrid) -> Numbers:
@@ -28,8 +30,8 @@ def barrier(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     """
     if candidates.current is None:
         return _coldest_connected(candidates)
-    hotter, colder = _next(candidates, 1), _next(candidates, -1)
-    return _votes(candidates, np.where(candidates.connected[:, candidates.current], colder, hotter))
+    hotter, colder = neighbour(candidates, 1), neighbour(candidates, -1)
+    return votes(candidates, np.where(candidates.connected[:, candidates.current], colder, hotter))
 
 
 def regime(candidates: Candidates, m: MeasuredGrid) -> Numbers:
@@ -48,12 +50,12 @@ def regime(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     wanted = np.where(candidates.connected[:, [candidates.current]], colder, hotter)
     wanted[:, candidates.current] = 1.5 * EXCLUDED_COST
     chosen = wanted.argmin(1)
-    return _votes(candidates, np.where(good[:, candidates.current], candidates.current, chosen))
+    return votes(candidates, np.where(good[:, candidates.current], candidates.current, chosen))
 
 
 def similarity(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     """Choose the highest CKA among connected temperatures, or the smallest barrier if none is connected."""
-    return _votes(candidates, np.where(candidates.connected, -candidates.cka, EXCLUDED_COST - candidates.lmc).argmin(1))
+    return votes(candidates, np.where(candidates.connected, -candidates.cka, EXCLUDED_COST - candidates.lmc).argmin(1))
 
 
 def combined(candidates: Candidates, m: MeasuredGrid) -> Numbers:
@@ -61,8 +63,18 @@ def combined(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     return -_standard(np.minimum(candidates.lmc, 0.0), "lmc") - _standard(candidates.cka, "cka")
 
 
+def landscape(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Weigh a small barrier, a high CKA and, where it is known, a low training error equally."""
+    cost = combined(candidates, m)
+    if not m.has("train_error"):
+        return cost
+    return cost + _standard(_drawn(candidates, m, "train_error"), "train_error")
+
+
 def fitted(candidates: Candidates, m: MeasuredGrid) -> Numbers:
-    """Predict the log error from LMC and CKA by ridge regression on the grid's other densities.
+    """Predict the log error from LMC, CKA and, where known, training error and Hessian trace.
+
+    By ridge regression on the grid's other densities.
 
     Features and target are centred within each density, so that the regression learns which temperature is better, not
     which density.
@@ -71,7 +83,7 @@ def fitted(candidates: Candidates, m: MeasuredGrid) -> Numbers:
         UserError: the grid has no test errors to learn from.
     """
     if not m.has_test_error:
-        raise UserError("adviser 'fitted' needs test errors, and this grid has none; use 'combined'")
+        raise UserError("adviser 'fitted' needs test errors, and this grid has none; use 'landscape'")
     return _learnt(candidates, m)[0]
 
 
@@ -82,7 +94,7 @@ def joint(candidates: Candidates, m: MeasuredGrid) -> Numbers:
         UserError: the grid has no test errors.
     """
     if candidates.error is None:
-        raise UserError("adviser 'joint' needs test errors, and this grid has none; use 'combined'")
+        raise UserError("adviser 'joint' needs test errors, and this grid has none; use 'landscape'")
     learnt, beside = _learnt(candidates, m)
     error, learnt = (each - each.mean(1, keepdims=True) for each in (candidates.error, learnt))
     total = beside + float(error.var(0).mean())
@@ -102,7 +114,7 @@ def error(candidates: Candidates, m: MeasuredGrid) -> Numbers:
         UserError: the grid has no test errors.
     """
     if candidates.error is None:
-        raise UserError("adviser 'error' needs test errors, and this grid has none; use 'combined'")
+        raise UserError("adviser 'error' needs test errors, and this grid has none; use 'landscape'")
     cost = candidates.error.copy()
     if candidates.current is not None:
         cost[:, candidates.current] -= MIN_RELATIVE_GAIN
@@ -110,28 +122,36 @@ def error(candidates: Candidates, m: MeasuredGrid) -> Numbers:
 
 
 def _learnt(candidates: Candidates, m: MeasuredGrid) -> tuple[Numbers, float]:
-    """Log errors (draws, m) of the candidates predicted from LMC and CKA, up to a constant, and the residual variance.
+    """Log errors (draws, m) of the candidates predicted from the landscape, up to a constant, and residual variance.
 
     The ridge regression is fitted at the other densities of the grid.
     """
     loads = m.load_coordinates(m.places)
-    learnt = m.usable & np.isfinite(m.mean("test_error"))
+    names = [name for name in MIN_SPREAD if m.has(name)]
+    learnt = m.usable & np.isfinite([m.mean(name) for name in ("test_error", *names)]).all(0)
     learnt &= np.abs(loads - m.load_coordinates(candidates.places[0])).max(1) > 1e-9
     features, target = [], []
     for each in np.unique(loads[learnt], axis=0):
         cells = learnt & (np.abs(loads - each).max(1) < 1e-9)
         features.append(
-            np.stack([_standard(m.transform(name).forward(m.mean(name)[cells]), name) for name in MIN_SPREAD], 1)
+            np.stack([_standard(m.transform(name).forward(m.mean(name)[cells]), name) for name in names], 1)
         )
         errors = m.transform("test_error").forward(m.mean("test_error")[cells])
         target.append(errors - errors.mean())
     if not features:
         return combined(candidates, m), float("inf")
     X, y = np.concatenate(features), np.concatenate(target)
-    weights = np.linalg.solve(X.T @ X + RIDGE_PENALTY * np.eye(len(MIN_SPREAD)), X.T @ y)
-    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(MIN_SPREAD), 1))
-    cost: Numbers = weights[0] * _standard(candidates.lmc, "lmc") + weights[1] * _standard(candidates.cka, "cka")
-    return cost, missed
+    weights = np.linalg.solve(X.T @ X + RIDGE_PENALTY * np.eye(len(names)), X.T @ y)
+    missed = float(((y - X @ weights) ** 2).sum() / max(len(y) - len(features) - len(names), 1))
+    drawn = [_standard(_drawn(candidates, m, name), name) for name in names]
+    return np.tensordot(weights, drawn, 1), missed
+
+
+def _drawn(candidates: Candidates, m: MeasuredGrid, name: str) -> Numbers:
+    """Posterior draws (draws, m) of a measure at the candidates, on its transformed scale."""
+    if name in ("lmc", "cka"):
+        return candidates.lmc if name == "lmc" else candidates.cka
+    return m.surface(name).sample(candidates.places, len(candidates.lmc), np.random.default_rng(6))
 
 
 def _standard(values: Numbers, name: str) -> Numbers:
@@ -141,13 +161,13 @@ def _standard(values: Numbers, name: str) -> Numbers:
 
 
 def _coldest_connected(candidates: Candidates) -> Numbers:
-    return _votes(
+    return votes(
         candidates,
         np.where(candidates.connected, candidates.temperature, EXCLUDED_COST - candidates.temperature).argmin(1),
     )
 
 
-def _next(candidates: Candidates, way: int) -> int:
+def neighbour(candidates: Candidates, way: int) -> int:
     """Index of the next hotter (way = 1) or colder (-1) candidate along one knob; the current one at the end."""
     assert candidates.current is not None
     steps = way * (candidates.places - candidates.places[candidates.current])
@@ -157,6 +177,6 @@ def _next(candidates: Candidates, way: int) -> int:
     return int(beyond[apart[beyond].argmin()]) if len(beyond) else candidates.current
 
 
-def _votes(candidates: Candidates, chosen: NDArray[np.intp]) -> Numbers:
+def votes(candidates: Candidates, chosen: NDArray[np.intp]) -> Numbers:
     """Cost 0 for the candidate that a draw chooses, 1 for all others."""
     return (np.arange(len(candidates.temperature)) != chosen[:, None]).astype(float)

@@ -66,15 +66,17 @@ def _copies(pairs: int) -> int:
 
 
 def cells_at_chance(data: xr.Dataset, knobs: list[str]) -> xr.DataArray | None:
-    """Return a mask of cells at chance: mean test error at least nine tenths of the chance error.
+    """Return a mask of cells at chance: mean error at least nine tenths of the chance error.
 
-    Two networks at chance are trivially connected and similar, so they have no regime. None if the grid has no
-    attribute ``chance_error`` or no test errors.
+    Two networks at chance are trivially connected and similar, so they have no regime. Judged by the training error
+    where the test error is not known. None if the grid has no attribute ``chance_error`` or neither error.
     """
     chance = data.attrs.get("chance_error")
-    if chance is None or "test_error" not in data:
+    axes = {*knobs, *loads_of(data)}
+    known = [name for name in ("test_error", "train_error") if name in data and axes <= set(data[name].dims)]
+    if chance is None or not known:
         return None
-    return cell_mean(data["test_error"], knobs) >= CHANCE_SHARE * float(chance)
+    return cell_mean(data[known[0]], knobs) >= CHANCE_SHARE * float(chance)
 
 
 def error_scale(data: xr.Dataset) -> float:

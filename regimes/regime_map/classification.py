@@ -28,24 +28,34 @@ class Regions:
         grid: the classified grid.
         cliff: the border of regime I.
         colder: (n,) probability of each cell that a colder temperature improves.
+        underfit: (n,) share of each cell's probabilities that is spread evenly, see `MeasuredGrid.underfit`.
     """
 
     grid: MeasuredGrid
     cliff: Cliff
     colder: Numbers
+    underfit: Numbers
 
     def probabilities(self, places: Numbers) -> Numbers:
         """Return the probabilities (m, 3) of the regimes at coordinates (m, k)."""
         poorly, colder = self.cliff.probability(self.grid, places), self.colder_at(places)
-        return np.stack([poorly, (1 - poorly) * colder, (1 - poorly) * (1 - colder)], -1)
+        shares = np.stack([poorly, (1 - poorly) * colder, (1 - poorly) * (1 - colder)], -1)
+        if not self.underfit.any():
+            return shares
+        even = self._between(self.underfit, places)[:, None]
+        return (1 - even) * shares + even / 3
 
     def colder_at(self, places: Numbers) -> Numbers:
-        """Return the probability (m,) that a colder temperature improves, interpolated between cells in log-odds."""
-        odds = logit(np.clip(self.colder, 1e-6, 1 - 1e-6)).reshape(self.grid.shape)
+        """Return the probability (m,) that a colder temperature improves."""
+        return self._between(self.colder, places)
+
+    def _between(self, values: Numbers, places: Numbers) -> Numbers:
+        """Probabilities (n,) of the cells, interpolated in log-odds at coordinates (m, k)."""
+        odds = logit(np.clip(values, 1e-6, 1 - 1e-6)).reshape(self.grid.shape)
         marks = [np.arange(size) / max(size - 1, 1) for size in self.grid.shape]
         wide = [axis for axis, size in enumerate(self.grid.shape) if size > 1]
         if not wide:
-            return np.full(len(places), self.colder[0])
+            return np.full(len(places), values[0])
         directed = odds
         for number, axis in enumerate(self.grid.axes):
             if axis.sign < 0:  # coordinates increase towards smaller values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ class _Tally:
 
 
 def evaluate_advice(
-    data: xr.Dataset, advisers: Iterable[str] = tuple(ADVISERS), leave_density: bool = False
+    data: xr.Dataset, advisers: Iterable[str] | None = None, leave_density: bool = False
 ) -> list[AdviceEvaluation]:
     """Evaluate advisers and baselines on the test errors of a grid, leaving one dense seed out at a time.
 
@@ -72,7 +73,7 @@ def evaluate_advice(
 
     Args:
         data: a grid with ``test_error``.
-        advisers: names in `ADVISERS` or import paths.
+        advisers: names in `ADVISERS` or import paths; None for all whose measures the grid has.
         leave_density: also leave out the density in question; the two ends are then not evaluated.
 
     Raises:
@@ -81,12 +82,25 @@ def evaluate_advice(
     if "test_error" not in data:
         raise UserError("evaluating advice needs test errors, and this grid has none")
     tallies: dict[str, _Tally] = {}
+    advisers = _answering(data) if advisers is None else list(advisers)
     seeds = data["dense_seed"].values.tolist() if data.sizes.get("dense_seed", 1) > 1 else [None]
     for seed in seeds:
         known = data if seed is None else data.sel(dense_seed=[each for each in seeds if each != seed])
         unseen = data if seed is None else data.sel(dense_seed=[seed])
         _hold(data, known, unseen, advisers, leave_density, tallies)
     return [_summary(name, tally) for name, tally in tallies.items()]
+
+
+def _answering(data: xr.Dataset) -> list[str]:
+    """Names of the advisers whose measures a grid has."""
+    chart, found = RegimeMap(data), []
+    load = next(_loads(MeasuredGrid.of(chart.data)))
+    more = {key: value for key, value in load.items() if key != "density"}
+    for name in ADVISERS:
+        with contextlib.suppress(UserError):
+            chart.select(load.get("density"), more, name)
+            found.append(name)
+    return found
 
 
 def _hold(

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from regimes.errors import UserError
 from regimes.record.grid import knobs_of
@@ -24,6 +25,7 @@ from regimes.regime_map.wild_cells import wild_cells
 
 Numbers = NDArray[np.float64]
 
+UNDERFIT_SHARE, UNDERFIT_TOLERANCE = 0.5, 0.04  # training error, as a share of the error of guessing
 MAX_SURFACE_CELLS = 1600  # a surface is fitted to; larger grids are fitted to the means of blocks of cells
 MAX_CELLS = 10_000  # of a grid: posterior draws need the covariance of all cells
 
@@ -126,6 +128,19 @@ class MeasuredGrid:
         found = cells_at_chance(self.data, self.knobs)
         return np.zeros(len(self.places), bool) if found is None else found.values.reshape(-1)
 
+    @property
+    @cached
+    def underfit(self) -> Numbers:
+        """Degree (n,) to which networks are underfit, from 0 to 1; 0 where the training error is not known.
+
+        One half at a training error of half the error of guessing.
+        """
+        if "train_error" not in self.data or self.data["train_error"].attrs.get("units", "1") != "1":
+            return np.zeros(len(self.places))
+        share = np.nan_to_num(self.mean("train_error")) / self.guess
+        degree = expit((share - UNDERFIT_SHARE) / UNDERFIT_TOLERANCE)
+        return np.where(degree > 0.01, degree, 0.0)
+
     @cached
     def seeds(self, name: str) -> Numbers:
         """Return a variable's means per dense seed, (n, seeds); NaN if not measured."""
@@ -144,10 +159,15 @@ class MeasuredGrid:
         """Return the standard errors (n,) of a variable's cell means, see `cell_stderr`."""
         return cell_stderr(self.data, name, self.knobs).values.reshape(-1)
 
+    def has(self, name: str) -> bool:
+        """Return whether a variable is over all axes, and measured in any cell that is not at chance."""
+        axes = {axis.name for axis in self.axes}
+        return name in self.data and axes <= set(self.data[name].dims) and bool(self.measured(name).any())
+
     @property
     def has_test_error(self) -> bool:
         """Whether any cell that is not at chance has a test error."""
-        return "test_error" in self.data and bool(self.measured("test_error").any())
+        return self.has("test_error")
 
     @property
     def guess(self) -> float:

@@ -23,7 +23,7 @@ from regimes.regime_map.results import Advice, DensityTrust, Selection
 from regimes.registry import lookup
 
 LOG_ERROR_ADVISERS = ("error", "joint")  # advisers whose costs are in units of log error
-DEFAULT_ADVISER, DEFAULT_ADVISER_WITHOUT_ERRORS = "joint", "combined"
+DEFAULT_ADVISER, DEFAULT_ADVISER_WITHOUT_ERRORS = "joint", "landscape"
 
 
 class RegimeMap:
@@ -109,7 +109,8 @@ class RegimeMap:
         Args:
             density: the density to prune to; None if the grid has no density.
             at: {knob: value} of the current temperature; also other loads that the grid varies, such as the width.
-            adviser: a name in `ADVISERS` or an import path; None: "joint" if the grid has test errors, else "combined".
+            adviser: a name in `ADVISERS` or an import path; None: "joint" if the grid has test errors, else
+                "landscape".
 
         Raises:
             UserError, OutsideRange: as for `regimes`; the adviser is unknown, or needs test errors that the grid lacks.

@@ -18,7 +18,7 @@ from scipy.special import ndtr
 
 from regimes.regime_map.classification import Classification, Regions
 from regimes.regime_map.cliff import find_cliff
-from regimes.regime_map.measured_grid import MeasuredGrid
+from regimes.regime_map.measured_grid import UNDERFIT_SHARE, MeasuredGrid
 from regimes.regime_map.peak import colder_improves
 
 
@@ -43,6 +43,11 @@ def transition(m: MeasuredGrid, given: Mapping[str, float]) -> Classification:
         note = f"CKA cut {given['cka']:g}: given"
     else:
         colder, note = colder_improves(m, poorly)
-    regions = Regions(m, cliff, colder)
+    regions = Regions(m, cliff, colder, m.underfit)
     notes = [cliff.note, note]
+    if count := int((m.underfit >= 0.5).sum()):
+        notes.append(
+            f"{count} cells are underfit (training error above {UNDERFIT_SHARE:.0%} of the error of guessing): their "
+            "copies are alike because they have learnt little, so their regimes are unsure"
+        )
     return Classification(regions.probabilities(m.places), regions, notes)

@@ -53,6 +53,10 @@ def test_advice_points_to_the_best_from_both_sides(chart: RegimeMap) -> None:
 @pytest.mark.parametrize("adviser", ADVISERS)
 def test_every_adviser_answers_everywhere(chart: RegimeMap, adviser: str) -> None:
     rates = chart.data["learning_rate"].values
+    if adviser == "diagnosis":
+        with pytest.raises(UserError, match="needs train_error or hessian_trace"):
+            chart.select(0.1, adviser=adviser)
+        chart = RegimeMap(world().assign(train_error=0.5 * world().test_error, hessian_trace=200 * world().test_error))
     for density in (0.02, 0.1, 0.8):
         found = chart.select(density, adviser=adviser)
         assert found.selected["learning_rate"] in rates
@@ -64,7 +68,7 @@ def test_every_adviser_answers_everywhere(chart: RegimeMap, adviser: str) -> Non
             assert 0 <= advice.confidence <= 1
 
 
-@pytest.mark.parametrize("adviser", ["barrier", "regime", "similarity", "combined"])
+@pytest.mark.parametrize("adviser", ["barrier", "regime", "similarity", "combined", "landscape"])
 def test_the_landscape_alone_is_enough(adviser: str) -> None:
     data, _ = synthetic_grid("diagonal", NOISES["calm"], 0.01, 0, dense_seeds=3)
     found = RegimeMap(data).advise(0.07, {"learning_rate": 0.01}, adviser)
@@ -75,9 +79,9 @@ def test_the_landscape_alone_is_enough(adviser: str) -> None:
 
 def test_advisers_that_need_test_errors_say_so() -> None:
     chart = RegimeMap(synthetic_grid("diagonal", NOISES["calm"], 0.01, 0)[0])
-    assert chart.select(0.1).adviser == "combined"
+    assert chart.select(0.1).adviser == "landscape"
     for adviser in ("fitted", "error", "joint"):
-        with pytest.raises(UserError, match="this grid has none; use 'combined'"):
+        with pytest.raises(UserError, match="this grid has none; use 'landscape'"):
             chart.select(0.1, adviser=adviser)
     with pytest.raises(UserError, match="unknown adviser 'eror'"):
         chart.select(0.1, adviser="eror")
@@ -263,7 +267,7 @@ def test_odd_grids_get_an_answer_or_a_line() -> None:
     assert RegimeMap(one).advise(0.1, {"learning_rate": float(one["learning_rate"][0])}).direction == "stay"
     empty = world()
     empty["test_error"] = empty["test_error"] * np.nan
-    assert RegimeMap(empty).select(0.1).adviser == "combined"
+    assert RegimeMap(empty).select(0.1).adviser == "landscape"
     with pytest.raises(UserError, match="needs test errors, and this grid has none"):
         classify(empty, "error")
     zeros = world()

@@ -1,0 +1,36 @@
+"""The adviser "diagnosis": the packaged diagnosis of one setting decides its direction, without other settings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from regimes.diagnosis.diagnosis import Diagnosis
+from regimes.errors import UserError
+from regimes.regime_map.advisers import neighbour, votes
+from regimes.regime_map.candidates import Candidates
+from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
+
+MEASURES = ("train_error", "train_loss", "curve", "curve_peak", "hessian_trace", "hessian_top")
+
+
+def diagnosis(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Choose the next hotter temperature with probability ``p_hotter``, else the next colder one.
+
+    Without a current temperature: the one whose probability is closest to one half. LMC and CKA of a grid are other
+    measures than those the packaged diagnosis has learnt from, and are left out.
+
+    Raises:
+        UserError: the grid has neither training error nor Hessian trace.
+    """
+    known = [name for name in MEASURES if m.has(name)]
+    if not {"train_error", "hessian_trace"} & set(known):
+        raise UserError("adviser 'diagnosis' needs train_error or hessian_trace, and this grid has neither")
+    means = {name: m.transform(name).inverse(m.surface(name).predict(candidates.places)[0]) for name in known}
+    hotter = Diagnosis.default().predict(pd.DataFrame(means))["p_hotter"].to_numpy()
+    draws = len(candidates.lmc)
+    if candidates.current is None:
+        return np.broadcast_to(np.abs(hotter - 0.5), (draws, len(hotter)))
+    share = (np.arange(draws) + 0.5) / draws
+    ways = neighbour(candidates, 1), neighbour(candidates, -1)
+    return votes(candidates, np.where(share < hotter[candidates.current], *ways))
