@@ -20,7 +20,7 @@ EXCLUDED_COST = 1e6  # cost of a candidate that is never chosen
 MIN_RELATIVE_GAIN = 0.01  # relative drop of the test error needed to leave the current temperature
 RIDGE_PENALTY = 1.0  # of the regression in `fitted`, in cells
 # Smallest standard deviation to standardise by, on the transformed scale; also the measures that "fitted" learns from.
-MIN_SPREAD = {"lmc": 0.03, "cka": 0.05, "train_error": 0.3, "hessian_trace": 0.2}
+MIN_SPREAD = {"lmc": 0.3, "cka": 0.05, "train_error": 0.3, "hessian_trace": 0.2}
 
 
 def barrier(candidates: Candidates, m: MeasuredGrid) -> Numbers:

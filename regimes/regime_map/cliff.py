@@ -1,6 +1,6 @@
 """The cliff of the barrier: cut of LMC between regime I and II, and whether there is a cliff at all.
 
-Barriers are compared on the square-root scale of `transform_of`, in units of the error of guessing. The cut is the
+Barriers are compared on a square-root scale, in units of the error of guessing. The cut is the
 change point that minimises the variance within the two groups of cells (Otsu 1979), with a common slope along the
 loads: the barrier decreases with density on both sides. Its posterior weight is the likelihood of normal groups with
 one observation per four cells, since neighbours are alike, times a wide prior. Any cut within the gap between the
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
-from regimes.regime_map.transforms import LMC_OFFSET
 
 CUT_DRAWS = 200
+OFFSET = 0.01  # of the square root, in units of the error of guessing
 PRIOR_CUT, PRIOR_LOG_SPREAD = 0.15, 0.8  # of the barrier at the cut, in units of the error of guessing
 SLOPES, PRIOR_SLOPE = np.linspace(-0.15, 0.15, 25), 0.05  # of the cut over the load axis, on the square-root scale
 CELLS_PER_OBSERVATION = 4.0
@@ -43,7 +43,7 @@ class Cliff:
     """The border of regime I.
 
     Attributes:
-        cuts: (draws,) posterior draws of the cut at the middle of the load axes, on the transformed scale of LMC.
+        cuts: (draws,) posterior draws of the cut at the middle of the load axes, on the square-root scale of LMC.
         slopes: (draws,) their slopes over the mean load coordinate.
         seen: probability that the grid has a cliff.
         beyond: probability that all cells are beyond it, if there is none.
@@ -57,8 +57,9 @@ class Cliff:
     note: str
 
     def cuts_at(self, m: MeasuredGrid, places: Numbers) -> Numbers:
-        """Return the cuts (draws, m) at coordinates (m, k)."""
-        return self.cuts[:, None] + self.slopes[:, None] * (_load(m, places) - 0.5)
+        """Return the cuts (draws, m) at coordinates (m, k), on the transformed scale of LMC."""
+        cuts = self.cuts[:, None] + self.slopes[:, None] * (_load(m, places) - 0.5)
+        return m.transform("lmc").forward(_lmc(cuts) * m.guess)
 
     def probability(self, m: MeasuredGrid, places: Numbers) -> Numbers:
         """Return the probability (m,) of regime I at coordinates (m, k)."""
@@ -77,25 +78,23 @@ class Cliff:
 
     def middle(self, m: MeasuredGrid) -> float:
         """Return the median cut at the middle of the load axes, as LMC."""
-        return float(m.transform("lmc").inverse(np.median(self.cuts, keepdims=True))[0] * m.scale)
+        return float(_lmc(np.median(self.cuts, keepdims=True))[0] * m.guess * m.scale)
 
 
 def find_cliff(m: MeasuredGrid, given: float | None = None) -> Cliff:
     """Find the cliff of a grid with usable cells; ``given`` is a cut of LMC to use instead."""
     scale = m.transform("lmc")
     if given is not None:
-        return Cliff(
-            np.array([float(scale.forward(np.array(given)))]), np.zeros(1), 1.0, 0.0, f"LMC cut {given:g}: given"
-        )
+        return Cliff(_root(np.array([given / m.guess])), np.zeros(1), 1.0, 0.0, f"LMC cut {given * m.scale:g}: given")
     mean, _ = m.predicted("lmc")
     load = _load(m, m.places)
+    lmc = scale.inverse(mean) / m.guess
     if m.usable.sum() > 1:
-        cuts, slopes = _sample_cuts(mean[m.usable], load[m.usable], np.random.default_rng(0))
+        cuts, slopes = _sample_cuts(_root(lmc)[m.usable], load[m.usable], np.random.default_rng(0))
     else:
-        cuts, slopes = scale.forward(np.array([-PRIOR_CUT * m.guess])), np.zeros(1)
-    barrier = np.clip(-scale.inverse(mean), 0, None) / m.guess
-    cut = np.median(cuts) + np.median(slopes) * (load - 0.5)
-    below = mean < cut
+        cuts, slopes = _root(np.array([-PRIOR_CUT])), np.zeros(1)
+    barrier = np.clip(-lmc, 0, None)
+    below = _root(lmc) < np.median(cuts) + np.median(slopes) * (load - 0.5)
     fall, seen = _cliff_evidence(m, barrier, below)
     beyond = _probability(float(np.median(barrier[m.usable])), ALL_BEYOND)
     return Cliff(cuts, slopes, seen, beyond, _note(m, cuts, barrier, fall, seen, beyond))
@@ -117,10 +116,19 @@ def _sample_cuts(values: Numbers, load: Numbers, random: np.random.Generator) ->
     return rest[slope, place] + gap[slope, place] * random.random(CUT_DRAWS), SLOPES[slope]
 
 
+def _root(lmc: Numbers) -> Numbers:
+    """Square-root scale ``sign(x) (sqrt(|x| + a) - sqrt(a))`` of LMC in units of the error of guessing."""
+    return np.sign(lmc) * (np.sqrt(np.abs(lmc) + OFFSET) - np.sqrt(OFFSET))
+
+
+def _lmc(root: Numbers) -> Numbers:
+    """Inverse of `_root`."""
+    return np.sign(root) * ((np.abs(root) + np.sqrt(OFFSET)) ** 2 - OFFSET)
+
+
 def _log_prior(cut: Numbers) -> Numbers:
-    """Log prior density of cuts on the transformed scale; minus infinity for positive LMC."""
-    root = np.abs(cut) + np.sqrt(LMC_OFFSET)
-    barrier = np.clip(root**2 - LMC_OFFSET, 1e-12, None)
+    """Log prior density of cuts on the square-root scale; minus infinity for positive LMC."""
+    root, barrier = np.abs(cut) + np.sqrt(OFFSET), np.clip(np.abs(_lmc(cut)), 1e-12, None)
     density = -0.5 * (np.log(barrier / PRIOR_CUT) / PRIOR_LOG_SPREAD) ** 2 + np.log(root / barrier)
     return np.where(cut < 0, density, -np.inf)
 
@@ -183,7 +191,7 @@ def _load(m: MeasuredGrid, places: Numbers) -> Numbers:
 def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: float, beyond: float) -> str:
     unit = m.guess * m.scale
     if seen >= 0.5:
-        low, middle, high = (m.transform("lmc").inverse(np.quantile(cuts, [0.9, 0.5, 0.1])) * m.scale).tolist()
+        low, middle, high = (_lmc(np.quantile(cuts, [0.9, 0.5, 0.1])) * unit).tolist()
         return (
             f"LMC cut {middle:.3g} (80 % interval {high:.3g} to {low:.3g}) at medium load: the barrier falls by "
             f"{fall * unit:.2g} within a step across the border (probability of a cliff {seen:.2f})"

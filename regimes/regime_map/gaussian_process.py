@@ -122,10 +122,7 @@ def fit(
     centre, scale = float(means.mean()), max(float(means.std()), min_spread)
     errors, noise = error_covariance(values, rows, shape)
     same = (rows[:, None] == rows[None]).astype(float)
-    if errors is None and known.any():  # one seed: the noise between copies stands in for that between seeds
-        shared = 0.25 * np.sqrt(np.outer(known, known)) * same
-        errors, noise = np.diag(0.75 * known) + shared, float(np.sqrt(known.mean()))
-    estimated = errors is not None
+    estimated = errors is not None  # else noise and row effects are fitted, beside the known variance between copies
     errors = np.zeros((len(means), len(means))) if errors is None else errors
     errors = errors + np.diag(np.clip(known - np.diag(errors), 0.0, None))
     # Seeds that agree exactly do not mean that there is no noise.

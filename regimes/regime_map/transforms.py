@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 
-LMC_OFFSET = 0.01  # of the square root, as a share of the error of guessing
+LMC_NOISE_SHARE = 0.02  # of the error of guessing; LMC is linear within, logarithmic beyond
 MIN_CKA_DISTANCE = 0.001  # 1 - CKA is clipped to this
 ERROR_OFFSET_SHARE = 0.02  # offset of the logarithm, as a share of the median error
 
@@ -35,20 +35,16 @@ class Transform:
 def transform_of(name: str, unit: float) -> Transform:
     """Return the transform of a variable.
 
-    LMC: ``sign(x) (sqrt(|x| / unit + a) - sqrt(a))`` with a = 0.01; CKA: ``-log10(1 - x)``; errors:
-    ``log(x + 0.02 unit)``.
+    LMC: ``asinh(x / (0.02 unit))``; CKA: ``-log10(1 - x)``; errors: ``log(x + 0.02 unit)``.
 
     Args:
         name: the variable.
         unit: the error of guessing for LMC, or a typical error; not used for CKA.
     """
     if name.startswith("lmc"):
-        root = np.sqrt(LMC_OFFSET)
+        small = LMC_NOISE_SHARE * unit
         return Transform(
-            lambda x: np.sign(x) * (np.sqrt(np.abs(x) / unit + LMC_OFFSET) - root),
-            lambda y: np.sign(y) * ((np.abs(y) + root) ** 2 - LMC_OFFSET) * unit,
-            lambda x: 0.5 / (unit * np.sqrt(np.abs(x) / unit + LMC_OFFSET)),
-            0.03,
+            lambda x: np.arcsinh(x / small), lambda y: np.sinh(y) * small, lambda x: 1 / np.hypot(x, small), 0.3
         )
     if name.startswith("cka"):
         return Transform(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_NEIGHBOURS = 5  # measured neighbours, diagonal ones included; cells at an edge may rightly differ from fewer
-MIN_DISTANCE = {"lmc": 0.2, "cka": 0.3, "test_error": 0.5}  # on the transformed scale, beyond all neighbours
+MIN_DISTANCE = {"lmc": 1.5, "cka": 0.3, "test_error": 0.5}  # on the transformed scale, beyond all neighbours
 MAX_SPREAD_SHARE = 0.5  # of that distance, the standard deviation of the neighbours
 
 Numbers = NDArray[np.float64]
