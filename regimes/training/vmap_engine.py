@@ -27,13 +27,16 @@ from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.precision import precision_context
 
 MIN_LANES, MAX_LANES = 4, 64  # lanes
+MIN_SIGNAL_LANES = 8  # with one-dimensional convolutions: the bits of the first one differ in fewer lanes
 BATCHNORM_VECTOR = 32  # channels per vector in BatchNorm's sums; an incomplete vector is summed in another order
 
 
 def padded_lanes(lanes: int, model: nn.Module) -> int:
     """Return the number of lanes that a number of networks are trained in: a power of two, padding included."""
     channels = [each.num_features for each in model.modules() if isinstance(each, _BatchNorm)]
-    return max(MIN_LANES, BATCHNORM_VECTOR // math.gcd(BATCHNORM_VECTOR, *channels), 1 << (lanes - 1).bit_length())
+    signals = any(isinstance(each, nn.Conv1d) for each in model.modules())
+    least = MIN_SIGNAL_LANES if signals else MIN_LANES
+    return max(least, BATCHNORM_VECTOR // math.gcd(BATCHNORM_VECTOR, *channels), 1 << (lanes - 1).bit_length())
 
 
 class VmapEngine:
