@@ -7,5 +7,6 @@ STUDIES = {
     "measures": "regimes.research.studies.metric_correlations:study",
     "synthetic": "regimes.research.studies.synthetic:study",
     "advice": "regimes.research.studies.advice:study",
+    "mnist1d": "regimes.research.studies.mnist1d:study",
     "discovery": "regimes.research.studies.discovery:study",
 }
