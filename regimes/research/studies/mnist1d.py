@@ -30,8 +30,10 @@ PARAGRAPHS = [
     "PreResNet-8 (width 8) for signals on MNIST-1D (synthetic, 2,000 training signals), batch size as the temperature: "
     "`sweeps/mnist1d.toml`, 6 batch sizes x 6 densities x 8 dense seeds x 2 copies. The setting was chosen by its test "
     "errors on dense seeds 0 to 2; everything here is measured on others, 3 to 10, by "
-    "[comparisons stated before the run](COMPARISONS.md). The data are those it was chosen on. The grid is in this "
-    "folder as netCDF; without it the study repeats the run.",
+    "[comparisons stated before the run](../mnist1d/COMPARISONS.md). The data are those it was chosen on. The grid is "
+    "in this folder as netCDF; without it the study repeats the run.",
+    "An earlier start was stopped before its end to train the networks in fleets; its values were not read. The dense "
+    "networks of seeds 3 to 7 at batch size 8 may therefore have been trained once before.",
 ]
 
 
