@@ -48,6 +48,7 @@ def _facts(prepared: Any, cost: Any, workers: int) -> dict[str, Any]:
         "data": prepared.context.loaded.title,
         "cells": sum(stage.kind in ("prune", "discover") and not stage.intermediate for stage in stages),
         "dense_trainings": len({stage.training for stage in stages if stage.kind == "train"}),
+        "decay_product": _decay_product(prepared),
         "stages": {kind: {"all": count[kind], "done": done[kind], "todo": todo[kind]} for kind in STAGE_NOUNS},
         "done": len(progress.done),
         "failed": failed,
@@ -64,12 +65,27 @@ def _facts(prepared: Any, cost: Any, workers: int) -> dict[str, Any]:
     }
 
 
+def _decay_product(prepared: Any) -> list[float]:
+    """Smallest and largest learning rate x weight decay x steps before the first decay; empty without training."""
+    from regimes.training.schedule import TrainingSchedule
+
+    sweep, images = prepared.sweep, len(prepared.context.loaded.train.targets)
+    if sweep.dense:
+        return []
+    schedules = [TrainingSchedule(sweep.dense_recipe(each), images) for each in sweep.temperatures()]
+    products = [s.recipe.learning_rate * s.recipe.weight_decay * s.steps_before_decay for s in schedules]
+    return [min(products), max(products)]
+
+
 def _print(facts: dict[str, Any], prepared: Any) -> None:
     from regimes.experiment.memory import free_bytes
 
     typer.echo(f"{facts['name']} -> {facts['folder']}   ({facts['data']})")
     typer.echo(f"  cells (temperature x load x dense seed)     {facts['cells']}")
     typer.echo(f"  distinct dense trainings                    {facts['dense_trainings']}")
+    if facts["decay_product"]:
+        values = " to ".join(dict.fromkeys(f"{each:.2g}" for each in facts["decay_product"]))
+        typer.echo(f"  learning rate x weight decay x steps before the first decay: {values}")
     for kind, noun in STAGE_NOUNS.items():
         count = facts["stages"][kind]
         if count["all"] or kind in ("retrain", "measure"):

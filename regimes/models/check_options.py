@@ -5,10 +5,18 @@ from __future__ import annotations
 from regimes.errors import UserError
 
 
-def require_images(name: str, input_shape: tuple[int, ...], least: int = 1) -> None:
-    """Raise `UserError` unless the inputs are images (c, h, w) of at least ``least`` pixels per side."""
-    if len(input_shape) != 3:
-        raise UserError(f"model '{name}' needs images (c, h, w), the data has inputs of shape {input_shape}; try 'mlp'")
+def require_images(name: str, input_shape: tuple[int, ...], least: int = 1, signals: bool = False) -> None:
+    """Raise `UserError` unless the inputs are images (c, h, w) of at least ``least`` pixels per side.
+
+    Args:
+        name: name of the model.
+        input_shape: shape of one input.
+        least: smallest number of pixels per side.
+        signals: whether signals (c, length) are allowed too.
+    """
+    if len(input_shape) != 3 and not (signals and len(input_shape) == 2):
+        allowed = "images (c, h, w)" + (" or signals (c, length)" if signals else "")
+        raise UserError(f"model '{name}' needs {allowed}, the data has inputs of shape {input_shape}; try 'mlp'")
     if min(input_shape[1:]) < least:
         raise UserError(
             f"model '{name}' needs images of {least}x{least} pixels or more, the data has inputs of shape {input_shape}"

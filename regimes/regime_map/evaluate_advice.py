@@ -63,7 +63,10 @@ class _Tally:
 
 
 def evaluate_advice(
-    data: xr.Dataset, advisers: Iterable[str] | None = None, leave_density: bool = False
+    data: xr.Dataset,
+    advisers: Iterable[str] | None = None,
+    leave_density: bool = False,
+    seeds: Iterable[int] | None = None,
 ) -> list[AdviceEvaluation]:
     """Evaluate advisers and baselines on the test errors of a grid, leaving one dense seed out at a time.
 
@@ -75,6 +78,7 @@ def evaluate_advice(
         data: a grid with ``test_error``.
         advisers: names in `ADVISERS` or import paths; None for all whose measures the grid has.
         leave_density: also leave out the density in question; the two ends are then not evaluated.
+        seeds: dense seeds to leave out, of a grid with several; None: all.
 
     Raises:
         UserError: the grid has no test errors.
@@ -83,9 +87,9 @@ def evaluate_advice(
         raise UserError("evaluating advice needs test errors, and this grid has none")
     tallies: dict[str, _Tally] = {}
     advisers = _answering(data) if advisers is None else list(advisers)
-    seeds = data["dense_seed"].values.tolist() if data.sizes.get("dense_seed", 1) > 1 else [None]
-    for seed in seeds:
-        known = data if seed is None else data.sel(dense_seed=[each for each in seeds if each != seed])
+    whole = data["dense_seed"].values.tolist() if data.sizes.get("dense_seed", 1) > 1 else [None]
+    for seed in whole if seeds is None else seeds:
+        known = data if seed is None else data.sel(dense_seed=[each for each in whole if each != seed])
         unseen = data if seed is None else data.sel(dense_seed=[seed])
         _hold(data, known, unseen, advisers, leave_density, tallies)
     return [_summary(name, tally) for name, tally in tallies.items()]

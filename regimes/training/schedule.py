@@ -54,6 +54,14 @@ class TrainingSchedule:
         """Epoch at which training stops: ``recipe.stop`` if set, else the last one."""
         return self.recipe.stop or self.recipe.epochs
 
+    @property
+    def steps_before_decay(self) -> int:
+        """Number of steps before the first milestone; of a schedule without milestones, all steps."""
+        steps = self.last_epoch * self.steps_per_epoch
+        if self.recipe.schedule != "step" or not self.recipe.milestones:
+            return steps
+        return min(steps, math.ceil(min(self.recipe.milestones) * self.horizon))
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step in 0, 1, ..., horizon - 1."""
         recipe = self.recipe

@@ -62,6 +62,8 @@ def test_from_sweep_file_to_phase_diagram(cli: Cli, toml: Path, tmp_path: Path) 
     plan = json.loads(cli("plan", toml, "--json").stdout)
     assert (plan["cells"], plan["dense_trainings"], plan["done"]) == (4, 1, 0)
     assert plan["wall_seconds"] > 0
+    assert plan["decay_product"] == pytest.approx([0.1 * 1e-4 * 10] * 2)  # 10 steps: half of four epochs of five
+    assert "steps before the first decay: 0.0001\n" in cli("plan", toml).stdout
     assert not (tmp_path / "runs").exists()
     ran = cli("run", toml, "--workers", 2)
     assert ran.returncode == 0, ran.stderr

@@ -30,10 +30,17 @@ from regimes.pruners.prune import prunable, prune
 from regimes.registry import lookup
 
 IMAGE = (3, 8, 8)
+SIGNALS = "preresnet on signals"
+NETWORKS = (*MODELS, SIGNALS)
+
+
+def shape_of(name: str) -> tuple[int, ...]:
+    return (3, 16) if name == SIGNALS else IMAGE
 
 
 def small(name: str, seed: int = 0) -> torch.nn.Module:
-    return build(name, SMALL[name], IMAGE, 5, seed)
+    known = name.partition(" ")[0]
+    return build(known, SMALL[known], shape_of(name), 5, seed)
 
 
 # -- knobs ------------------------------------------------------------------------------------------------------------
@@ -82,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", DATASETS)
 def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str, folder: Path, archives: Path) -> None:
     root = folder if name == "imagefolder" else archives
-    options = {} if name in ("digits", "synthetic") else {"root": str(root)}
+    options = {} if name in ("digits", "mnist1d", "synthetic") else {"root": str(root)}
     data: Dataset = lookup(DATASETS, name, "data set")(**options)
     again: Dataset = lookup(DATASETS, name, "data set")(**options)
     assert data.fingerprint == again.fingerprint
@@ -141,7 +148,7 @@ def test_augmentation_keeps_shapes_and_repeats_itself(name: str) -> None:
 # -- models and pruners -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_model_is_drawn_from_its_seed_alone(name: str) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -149,10 +156,10 @@ def test_model_is_drawn_from_its_seed_alone(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert one(torch.zeros(2, *IMAGE)).shape == (2, 5)
+    assert one(torch.zeros(2, *shape_of(name))).shape == (2, 5)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NETWORKS)
 @pytest.mark.parametrize("pruner", PRUNERS)
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("density", [0.03, 0.1, 0.5, 1.0])
@@ -162,7 +169,7 @@ def test_density_is_exact_and_the_mask_is_reproducible(
     network = small(model)
     weights = {name: each.detach().clone() for name, each in network.named_parameters()}
     monkeypatch.setattr("regimes.pruners.synflow.ROUNDS", 3)
-    data = probe().data
+    data = probe(model).data
 
     def mask() -> Mask:
         return prune(network, density, pruner, allocation, data, torch.Generator().manual_seed(0))
@@ -178,9 +185,9 @@ def test_density_is_exact_and_the_mask_is_reproducible(
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def probe() -> Probe:
+def probe(model: str) -> Probe:
     make = lookup(DATASETS, "synthetic", "data set")
-    data = make(shape=IMAGE, classes=5, train=120, test=60)
+    data = make(shape=shape_of(model), classes=5, train=120, test=60)
     return Probe(data, F.cross_entropy, torch.Generator().manual_seed(0))
 
 
@@ -188,7 +195,7 @@ CHEAP: dict[str, dict[str, int]] = {"spectrum": {"probes": 2, "steps": 4}, "curv
 
 
 @pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NETWORKS)
 def test_metric_gives_what_it_promises_and_leaves_networks_alone(name: str, model: str) -> None:
     metric = lookup(METRICS, name, "metric")
     assert metric.name == name
@@ -202,9 +209,9 @@ def test_metric_gives_what_it_promises_and_leaves_networks_alone(name: str, mode
     options = metric.options() if model == "mlp" else metric.options(**CHEAP.get(name, {}))
     if (name, model) == ("lmc_matched", "torchvision"):  # ShuffleNet's shuffled channels are beyond torch-pruning
         with pytest.raises(UserError, match="torch-pruning cannot trace"):
-            metric.measure([Trained(each, mask) for each in networks], probe(), options)
+            metric.measure([Trained(each, mask) for each in networks], probe(model), options)
         return
-    measured = [metric.measure([Trained(each, mask) for each in networks], probe(), options) for _ in range(2)]
+    measured = [metric.measure([Trained(each, mask) for each in networks], probe(model), options) for _ in range(2)]
     assert set(measured[0]) == set(metric.variables)
     for variable, value in measured[0].items():
         assert isinstance(value, (Estimate, Curve))

@@ -60,6 +60,14 @@ def test_batch_size_as_a_knob_keeps_the_number_of_steps() -> None:
         assert timeline.horizon == 62_400
 
 
+@pytest.mark.parametrize("change", [{}, {"stop": 2}, {"stop": 7}, {"schedule": "constant"}, {"milestones": (0.3,)}])
+def test_steps_before_the_first_decay(change: dict[str, Any]) -> None:
+    schedule = TrainingSchedule(Recipe(epochs=8, batch_size=10).model_copy(update=change), images=35)
+    taken = range(schedule.last_epoch * schedule.steps_per_epoch)
+    initial = [step for step in taken if schedule.learning_rate(step) == schedule.recipe.learning_rate]
+    assert schedule.steps_before_decay == len(initial)
+
+
 def test_stopping_early_does_not_move_the_schedule() -> None:
     whole, early = (TrainingSchedule(Recipe(epochs=8, batch_size=10, stop=stop), 20) for stop in (None, 3))
     assert early.last_epoch == 3

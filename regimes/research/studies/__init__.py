@@ -8,5 +8,6 @@ STUDIES = {
     "synthetic": "regimes.research.studies.synthetic:study",
     "advice": "regimes.research.studies.advice:study",
     "diagnosis": "regimes.research.studies.diagnosis:study",
+    "mnist1d": "regimes.research.studies.mnist1d:study",
     "discovery": "regimes.research.studies.discovery:study",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -52,7 +53,7 @@ def one_seed_grids(runs: Path, say: Say) -> tuple[Mapping[str, xr.Dataset], str]
     grids: dict[str, xr.Dataset] = {}
     hours = 0.0
     for name in SWEEPS:
-        result = _run(name, runs / name, ONE_SEED_CHANGES, say)
+        result = run_sweep(name, runs / name, ONE_SEED_CHANGES, say)
         grids[name] = classify(read_grid(result.folder))
         hours += sum(spent for _, spent in run_facts(result.folder)["stages"].values())
     return grids, f"The five runs took {60 * hours:.0f} core-minutes, in this command or earlier ones."
@@ -70,7 +71,7 @@ def five_seed_grids(out: Path, runs: Path, say: Say) -> Mapping[str, xr.Dataset]
     for name, temperature in FIVE_SEED_TEMPERATURES.items():
         saved = out / f"{name}.nc"
         if not saved.exists():
-            result = _run(name, runs / f"{name}-seeds", (*FIVE_SEED_CHANGES, temperature), say)
+            result = run_sweep(name, runs / f"{name}-seeds", (*FIVE_SEED_CHANGES, temperature), say)
             out.mkdir(parents=True, exist_ok=True)
             grid = read_grid(result.folder)
             save_grid(grid[[each for each in SAVED_VARIABLES if each in grid]], saved)
@@ -78,13 +79,25 @@ def five_seed_grids(out: Path, runs: Path, say: Say) -> Mapping[str, xr.Dataset]
     return grids
 
 
-def _run(name: str, folder: Path, changes: Sequence[str], say: Say) -> Result:
+def run_sweep(name: str, folder: Path, changes: Sequence[str], say: Say, **how: Any) -> Result:
+    """Run or complete a sweep of the folder ``sweeps``.
+
+    Args:
+        name: the sweep file's name without extension.
+        folder: the run folder.
+        changes: overrides of keys of the file.
+        say: called with a line of progress.
+        how: further arguments of `regimes.experiment.run.run`.
+
+    Raises:
+        UserError: the sweep file is missing, or stages failed.
+    """
     file = SWEEP_FOLDER / f"{name}.toml"
     if not file.exists():
         raise UserError(f"{file}: sweep file not found; run this study in a clone of the repository")
-    result = run(file, folder, changes=changes)
+    result = run(file, folder, changes=changes, **how)
     if result.progress.failed:
         first = next(iter(result.progress.failed.values()))
         raise UserError(f"{result.folder}: {len(result.progress.failed)} stages failed ({first})")
-    say(f"{name}: {len(result.stages)} stages, {result.seconds / 60:.1f} min")
+    say(f"{folder.name}: {len(result.stages)} stages, {result.seconds / 60:.1f} min")
     return result

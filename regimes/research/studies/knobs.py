@@ -53,7 +53,7 @@ def side_by_side(grids: Mapping[str, xr.Dataset]) -> Figure:
     """Draw the maps of several grids in one row, with a common legend."""
     wide = sum(grid.sizes["density"] for grid in grids.values())
     figure = Figure(figsize=(0.52 * wide + 0.75 * len(grids), 3.9), layout="constrained")
-    all_axes = figure.subplots(1, len(grids))
+    all_axes = figure.subplots(1, len(grids), squeeze=False)[0]
     for axes, grid in zip(all_axes, grids.values(), strict=True):
         draw_regimes(axes, grid, size=8)
         axes.set_title(f"{_name(grid)}  (hotter ↑)", fontsize=9.5)
