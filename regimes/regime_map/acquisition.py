@@ -124,32 +124,53 @@ def _free(m: MeasuredGrid, seeds: int) -> list[list[int]]:
 
 
 class _Border:
-    """Acquisition for the border: where regimes are uncertain on the surfaces of LMC and CKA."""
+    """Acquisition for the borders: where cells may be in I on the surface of LMC, or in II-A on that of CKA."""
 
     def __init__(self, m: MeasuredGrid) -> None:
-        self.chances = transition(m, {}).probability
-        self.covariance = m.surface("lmc").posterior(m.places)[1]
-        self.noise = m.surface("lmc").noise ** 2
-        self.before = np.clip(np.diag(self.covariance), 1e-12, None)
+        poorly, dissimilar, similar = transition(m, {}).probability.T
+        self.doubts = [np.minimum(poorly, 1 - poorly), np.minimum(dissimilar, similar)]
+        self.surfaces = [_Spread(m, "lmc"), _Spread(m, "cka")]
 
     def to_mend(self, free: Sequence[Sequence[int]]) -> float:
         """Expected share of wrong labels now minus that with all free cells measured."""
         after = _all_measured(self, free)
-        left = np.sqrt(np.clip(np.diag(after.covariance), 0.0, None) / self.before)
-        return float(((1 - self.chances.max(1)) * (1 - left)).mean())
+        pairs = zip(self.doubts, after.surfaces, strict=True)
+        return float(sum((doubt * (1 - surface.left())).mean() for doubt, surface in pairs))
 
     def pick(self, allowed: NDArray[np.bool_]) -> int:
         """Return the place that lowers the expected number of wrong labels, over all places, the most."""
-        spread = np.clip(np.diag(self.covariance), 1e-12, None)
-        left = np.sqrt(spread / self.before)  # relative uncertainty after the round's cells so far
-        doubt = (1 - self.chances.max(1)) * left
-        # share[i, j]: relative reduction of the variance at j by measuring i
-        share = self.covariance**2 / (spread[None, :] * (spread + self.noise)[:, None])
-        gain = (doubt[None, :] * (1 - np.sqrt(np.clip(1 - share, 0.0, 1.0)))).sum(1)
-        return int(np.where(allowed, gain, -1.0).argmax())
+        gains = [surface.gain(doubt) for doubt, surface in zip(self.doubts, self.surfaces, strict=True)]
+        return int(np.where(allowed, np.sum(gains, axis=0), -1.0).argmax())
 
     def note(self, place: int) -> None:
-        self.covariance = _measured(self.covariance, place, self.noise)
+        self.surfaces = [surface.measured(place) for surface in self.surfaces]
+
+
+class _Spread:
+    """Posterior covariance of a surface at all places, and how it falls with further measurements."""
+
+    def __init__(self, m: MeasuredGrid, name: str) -> None:
+        self.covariance = m.surface(name).posterior(m.places)[1]
+        self.noise = m.surface(name).noise ** 2
+        self.before = np.clip(np.diag(self.covariance), 1e-12, None)
+
+    def left(self) -> Numbers:
+        """Return the standard deviation (n,) relative to that before any further measurement."""
+        return np.sqrt(np.clip(np.diag(self.covariance), 0.0, None) / self.before)
+
+    def gain(self, doubt: Numbers) -> Numbers:
+        """Return the expected number of labels (n,) mended by measuring each place, given their doubt (n,)."""
+        spread = np.clip(np.diag(self.covariance), 1e-12, None)
+        # share[i, j]: relative reduction of the variance at j by measuring i
+        share = self.covariance**2 / (spread[None, :] * (spread + self.noise)[:, None])
+        mended: Numbers = ((doubt * self.left())[None, :] * (1 - np.sqrt(np.clip(1 - share, 0.0, 1.0)))).sum(1)
+        return mended
+
+    def measured(self, place: int) -> _Spread:
+        """Return a copy after one more seed is measured at a place."""
+        after = copy.copy(self)
+        after.covariance = _measured(self.covariance, place, self.noise)
+        return after
 
 
 class _Advice:

@@ -25,7 +25,8 @@ MIN_TEMPERATURES = 4  # needed for a ranking
 def rungs(regions: Regions, densities: Sequence[float] | None, load: dict[str, float]) -> list[DensityTrust]:
     """Return the rank fidelity of densities, lowest density first.
 
-    The measure is Kendall's tau over temperatures between the test errors at a density and those of dense networks. The
+    The measure is Kendall's tau over temperatures between the errors at a density and those of dense networks, on the
+    validation split if the grid has its errors, as in searches, else on the test split. The
     ceiling is tau between dense networks of two seeds. Both compare different seeds only (unless there is just one), so
     that errors common to the networks of one seed do not count. The prior of tau is normal: its mean is the ceiling
     times the share of temperatures that are connected, its standard deviation 0.3. It is combined with the measured
@@ -65,7 +66,7 @@ def rungs(regions: Regions, densities: Sequence[float] | None, load: dict[str, f
             places = axis.place(np.array(own))
             there = np.isfinite(measured[:, 0])
             tau = np.array([np.interp(mark, places[there], each[there], np.nan, np.nan) for each in measured.T])
-        found.append(_judged(density, connected, tau, ceiling))
+        found.append(_judged(density, connected, tau, ceiling, "validation" if _split(m) == "val" else "test"))
     return found
 
 
@@ -81,8 +82,9 @@ def _check_load(m: MeasuredGrid, load: Mapping[str, float]) -> None:
 
 
 def _errors(m: MeasuredGrid, load: dict[str, float]) -> tuple[Numbers | None, Numbers | None]:
-    """Dense test errors (temperatures, seeds) and pruned ones (densities, temperatures, seeds); None if unknown."""
-    if "test_error" not in m.data or "dense_test_error" not in m.data:
+    """Dense errors (temperatures, seeds) and pruned ones (densities, temperatures, seeds); None if unknown."""
+    split = _split(m)
+    if split is None:
         return None, None
     chosen = m.data.sel(load) if load and "width" in m.data.dims else m.data
     knobs = m.knobs
@@ -94,7 +96,12 @@ def _errors(m: MeasuredGrid, load: dict[str, float]) -> tuple[Numbers | None, Nu
         ordered = values.mean(inside).transpose(*more, *knobs, "dense_seed").values
         return np.asarray(ordered.reshape(*ordered.shape[: len(more)], -1, ordered.shape[-1]))
 
-    return arranged("dense_test_error"), arranged("test_error", "density")
+    return arranged(f"dense_{split}_error"), arranged(f"{split}_error", "density")
+
+
+def _split(m: MeasuredGrid) -> str | None:
+    """Split whose errors rank: validation, as searches use it, if the grid has it, else test; None without errors."""
+    return next((split for split in ("val", "test") if {f"{split}_error", f"dense_{split}_error"} <= set(m.data)), None)
 
 
 def _tau(a: Numbers, b: Numbers) -> Numbers:
@@ -140,7 +147,9 @@ def _connected(regions: Regions, load: dict[str, float]) -> float:
     return float(1 - regions.cliff.probability(m, places).mean())
 
 
-def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, ceiling: float | None) -> DensityTrust:
+def _judged(
+    density: float, connected: float, tau: NDArray[np.float64] | None, ceiling: float | None, split: str
+) -> DensityTrust:
     known = tau is not None and np.isfinite(tau[0])
     if ceiling is not None and not ceiling > MIN_TAU_SPREAD:
         reason = f"dense networks of two seeds do not rank the temperatures alike (tau {ceiling:.2f})"
@@ -159,8 +168,8 @@ def _judged(density: float, connected: float, tau: NDArray[np.float64] | None, c
         mean = variance * (prior / PRIOR_SPREAD**2 + float(tau[0]) / spread**2)
     enough = float(ndtr((mean - MIN_TRUST * most) / np.sqrt(variance)))
     bound = "agreement between dense seeds unknown" if ceiling is None else f"dense networks of two seeds {most:.2f}"
-    unknown = "no test errors" if tau is None else "test errors of too few temperatures"
-    said = f"tau {float(tau[0]):.2f}, {bound}" if tau is not None and known else unknown
+    unknown = "no errors" if tau is None else f"{split} errors of too few temperatures"
+    said = f"tau {float(tau[0]):.2f} by {split} errors, {bound}" if tau is not None and known else unknown
     reason = f"{said}; {connected:.0%} of the temperatures are connected"
     value = float(tau[0]) if tau is not None and known else None
     return DensityTrust(density, value, low, high, ceiling, prior, mean / most, enough >= 0.5, reason)

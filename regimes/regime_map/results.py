@@ -82,7 +82,7 @@ class DensityTrust(Answer):
 
     Attributes:
         density: the density.
-        tau: Kendall's tau over temperatures between the test errors at this density and those of dense networks of
+        tau: Kendall's tau over temperatures between the errors at this density and those of dense networks of
             other seeds, averaged over seeds; None if not known.
         low, high: 95 % bootstrap interval of tau over dense seeds; None with fewer than three.
         ceiling: tau between dense networks of two seeds, the most a proxy can reach; None if not known.

@@ -79,7 +79,7 @@ def test_from_sweep_file_to_phase_diagram(cli: Cli, toml: Path, tmp_path: Path) 
     for name in ("phase.png", "phase.svg", "lmc.png", "cka.svg", "test_error.png", "README.md", "grid.nc"):
         assert (tmp_path / "runs/tiny/map" / name).stat().st_size > 500
     page = (tmp_path / "runs/tiny/map/README.md").read_text()
-    for expected in ("Hardware: ", "Versions: Python 3", "retrain: 8 stages", '"batch_size": 32', "Rule `smooth`"):
+    for expected in ("Hardware: ", "Versions: Python 3", "retrain: 8 stages", '"batch_size": 32', "Rule `transition`"):
         assert expected in page
     cut = cli("map", "runs/tiny", "--out", "cut", "--lmc", "-0.01", "--cka", "0.9", "--html")
     assert cut.returncode == 0, cut.stderr
@@ -142,7 +142,7 @@ def test_a_model_that_does_not_fit_the_data_is_said_before_any_work(cli: Cli, ti
     tiny["model"] = {"name": "preresnet", "depth": 8}
     out = cli("run", write_toml(tmp_path / "x.toml", tiny))
     assert out.returncode == 2
-    assert "needs images (c, h, w), the data has inputs of shape (8,)" in out.stderr
+    assert "needs images (c, h, w) or signals (c, length), the data has inputs of shape (8,)" in out.stderr
     assert not (tmp_path / "runs").exists()
 
 

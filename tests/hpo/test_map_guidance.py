@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from regimes.config.sweep_file import resolve_sweep
 from regimes.hpo.fidelities import Fidelity, ladder_of
 from regimes.hpo.map_guidance import MapGuidance, open_guidance
 from regimes.hpo.plan import context_of, guidance_of, load_plan, map_sweep, plan, save_plan
-from regimes.record.grid import save_grid
+from regimes.record.grid import read_grid, save_grid
 from regimes.regime_map.results import DensityTrust
 
 
@@ -182,7 +183,11 @@ def test_a_map_decides_by_validation_errors_whatever_the_test_split_says(guide: 
         save_grid(data.assign(more), tmp_path / f"{name}.nc")
     asked = spec()
     found = open_guidance(tmp_path / "both.nc", asked.data, asked.model)
-    assert found.densities() == guide.densities()
+    judged = [
+        dataclasses.replace(trust, reason=trust.reason.replace("test", "validation")) for trust in guide.densities()
+    ]
+    assert found.densities() == judged
+    assert found.chart.rungs() == RegimeMap(read_grid(tmp_path / "both.nc")).rungs()  # as `regimes advise --rungs` says
     assert found.deployment(Recipe(learning_rate=0.05)) == guide.deployment(Recipe(learning_rate=0.05))
     blind = open_guidance(tmp_path / "test.nc", asked.data, asked.model)
     assert "no validation errors" in blind.deployment(Recipe(learning_rate=0.05))["reason"]

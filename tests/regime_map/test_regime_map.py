@@ -166,7 +166,7 @@ def test_rungs_without_errors_rest_on_the_regimes() -> None:
     found = chart.rungs()
     assert not found[0].trusted
     assert found[-1].trusted
-    assert all(each.tau is None and "no test errors" in each.reason for each in found)
+    assert all(each.tau is None and "no errors" in each.reason for each in found)
     few = synthetic_grid("diagonal", NOISES["calm"], 0.01, 0, (3, 5))[0]
     with pytest.raises(UserError, match="too few temperatures to rank: 3"):
         RegimeMap(few).rungs()
