@@ -194,15 +194,17 @@ def test_the_digits_sweeps_have_the_same_densities_and_metrics() -> None:
 
 def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "DRAWS_PER_KIND", 1)
-    monkeypatch.setattr(synthetic, "SEEDS_AND_PAIRS", ((1, 1), (3, 1)))
+    monkeypatch.setattr(synthetic, "KNOWN", ((1, 1, False), (3, 1, True)))
     for module in (synthetic, adaptive_replay):
         monkeypatch.setattr(module, "SHAPES", {name: synthetic_grids.SHAPES[name] for name in ("diagonal", "I alone")})
+    monkeypatch.setattr(synthetic, "HEIGHTS", (0.1, 0.6))
     page = synthetic.study(tmp_path, tmp_path, lambda line: None)
     calm = page.tables[0].facts[len(synthetic_grids.NOISES)]
-    assert (calm["seeds"], calm["noise"]) == (3, "calm")
-    assert calm["right_smooth"] > 0.95
-    assert calm["border_smooth"] < 0.4
-    for row in page.tables[2].facts:
+    assert (calm["known"], calm["noise"]) == ("3 dense seeds, 1 pair, test errors", "calm")
+    assert calm["transition"]["right"] > 0.95
+    assert calm["transition"]["poorly"] > 0.97
+    assert calm["transition"]["border"] < 0.4
+    for row in page.tables[3].facts:
         assert sum(share for _, _, share in row["bins"]) == pytest.approx(1.0)
     page.write(tmp_path / "out", "python -m regimes.research study synthetic", 1.0)
     assert (tmp_path / "out/calibration.png").stat().st_size > 5000
@@ -216,7 +218,9 @@ def test_synthetic_grids_have_the_stated_noise_and_regimes() -> None:
     for shape in synthetic_grids.SHAPES:
         data, truth = synthetic_grids.synthetic_grid(shape, synthetic_grids.Noise(0, 0, 0), 0.01, 0)
         lmc = data["lmc"].isel(dense_seed=0, pair=0).values
-        assert ((lmc < 0) == (truth == 0)).all()
+        foot = 0.1 * 10.0 ** (-1.5 * np.linspace(0, 1, 7))
+        cliff = 0.4 * (1 - 0.4 * np.linspace(0, 1, 7))
+        assert ((-lmc - foot > 0.5 * cliff) == (truth == 0)).all()  # half-way up the cliff
 
 
 def test_the_border_of_a_synthetic_grid_by_brute_force() -> None:

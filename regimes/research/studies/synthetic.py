@@ -211,7 +211,7 @@ def _figure(cases: Sequence[_Case]) -> Figure:
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0.33, 1], [0.33, 1], color="#999999", lw=1, zorder=1)
-    styles = zip(KNOWN, ("o", "s", "^", "D"), ("#111111", "#a23b14", "#4a8fb5", "#c9962b"), strict=True)
+    styles = zip(KNOWN, ("o", "s", "^", "D"), ("#111111", "#a23b14", "#4a8fb5", "#c9962b"), strict=False)
     for known, marker, colour in styles:
         chosen = [case for case in cases if (case.method, case.known) == ("transition", known)]
         bins = np.array([bin_ for bin_ in _reliability(chosen) if bin_[2] > 0.002])
