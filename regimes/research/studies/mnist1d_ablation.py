@@ -30,12 +30,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "retraining weight decay 3e-3": ("retrain.weight_decay=3e-3",),
     "MLP": ('model={name = "mlp"}',),
     "digits": ('data={name = "digits"}',),
-    "dense training 20 epochs": ("recipe.epochs=20",),
-    "retraining 24 epochs": ("retrain.epochs=24",),
-    "width 16": ("model.width=16",),
-    "dense training 80 epochs": ("recipe.epochs=80",),
-    "training signals 4,000": ("data.train=4000",),
-    "data of another seed": ("data.seed=43",),
 }
 # (column, measure, batch size, minus batch size, density)
 CONTRASTS = (

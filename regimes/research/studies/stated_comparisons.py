@@ -20,7 +20,7 @@ CONNECTED = -0.05  # LMC above it counts as no barrier
 SIGNIFICANT = 0.05  # of the adjusted p
 
 
-class Comparison(NamedTuple):
+class StatedComparison(NamedTuple):
     """A claim: a measure is higher at one batch size than at another.
 
     Attributes:
@@ -60,28 +60,28 @@ class Comparison(NamedTuple):
 
 
 STATED = (
-    *(Comparison("A", "lmc", 16, 128, density) for density in (0.11, 0.15, 0.2)),
-    *(Comparison("B1", "test_error", 128, 16, density) for density in (0.11, 0.15, 0.2)),
-    *(Comparison("B2", "test_error", 64, 16, density) for density in (0.11, 0.15, 0.2)),
-    *(Comparison("C1", "test_error", 16, 64, density) for density in (0.35, 0.6)),
-    *(Comparison("C2", "test_error", 8, 32, density) for density in (0.35, 0.6)),
-    *(Comparison("D1", "lmc", 8, None, density) for density in (0.35, 0.6)),
-    *(Comparison("D2", "lmc", 32, None, density) for density in (0.35, 0.6)),
-    *(Comparison("D3", "cka", 32, 8, density) for density in (0.35, 0.6)),
-    Comparison("E", "test_error", 64, 16, 0.15, less=0.6),
+    *(StatedComparison("A", "lmc", 16, 128, density) for density in (0.11, 0.15, 0.2)),
+    *(StatedComparison("B1", "test_error", 128, 16, density) for density in (0.11, 0.15, 0.2)),
+    *(StatedComparison("B2", "test_error", 64, 16, density) for density in (0.11, 0.15, 0.2)),
+    *(StatedComparison("C1", "test_error", 16, 64, density) for density in (0.35, 0.6)),
+    *(StatedComparison("C2", "test_error", 8, 32, density) for density in (0.35, 0.6)),
+    *(StatedComparison("D1", "lmc", 8, None, density) for density in (0.35, 0.6)),
+    *(StatedComparison("D2", "lmc", 32, None, density) for density in (0.35, 0.6)),
+    *(StatedComparison("D3", "cka", 32, 8, density) for density in (0.35, 0.6)),
+    StatedComparison("E", "test_error", 64, 16, 0.15, less=0.6),
 )
 
 
-class Outcome(NamedTuple):
+class ComparisonOutcome(NamedTuple):
     """A comparison, its test, Holm's adjusted p over all of them, and whether it is confirmed."""
 
-    comparison: Comparison
+    comparison: StatedComparison
     test: PairedTest
     adjusted: float
     confirmed: bool
 
 
-def outcomes(grid: xr.Dataset) -> list[Outcome]:
+def outcomes(grid: xr.Dataset) -> list[ComparisonOutcome]:
     """Test all stated comparisons on a grid."""
     tests = [paired_test(each.differences(grid)) for each in STATED]
     adjusted = holm([test.p for test in tests])
@@ -91,7 +91,7 @@ def outcomes(grid: xr.Dataset) -> list[Outcome]:
         if comparison.less is not None:  # the difference has to change its sign, too
             signs = [paired_test(comparison._at(grid, each)).mean for each in (comparison.density, comparison.less)]
             confirmed = confirmed and signs[0] > 0 > signs[1]
-        found.append(Outcome(comparison, test, p, confirmed))
+        found.append(ComparisonOutcome(comparison, test, p, confirmed))
     return found
 
 
@@ -111,7 +111,7 @@ def comparison_table(grid: xr.Dataset) -> TextTable:
     return TextTable("Comparisons stated before the run", rows, notes, facts)
 
 
-def _values(grid: xr.Dataset, comparison: Comparison) -> str:
+def _values(grid: xr.Dataset, comparison: StatedComparison) -> str:
     means = seed_means(grid[comparison.measure], [KNOB]).mean("dense_seed").sel(density=comparison.density)
     sizes = [comparison.higher, comparison.lower]
     return ", ".join(f"{100 * float(means.sel({KNOB: each})):.1f}" for each in sizes if each is not None)
