@@ -226,11 +226,8 @@ class MeasuredGrid:
         return np.ravel_multi_index(tuple(index), blocks).reshape(-1)
 
     def _measuring(self, name: str) -> Numbers:
-        """Variance (n,) of the cell means over images, or over copies with one dense seed."""
-        if self.data.sizes.get("dense_seed", 1) == 1:
-            found = self.stderr(name) ** 2
-            return np.where(found > 0, found, np.nan)  # not known from a single copy
-        if f"{name}_stderr" in self.data:
+        """Variance (n,) of the cell means over images; 0 with one dense seed, whose noise is fitted as a whole."""
+        if f"{name}_stderr" in self.data and self.data.sizes.get("dense_seed", 1) > 1:
             images = seed_means(self.data[f"{name}_stderr"] ** 2, self.knobs).mean("dense_seed")
             return images.values.reshape(-1)
         return np.zeros(len(self.places))
