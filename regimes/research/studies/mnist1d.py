@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
 from regimes.experiment.stages.stage import Stage
 from regimes.plots.advice_section import format_excess
+from regimes.plots.phase_diagram import phase_diagram
 from regimes.plots.text_table import TextTable
 from regimes.record.grid import load_netcdf, read_grid, save_grid
-from regimes.regime_map.classify import classify
 from regimes.regime_map.evaluate_advice import AdviceEvaluation, evaluate_advice, pooled
+from regimes.regime_map.regime_map import RegimeMap
 from regimes.research.page import Page, Say
 from regimes.research.studies.digits_sweeps import run_sweep
-from regimes.research.studies.knobs import side_by_side
 from regimes.research.studies.mnist1d_ablation import ablation_grids, ablation_table
 from regimes.research.studies.paired_tests import Numbers
 from regimes.research.studies.stated_comparisons import MEASURES, all_pairs, cell_means, comparison_table, outcomes
@@ -45,7 +46,13 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     tables = [comparison_table(grid), *cell_means(grid, CELL_MEANS), advice_table(grid), *all_pairs(grid)]
     say("comparisons and advice evaluated")
     tables.insert(1, ablation_table({"as shipped": grid, **ablation_grids(out, runs, say)}))
-    return Page("mnist1d", TITLE, [*PARAGRAPHS, _summary(grid)], tables, {"map": side_by_side({"": classify(grid)})})
+    return Page("mnist1d", TITLE, [*PARAGRAPHS, _summary(grid)], tables, {"map": _figure(grid)})
+
+
+def _figure(grid: xr.Dataset) -> Figure:
+    """Phase diagram of the recorded grid, with advice."""
+    chart = RegimeMap(grid)
+    return phase_diagram(chart.data, chart)
 
 
 def confirmation_grid(out: Path, runs: Path, say: Say) -> xr.Dataset:
