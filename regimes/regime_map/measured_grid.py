@@ -17,7 +17,7 @@ from scipy.special import expit
 from regimes.errors import UserError
 from regimes.record.grid import knobs_of
 from regimes.regime_map.axes import Axis, axes_of
-from regimes.regime_map.cell_stats import cell_stderr, cells_at_chance, error_scale, seed_means
+from regimes.regime_map.cell_stats import cells_at_chance, error_scale, seed_means
 from regimes.regime_map.gaussian_process import GaussianProcess, fit
 from regimes.regime_map.noise_model import variance_between_seeds, variance_by_size
 from regimes.regime_map.transforms import Transform, transform_of
@@ -153,11 +153,6 @@ class MeasuredGrid:
         seeds = self.seeds(name)
         count = np.isfinite(seeds).sum(1)
         return np.divide(np.nansum(seeds, 1), count, out=np.full(len(seeds), np.nan), where=count > 0)
-
-    @cached
-    def stderr(self, name: str) -> Numbers:
-        """Return the standard errors (n,) of a variable's cell means, see `cell_stderr`."""
-        return cell_stderr(self.data, name, self.knobs).values.reshape(-1)
 
     def has(self, name: str) -> bool:
         """Return whether a variable is over all axes, and measured in any cell that is not at chance."""

@@ -42,7 +42,7 @@ def colder_improves(m: MeasuredGrid, poorly: Numbers) -> tuple[Numbers, str]:
             stays *= 1 - colder
             notes.append(note)
     measures = "similarity" if len(names) == 1 else "similarity and test error"
-    return 1 - stays, f"II-A: {measures} improve towards colder; " + ", ".join(notes or ["one temperature"])
+    return 1 - stays, f"II-A, by {measures}: " + ", ".join(notes or ["not seen, one temperature"])
 
 
 def _better(name: str) -> int:
@@ -68,7 +68,7 @@ def _along(m: MeasuredGrid, number: int, drawn: dict[str, Numbers], poorly: Numb
     exists = 1 - float(np.prod(stays))
     hotter = (heat > line[..., None] + SLACK / (len(heat) - 1)).mean(0) * exists
     middle = float(axis.value(np.clip(np.median(line[:, used], keepdims=True), 0, 1)).item())
-    note = f"from about {axis.name} {middle:.3g} on" if exists >= 0.5 else f"not seen along {axis.name}"
+    note = f"hotter than the peak at about {axis.name} {middle:.3g}" if exists >= 0.5 else f"not seen along {axis.name}"
     return columns.back(hotter), note
 
 
