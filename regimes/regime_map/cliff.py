@@ -149,7 +149,9 @@ def _cliff_evidence(m: MeasuredGrid, barrier: Numbers, beyond: NDArray[np.bool_]
     knobs, found = len(m.knobs), []
     for kind, axes in (("knob", range(knobs)), ("load", range(knobs, barrier.ndim))):
         fall, even = _fall(barrier, beyond, axes)
-        sharp = _probability(fall / max((high - low) * even, 1e-9), SHARPNESS[kind])
+        least, tolerance = SHARPNESS[kind]
+        attainable = min(least, 0.8 / even)  # along short axes even a jump is not much steeper than a slope
+        sharp = _probability(fall / max((high - low) * even, 1e-9), (attainable, tolerance))
         found.append((_probability(fall, HEIGHT[kind]) * max(sharp, tall), fall))
     seen, fall = max(found)
     return fall, seen * connected * whole

@@ -110,5 +110,5 @@ def test_the_map_has_widths_side_by_side(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.regime.values == 0, load < 0.7)
     regimes.draw_map(found, tmp_path)
     report = (tmp_path / "README.md").read_text()
-    assert "| width: density |" in report
-    assert "| 16: 40 % |" in report
+    assert "| width, density |" in report
+    assert "| 16, 40 % |" in report

@@ -42,7 +42,7 @@ def diagram(
     truth = np.where(poorly, 0, np.where((cold > 0.3) | (dissimilar == 0), 2, 1)) + 0 * dense.astype(int)
     depth = barrier * (0.7 + 0.3 * rng.random((6, 6)))
     lmc = np.where(truth == 0, -depth, 0.0)[..., None] + noise * rng.standard_normal((6, 6, pairs))
-    away = dissimilar * (6 * np.clip(0.4 - cold, 0, None) + 2 * np.clip(cold - 0.4, 0, None))
+    away = dissimilar * (6 * np.clip(0.4 - cold, 0, None) + 4 * np.clip(cold - 0.4, 0, None))
     distance = 0.06 * (1 + away + 1.5 * (truth == 0)) * (1.4 - 0.8 * dense)
     cka = np.clip(1 - distance[..., None] * np.exp(0.1 * rng.standard_normal((6, 6, pairs))), 0, 1)
     dims = ("epochs", "density", "pair")
