@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -210,16 +209,11 @@ def test_reliability_by_hand() -> None:
     assert error == pytest.approx((0.15 + 2 * 0.45) / 3)
 
 
-def test_the_default_needs_no_torch_and_little_time() -> None:
+def test_the_default_needs_no_torch_and_is_learnt_once() -> None:
     code = (
-        "import sys, time, regimes; regimes.Diagnosis; import regimes.diagnosis.reference, h5netcdf; "
-        "start = time.process_time(); d = regimes.Diagnosis.default(); seconds = time.process_time() - start; "
-        "d.predict(regimes.diagnosis.reference.reference()); print('torch' in sys.modules, seconds)"
+        "import sys, regimes; from regimes.diagnosis.reference import reference; "
+        "regimes.Diagnosis.default().predict(reference()); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    torch, seconds = done.stdout.split()
-    assert torch == "False"
-    assert float(seconds) < 2  # 0.6 s on an idle core
-    start = time.perf_counter()
-    regimes.Diagnosis.default()
-    assert time.perf_counter() - start < 1
+    assert done.stdout.strip() == "False"
+    assert regimes.Diagnosis.default() is regimes.Diagnosis.default()
