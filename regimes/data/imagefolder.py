@@ -20,6 +20,7 @@ def imagefolder(
     test_images: int = 0,
     val_fraction: float = 0.1,
     title: str = "",
+    size: int = 0,
 ) -> Dataset:
     """Return images (n, 3, h, w) of one size, each channel standardised by the training split.
 
@@ -30,20 +31,23 @@ def imagefolder(
         test_images: number of test images to use, balanced over classes; 0: all.
         val_fraction: fraction of each class of the training images held out if there is no ``val/``.
         title: name for captions; "": the folder's name.
+        size: side in pixels of the squares that the images are cropped and reduced to; 0: as they are.
 
     Raises:
-        UserError: a folder is missing, the splits have different classes, or images differ in size.
+        UserError: a folder is missing, the splits have different classes, or images differ in size and none is given.
     """
     folder = Path(root)
-    train, classes = _read(folder, "train", images)
-    test, test_classes = _read(folder, "test", test_images)
-    val, val_classes = _read(folder, "val", 0) if (folder / "val").is_dir() else (None, classes)
+    train, classes = _read(folder, "train", images, size)
+    test, test_classes = _read(folder, "test", test_images, size)
+    val, val_classes = _read(folder, "val", 0, size) if (folder / "val").is_dir() else (None, classes)
     if not classes == test_classes == val_classes:
         raise UserError(f"data.root = '{root}': train, test and val must have the same class folders")
     return from_bytes(train, test, val, len(classes), title or folder.resolve().name, val_fraction)
 
 
-def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction: float = 0.1) -> Dataset:
+def tinyimagenet(
+    root: str, images: int = 0, test_images: int = 0, val_fraction: float = 0.1, size: int = 0
+) -> Dataset:
     """Return TinyImageNet (200 classes, 64x64 pixels); its labelled ``val/`` images are used as the test split.
 
     Args:
@@ -53,6 +57,7 @@ def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction:
             all.
         test_images: number of test images to use, balanced over classes; 0: all.
         val_fraction: fraction of each class of the training images that is held out for validation.
+        size: side in pixels that the images are reduced to; 0: as they are.
 
     Raises:
         UserError: a file or folder is missing.
@@ -71,20 +76,21 @@ def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction:
     for line in annotations.read_text().splitlines():
         name, category = line.split("\t")[:2]
         judged.append((folder / "val" / "images" / name, label[category]))
-    train, test = (_decoded(files, count, root) for files, count in ((known, images), (judged, test_images)))
+    train, test = (_decoded(files, count, root, size) for files, count in ((known, images), (judged, test_images)))
     return from_bytes(train, test, None, len(names), "TinyImageNet", val_fraction)
 
 
-def _read(root: Path, split: str, count: int) -> tuple[Pair, list[str]]:
+def _read(root: Path, split: str, count: int, size: int) -> tuple[Pair, list[str]]:
     if not (root / split).is_dir():
         raise UserError(f"data.root = '{root}': no folder {split}/ in it; expected {root}/{split}/CLASS/IMAGE.jpg")
     found: Any = torchvision().datasets.ImageFolder(str(root / split))
-    return _decoded([(Path(path), label) for path, label in found.samples], count, f"{root}/{split}"), found.classes
+    files = [(Path(path), label) for path, label in found.samples]
+    return _decoded(files, count, f"{root}/{split}", size), found.classes
 
 
-def _decoded(files: list[tuple[Path, int]], count: int, where: str) -> Pair:
+def _decoded(files: list[tuple[Path, int]], count: int, where: str, size: int) -> Pair:
     labels = np.array([label for _, label in files])
     chosen = balanced_indices(labels, count) if count else np.arange(len(labels))
     load: Callable[[str], Any] = torchvision().datasets.folder.default_loader  # RGB, whatever the file holds
     paths = [files[index][0] for index in chosen]
-    return decode_images(paths, lambda path: np.asarray(load(str(path))), f"data.root = '{where}'"), labels[chosen]
+    return decode_images(paths, load, f"data.root = '{where}'", size), labels[chosen]

@@ -52,24 +52,25 @@ def from_bytes(
     return Dataset(splits["train"], splits["val"], splits["test"], classes, title)
 
 
-def decode_images(files: Sequence[Path], load: Callable[[Path], np.ndarray], what: str) -> np.ndarray:
+def decode_images(files: Sequence[Path], load: Callable[[str], Any], what: str, size: int = 0) -> np.ndarray:
     """Return the bytes (n, c, h, w) of image files, memory-mapped from a cache file that the first call writes.
 
     Decoding takes longer than a training epoch of a small network, so it is done once for all workers. The cache file
     is in ``$XDG_CACHE_HOME/regimes`` (default ``~/.cache/regimes``), is identified by the paths, sizes and modification
-    times of the images, and may be deleted at any time.
+    times of the images and the size they are reduced to, and may be deleted at any time.
 
     Args:
-        files: image files of equal size.
-        load: path -> bytes (h, w, c).
+        files: image files, of equal size unless ``size`` is given.
+        load: path -> PIL image.
         what: location of the files, for error messages.
+        size: side in pixels of the squares they are cropped and reduced to; 0: as they are.
 
     Raises:
         UserError: no files, or images of different size.
     """
     if not files:
         raise UserError(f"{what}: no images in this folder")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"size {size}\n".encode() if size else b"")
     for file in files:
         stat = file.stat()
         digest.update(f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
@@ -77,17 +78,17 @@ def decode_images(files: Sequence[Path], load: Callable[[Path], np.ndarray], wha
     kept = folder / f"{digest.hexdigest()[:24]}.npy"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        first = load(files[0])
+        first = _bytes(load(str(files[0])), size)
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
             shape = (len(files), first.shape[2], *first.shape[:2])
         try:
             bytes_ = np.lib.format.open_memmap(part.name, mode="w+", dtype=np.uint8, shape=shape)
             for number, file in enumerate(files):
-                image = load(file)
+                image = _bytes(load(str(file)), size)
                 if image.shape != first.shape:
                     raise UserError(
                         f"{what}: images of different size, {first.shape[:2]} and {image.shape[:2]} ({file.name}); "
-                        "resize them to one size first"
+                        "set data.size = N to crop and resize them to N x N pixels"
                     )
                 bytes_[number] = image.transpose(2, 0, 1)
             bytes_.flush()
@@ -98,6 +99,29 @@ def decode_images(files: Sequence[Path], load: Callable[[Path], np.ndarray], wha
     return mapped
 
 
+def resized(image: Any, size: int) -> Any:
+    """Return a PIL image, cropped to a centred square and reduced to ``size`` x ``size`` pixels by averaging if not 0.
+
+    Raises:
+        UserError: the size is negative.
+    """
+    from PIL import Image, ImageOps
+
+    if size < 0:
+        raise UserError(f"data.size = {size}: it must be a number of pixels, or 0 to leave the images as they are")
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BOX) if size else image
+
+
+def resized_bytes(images: np.ndarray, size: int) -> np.ndarray:
+    """Return images (n, 3, h, w) as bytes, `resized`."""
+    from PIL import Image
+
+    if not size:
+        return images
+    made = [np.asarray(resized(Image.fromarray(each), size)) for each in images.transpose(0, 2, 3, 1)]
+    return np.ascontiguousarray(np.stack(made).transpose(0, 3, 1, 2))
+
+
 def balanced_indices(labels: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of ``count`` images, balanced over classes: the first ones of each class."""
     place = np.zeros(len(labels), dtype=int)
@@ -105,6 +129,10 @@ def balanced_indices(labels: np.ndarray, count: int) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         place[members] = np.arange(len(members))
     return np.sort(np.lexsort((labels, place))[:count])
+
+
+def _bytes(image: Any, size: int) -> np.ndarray:
+    return np.asarray(resized(image, size))
 
 
 def _tensors(images: np.ndarray, rows: np.ndarray) -> tuple[Any, Any]:
