@@ -68,7 +68,7 @@ class Regions:
         """Return whether candidates are connected and similar, (draws, m) each, given draws (draws, m) of their LMC."""
         random = np.random.default_rng(3)
         similar = random.random((len(lmc), 1)) >= self.colder_at(places)
-        return self.cliff.connected(self.grid, places, lmc, random), similar
+        return self.cliff.connected(self.grid, places, lmc), similar
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ groups gives the same regimes.
 
 There is a cliff if the barrier changes by enough across the border within a step, and either by much of the difference
 between the two groups, or up to barriers that are large anyway. A gradual increase to small barriers is no cliff.
-Without one, all cells are on the same side: beyond the cliff if their barriers are a quarter of the error of guessing.
+Without one, all cells are beyond it if half of their barriers are large in themselves, about a quarter of the error of
+guessing (`LARGE`); else only those cells with a large barrier.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SHARPNESS = {"knob": (1.2, 0.1), "load": (1.8, 0.1)}  # that change over the one
 TALL = (0.25, 0.03)  # mean barrier beyond the border
 CONNECTED = (0.22, 0.03)  # mean barrier on the connected side, which is smaller
 COHERENCE = (0.3, 0.05)  # of the two sides, see `_coherence`
-ALL_BEYOND = (0.25, 0.04)  # median barrier of a grid without a cliff
+LARGE = (0.25, 0.04)  # barrier of a poorly connected cell or, in the middle of its cells, grid, without a cliff
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,16 @@ class Cliff:
     """The border of regime I.
 
     Attributes:
-        cuts: (draws,) posterior draws of the cut at the middle of the load axes, on the square-root scale of LMC.
+        cuts: (draws,) posterior draws of the cut at the middle of the load axes, on the square-root scale of LMC: of the
+            cliff in a share ``seen`` of the draws, else of `LARGE`, or above all cells.
         slopes: (draws,) their slopes over the mean load coordinate.
         seen: probability that the grid has a cliff.
-        beyond: probability that all cells are beyond it, if there is none.
         note: how the cut was found, for reports.
     """
 
     cuts: Numbers
     slopes: Numbers
     seen: float
-    beyond: float
     note: str
 
     def cuts_at(self, m: MeasuredGrid, places: Numbers) -> Numbers:
@@ -64,17 +64,11 @@ class Cliff:
     def probability(self, m: MeasuredGrid, places: Numbers) -> Numbers:
         """Return the probability (m,) of regime I at coordinates (m, k)."""
         mean, spread = m.predicted("lmc") if places is m.places else m.surface("lmc").predict(places)
-        below = ndtr((self.cuts_at(m, places) - mean) / spread).mean(0)
-        return np.asarray(self.seen * below + (1 - self.seen) * self.beyond)
+        return np.asarray(ndtr((self.cuts_at(m, places) - mean) / spread).mean(0))
 
-    def connected(
-        self, m: MeasuredGrid, places: Numbers, lmc: Numbers, random: np.random.Generator
-    ) -> NDArray[np.bool_]:
+    def connected(self, m: MeasuredGrid, places: Numbers, lmc: Numbers) -> NDArray[np.bool_]:
         """Return whether candidates are connected (draws, m), given draws (draws, m) of their transformed LMC."""
-        turn = np.arange(len(lmc)) % len(self.cuts)
-        seen = random.random((len(lmc), 1)) < self.seen
-        beyond = random.random((len(lmc), 1)) < self.beyond
-        return np.where(seen, lmc >= self.cuts_at(m, places)[turn], ~beyond)
+        return lmc >= self.cuts_at(m, places)[np.arange(len(lmc)) % len(self.cuts)]
 
     def middle(self, m: MeasuredGrid) -> float:
         """Return the median cut at the middle of the load axes, as LMC."""
@@ -85,19 +79,24 @@ def find_cliff(m: MeasuredGrid, given: float | None = None) -> Cliff:
     """Find the cliff of a grid with usable cells; ``given`` is a cut of LMC to use instead."""
     scale = m.transform("lmc")
     if given is not None:
-        return Cliff(_root(np.array([given / m.guess])), np.zeros(1), 1.0, 0.0, f"LMC cut {given * m.scale:g}: given")
+        return Cliff(_root(np.array([given / m.guess])), np.zeros(1), 1.0, f"LMC cut {given * m.scale:g}: given")
     mean, _ = m.predicted("lmc")
     load = _load(m, m.places)
     lmc = scale.inverse(mean) / m.guess
+    random = np.random.default_rng(0)
     if m.usable.sum() > 1:
-        cuts, slopes = _sample_cuts(_root(lmc)[m.usable], load[m.usable], np.random.default_rng(0))
+        cuts, slopes = _sample_cuts(_root(lmc)[m.usable], load[m.usable], random)
     else:
         cuts, slopes = _root(np.array([-PRIOR_CUT])), np.zeros(1)
     barrier = np.clip(-lmc, 0, None)
     below = _root(lmc) < np.median(cuts) + np.median(slopes) * (load - 0.5)
     fall, seen = _cliff_evidence(m, barrier, below)
-    beyond = _probability(float(np.median(barrier[m.usable])), ALL_BEYOND)
-    return Cliff(cuts, slopes, seen, beyond, _note(m, cuts, barrier, fall, seen, beyond))
+    note = _note(m, cuts, barrier, fall, seen)
+    cliff = random.permutation(np.arange(CUT_DRAWS) < round(seen * CUT_DRAWS))
+    large = _root(-np.clip(random.logistic(*LARGE, CUT_DRAWS), 0, None))
+    beyond = random.random(CUT_DRAWS) < _probability(float(np.median(barrier[m.usable])), LARGE)
+    cuts = np.where(cliff, cuts, np.where(beyond, 1.0, large))
+    return Cliff(cuts, np.where(cliff, slopes, 0.0), seen, note)
 
 
 def _sample_cuts(values: Numbers, load: Numbers, random: np.random.Generator) -> tuple[Numbers, Numbers]:
@@ -190,7 +189,7 @@ def _load(m: MeasuredGrid, places: Numbers) -> Numbers:
     return m.load_coordinates(places).mean(-1)
 
 
-def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: float, beyond: float) -> str:
+def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: float) -> str:
     unit = m.guess * m.scale
     if seen >= 0.5:
         low, middle, high = (_lmc(np.quantile(cuts, [0.9, 0.5, 0.1])) * unit).tolist()
@@ -199,8 +198,7 @@ def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: f
             f"{fall * unit:.2g} within a step across the border (probability of a cliff {seen:.2f})"
         )
     largest = float(np.quantile(barrier[m.usable], 0.95)) * unit
-    side = "beyond it" if beyond >= 0.5 else "on its connected side"
     return (
-        f"no cliff of the barrier is seen (probability {seen:.2f}; 95 % of the barriers are below {largest:.2g}): all "
-        f"cells are {side}"
+        f"no cliff of the barrier is seen (probability {seen:.2f}; 95 % of the barriers are below {largest:.2g}): I is "
+        f"where a barrier is larger than about {LARGE[0] * unit:.2g}"
     )
