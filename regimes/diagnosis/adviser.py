@@ -8,7 +8,7 @@ import pandas as pd
 from regimes.diagnosis.diagnosis import Diagnosis
 from regimes.errors import UserError
 from regimes.regime_map.advisers import neighbour, votes
-from regimes.regime_map.candidates import Candidates
+from regimes.regime_map.candidates import Candidates, once_per_load
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
 MEASURES = ("train_error", "train_loss", "curve", "curve_peak", "hessian_trace", "hessian_top")
@@ -23,14 +23,20 @@ def diagnosis(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     Raises:
         UserError: the grid has neither training error nor Hessian trace.
     """
-    known = [name for name in MEASURES if m.has(name)]
-    if not {"train_error", "hessian_trace"} & set(known):
-        raise UserError("adviser 'diagnosis' needs train_error or hessian_trace, and this grid has neither")
-    means = {name: m.transform(name).inverse(m.surface(name).predict(candidates.places)[0]) for name in known}
-    hotter = Diagnosis.default().predict(pd.DataFrame(means))["p_hotter"].to_numpy()
+    hotter = _hotter(candidates, m)
     draws = len(candidates.lmc)
     if candidates.current is None:
         return np.broadcast_to(np.abs(hotter - 0.5), (draws, len(hotter)))
     share = (np.arange(draws) + 0.5) / draws
     ways = neighbour(candidates, 1), neighbour(candidates, -1)
     return votes(candidates, np.where(share < hotter[candidates.current], *ways))
+
+
+@once_per_load
+def _hotter(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """Probability (m,) that hotter than a candidate would be better."""
+    known = [name for name in MEASURES if m.has(name)]
+    if not {"train_error", "hessian_trace"} & set(known):
+        raise UserError("adviser 'diagnosis' needs train_error or hessian_trace, and this grid has neither")
+    means = {name: m.transform(name).inverse(m.surface(name).predict(candidates.places)[0]) for name in known}
+    return Diagnosis.default().predict(pd.DataFrame(means))["p_hotter"].to_numpy()

@@ -17,13 +17,13 @@ SKIPPED_VARIABLES = ("kept", "regime", "status", "cka_cut", "at_chance", "tried"
 
 
 def panel_names(data: xr.Dataset) -> list[str]:
-    """Return the variables that get a panel: numeric, depending on density, without further coordinates."""
+    """Return the variables that get a panel: numeric, depending on a load, without further coordinates."""
     averaged = {dim for name in ("lmc", "cka", "test_error") if name in data for dim in data[name].dims}
     inside = {*knobs_of(data), *averaged, *loads_of(data), "dense_seed", "retrain_seed", "pair"}
     return [
         str(name)
         for name, values in data.data_vars.items()
-        if "density" in values.dims
+        if not set(loads_of(data)).isdisjoint(values.dims)
         and np.issubdtype(values.dtype, np.number)
         and set(map(str, values.dims)) <= inside
         and name not in SKIPPED_VARIABLES

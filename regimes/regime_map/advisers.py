@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.errors import UserError
-from regimes.regime_map.candidates import Candidates
+from regimes.regime_map.candidates import Candidates, once_per_load
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
 EXCLUDED_COST = 1e6  # cost of a candidate that is never chosen
@@ -53,16 +53,19 @@ def regime(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     return votes(candidates, np.where(good[:, candidates.current], candidates.current, chosen))
 
 
+@once_per_load
 def similarity(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     """Choose the highest CKA among connected temperatures, or the smallest barrier if none is connected."""
     return votes(candidates, np.where(candidates.connected, -candidates.cka, EXCLUDED_COST - candidates.lmc).argmin(1))
 
 
+@once_per_load
 def combined(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     """Weigh a small barrier and a high CKA equally, each in standard deviations over the candidates."""
     return -_standard(np.minimum(candidates.lmc, 0.0), "lmc") - _standard(candidates.cka, "cka")
 
 
+@once_per_load
 def landscape(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     """Weigh a small barrier, a high CKA and, where it is known, a low training error equally."""
     cost = combined(candidates, m)
@@ -93,6 +96,15 @@ def joint(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     Raises:
         UserError: the grid has no test errors.
     """
+    cost = _weighted_with_error(candidates, m).copy()
+    if candidates.current is not None:
+        cost[:, candidates.current] -= MIN_RELATIVE_GAIN
+    return cost
+
+
+@once_per_load
+def _weighted_with_error(candidates: Candidates, m: MeasuredGrid) -> Numbers:
+    """The cost of `joint` without a current temperature."""
     if candidates.error is None:
         raise UserError("adviser 'joint' needs test errors, and this grid has none; use 'landscape'")
     learnt, beside = _learnt(candidates, m)
@@ -101,10 +113,7 @@ def joint(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     share = 1.0 if np.isinf(beside) or total == 0 else beside / total
     astray = np.sqrt(beside) if np.isfinite(beside) else 0.0  # what is learnt may miss, a temperature at a time
     learnt = learnt + astray * np.random.default_rng(1).standard_normal(learnt.shape)
-    cost: Numbers = share * error + (1 - share) * learnt
-    if candidates.current is not None:
-        cost[:, candidates.current] -= MIN_RELATIVE_GAIN
-    return cost
+    return np.asarray(share * error + (1 - share) * learnt)
 
 
 def error(candidates: Candidates, m: MeasuredGrid) -> Numbers:
@@ -121,6 +130,7 @@ def error(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     return cost
 
 
+@once_per_load
 def _learnt(candidates: Candidates, m: MeasuredGrid) -> tuple[Numbers, float]:
     """Log errors (draws, m) of the candidates predicted from the landscape, up to a constant, and residual variance.
 

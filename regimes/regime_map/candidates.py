@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from regimes.regime_map.measured_grid import Numbers
 
 POSTERIOR_DRAWS = 400
 Settings = tuple[Mapping[str, float], ...]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Candidates:
             borders are sampled too.
         error: (draws, m) posterior draws of the log test error; None if the grid has no test errors.
         current: index of the current temperature; None if there is none.
+        memory: cache of results that do not depend on the current temperature, see `once_per_load`.
     """
 
     settings: Settings
@@ -42,6 +48,7 @@ class Candidates:
     similar: NDArray[np.bool_]
     error: Numbers | None
     current: int | None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def directions_to(self, chosen: int) -> dict[str, str]:
         """Return the direction of each knob from the current temperature to a candidate: "hotter", "colder", "stay"."""
@@ -49,6 +56,19 @@ class Candidates:
         step = self.places[chosen] - self.places[self.current]
         words = ("stay" if abs(each) < 1e-9 else "hotter" if each > 0 else "colder" for each in step)
         return dict(zip(self.settings[0], words, strict=False))
+
+
+def once_per_load(function: Callable[Concatenate[Candidates, P], R]) -> Callable[Concatenate[Candidates, P], R]:
+    """Cache a function of candidates, whatever the current one; its results must not be changed."""
+
+    @functools.wraps(function)
+    def remembered(candidates: Candidates, *args: P.args, **kwargs: P.kwargs) -> R:
+        if function.__name__ not in candidates.memory:
+            candidates.memory[function.__name__] = function(candidates, *args, **kwargs)
+        found: R = candidates.memory[function.__name__]
+        return found
+
+    return remembered
 
 
 def candidates_at(

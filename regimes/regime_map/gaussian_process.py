@@ -86,6 +86,18 @@ class Prior:
         own = self.rough**2 * (np.abs(apart).max(-1, initial=0.0) < 1e-9)
         return LEVEL_VARIANCE + SLOPE_VARIANCE * (a - 0.5) @ (b - 0.5).T + smooth + own
 
+    def with_gradient(self, a: Numbers) -> tuple[Numbers, list[Numbers]]:
+        """Return the prior covariance (n, n) of places (n, k), and its derivatives by the logarithms of height, lengths
+        and roughness.
+        """
+        squares = ((a[:, None] - a[None]) / self.lengths) ** 2  # (n, n, k)
+        distance = np.sqrt(3.0 * squares.sum(-1))
+        decay = self.height**2 * np.exp(-distance)
+        smooth, own = (1 + distance) * decay, self.rough**2 * np.eye(len(a))
+        by_length = [3 * squares[..., axis] * decay for axis in range(a.shape[1])]
+        covariance = LEVEL_VARIANCE + SLOPE_VARIANCE * (a - 0.5) @ (a - 0.5).T + smooth + own
+        return covariance, [2 * smooth, *by_length, 2 * own]
+
     def variance(self, a: Numbers) -> Numbers:
         """Return the prior variance (m,) at places a (m, k)."""
         return LEVEL_VARIANCE + SLOPE_VARIANCE * ((a - 0.5) ** 2).sum(1) + self.height**2 + self.rough**2
@@ -131,33 +143,44 @@ def fit(
     y, C = (means - centre) / scale, errors / scale**2
     names = ["height", *["length"] * places.shape[1], "rough", *([] if estimated else ["noise", "row"])]
     prior = np.log([PRIORS[name][0] for name in names]), np.array([PRIORS[name][1] for name in names])
+    tail = 1 + places.shape[1]
 
-    def parts(theta: Numbers, of: slice | Numbers) -> tuple[Prior, Numbers]:
-        sizes, tail = np.exp(theta), 1 + places.shape[1]
-        around = C[of][:, of]
-        if not estimated:
-            around = around + sizes[tail + 2] ** 2 * same[of][:, of]
-            around[np.diag_indices(len(around))] += sizes[tail + 1] ** 2
-        return Prior(sizes[0], sizes[1:tail], sizes[tail]), around
-
-    def unlikely(theta: Numbers) -> float:
-        model, around = parts(theta, part)
-        whole = model.covariance(places[part], places[part]) + around
-        lower = np.linalg.cholesky(whole + 1e-9 * np.eye(len(part)))
-        rest = np.linalg.solve(lower, y[part])
-        strange = 0.5 * (((theta - prior[0]) / prior[1]) ** 2).sum()
-        return float(0.5 * rest @ rest + np.log(np.diag(lower)).sum() + strange)
+    def parts(theta: Numbers, of: slice | NDArray[np.int64]) -> tuple[Prior, list[Numbers]]:
+        """The prior, and the covariances of noise and rows if they are fitted."""
+        sizes, count = np.exp(theta), len(y[of])
+        fitted = [] if estimated else [sizes[tail + 1] ** 2 * np.eye(count), sizes[tail + 2] ** 2 * same[of][:, of]]
+        return Prior(sizes[0], sizes[1:tail], sizes[tail]), fitted
 
     part = np.linspace(0, len(y) - 1, min(len(y), MAX_FITTED_CELLS)).round().astype(int)
+
+    def unlikely(theta: Numbers) -> tuple[float, Numbers]:
+        model, fitted = parts(theta, part)
+        covariance, gradient = model.with_gradient(places[part])
+        whole = covariance + C[part][:, part] + sum(fitted) + 1e-9 * np.eye(len(part))
+        value, by = _negative_log_likelihood(whole, [*gradient, *(2 * each for each in fitted)], y[part])
+        apart = (theta - prior[0]) / prior[1]
+        return value + 0.5 * float((apart**2).sum()), by + apart / prior[1]
+
     theta = prior[0]
     if len(y) > 4:
         limits = [(centre - 3 * width, centre + 3 * width) for centre, width in zip(*prior, strict=True)]
-        theta = minimize(unlikely, theta, method="L-BFGS-B", bounds=limits).x
-    model, around = parts(theta, slice(None))
+        theta = minimize(unlikely, theta, jac=True, method="L-BFGS-B", bounds=limits).x
+    model, fitted = parts(theta, slice(None))
+    around = C + sum(fitted)
     factor = cho_factor(model.covariance(places, places) + around + 1e-9 * np.eye(len(y)), lower=True)
     if not estimated:
         noise = float(np.hypot(*np.exp(theta[-2:]))) * scale
     return GaussianProcess(places, noise, scale**2 * around, model, cho_solve(factor, y), factor, centre, scale)
+
+
+def _negative_log_likelihood(covariance: Numbers, gradient: list[Numbers], y: Numbers) -> tuple[float, Numbers]:
+    """Of values (n,) with mean 0, up to a constant; and its derivatives, given those of the covariance."""
+    factor = cho_factor(covariance, lower=True)
+    inverse = cho_solve(factor, np.eye(len(y)))
+    solved = inverse @ y
+    value = 0.5 * float(y @ solved) + float(np.log(np.diag(factor[0])).sum())
+    inner = inverse - np.outer(solved, solved)
+    return value, np.array([0.5 * float((inner * each).sum()) for each in gradient])
 
 
 def error_covariance(values: Numbers, rows: NDArray[np.int64], shape: Numbers) -> tuple[Numbers | None, float]:

@@ -85,17 +85,17 @@ class MeasuredGrid:
         _, rows = np.unique(places[:, without], axis=0, return_inverse=True)
         return cls(data, axes, places, rows.reshape(-1), scale)
 
-    @property
+    @functools.cached_property
     def knobs(self) -> list[str]:
         """Names of the temperature axes."""
         return knobs_of(self.data)
 
-    @property
+    @functools.cached_property
     def knob_axes(self) -> tuple[Axis, ...]:
         """The temperature axes."""
         return self.axes[: len(self.knobs)]
 
-    @property
+    @functools.cached_property
     def load_axes(self) -> tuple[Axis, ...]:
         """The load axes: density, width, ..."""
         return self.axes[len(self.knobs) :]

@@ -14,7 +14,7 @@ from regimes.errors import UserError
 from regimes.record.grid import open_grid
 from regimes.regime_map import ADVISERS
 from regimes.regime_map.axes import Axis
-from regimes.regime_map.candidates import Candidates, candidates_at
+from regimes.regime_map.candidates import Candidates, candidates_at, once_per_load
 from regimes.regime_map.classification import MEANING, Classification
 from regimes.regime_map.classify import DEFAULT_RULE, classify_with_model
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
@@ -266,18 +266,14 @@ class RegimeMap:
     def _expected(self, candidates: Candidates, which: int) -> float | None:
         if candidates.error is None:
             return None
-        return float(np.median(self._measured.transform("test_error").inverse(candidates.error[:, which])))
+        return float(_intervals(candidates, self._measured)["test_error"][1][which])
 
     def _row(self, candidates: Candidates, which: int) -> dict[str, Any]:
         """Evidence on a candidate: median and 95 % interval of each variable, probabilities of the regimes."""
         row: dict[str, Any] = {**self._setting(candidates, which)}
         row["regimes"] = dict(zip(MEANING, np.round(candidates.regimes[which], 4).tolist(), strict=True))
-        measures = {"lmc": candidates.lmc, "cka": candidates.cka, "test_error": candidates.error}
-        for name, drawn in measures.items():
-            if drawn is not None:
-                values = self._measured.transform(name).inverse(drawn[:, which])
-                low, middle, high = np.quantile(values, [0.025, 0.5, 0.975]).tolist()
-                row[name] = {"value": middle, "low": low, "high": high}
+        for name, (low, middle, high) in _intervals(candidates, self._measured).items():
+            row[name] = {"value": float(middle[which]), "low": float(low[which]), "high": float(high[which])}
         return row
 
     def _notes(self, density: float | None, candidates: Candidates) -> tuple[str, ...]:
@@ -291,6 +287,17 @@ class RegimeMap:
 
 def _with_density(loads: Mapping[str, float], density: float | None) -> dict[str, float]:
     return dict(loads) if density is None else {**loads, "density": density}
+
+
+@once_per_load
+def _intervals(candidates: Candidates, m: MeasuredGrid) -> dict[str, Numbers]:
+    """Lower end of the 95 % interval, median and upper end (3, m) of each variable at the candidates."""
+    drawn = {"lmc": candidates.lmc, "cka": candidates.cka, "test_error": candidates.error}
+    return {
+        name: np.quantile(m.transform(name).inverse(values), [0.025, 0.5, 0.975], axis=0)
+        for name, values in drawn.items()
+        if values is not None
+    }
 
 
 def _second(cost: Numbers) -> int:

@@ -74,9 +74,9 @@ def test_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         Image.fromarray(image.transpose(1, 2, 0)).save(files[-1])
     asked = []
 
-    def load_file(path: Path) -> np.ndarray:
+    def load_file(path: str) -> Image.Image:
         asked.append(path)
-        return np.asarray(Image.open(path))
+        return Image.open(path)
 
     first = decode_images(files, load_file, "here")
     assert np.array_equal(first, made(5)[0])
@@ -88,6 +88,27 @@ def test_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="no images"):
         decode_images([], load_file, "here")
     assert not list((tmp_path / "cache" / "regimes").glob("*.part"))
+
+
+def test_images_are_reduced_by_averaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wide = np.random.default_rng(5).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    expected = wide[:, 2:10].reshape(4, 2, 4, 2, 3).mean((1, 3)).transpose(2, 0, 1)  # the middle, in blocks of 2 x 2
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.fromarray(wide).save(folder / f"{number}.png")
+    Image.fromarray(wide[:, :8]).save(folder / "narrow.png")
+    read = lookup(DATASETS, "imagefolder", "data set")
+    data: Dataset = read(root=str(tmp_path / "images"), size=4)
+    assert data.input_shape == (3, 4, 4)
+    assert np.abs(data.train.inputs.bytes[0].numpy() - expected).max() <= 1  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"images of different size.*set data.size = N"):
+        read(root=str(tmp_path / "images"))
+    with pytest.raises(UserError, match="data.size = -4"):
+        read(root=str(tmp_path / "images"), size=-4)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +128,11 @@ def test_archives_are_read_as_published(name: str, classes: int, shape: tuple[in
     assert data.input_shape == shape
     assert len(data.train.targets) + len(data.val.targets) == 30 * classes // 10
     assert torch.bincount(data.test.targets, minlength=classes).tolist() == [1] * classes
+    small: Dataset = lookup(DATASETS, name, "data set")(
+        root=str(archives), images=30 * classes // 10, test_images=classes, size=2
+    )
+    assert small.input_shape == (3, 2, 2)
+    assert torch.equal(small.test.targets, data.test.targets)
 
 
 @pytest.mark.parametrize(

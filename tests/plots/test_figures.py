@@ -61,6 +61,7 @@ def test_panels_survive_holes() -> None:
     for name in panel_names(data):
         panel(data, name)
     assert set(panel_names(data)) == {"lmc", "cka", "test_error"}
+    assert set(panel_names(data.rename(density="width"))) == {"lmc", "cka", "test_error"}
 
 
 def test_same_data_same_files(tmp_path: Path) -> None:

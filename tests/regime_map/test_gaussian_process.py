@@ -11,7 +11,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
 
 from regimes.errors import OutsideRange
 from regimes.regime_map.axes import Axis
-from regimes.regime_map.gaussian_process import LEVEL_VARIANCE, error_covariance, fit
+from regimes.regime_map.gaussian_process import LEVEL_VARIANCE, Prior, _negative_log_likelihood, error_covariance, fit
 from regimes.regime_map.noise_model import variance_between_seeds, variance_by_size
 
 SIDE = np.linspace(0, 1, 6)
@@ -124,3 +124,21 @@ def test_places_and_values_are_inverse(values: list[float], sign: int, share: fl
     assert float(axis.place(value)) == pytest.approx(share, abs=1e-6)
     with pytest.raises(OutsideRange, match="outside the measured range"):
         axis.place(ordered[-1] * 1.1)
+
+
+def test_the_likelihood_has_the_gradient_that_it_is_fitted_by() -> None:
+    random = np.random.default_rng(0)
+    places, y, noise = random.random((12, 2)), random.standard_normal(12), 0.3
+
+    def likelihood(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        height, *lengths, rough = np.exp(theta)
+        covariance, gradient = Prior(height, np.array(lengths), rough).with_gradient(places)
+        return _negative_log_likelihood(covariance + noise**2 * np.eye(12), gradient, y)
+
+    theta, step = np.log([0.8, 0.4, 0.9, 0.2]), 1e-6
+    expected = [
+        (likelihood(theta + step * each)[0] - likelihood(theta - step * each)[0]) / (2 * step) for each in np.eye(4)
+    ]
+    assert likelihood(theta)[1] == pytest.approx(expected, abs=1e-6)
+    same = Prior(0.8, np.array([0.4, 0.9]), 0.2)
+    assert same.with_gradient(places)[0] == pytest.approx(same.covariance(places, places), abs=1e-12)
