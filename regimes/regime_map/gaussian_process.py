@@ -24,7 +24,7 @@ PRIOR_DEGREES_OF_FREEDOM = 4.0  # weight of the common variance against a cell's
 LEVEL_VARIANCE, SLOPE_VARIANCE = 4.0, 1.0  # prior variances of level and linear trend, in variances of the cells
 MAX_FITTED_CELLS = 250  # for the hyperparameters; the posterior uses all cells
 # Medians and log standard deviations of log-normal priors, in standard deviations of the cells and axis lengths.
-PRIORS = {"height": (0.8, 0.6), "length": (0.6, 0.6), "rough": (0.3, 0.6), "noise": (0.15, 0.8), "row": (0.1, 0.8)}
+PRIORS = {"height": (0.8, 0.6), "length": (0.6, 0.6), "rough": (0.3, 0.6), "noise": (0.25, 0.6), "row": (0.25, 0.6)}
 
 
 @dataclass(frozen=True)

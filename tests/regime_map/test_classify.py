@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.interpolate import RegularGridInterpolator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_grids import DENSITY, EPOCHS, diagram
@@ -14,6 +15,7 @@ from regimes import UserError, classify
 from regimes.regime_map import RULES
 from regimes.regime_map.blas_threads import one_blas_thread
 from regimes.regime_map.cell_stats import cell_stderr
+from regimes.regime_map.classification import _interpolate
 from regimes.regime_map.classify import present
 
 
@@ -263,3 +265,20 @@ def test_one_value_a_cell_and_several_knobs() -> None:
 def test_unknown_rule_is_said() -> None:
     with pytest.raises(UserError, match=r"unknown rule 'transitio' .*did you mean 'transition'"):
         classify(diagram(0)[0], rule="transitio")
+
+
+def test_probabilities_between_cells_are_scipys() -> None:
+    random = np.random.default_rng(0)
+    table, places = random.random((4, 3, 5)), random.random((50, 3))
+    marks = [np.linspace(0, 1, size) for size in table.shape]
+    assert _interpolate(table, places) == pytest.approx(RegularGridInterpolator(marks, table)(places), abs=1e-12)
+
+
+def test_without_a_cliff_regime_i_is_where_barriers_are_large() -> None:
+    """Large barriers here and there are no cliff, and are poorly connected nevertheless."""
+    large = np.random.default_rng(4).permutation(np.arange(49) < 16).reshape(7, 7)
+    dims, coords = ("learning_rate", "density"), {"learning_rate": np.arange(1.0, 8), "density": np.arange(1, 8) / 10}
+    cells = {"lmc": (dims, np.where(large, -0.6, -0.01)), "cka": (dims, np.full((7, 7), 0.95))}
+    found = classify(xr.Dataset(cells, coords))
+    assert "no cliff" in found["regime"].attrs["thresholds"]
+    assert ((found["regime"].values == 0) == large).mean() > 0.9

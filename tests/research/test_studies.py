@@ -193,7 +193,6 @@ def test_the_digits_sweeps_have_the_same_densities_and_metrics() -> None:
 
 
 def test_synthetic_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "DRAWS_PER_KIND", 1)
     monkeypatch.setattr(synthetic, "KNOWN", ((1, 1, False), (3, 1, True)))
     for module in (synthetic, adaptive_replay):
         monkeypatch.setattr(module, "SHAPES", {name: synthetic_grids.SHAPES[name] for name in ("diagonal", "I alone")})
