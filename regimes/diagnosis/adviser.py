@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from regimes.diagnosis.diagnosis import Diagnosis
+from regimes.diagnosis.measures import MEASURES
 from regimes.errors import UserError
 from regimes.regime_map.advisers import neighbour, votes
 from regimes.regime_map.candidates import Candidates, once_per_load
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
-MEASURES = ("train_error", "train_loss", "curve", "curve_peak", "hessian_trace", "hessian_top")
+USED = ("train_error", "train_loss", "curve", "curve_peak", "hessian_trace", "hessian_top")
 
 
 def diagnosis(candidates: Candidates, m: MeasuredGrid) -> Numbers:
@@ -35,8 +36,15 @@ def diagnosis(candidates: Candidates, m: MeasuredGrid) -> Numbers:
 @once_per_load
 def _hotter(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     """Probability (m,) that hotter than a candidate would be better."""
-    known = [name for name in MEASURES if m.has(name)]
+    known = [name for name in USED if m.has(name)]
     if not {"train_error", "hessian_trace"} & set(known):
         raise UserError("adviser 'diagnosis' needs train_error or hessian_trace, and this grid has neither")
-    means = {name: m.transform(name).inverse(m.surface(name).predict(candidates.places)[0]) for name in known}
+    means = {
+        name: np.clip(
+            m.transform(name).inverse(m.surface(name).predict(candidates.places)[0]),
+            MEASURES[name].low,
+            MEASURES[name].high,
+        )
+        for name in known
+    }
     return Diagnosis.default().predict(pd.DataFrame(means))["p_hotter"].to_numpy()

@@ -20,7 +20,7 @@ from regimes.regime_map.axes import Axis, axes_of
 from regimes.regime_map.cell_stats import cells_at_chance, error_scale, seed_means
 from regimes.regime_map.gaussian_process import GaussianProcess, fit
 from regimes.regime_map.noise_model import variance_between_seeds, variance_by_size
-from regimes.regime_map.transforms import Transform, transform_of
+from regimes.regime_map.transforms import CONNECTIVITY, Transform, transform_of
 from regimes.regime_map.wild_cells import wild_cells
 
 Numbers = NDArray[np.float64]
@@ -190,7 +190,9 @@ class MeasuredGrid:
     @cached
     def transform(self, name: str) -> Transform:
         """Return the variance-stabilising transform of a variable."""
-        return transform_of(name, self.guess if name.startswith("lmc") else float(np.nanmedian(self.seeds(name))))
+        unit = self.guess if name.startswith(CONNECTIVITY) else float(np.nanmedian(self.seeds(name)))
+        compared = self.scale == 1 if name.startswith(CONNECTIVITY) else name.endswith("error")
+        return transform_of(name, unit, compared and self.data[name].attrs.get("units", "1") == "1")
 
     @cached
     def surface(self, name: str) -> GaussianProcess:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 
+CONNECTIVITY = ("lmc", "curve")  # how the names of its variables begin
 LMC_NOISE_SHARE = 0.02  # of the error of guessing; LMC is linear within, logarithmic beyond
 MIN_CKA_DISTANCE = 0.001  # 1 - CKA is clipped to this
 ERROR_OFFSET_SHARE = 0.02  # offset of the logarithm, as a share of the median error
@@ -32,19 +33,25 @@ class Transform:
     min_spread: float
 
 
-def transform_of(name: str, unit: float) -> Transform:
+def transform_of(name: str, unit: float, share: bool = False) -> Transform:
     """Return the transform of a variable.
 
-    LMC: ``asinh(x / (0.02 unit))``; CKA: ``-log10(1 - x)``; errors: ``log(x + 0.02 unit)``.
+    LMC and curve connectivity: ``asinh(x / (0.02 unit))``; CKA: ``-log10(1 - x)``; errors: ``log(x + 0.02 unit)``.
+    The inverse returns values that are possible, so that no interval leaves them.
 
     Args:
         name: the variable.
-        unit: the error of guessing for LMC, or a typical error; not used for CKA.
+        unit: the error of guessing for connectivity, or a typical error; not used for CKA.
+        share: whether the variable is, or compares, errors that are fractions from 0 to 1.
     """
-    if name.startswith("lmc"):
+    most = 1.0 if share else np.inf
+    if name.startswith(CONNECTIVITY):
         small = LMC_NOISE_SHARE * unit
         return Transform(
-            lambda x: np.arcsinh(x / small), lambda y: np.sinh(y) * small, lambda x: 1 / np.hypot(x, small), 0.3
+            lambda x: np.arcsinh(x / small),
+            lambda y: np.clip(np.sinh(y) * small, -most, most),
+            lambda x: 1 / np.hypot(x, small),
+            0.3,
         )
     if name.startswith("cka"):
         return Transform(
@@ -53,10 +60,10 @@ def transform_of(name: str, unit: float) -> Transform:
             lambda x: 1 / (np.clip(1 - x, MIN_CKA_DISTANCE, None) * np.log(10)),
             0.05,
         )
-    small = ERROR_OFFSET_SHARE * unit or 1e-6
+    small = ERROR_OFFSET_SHARE * abs(unit) or 1e-6
     return Transform(
         lambda x: np.log(np.clip(x, 0, None) + small),
-        lambda y: np.exp(y) - small,
+        lambda y: np.clip(np.exp(y) - small, 0, most),
         lambda x: 1 / (np.clip(x, 0, None) + small),
         0.05,
     )

@@ -217,3 +217,14 @@ def test_the_default_needs_no_torch_and_is_learnt_once() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert regimes.Diagnosis.default() is regimes.Diagnosis.default()
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_a_map_of_the_public_collection_is_advised_by_its_diagnosis(share: float) -> None:
+    """Curve connectivity is mostly slightly negative there, which is no error to take a logarithm of."""
+    chart = regimes.RegimeMap(load_netcdf(FILE).sel(data_fraction=share, drop=True))
+    for name in ("curve", "curve_peak"):
+        mean, spread = chart._measured.predicted(name)
+        assert np.isfinite(mean).all() and (spread > 0).all()
+        assert np.corrcoef(chart._measured.transform(name).inverse(mean), chart._measured.mean(name))[0, 1] > 0.9
+    assert 16 <= chart.select(None, {"width": 8}, "diagnosis").selected["batch_size"] <= 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from scipy.stats import spearmanr
 
 from regimes.config.recipe import Recipe
 from regimes.landscape.estimate import Estimate
+from regimes.regime_map import ADVISERS
 from regimes.regime_map.classify import classify
 from regimes.research.studies import (
     adaptive_replay,
     advice,
+    advisers,
     calibration,
     digits_sweeps,
     knobs,
@@ -29,6 +32,7 @@ from regimes.research.studies import (
     synthetic_grids,
 )
 from regimes.research.studies.rank_ci import spearman
+from regimes.research.studies.synthetic_grids import NOISES, synthetic_grid
 
 
 @settings(max_examples=25)
@@ -256,3 +260,25 @@ def test_recorded_grids_are_read_and_not_measured_anew(tmp_path: Path) -> None:
     found = digits_sweeps.five_seed_grids(tmp_path, tmp_path / "runs", said.append)
     assert list(found) == list(digits_sweeps.FIVE_SEED_TEMPERATURES)
     assert not said
+
+
+def test_the_default_adviser_is_compared_with_the_best_on_other_grids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grids() -> Iterator[tuple[str, list[xr.Dataset]]]:
+        for seed, name in enumerate(("one", "two", advisers.PUBLIC)):
+            yield name, [synthetic_grid("diagonal", NOISES["calm"], 0.02, seed, (5, 5), 2, errors=True)[0]]
+
+    monkeypatch.setattr(advisers, "_grids", grids)
+    right, gain, left_out = advisers.study(tmp_path, tmp_path, lambda line: None).tables
+    assert right.rows[0] == ["adviser", "one", "two", advisers.PUBLIC, "mean"]
+    gains = {row["adviser"]: row["values"] for row in gain.facts}
+    assert {"coldest", "hottest", "barrier", "landscape", "joint"} <= set(gains)
+    for row in left_out.facts:
+        others = [name for name in gains["joint"] if name != row["left out"]]
+        best = np.mean([gains[row["chosen"]][name] for name in others])
+        able = [name for name in gains if name in ADVISERS]
+        if row["advisers"] == "without test errors":
+            able = [name for name in able if name not in ("fitted", "error", "joint")]
+        assert best == max(np.mean([gains[name][each] for each in others]) for name in able)
+        assert row["gain"] == gains[row["chosen"]][row["left out"]]

@@ -7,6 +7,7 @@ STUDIES = {
     "measures": "regimes.research.studies.metric_correlations:study",
     "synthetic": "regimes.research.studies.synthetic:study",
     "advice": "regimes.research.studies.advice:study",
+    "advisers": "regimes.research.studies.advisers:study",
     "diagnosis": "regimes.research.studies.diagnosis:study",
     "mnist1d": "regimes.research.studies.mnist1d:study",
     "discovery": "regimes.research.studies.discovery:study",
