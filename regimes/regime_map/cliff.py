@@ -90,13 +90,24 @@ def find_cliff(m: MeasuredGrid, given: float | None = None) -> Cliff:
         cuts, slopes = _root(np.array([-PRIOR_CUT])), np.zeros(1)
     barrier = np.clip(-lmc, 0, None)
     below = _root(lmc) < np.median(cuts) + np.median(slopes) * (load - 0.5)
-    fall, seen = _cliff_evidence(m, barrier, below)
+    fall, seen = _cliff_evidence(m, _sharper(m, barrier), below)
     note = _note(m, cuts, barrier, fall, seen)
     cliff = random.permutation(np.arange(CUT_DRAWS) < round(seen * CUT_DRAWS))
     large = _root(-np.clip(random.logistic(*LARGE, CUT_DRAWS), 0, None))
     beyond = random.random(CUT_DRAWS) < _probability(float(np.median(barrier[m.usable])), LARGE)
     cuts = np.where(cliff, cuts, np.where(beyond, 1.0, large))
     return Cliff(cuts, np.where(cliff, slopes, 0.0), seen, note)
+
+
+def _sharper(m: MeasuredGrid, barrier: Numbers) -> Numbers:
+    """Barriers (n,) of the surface, weighted with the cell means in a share (s - 1)/(s + 1) for s dense seeds per cell.
+
+    The surface smooths a cliff out; the means of single seeds would show one wherever noise is.
+    """
+    seeds = float(np.isfinite(m.seeds("lmc")).sum(1)[m.measured("lmc")].mean())
+    share = (seeds - 1) / (seeds + 1)
+    means = np.clip(-m.mean("lmc") / m.guess, 0, None)
+    return np.where(m.measured("lmc"), (1 - share) * barrier + share * np.nan_to_num(means), barrier)
 
 
 def _sample_cuts(values: Numbers, load: Numbers, random: np.random.Generator) -> tuple[Numbers, Numbers]:
