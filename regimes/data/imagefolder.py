@@ -45,9 +45,7 @@ def imagefolder(
     return from_bytes(train, test, val, len(classes), title or folder.resolve().name, val_fraction)
 
 
-def tinyimagenet(
-    root: str, images: int = 0, test_images: int = 0, val_fraction: float = 0.1, size: int = 0
-) -> Dataset:
+def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction: float = 0.1, size: int = 0) -> Dataset:
     """Return TinyImageNet (200 classes, 64x64 pixels); its labelled ``val/`` images are used as the test split.
 
     Args:

@@ -50,7 +50,12 @@ def probability_field(chart: RegimeMap) -> ProbabilityField | None:
 
 def has_border(probabilities: ProbabilityField) -> bool:
     """Return whether the border of I runs through the cells."""
-    return bool(probabilities.regimes[..., 0].min() < 0.5 < probabilities.regimes[..., 0].max())
+    return _changes_sign(probabilities.regimes[..., 0] - 0.5)
+
+
+def has_inner_border(probabilities: ProbabilityField) -> bool:
+    """Return whether the border between II-A and II-B runs through the cells."""
+    return _changes_sign(_inner(probabilities))
 
 
 def draw_border(axes: Axes, probabilities: ProbabilityField) -> bool:
@@ -59,15 +64,22 @@ def draw_border(axes: Axes, probabilities: ProbabilityField) -> bool:
     A line where I and II are equally probable, with the band between probabilities 0.1 and 0.9; and a dashed line
     between II-A and II-B.
     """
-    poorly, apart, alike = (probabilities.regimes[..., number] for number in range(3))
-    x, y = probabilities.x, probabilities.y
-    drawn = False
-    if has_border(probabilities):
+    poorly, x, y = probabilities.regimes[..., 0], probabilities.x, probabilities.y
+    outer, inner = has_border(probabilities), has_inner_border(probabilities)
+    if outer:
         axes.contourf(x, y, poorly, levels=list(BAND_PROBABILITIES), colors=[INK], alpha=0.16, zorder=2.5)
         axes.contour(x, y, poorly, levels=[0.5], colors=INK, linewidths=2.2, zorder=3)
-        drawn = True
-    between = np.where(poorly < 0.5, (apart - alike) / np.maximum(apart + alike, 1e-9), np.nan)
-    if np.isfinite(between).any() and np.nanmin(between) < 0 < np.nanmax(between):
-        axes.contour(x, y, between, levels=[0.0], colors=INK, linewidths=1.8, linestyles="--", zorder=3)
-        drawn = True
-    return drawn
+    if inner:
+        axes.contour(x, y, _inner(probabilities), levels=[0.0], colors=INK, linewidths=1.8, linestyles="--", zorder=3)
+    return outer or inner
+
+
+def _inner(probabilities: ProbabilityField) -> Numbers:
+    """P(II-A) - P(II-B), relative to their sum; NaN in I."""
+    poorly, apart, alike = (probabilities.regimes[..., number] for number in range(3))
+    return np.where(poorly < 0.5, (apart - alike) / np.maximum(apart + alike, 1e-9), np.nan)
+
+
+def _changes_sign(values: Numbers) -> bool:
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and bool(known.min() < 0 < known.max())

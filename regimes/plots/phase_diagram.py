@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 
 from regimes.errors import UserError
 from regimes.plots.border import INK as BORDER
-from regimes.plots.border import ProbabilityField, draw_border, has_border, probability_field
+from regimes.plots.border import ProbabilityField, draw_border, has_border, has_inner_border, probability_field
 from regimes.plots.grid_matrix import axis_titles, best_rows, load_groups, setting_at, table
 from regimes.regime_map.axes import position
 from regimes.regime_map.classification import MEANING
@@ -56,7 +56,9 @@ def phase_diagram(data: xr.Dataset, chart: RegimeMap | None = None, mark: Mappin
     axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
     handles = [*legend_handles(present(data), dots, meaning_of(data)), *more]
     if fine is not None and has_border(fine):
-        handles.append(Patch(color=BORDER, alpha=0.3, label="80 % band of the border of I"))
+        handles.append(Patch(facecolor=BORDER, alpha=0.3, label="border of I (line) and its 80 % band"))
+    if fine is not None and has_inner_border(fine):
+        handles.append(Line2D([], [], color=BORDER, linestyle="--", label="border between II-A and II-B"))
     figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
     return figure
 

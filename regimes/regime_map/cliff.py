@@ -44,8 +44,8 @@ class Cliff:
     """The border of regime I.
 
     Attributes:
-        cuts: (draws,) posterior draws of the cut at the middle of the load axes, on the square-root scale of LMC: of the
-            cliff in a share ``seen`` of the draws, else of `LARGE`, or above all cells.
+        cuts: (draws,) posterior draws of the cut at the middle of the load axes, on the square-root scale of LMC: of
+            the cliff in a share ``seen`` of the draws, else of `LARGE`, or above all cells.
         slopes: (draws,) their slopes over the mean load coordinate.
         seen: probability that the grid has a cliff.
         note: how the cut was found, for reports.

@@ -225,6 +225,7 @@ def test_a_map_of_the_public_collection_is_advised_by_its_diagnosis(share: float
     chart = regimes.RegimeMap(load_netcdf(FILE).sel(data_fraction=share, drop=True))
     for name in ("curve", "curve_peak"):
         mean, spread = chart._measured.predicted(name)
-        assert np.isfinite(mean).all() and (spread > 0).all()
+        assert np.isfinite(mean).all()
+        assert (spread > 0).all()
         assert np.corrcoef(chart._measured.transform(name).inverse(mean), chart._measured.mean(name))[0, 1] > 0.9
     assert 16 <= chart.select(None, {"width": 8}, "diagnosis").selected["batch_size"] <= 1024

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.interpolate import RegularGridInterpolator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_grids import DENSITY, EPOCHS, diagram
+from scipy.interpolate import RegularGridInterpolator
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from regimes import UserError, classify
