@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,21 +13,24 @@ from regimes.plots.phase_diagram import draw_regimes, legend_handles
 from regimes.plots.text_table import TextTable
 from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean
-from regimes.regime_map.classify import present
+from regimes.regime_map.classify import classify, present
 from regimes.research.page import Page, Say
-from regimes.research.studies.digits_sweeps import one_seed_grids
+from regimes.research.studies.digits_sweeps import five_seed_grids
 
 TITLE = "Five temperature knobs: regimes of a small network on handwritten digits"
 PARAGRAPHS = [
-    "PreResNet-14 (width 8) on scikit-learn's handwritten digits, one dense seed, three retrained copies. Each map "
-    "varies another knob of the dense training, hotter upwards; pruning and retraining are always the same. The "
-    "thresholds are estimated for each grid separately. A dot marks the lowest test error at each density.",
+    "PreResNet-14 (width 8) on scikit-learn's handwritten digits, five dense seeds, two retrained copies of each. Each "
+    "map varies another knob of the dense training, hotter upwards; pruning and retraining are always the same. The "
+    "grids are those of [advice](../advice/README.md); each is classified on its own. A dot marks the lowest test "
+    "error at each density.",
 ]
+GRIDS = Path("reports/advice")
+COLUMNS = 3  # maps beside each other
 
 
 def study(out: Path, runs: Path, say: Say) -> Page:
-    """Run or complete the five sweeps and draw their maps side by side."""
-    grids, took = one_seed_grids(runs, say)
+    """Classify the five sweeps and draw their maps side by side."""
+    grids = {name: classify(grid) for name, grid in five_seed_grids(GRIDS, runs, say).items()}
     rows = [["knob", "I", "II-A", "II-B", "lowest test error at 2 %", "at", "highest", "at"]]
     facts = []
     for grid in grids.values():
@@ -41,7 +45,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
         facts.append({"knob": knob, "cells": counts, "thresholds": grid["regime"].attrs["thresholds"]})
     notes = [f"{_name(grid)}: {grid['regime'].attrs['thresholds']}" for grid in grids.values()]
     table = TextTable("Cells of each regime, and test error at 2 % density", rows, notes, facts)
-    return Page("knobs", TITLE, [*PARAGRAPHS, took], [table], {"maps": side_by_side(grids)})
+    return Page("knobs", TITLE, PARAGRAPHS, [table], {"maps": side_by_side(grids)})
 
 
 def _name(grid: xr.Dataset) -> str:
@@ -50,16 +54,18 @@ def _name(grid: xr.Dataset) -> str:
 
 
 def side_by_side(grids: Mapping[str, xr.Dataset]) -> Figure:
-    """Draw the maps of several grids in one row, with a common legend."""
-    wide = sum(grid.sizes["density"] for grid in grids.values())
-    figure = Figure(figsize=(0.52 * wide + 0.75 * len(grids), 3.9), layout="constrained")
-    all_axes = figure.subplots(1, len(grids), squeeze=False)[0]
-    for axes, grid in zip(all_axes, grids.values(), strict=True):
+    """Draw the maps of several grids beside and below each other, with a common legend."""
+    columns, rows = min(COLUMNS, len(grids)), math.ceil(len(grids) / COLUMNS)
+    wide = max(grid.sizes["density"] for grid in grids.values())
+    figure = Figure(figsize=((0.52 * wide + 0.75) * columns, 3.1 * rows + 0.8), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, grid in zip(all_axes, grids.values(), strict=False):
         draw_regimes(axes, grid, size=8)
         axes.set_title(f"{_name(grid)}  (hotter ↑)", fontsize=9.5)
-        axes.set(xlabel="", ylabel="")
+        axes.set(xlabel="density (% of prunable weights kept)", ylabel="")
         axes.tick_params(labelsize=8.5)
-    all_axes[len(grids) // 2].set_xlabel("density (% of prunable weights kept)", fontsize=10)
+    for axes in all_axes[len(grids) :]:
+        axes.set_axis_off()
     first = next(iter(grids.values()))
     seen = {name: sum(present(grid)[name] for grid in grids.values()) for name in present(first)}
     figure.legend(handles=legend_handles(seen, True), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)

@@ -39,8 +39,9 @@ PARAGRAPHS = [
     f"the border of I the barrier falls by {', '.join(f'{100 * height:.0f}' for height in HEIGHTS)} points of training "
     "error, within one step or two; on the connected side it still reaches up to a quarter of that at the lowest "
     "densities. II-A is hotter than the temperature at which similarity peaks. Four levels of noise of LMC and CKA, "
-    "two thirds of it shared by copies of one dense network. Each kind is drawn once, with a "
-    "seed of its own, classified, and compared with the truth. Grids that are all I behind a cliff of 10 points are left out: nothing shows it.",
+    "two thirds of it shared by copies of one dense network. Each kind is drawn once, with a seed of its own, "
+    "classified, and compared with the truth. Grids that are all I behind a cliff of 10 points are left out: nothing "
+    "shows it.",
     "Baseline: fixed cuts, LMC -0.02 (about where a barrier differs from zero) and CKA 0.9.",
     "*Right*: share of cells with the true regime. *I or II*: share of cells rightly in I or not. *Border*: distance "
     "between the true and the estimated border of I along density, in cells. *Brier*: squared error of the three "
