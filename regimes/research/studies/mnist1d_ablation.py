@@ -20,6 +20,7 @@ from regimes.research.studies.stated_comparisons import KNOB, difference_text
 FIRST_SEED, SEEDS = 11, 3  # dense seeds 11, 12, 13
 CHANGES = (
     f"dense_seeds={FIRST_SEED + SEEDS}",
+    "retrain_seeds=2",
     "temperature.batch_size=[16, 64, 128]",
     "load.density=[0.11, 0.2, 0.6]",
     'measure={metrics = ["error", "lmc"]}',
