@@ -34,7 +34,7 @@ def imagefolder(
         size: side in pixels of the squares that the images are cropped and reduced to; 0: as they are.
 
     Raises:
-        UserError: a folder is missing, the splits have different classes, or images differ in size and none is given.
+        UserError: a folder is missing, the splits have different classes, or images differ in size and ``size`` is 0.
     """
     folder = Path(root)
     train, classes = _read(folder, "train", images, size)

@@ -103,12 +103,15 @@ def resized(image: Any, size: int) -> Any:
     """Return a PIL image, cropped to a centred square and reduced to ``size`` x ``size`` pixels by averaging if not 0.
 
     Raises:
-        UserError: the size is negative.
+        UserError: the size is no number of pixels, or larger than the image.
     """
     from PIL import Image, ImageOps
 
-    if size < 0:
-        raise UserError(f"data.size = {size}: it must be a number of pixels, or 0 to leave the images as they are")
+    if not isinstance(size, int) or not 0 <= size <= min(image.size):
+        raise UserError(
+            f"data.size = {size}: allowed is a whole number of pixels up to the images' shorter side, "
+            f"{min(image.size)}; 0 leaves them as they are"
+        )
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BOX) if size else image
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from regimes.diagnosis.diagnosis import Diagnosis
-from regimes.diagnosis.measures import MEASURES
 from regimes.errors import UserError
 from regimes.regime_map.advisers import neighbour, votes
 from regimes.regime_map.candidates import Candidates, once_per_load
@@ -39,12 +38,7 @@ def _hotter(candidates: Candidates, m: MeasuredGrid) -> Numbers:
     known = [name for name in USED if m.has(name)]
     if not {"train_error", "hessian_trace"} & set(known):
         raise UserError("adviser 'diagnosis' needs train_error or hessian_trace, and this grid has neither")
-    means = {
-        name: np.clip(
-            m.transform(name).inverse(m.surface(name).predict(candidates.places)[0]),
-            MEASURES[name].low,
-            MEASURES[name].high,
-        )
-        for name in known
-    }
+    means = {name: m.transform(name).inverse(m.surface(name).predict(candidates.places)[0]) for name in known}
+    if "curve_peak" in means:
+        means["curve_peak"] = np.minimum(means["curve_peak"], 0.0)  # never positive; its surface may be
     return Diagnosis.default().predict(pd.DataFrame(means))["p_hotter"].to_numpy()

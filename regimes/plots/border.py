@@ -13,6 +13,7 @@ from regimes.regime_map.regime_map import RegimeMap
 Numbers = NDArray[np.float64]
 GRID_POINTS = 140  # per side
 BAND_PROBABILITIES = (0.1, 0.9)
+NEIGHBOURS = ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))  # along both axes
 INK = "#111111"
 
 
@@ -81,5 +82,5 @@ def _inner(probabilities: ProbabilityField) -> Numbers:
 
 
 def _changes_sign(values: Numbers) -> bool:
-    known = values[np.isfinite(values)]
-    return len(known) > 0 and bool(known.min() < 0 < known.max())
+    """Whether neighbouring values (rows, columns) differ in sign."""
+    return any(bool((values[before] * values[after] < 0).any()) for before, after in NEIGHBOURS)

@@ -72,9 +72,9 @@ def map_of(data: xr.Dataset) -> RegimeMap | None:
 
 
 def save(figure: Figure, stem: Path, formats: Iterable[str]) -> list[Path]:
-    """Save a figure in several formats, and return the files."""
+    """Save a figure in several formats, and return the files; its layout is computed once and kept."""
     files = [stem.with_name(f"{stem.name}.{each}") for each in formats]
     for file in files:
         figure.savefig(file, dpi=160, metadata=METADATA[file.suffix[1:]])
-        figure.set_layout_engine("none")  # laid out once, which takes as long as drawing
+        figure.set_layout_engine("none")  # computing the layout takes as long as drawing
     return files

@@ -48,7 +48,7 @@ class Candidates:
     similar: NDArray[np.bool_]
     error: Numbers | None
     current: int | None
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[Callable[..., Any], Any] = field(default_factory=dict)
 
     def directions_to(self, chosen: int) -> dict[str, str]:
         """Return the direction of each knob from the current temperature to a candidate: "hotter", "colder", "stay"."""
@@ -59,13 +59,16 @@ class Candidates:
 
 
 def once_per_load(function: Callable[Concatenate[Candidates, P], R]) -> Callable[Concatenate[Candidates, P], R]:
-    """Cache a function of candidates, whatever the current one; its results must not be changed."""
+    """Cache a function of candidates, whatever the current one; an array that it returns cannot be changed."""
 
     @functools.wraps(function)
     def remembered(candidates: Candidates, *args: P.args, **kwargs: P.kwargs) -> R:
-        if function.__name__ not in candidates.memory:
-            candidates.memory[function.__name__] = function(candidates, *args, **kwargs)
-        found: R = candidates.memory[function.__name__]
+        if function not in candidates.memory:
+            candidates.memory[function] = made = function(candidates, *args, **kwargs)
+            for each in made if isinstance(made, tuple) else (made,):
+                if isinstance(each, np.ndarray):
+                    each.setflags(write=False)
+        found: R = candidates.memory[function]
         return found
 
     return remembered

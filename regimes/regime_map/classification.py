@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
 from scipy.special import expit, logit
 
 from regimes.regime_map.cliff import Cliff
@@ -59,28 +60,14 @@ class Regions:
             if axis.sign < 0:  # coordinates increase towards smaller values
                 directed = np.flip(directed, number)
         squeezed = directed.reshape([self.grid.shape[axis] for axis in wide])
-        return np.asarray(expit(_interpolate(squeezed, places[:, wide])))
+        table = RegularGridInterpolator([np.linspace(0, 1, size) for size in squeezed.shape], squeezed)
+        return np.asarray(expit(table(np.clip(places[:, wide], 0, 1))))
 
     def sample(self, places: Numbers, lmc: Numbers) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return whether candidates are connected and similar, (draws, m) each, given draws (draws, m) of their LMC."""
         random = np.random.default_rng(3)
         similar = random.random((len(lmc), 1)) >= self.colder_at(places)
         return self.cliff.connected(self.grid, places, lmc), similar
-
-
-def _interpolate(table: Numbers, places: Numbers) -> Numbers:
-    """Values (m,) at coordinates (m, k) from 0 to 1, linear between the evenly spaced entries along each axis.
-
-    scipy.interpolate would take half a second to import.
-    """
-    first, *rest = (
-        np.clip(1 - np.abs(np.clip(place, 0, 1)[:, None] * (size - 1) - np.arange(size)), 0, None)
-        for place, size in zip(places.T, table.shape, strict=True)
-    )
-    values = np.tensordot(first, table, 1)
-    for weights in rest:
-        values = np.einsum("mi,mi...->m...", weights, values)
-    return values
 
 
 @dataclass(frozen=True)

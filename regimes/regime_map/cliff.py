@@ -8,8 +8,8 @@ groups gives the same regimes.
 
 There is a cliff if the barrier changes by enough across the border within a step, and either by much of the difference
 between the two groups, or up to barriers that are large anyway. A gradual increase to small barriers is no cliff.
-Without one, all cells are beyond it if half of their barriers are large in themselves, about a quarter of the error of
-guessing (`LARGE`); else only those cells with a large barrier.
+Without one, a cell is poorly connected if its barrier is large in itself, about a quarter of the error of guessing
+(`LARGE`); all cells are, if hardly any barrier is small (`SMALL`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ SHARPNESS = {"knob": (1.2, 0.1), "load": (1.8, 0.1)}  # that change over the one
 TALL = (0.25, 0.03)  # mean barrier beyond the border
 CONNECTED = (0.22, 0.03)  # mean barrier on the connected side, which is smaller
 COHERENCE = (0.3, 0.05)  # of the two sides, see `_coherence`
-LARGE = (0.25, 0.04)  # barrier of a poorly connected cell or, in the middle of its cells, grid, without a cliff
+LARGE = (0.25, 0.04)  # barrier above which a cell counts as poorly connected where there is no cliff
+SMALL, SMALL_SHARE = (
+    (0.16, 0.02),
+    0.1,
+)  # barrier that at most this share of the cells of a grid beyond the cliff is below
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ class Cliff:
             the cliff in a share ``seen`` of the draws, else of `LARGE`, or above all cells.
         slopes: (draws,) their slopes over the mean load coordinate.
         seen: probability that the grid has a cliff.
+        cut: median cut of the cliff, on that scale.
         note: how the cut was found, for reports.
     """
 
     cuts: Numbers
     slopes: Numbers
     seen: float
+    cut: float
     note: str
 
     def cuts_at(self, m: MeasuredGrid, places: Numbers) -> Numbers:
@@ -71,15 +77,16 @@ class Cliff:
         return lmc >= self.cuts_at(m, places)[np.arange(len(lmc)) % len(self.cuts)]
 
     def middle(self, m: MeasuredGrid) -> float:
-        """Return the median cut at the middle of the load axes, as LMC."""
-        return float(_lmc(np.median(self.cuts, keepdims=True))[0] * m.guess * m.scale)
+        """Return the median cut of the cliff at the middle of the load axes, as LMC."""
+        return float(_lmc(np.array(self.cut))) * m.guess * m.scale
 
 
 def find_cliff(m: MeasuredGrid, given: float | None = None) -> Cliff:
     """Find the cliff of a grid with usable cells; ``given`` is a cut of LMC to use instead."""
     scale = m.transform("lmc")
     if given is not None:
-        return Cliff(_root(np.array([given / m.guess])), np.zeros(1), 1.0, f"LMC cut {given * m.scale:g}: given")
+        cut = _root(np.array([given / m.guess]))
+        return Cliff(cut, np.zeros(1), 1.0, float(cut[0]), f"LMC cut {given * m.scale:g}: given")
     mean, _ = m.predicted("lmc")
     load = _load(m, m.places)
     lmc = scale.inverse(mean) / m.guess
@@ -91,12 +98,12 @@ def find_cliff(m: MeasuredGrid, given: float | None = None) -> Cliff:
     barrier = np.clip(-lmc, 0, None)
     below = _root(lmc) < np.median(cuts) + np.median(slopes) * (load - 0.5)
     fall, seen = _cliff_evidence(m, _sharper(m, barrier), below)
-    note = _note(m, cuts, barrier, fall, seen)
+    beyond = _probability(float(np.quantile(barrier[m.usable], SMALL_SHARE)), SMALL)
+    cut, note = float(np.median(cuts)), _note(m, cuts, barrier, fall, seen, beyond)
     cliff = random.permutation(np.arange(CUT_DRAWS) < round(seen * CUT_DRAWS))
     large = _root(-np.clip(random.logistic(*LARGE, CUT_DRAWS), 0, None))
-    beyond = random.random(CUT_DRAWS) < _probability(float(np.median(barrier[m.usable])), LARGE)
-    cuts = np.where(cliff, cuts, np.where(beyond, 1.0, large))
-    return Cliff(cuts, np.where(cliff, slopes, 0.0), seen, note)
+    cuts = np.where(cliff, cuts, np.where(random.random(CUT_DRAWS) < beyond, 1.0, large))
+    return Cliff(cuts, np.where(cliff, slopes, 0.0), seen, cut, note)
 
 
 def _sharper(m: MeasuredGrid, barrier: Numbers) -> Numbers:
@@ -107,7 +114,7 @@ def _sharper(m: MeasuredGrid, barrier: Numbers) -> Numbers:
     seeds = float(np.isfinite(m.seeds("lmc")).sum(1)[m.measured("lmc")].mean())
     share = (seeds - 1) / (seeds + 1)
     means = np.clip(-m.mean("lmc") / m.guess, 0, None)
-    return np.where(m.measured("lmc"), (1 - share) * barrier + share * np.nan_to_num(means), barrier)
+    return np.where(m.measured("lmc"), (1 - share) * barrier + share * means, barrier)
 
 
 def _sample_cuts(values: Numbers, load: Numbers, random: np.random.Generator) -> tuple[Numbers, Numbers]:
@@ -200,7 +207,7 @@ def _load(m: MeasuredGrid, places: Numbers) -> Numbers:
     return m.load_coordinates(places).mean(-1)
 
 
-def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: float) -> str:
+def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: float, beyond: float) -> str:
     unit = m.guess * m.scale
     if seen >= 0.5:
         low, middle, high = (_lmc(np.quantile(cuts, [0.9, 0.5, 0.1])) * unit).tolist()
@@ -209,7 +216,10 @@ def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: f
             f"{fall * unit:.2g} within a step across the border (probability of a cliff {seen:.2f})"
         )
     largest = float(np.quantile(barrier[m.usable], 0.95)) * unit
+    where = (
+        "everywhere, since hardly any is small" if beyond >= 0.5 else f"where one is above about {LARGE[0] * unit:.2g}"
+    )
     return (
-        f"no cliff of the barrier is seen (probability {seen:.2f}; 95 % of the barriers are below {largest:.2g}): I is "
-        f"where a barrier is larger than about {LARGE[0] * unit:.2g}"
+        f"no cliff of the barrier is seen (probability {seen:.2f}, 95 % of the barriers are below {largest:.2g}), so I is "
+        f"{where}"
     )

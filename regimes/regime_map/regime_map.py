@@ -293,8 +293,9 @@ def _with_density(loads: Mapping[str, float], density: float | None) -> dict[str
 def _intervals(candidates: Candidates, m: MeasuredGrid) -> dict[str, Numbers]:
     """Lower end of the 95 % interval, median and upper end (3, m) of each variable at the candidates."""
     drawn = {"lmc": candidates.lmc, "cka": candidates.cka, "test_error": candidates.error}
+    scale = {"lmc": m.scale}
     return {
-        name: np.quantile(m.transform(name).inverse(values), [0.025, 0.5, 0.975], axis=0)
+        name: scale.get(name, 1.0) * np.quantile(m.transform(name).inverse(values), [0.025, 0.5, 0.975], axis=0)
         for name, values in drawn.items()
         if values is not None
     }

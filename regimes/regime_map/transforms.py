@@ -12,7 +12,7 @@ Numbers = NDArray[np.float64]
 
 CONNECTIVITY = ("lmc", "curve")  # how the names of its variables begin
 LMC_NOISE_SHARE = 0.02  # of the error of guessing; LMC is linear within, logarithmic beyond
-MIN_CKA_DISTANCE = 0.001  # 1 - CKA is clipped to this
+MIN_CKA, MIN_CKA_DISTANCE = -0.2, 0.001  # CKA and 1 - CKA are clipped to these
 ERROR_OFFSET_SHARE = 0.02  # offset of the logarithm, as a share of the median error
 
 
@@ -37,7 +37,7 @@ def transform_of(name: str, unit: float, share: bool = False) -> Transform:
     """Return the transform of a variable.
 
     LMC and curve connectivity: ``asinh(x / (0.02 unit))``; CKA: ``-log10(1 - x)``; errors: ``log(x + 0.02 unit)``.
-    The inverse returns values that are possible, so that no interval leaves them.
+    The inverses of connectivity, CKA and errors return values that are possible, so that no interval leaves them.
 
     Args:
         name: the variable.
@@ -56,7 +56,7 @@ def transform_of(name: str, unit: float, share: bool = False) -> Transform:
     if name.startswith("cka"):
         return Transform(
             lambda x: -np.log10(np.clip(1 - x, MIN_CKA_DISTANCE, None)),
-            lambda y: 1 - 10.0**-y,
+            lambda y: np.clip(1 - 10.0**-y, MIN_CKA, None),
             lambda x: 1 / (np.clip(1 - x, MIN_CKA_DISTANCE, None) * np.log(10)),
             0.05,
         )

@@ -107,8 +107,9 @@ def test_images_are_reduced_by_averaging(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.abs(data.train.inputs.bytes[0].numpy() - expected).max() <= 1  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"images of different size.*set data.size = N"):
         read(root=str(tmp_path / "images"))
-    with pytest.raises(UserError, match=r"data\.size = -4"):
-        read(root=str(tmp_path / "images"), size=-4)
+    for size in (-4, 4.5, 64):
+        with pytest.raises(UserError, match=rf"data\.size = {size}: allowed is"):
+            read(root=str(tmp_path / "images"), size=size)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     tables = [comparison_table(grid), *cell_means(grid, CELL_MEANS), advice_table(grid), single_seed_table(grid)]
     tables += all_pairs(grid)
     say("comparisons and advice evaluated")
-    tables.insert(1, ablation_table({"as shipped": grid, **ablation_grids(out, runs, say)}))
+    tables.insert(1, ablation_table({"as stated": grid, **ablation_grids(out, runs, say)}))
     return Page("mnist1d", TITLE, [*PARAGRAPHS, _summary(grid)], tables, {"map": _figure(grid)})
 
 
