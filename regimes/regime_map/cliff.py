@@ -37,10 +37,7 @@ TALL = (0.25, 0.03)  # mean barrier beyond the border
 CONNECTED = (0.22, 0.03)  # mean barrier on the connected side, which is smaller
 COHERENCE = (0.3, 0.05)  # of the two sides, see `_coherence`
 LARGE = (0.25, 0.04)  # barrier above which a cell counts as poorly connected where there is no cliff
-SMALL, SMALL_SHARE = (
-    (0.16, 0.02),
-    0.1,
-)  # barrier that at most this share of the cells of a grid beyond the cliff is below
+SMALL, SMALL_SHARE = (0.16, 0.02), 0.1  # if at most this share of the cells is below, all cells are beyond the cliff
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,5 @@ def _note(m: MeasuredGrid, cuts: Numbers, barrier: Numbers, fall: float, seen: f
     where = (
         "everywhere, since hardly any is small" if beyond >= 0.5 else f"where one is above about {LARGE[0] * unit:.2g}"
     )
-    return (
-        f"no cliff of the barrier is seen (probability {seen:.2f}, 95 % of the barriers are below {largest:.2g}), so I is "
-        f"{where}"
-    )
+    seldom = f"probability {seen:.2f}, 95 % of the barriers are below {largest:.2g}"
+    return f"no cliff of the barrier is seen ({seldom}), so I is {where}"
