@@ -82,8 +82,8 @@ def find_cliff(m: MeasuredGrid, given: float | None = None) -> Cliff:
     """Find the cliff of a grid with usable cells; ``given`` is a cut of LMC to use instead."""
     scale = m.transform("lmc")
     if given is not None:
-        cut = _root(np.array([given / m.guess]))
-        return Cliff(cut, np.zeros(1), 1.0, float(cut[0]), f"LMC cut {given * m.scale:g}: given")
+        fixed = _root(np.array([given / m.guess]))
+        return Cliff(fixed, np.zeros(1), 1.0, float(fixed[0]), f"LMC cut {given * m.scale:g}: given")
     mean, _ = m.predicted("lmc")
     load = _load(m, m.places)
     lmc = scale.inverse(mean) / m.guess
