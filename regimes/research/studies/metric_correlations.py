@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +45,37 @@ TITLE = "Correlation of landscape measures with the pruned test error"
 def study(out: Path, runs: Path, say: Say) -> Page:
     """Correlate every measure with the test error over the cells of the five digits sweeps."""
     grids, took = one_seed_grids(runs, say)
+    found, tables = correlations(grids, MEASURES)
+    for name, line in found.items():
+        say(f"{MEASURES[name]}: {line[-1]}")
+    figure = _figure(found, list(tables[0].rows[0][1:]))
+    return Page("measures", TITLE, [INTRODUCTION, took, *_summary(found)], tables, {"correlations": figure})
+
+
+def correlations(
+    grids: Mapping[str, xr.Dataset], measures: Iterable[str]
+) -> tuple[Mapping[str, Sequence[Correlation]], list[TextTable]]:
+    """Correlate measures with the test error over the cells of classified grids with the same densities.
+
+    Returns:
+        {measure: correlations at each density and over all}, and tables of these and of the same by regime.
+    """
     cells = cells_of(grids)
     densities = sorted(cells["density"].unique())
     found: dict[str, list[Correlation]] = {}
     regimes: dict[str, list[Correlation]] = {}
-    for name in MEASURES:
+    for name in measures:
         at = [_correlate(cells[cells["density"] == density], name, ["knob"]) for density in densities]
         found[name] = [*at, _correlate(cells, name, ["knob", "density"])]
         regimes[name] = [
             _correlate(cells[cells["regime"] == number], name, ["knob", "density"]) for number in REGIMES if number >= 0
         ]
-        say(f"{MEASURES[name]}: {found[name][-1]}")
     columns = [*(f"{percent(each)} %" for each in densities), "all"]
-    by_density = _table("Rank correlation with the pruned network's test error, by density", found, columns)
     names = [name for number, name in REGIMES.items() if number >= 0]
-    by_regime = _table("The same by regime, all densities", regimes, names)
-    figure = _figure(found, columns)
-    return Page(
-        "measures", TITLE, [INTRODUCTION, took, *_summary(found)], [by_density, by_regime], {"correlations": figure}
-    )
+    return found, [
+        _table("Rank correlation with the pruned network's test error, by density", found, columns),
+        _table("The same by regime, all densities", regimes, names),
+    ]
 
 
 INTRODUCTION = (

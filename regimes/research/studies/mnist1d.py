@@ -19,6 +19,7 @@ from regimes.regime_map.evaluate_advice import AdviceEvaluation, evaluate_advice
 from regimes.regime_map.regime_map import RegimeMap
 from regimes.research.page import Page, Say
 from regimes.research.studies.digits_sweeps import run_sweep
+from regimes.research.studies.metric_correlations import correlations
 from regimes.research.studies.mnist1d_ablation import ablation_grids, ablation_table
 from regimes.research.studies.paired_tests import Numbers
 from regimes.research.studies.stated_comparisons import MEASURES, all_pairs, cell_means, comparison_table, outcomes
@@ -31,6 +32,7 @@ STATED_GRID = (
 )
 GRID = "grid.nc"
 BOOTSTRAP_DRAWS = 2000
+CORRELATED = ("dense_test_error", "train_error", "train_loss", "lmc", "cka", "hessian_trace", "hessian_top")
 CELL_MEANS = {**MEASURES, "train_error": "training error"}
 TITLE = "MNIST-1D: comparisons stated in advance, advice and ablation"
 PARAGRAPHS = [
@@ -50,7 +52,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     """Run or complete the confirming run and the ablation, and test what was stated."""
     grid = confirmation_grid(out, runs, say)
     tables = [comparison_table(grid), *cell_means(grid, CELL_MEANS), advice_table(grid), single_seed_table(grid)]
-    tables += all_pairs(grid)
+    tables += [*correlations({"batch size": classify(grid)}, CORRELATED)[1], *all_pairs(grid)]
     say("comparisons and advice evaluated")
     tables.insert(1, ablation_table({"as stated": grid, **ablation_grids(out, runs, say)}))
     return Page("mnist1d", TITLE, [*PARAGRAPHS, _summary(grid)], tables, {"map": _figure(grid)})
