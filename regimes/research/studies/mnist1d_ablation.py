@@ -29,6 +29,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "dense weight decay 5e-4": ("recipe.weight_decay=5e-4",),
     "dense weight decay 1e-4": ("recipe.weight_decay=1e-4",),
     "retraining weight decay 3e-3": ("retrain.weight_decay=3e-3",),
+    "dense training of 20 epochs": ("recipe.epochs=20",),
+    "data of another seed": ("data.seed=43",),
     "MLP": ('model={name = "mlp"}',),
     "digits": ('data={name = "digits"}',),
 }
