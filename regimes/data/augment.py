@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regimes.data.inputs import Inputs
 from regimes.errors import UserError
 
 
@@ -24,7 +26,7 @@ class Augmentation:
     pad: float
     flip: bool
 
-    def draw(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, shape: Any, generator: torch.Generator) -> Tensor:
         """Draw the augmentation of one pass: integers (count, 3) with row offset, column offset and flip.
 
         Args:
@@ -32,13 +34,13 @@ class Augmentation:
             shape: shape of one input.
             generator: CPU generator.
         """
-        highest = [2 * self.pixels(side) + 1 for side in shape[-2:]] if len(shape) == 3 else [1, 1]
+        highest = [2 * self.pixels(side) + 1 for side in shape[-2:]] if _image(shape) else [1, 1]
         draws = [torch.randint(0, each, (count,), generator=generator) for each in (*highest, 1 + self.flip)]
         return torch.stack(draws, dim=1)
 
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply(self, images: Inputs, draws: Tensor) -> Inputs:
         """Return augmented images (n, c, h, w); ``draws`` (n, 3) comes from `draw`, on the images' device."""
-        if self.pad == 0 and not self.flip:
+        if (self.pad == 0 and not self.flip) or not isinstance(images, Tensor):
             return images
         count, channels, height, width = images.shape
         high, wide = self.pixels(height), self.pixels(width)
@@ -55,12 +57,16 @@ class Augmentation:
         """Return the padding in pixels for an image side."""
         return max(1, round(self.pad * side)) if self.pad else 0
 
-    def check(self, input_shape: tuple[int, ...], name: str) -> None:
+    def check(self, input_shape: Any, name: str) -> None:
         """Raise `UserError` if the augmentation needs images (c, h, w) and the inputs have another shape."""
-        if (self.pad or self.flip) and len(input_shape) != 3:
+        if (self.pad or self.flip) and not _image(input_shape):
             raise UserError(
                 f"recipe.augment = '{name}' needs images (c, h, w), the data has shape {input_shape}; use 'none'"
             )
+
+
+def _image(shape: Any) -> bool:
+    return isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(each, int) for each in shape)
 
 
 NONE = Augmentation(pad=0.0, flip=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,30 +12,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regimes.data.inputs import TensorGroup, input_shape
 from regimes.data.uint8_images import Uint8Images
 from regimes.errors import UserError
+from regimes.losses.functions import IGNORED
 
 
 class Split(NamedTuple):
-    """Inputs (n, ...) and targets (n,) of one split.
+    """Inputs (n, ...) and targets (n, ...) of one split.
 
     Attributes:
-        inputs: a tensor, or `Uint8Images`, which become a float tensor when indexed or split.
-        targets: class numbers (n,), or floating point numbers (n, k) for regression.
+        inputs: a tensor, a `TensorGroup` of several, or `Uint8Images`, which become a float tensor when indexed or
+            split. Integers (tokens) keep their dtype.
+        targets: class numbers (n,); for several per input, as one per token or pixel, (n, ...), -100 where there is
+            none; or floating point numbers (n, ...) for regression, one logit (0 or 1) or several labels.
     """
 
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
 
     def to(
         self, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format
     ) -> Split:
-        """Return the split on a device, with its inputs in a floating dtype, and images in a memory format."""
-        targets = self.targets.to(device, dtype if self.targets.is_floating_point() else self.targets.dtype)
-        held: Any = self.inputs
+        """Return the split on a device, floating point numbers in a dtype, and images in a memory format."""
+        targets = self.targets.to(device, dtype if self.targets.is_floating_point() else None)
+        held = self.inputs
         if isinstance(held, Uint8Images):
-            return Split(held.to(device, dtype, layout), targets)  # type: ignore[arg-type]
-        inputs = self.inputs.to(device, dtype)
+            return Split(held.to(device, dtype, layout), targets)
+        if isinstance(held, TensorGroup):
+            return Split(held.to(device, dtype), targets)
+        inputs = held.to(device, dtype if held.is_floating_point() else None)
         return Split(inputs.to(memory_format=layout) if inputs.dim() == 4 else inputs, targets)
 
 
@@ -47,7 +53,7 @@ class Dataset:
         train: the training split, without augmentation.
         val: the validation split, for model selection.
         test: the test split, for the final evaluation only.
-        classes: number of classes; for regression, number of targets per input (k).
+        classes: number of classes; of floating point targets, their number per input.
         title: name for captions, e.g. "handwritten digits (scikit-learn)".
     """
 
@@ -59,12 +65,22 @@ class Dataset:
 
     @classmethod
     def from_arrays(
-        cls, train: Any, test: Any, val: Any = None, *, title: str, val_fraction: float = 0.1, split_seed: int = 0
+        cls,
+        train: Any,
+        test: Any,
+        val: Any = None,
+        *,
+        title: str,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        ignore_index: int = IGNORED,
     ) -> Dataset:
         """Build a data set from ``(inputs, targets)`` pairs of arrays or tensors.
 
-        Inputs are floating point numbers (n, ...). Targets are class numbers 0, 1, 2, ... (n,), or for regression
-        floating point numbers (n,) or (n, k).
+        Inputs are numbers (n, ...), integers (tokens) included; a tuple of several arrays is passed to the model as
+        ``model(*arrays)`` and a dict as ``model(**arrays)``. Targets are class numbers 0, 1, 2, ... (n,), or one per
+        token or pixel (n, ...); or floating point numbers (n,) or (n, ...), for regression and, with the loss
+        "binary-cross-entropy", for one logit (0 or 1) or several labels per input.
 
         Args:
             train, test: the training and test pair.
@@ -72,45 +88,54 @@ class Dataset:
             title: name for captions.
             val_fraction: fraction of each class held out if ``val`` is None.
             split_seed: seed of that draw. The split is the same on every machine and for every seed of a sweep.
+            ignore_index: class number that means "no target here" (padding); stored as -100, as torch's losses expect.
 
         Raises:
             UserError: a pair has inputs and targets of different length, targets or inputs of another kind, or the
                 splits have targets of different kinds.
         """
-        pairs = {"train": _pair(train, "train", title), "test": _pair(test, "test", title)}
+        pairs = {
+            "train": _pair(train, "train", title, ignore_index),
+            "test": _pair(test, "test", title, ignore_index),
+        }
         if val is None:
             pairs["train"], pairs["val"] = hold_out(pairs["train"], val_fraction, split_seed)
         else:
-            pairs["val"] = _pair(val, "val", title)
-        numbers = {split.targets.shape[1:] for split in pairs.values()}
-        if len(numbers) > 1 or len({split.targets.dtype for split in pairs.values()}) > 1:
+            pairs["val"] = _pair(val, "val", title, ignore_index)
+        kinds = {(split.targets.dtype, split.targets.shape[1:]) for split in pairs.values()}
+        if len(kinds) > 1:
             raise UserError(f"data set '{title}': its splits have targets of different kinds")
-        (width,) = numbers
-        classes = width[0] if width else 1 + max(int(split.targets.max()) for split in pairs.values())
+        forms = {str(type(each.inputs)) + str(input_shape(each.inputs)) for each in pairs.values()}
+        if len(forms) > 1:
+            raise UserError(f"data set '{title}': its splits have inputs of different shapes")
+        ((dtype, shape),) = kinds
+        numbers = dtype.is_floating_point
+        classes = shape.numel() if numbers else 1 + max(int(split.targets.max()) for split in pairs.values())
         return cls(pairs["train"], pairs["val"], pairs["test"], classes, title)
 
     @property
     def regression(self) -> bool:
-        """Whether the targets are numbers rather than classes."""
+        """Whether the targets are floating point numbers rather than classes."""
         return self.train.targets.is_floating_point()
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
-        return tuple(self.train.inputs.shape[1:])
+    def input_shape(self) -> Any:
+        """Shape of one input; of several tensors, {argument: shape} or a tuple of shapes."""
+        return input_shape(self.train.inputs)
 
     @property
     def guess(self) -> float | None:
-        """Validation error of always predicting the largest class; None for regression."""
-        targets = self.val.targets
-        return None if self.regression else 1 - float(targets.bincount().max()) / len(targets)
+        """Validation error of always predicting the same; see `guessing_error`."""
+        return guessing_error(self.val.targets)
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all values in the splits and of the number of classes; part of every cell's key."""
         digest = hashlib.sha256(str(self.classes).encode())
         for split in (self.train, self.val, self.test):
-            for numbers in split:
+            if isinstance(split.inputs, TensorGroup):
+                digest.update(str(list(split.inputs.named())).encode())
+            for numbers in (*_arrays(split.inputs), split.targets):
                 digest.update(f"{numbers.dtype}{tuple(numbers.shape)}".encode())
                 for piece in _pieces(numbers):
                     digest.update(piece.data)
@@ -141,6 +166,25 @@ def subset(split: Split, images: int) -> Split:
     return Split(split.inputs[order], split.targets[order])
 
 
+def guessing_error(targets: Tensor) -> float | None:
+    """Return the error of always predicting the most common class, or for targets 0 and 1 the more common value of each
+    label; None for other numbers."""
+    if targets.is_floating_point():
+        if not bool(((targets == 0) | (targets == 1)).all()):
+            return None
+        ones = targets.reshape(len(targets), -1).double().mean(dim=0)
+        return float(torch.minimum(ones, 1 - ones).mean())
+    counted = targets[targets != IGNORED]
+    return 1 - float(counted.bincount().max()) / len(counted)
+
+
+def _arrays(inputs: Any) -> Iterator[Any]:
+    if isinstance(inputs, TensorGroup):
+        yield from inputs.named().values()
+    else:
+        yield inputs
+
+
 def _pieces(numbers: Any) -> Iterator[np.ndarray]:
     """The values of a tensor; for images, the bytes and the statistics they are standardised with."""
     if isinstance(numbers, Uint8Images):
@@ -152,7 +196,8 @@ def _pieces(numbers: Any) -> Iterator[np.ndarray]:
 
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Split off a random ``fraction`` of every class; return (kept, held out)."""
-    labels = split.targets if split.targets.dim() == 1 else torch.zeros(len(split.targets))  # numbers: one class
+    single = split.targets.dim() == 1 and not split.targets.is_floating_point()
+    labels = split.targets if single else torch.zeros(len(split.targets))  # not one class each: a plain draw
     chosen = torch.from_numpy(held_out_mask(labels.numpy(), fraction, seed))
     return Split(split.inputs[~chosen], split.targets[~chosen]), Split(split.inputs[chosen], split.targets[chosen])
 
@@ -175,12 +220,12 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return out
 
 
-def _pair(pair: Any, name: str, title: str) -> Split:
+def _pair(pair: Any, name: str, title: str, ignore_index: int) -> Split:
     try:
         inputs, targets = pair
     except (TypeError, ValueError) as error:
         raise UserError(f"data set '{title}': {name} must be a pair (inputs, targets)") from error
-    inputs = torch.as_tensor(inputs)
+    inputs = _as_inputs(inputs, f"data set '{title}': {name}")
     targets = torch.as_tensor(targets)
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise UserError(
@@ -188,13 +233,31 @@ def _pair(pair: Any, name: str, title: str) -> Split:
             "needs equally many, at least one"
         )
     if targets.is_floating_point():
-        if targets.ndim not in (1, 2) or not bool(targets.isfinite().all()):
-            raise UserError(f"data set '{title}': {name} targets must be one finite number per input, or a row of them")
-        targets = targets.reshape(len(targets), -1).float()
-    elif targets.ndim != 1 or int(targets.min()) < 0:
-        raise UserError(f"data set '{title}': {name} targets must be one class number (0, 1, 2, ...) per input")
+        if not bool(targets.isfinite().all()):
+            raise UserError(f"data set '{title}': {name} targets must be finite")
+        targets = (targets.reshape(len(targets), 1) if targets.ndim == 1 else targets).float()
+    elif targets.is_complex() or targets.ndim == 0:
+        raise UserError(f"data set '{title}': {name} targets must be class numbers or floating point numbers")
     else:
         targets = targets.to(torch.int64)
-    if not inputs.is_floating_point():
-        raise UserError(f"data set '{title}': {name} inputs must be floating point numbers, got {inputs.dtype}")
-    return Split(inputs.contiguous(), targets.contiguous())
+        targets = targets.masked_fill(targets == ignore_index, IGNORED)
+        if not bool((targets != IGNORED).any()) or int(targets[targets != IGNORED].min()) < 0:
+            several = f", or ignore_index = {ignore_index}" if targets.ndim > 1 else ""
+            raise UserError(f"data set '{title}': {name} targets must be class numbers (0, 1, 2, ...){several}")
+        if targets.ndim == 1 and bool((targets == IGNORED).any()):
+            raise UserError(f"data set '{title}': {name} has inputs without a target; leave them out")
+    return Split(inputs, targets.contiguous())
+
+
+def _as_inputs(given: Any, where: str) -> Any:
+    if isinstance(given, (tuple, Mapping)):
+        if not isinstance(given, Mapping):
+            return TensorGroup([_as_inputs(each, where) for each in given])
+        return TensorGroup({str(key): _as_inputs(each, f"{where} '{key}'") for key, each in given.items()})
+    try:
+        inputs = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{where} inputs must be an array of numbers, or a tuple or dict of such arrays: {error}"
+        ) from error
+    return inputs.contiguous()

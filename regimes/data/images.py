@@ -147,4 +147,4 @@ def _tensors(images: np.ndarray, rows: np.ndarray) -> tuple[Any, Any]:
 def _split(inputs: Uint8Images, labels: np.ndarray) -> Split:
     import torch
 
-    return Split(inputs, torch.from_numpy(labels.astype(np.int64)))  # type: ignore[arg-type]
+    return Split(inputs, torch.from_numpy(labels.astype(np.int64)))

@@ -14,6 +14,7 @@ from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, Split
+from regimes.data.inputs import Inputs, call
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.complexity import Complexity
 from regimes.discovery.gate_state import GateState, Removal, guard_removal
@@ -24,7 +25,9 @@ from regimes.discovery.removal_criterion import block_norms, is_removable, unit_
 from regimes.discovery.shrinking_network import ShrinkingNetwork
 from regimes.discovery.trace_graph import trace_graph
 from regimes.landscape.error import eval_mode, input_errors, inputs_per_pass
-from regimes.models.build import seeded
+from regimes.losses.functions import in_dtype, loss_value
+from regimes.losses.tasks import joined_errors
+from regimes.models.build import dtype_of, seeded
 from regimes.registry import lookup
 from regimes.training.batches import BatchStream
 from regimes.training.precision import precision_context
@@ -56,6 +59,7 @@ class GatedTraining(ShrinkingNetwork):
         role: tuple[str | int, ...],
         precision: str = "float32",
     ) -> None:
+        self.dtype = dtype_of(model)
         super().__init__(model, trace_graph(model, data.train.inputs[:2]), recipe)
         self.data, self.role, self.precision = data, role, precision
         timeline = TrainingSchedule(recipe, len(data.train.targets))
@@ -94,7 +98,7 @@ class GatedTraining(ShrinkingNetwork):
             self.fallback = (number + 1, self.tensors())
         return row
 
-    def _step(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _step(self, step: int, inputs: Inputs, targets: Tensor) -> Tensor:
         drawn = None if self.settled else self._gated_part(self._drawn(step, len(targets)))
         rate = self.schedule.timeline.learning_rate(step)
         value = self.stepper(lambda: self._loss(step, inputs, targets, drawn), rate)
@@ -104,17 +108,16 @@ class GatedTraining(ShrinkingNetwork):
                 self._check(step)
         return value
 
-    def _loss(self, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw | None) -> Tensor:
+    def _loss(self, step: int, inputs: Inputs, targets: Tensor, drawn: GateDraw | None) -> Tensor:
         torch.manual_seed(self.stream.noise(step))  # dropout draws the same in every pass of a step
         with precision_context(self.precision, self.device):
             if drawn is None or self.gates is None:
-                answers = self.model(inputs)
+                answers = call(self.model, inputs)
             else:
                 drawn.units.grad = drawn.blocks.grad = None  # of SAM's first pass
                 with self.gates.at(drawn):
-                    answers = self.model(inputs)
-        value: Tensor = self.recipe.training_loss(answers.to(inputs.dtype), targets)
-        return value
+                    answers = call(self.model, inputs)
+        return loss_value(self.recipe.training_loss, in_dtype(answers, self.dtype), targets)
 
     def _gated_part(self, drawn: GateDraw) -> GateDraw:
         """Restrict sampled gates to the gated share of a batch; the rest has the gates that would be kept now."""
@@ -127,7 +130,7 @@ class GatedTraining(ShrinkingNetwork):
 
     # -- gates ------------------------------------------------------------------------------------------------------
 
-    def _learn(self, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw) -> None:
+    def _learn(self, step: int, inputs: Inputs, targets: Tensor, drawn: GateDraw) -> None:
         """Estimate the effects of the gates and, under pressure, update their probabilities."""
         pressure, strength = self.schedule.pressure, self.schedule.strength(step)
         share = 2 / (self.schedule.timeline.steps_per_epoch + 1)
@@ -146,7 +149,7 @@ class GatedTraining(ShrinkingNetwork):
                 if rate:
                     side.step(rate, pressed)
 
-    def _learn_blocks(self, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw, share: float) -> None:
+    def _learn_blocks(self, step: int, inputs: Inputs, targets: Tensor, drawn: GateDraw, share: float) -> None:
         pressure = self.schedule.pressure
         if pressure.blocks != "exact":
             if drawn.blocks.grad is not None:
@@ -165,7 +168,7 @@ class GatedTraining(ShrinkingNetwork):
         self.blocks.effect[number] = effect + BLOCK_UPDATE_SHARE * (difference - effect)
 
     @torch.no_grad()
-    def _difference(self, number: int, step: int, inputs: Tensor, targets: Tensor, drawn: GateDraw) -> Tensor:
+    def _difference(self, number: int, step: int, inputs: Inputs, targets: Tensor, drawn: GateDraw) -> Tensor:
         """Loss of a batch with a block on for all inputs, minus the loss with it off for all."""
         losses = []
         for gate in (1.0, 0.0):
@@ -263,9 +266,9 @@ class GatedTraining(ShrinkingNetwork):
             parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
             for number, (inputs, targets) in enumerate(parts):
                 if self.gates is None:
-                    answers = self.model(inputs)
+                    answers = call(self.model, inputs)
                 else:
                     with self.gates.at(self._drawn(number, len(targets), "judged")):
-                        answers = self.model(inputs)
+                        answers = call(self.model, inputs)
                 wrong.append(input_errors(answers, targets, self.recipe.loss_fn))
-        return float(torch.cat(wrong).double().mean())
+        return float(joined_errors(wrong).mean())

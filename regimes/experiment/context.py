@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named, Size
 from regimes.data import DATASETS
-from regimes.data.dataset import Dataset
+from regimes.data.dataset import Dataset, Split
+from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.experiment.numerics import Numerics, device_of, use_deterministic_kernels
 from regimes.experiment.store import Store
+from regimes.landscape.error import eval_mode
 from regimes.landscape.metric import Variable
+from regimes.losses.tasks import Task, infer_task
 from regimes.models import BUILDER_ARGUMENTS, MODELS
 from regimes.models.build import build
 from regimes.models.residual_blocks import remove_missing_blocks
@@ -59,6 +64,7 @@ class RunContext:
         self.device = device_of(spec.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
         self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
+        self._tasks: dict[str, Task] = {}
 
     def sized(self, size: Size) -> RunContext:
         """Return the context of a model of another size, with the same data, device and numerics."""
@@ -103,12 +109,35 @@ class RunContext:
         source = source_id(MODELS, model.name, "model")
         return {"data": self.loaded.fingerprint, "model": {"name": model.name, "options": options, "source": source}}
 
-    def with_units(self, variable: Variable, loss: str) -> Variable:
-        """Return a variable with the units of its values: nats with cross-entropy only; in regression, the error is
-        the loss itself."""
-        own = variable.units == "nat" and loss != "cross-entropy"
-        error = self.loaded.regression and variable.units == "1" and variable.error
-        return dataclasses.replace(variable, units="loss") if own or error else variable
+    def task(self, recipe: Recipe) -> Task:
+        """Return the task that data, model and loss belong to; see `infer_task`."""
+        targets = self.loaded.train.targets
+        if recipe.loss == "cross-entropy" and targets.dim() == 1 and not targets.is_floating_point():
+            return Task("class")
+        if recipe.loss not in self._tasks:
+            with one_thread(), warnings.catch_warnings(), _as_user_error("model", self.spec.model.name):
+                warnings.simplefilter("ignore")
+                few = Split(*(each[:2] for each in self.data.train))
+                with eval_mode(self.new_model(seed=0)) as model:
+                    answers = call(model, few.inputs)
+                self._tasks[recipe.loss] = infer_task(answers, few.targets, recipe.loss_fn)
+        return self._tasks[recipe.loss]
+
+    def fraction(self, recipe: Recipe) -> bool:
+        """Whether the error is a fraction of wrong predictions."""
+        return recipe.error is None and self.task(recipe).fraction
+
+    def with_units(self, variable: Variable, recipe: Recipe) -> Variable:
+        """Return a variable with the name and units of its values: nats with cross-entropy only; the error is a
+        fraction, the loss itself, or a function of one's own."""
+        if variable.units == "nat" and recipe.loss not in ("cross-entropy", "binary-cross-entropy"):
+            return dataclasses.replace(variable, units="loss")
+        if not (variable.error and variable.units == "1"):
+            return variable
+        function = recipe.error_function
+        if function is None:
+            return variable if self.task(recipe).fraction else dataclasses.replace(variable, units="loss")
+        return dataclasses.replace(variable, units=function.unit, long_name=f"{variable.long_name}: {function.title}")
 
     def new_model(self, seed: int) -> nn.Module:
         """Return a model with initial weights of a seed, on the device; same seed, same bits."""
@@ -124,18 +153,22 @@ class RunContext:
         """Run a new model on two inputs, to report a model that does not fit the data before any work.
 
         Raises:
-            UserError: the model has no parameters to train, raises, or does not return one logit per class and input.
+            UserError: the model has no parameters to train, raises, or does not return one row of outputs per input
+                (logits of the classes, or a single logit).
         """
         with one_thread(), _as_user_error("model", self.spec.model.name):
             model = self.new_model(seed=0)
             if not any(each.requires_grad for each in model.parameters()):
                 raise ValueError("the model has no parameters to train")
-            inputs = self.data.train.inputs[:2]
-            answers = model(inputs)
-            expected = (len(inputs), self.loaded.classes)
-            if not isinstance(answers, Tensor) or tuple(answers.shape) != expected:
-                got = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
-                raise ValueError(f"for two inputs it returned {got}; logits of shape {expected} are expected")
+            few = Split(*(each[:2] for each in self.data.train))
+            answers = call(model, few.inputs)
+            single = few.targets.dim() == 1 and not few.targets.is_floating_point()
+            expected = (len(few.inputs), self.loaded.classes)
+            if isinstance(answers, Tensor) and single and tuple(answers.shape) in (expected, (2,), (2, 1)):
+                return
+            if isinstance(answers, Tensor) and (single or not answers.dim() or len(answers) != len(few.inputs)):
+                wanted = f"logits of shape {expected} are" if single else "one row per input is"
+                raise ValueError(f"for two inputs it returned {tuple(answers.shape)}; {wanted} expected")
 
     def model_with(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return a model with stored weights, with channels and blocks removed to fit them."""

@@ -12,6 +12,7 @@ import torch
 
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
+from regimes.data.inputs import call
 from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
@@ -157,7 +158,7 @@ def _calibrated(context: RunContext, lanes: Mapping[str, int], recipe: Recipe) -
         model = context.new_model(seed=0)
         inputs = context.data.train.inputs[: inputs_per_pass(context.data.train.inputs)]
         with eval_mode(model):
-            forward = _seconds(lambda: model(inputs), 3) / len(inputs)
+            forward = _seconds(lambda: call(model, inputs), 3) / len(inputs)
     trained = {"train": rates[dense], "discover": rates[dense], "retrain": rates[other]}
     return {**trained, "given": forward, "prune": forward, "measure": forward}
 

@@ -12,7 +12,7 @@ from typing import Any
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
 from regimes.data import AUGMENTATIONS
-from regimes.data.dataset import Dataset
+from regimes.data.dataset import Dataset, guessing_error
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext
 from regimes.experiment.preflight import try_channels, try_discovery, try_losses, try_pruner
@@ -41,7 +41,7 @@ def check_sweep(sweep: Sweep, context: RunContext) -> None:
     if sweep.dense is None:
         for temperature in sweep.temperatures():
             _check_fits(sweep.dense_recipe(temperature), context.loaded)
-    _check_metrics(sweep, context.loaded)
+    _check_metrics(sweep, context)
     try_losses(sweep, context)
     for size in sweep.sizes():
         try_load = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
@@ -108,17 +108,18 @@ def _pruning_rounds(
     return stages, PruneStage(dense, final, load, after, rewound, None)
 
 
-def _check_metrics(sweep: Sweep, data: Dataset) -> None:
+def _check_metrics(sweep: Sweep, context: RunContext) -> None:
+    data, classes = context.loaded, context.task(sweep.retrain).kind == "class"
     for name in sweep.measure.metrics:
         metric: Metric = lookup(METRICS, name, "metric")
-        if data.regression and metric.classes:
-            raise UserError(f"metric '{name}' is for classes, '{data.title}' has numbers as targets; leave it out")
+        if metric.classes and not classes:
+            raise UserError(f"metric '{name}' is for classes, '{data.title}' has other targets; leave it out")
         if metric.needs is not None and importlib.util.find_spec(metric.needs[0]) is None:
             raise UserError(f"metric '{name}' needs {metric.needs[0]}: pip install '{metric.needs[1]}'")
     on = sweep.measure.options("cka").get("on", "softmax")
-    if data.regression and "cka" in sweep.measure.metrics and on == "softmax":
+    if not classes and "cka" in sweep.measure.metrics and on == "softmax":
         raise UserError(
-            "measure.cka.on = 'softmax' is for classes, the data have numbers as targets; set cka = { on = 'logits' }"
+            "measure.cka.on = 'softmax' is for classes, the data have other targets; set cka = { on = 'logits' }"
         )
 
 
@@ -152,14 +153,12 @@ def without_duplicates(stages: Sequence[Stage]) -> list[Stage]:
     return [final.get(key, stage) for key, stage in {stage.key: stage for stage in stages}.items()]
 
 
-def layout_of(sweep: Sweep, stages: Iterable[Stage], data: Dataset) -> dict[str, Any]:
+def layout_of(sweep: Sweep, stages: Iterable[Stage], context: RunContext) -> dict[str, Any]:
     """Return where each stage's values belong: enough to assemble a record without loading data or torch."""
     knobs = [sweep.knobs[name] for name in sweep.temperature]
     return {
         "name": sweep.name,
-        "chance_error": None
-        if data.regression
-        else 1 - float(data.test.targets.bincount().max()) / len(data.test.targets),
+        "chance_error": guessing_error(context.loaded.test.targets) if context.fraction(sweep.retrain) else None,
         "first_decay": _first_decay(sweep),
         "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
         "coords": {

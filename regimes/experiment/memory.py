@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.config.recipe import Recipe
+from regimes.data.inputs import Inputs, call
 from regimes.experiment.context import RunContext, one_thread
+from regimes.losses.functions import loss_value
 from regimes.models.build import seeded
 
 MAX_MEMORY_SHARE = 0.6  # of the free memory, for the fleets of all workers
@@ -35,7 +37,7 @@ def bytes_per_network(context: RunContext, recipe: Recipe) -> int:
 
 
 def bytes_in_training(
-    model: nn.Module, inputs: Tensor, targets: Tensor, batch: int, loss_fn: Callable[..., Tensor] = F.cross_entropy
+    model: nn.Module, inputs: Inputs, targets: Tensor, batch: int, loss_fn: Callable[..., Tensor] = F.cross_entropy
 ) -> int:
     """Return the bytes of a model in training: copies of its weights, and saved activations scaled to a batch size.
 
@@ -44,7 +46,7 @@ def bytes_in_training(
     model.train()
 
     def forward() -> Tensor:
-        return loss_fn(model(inputs), targets)
+        return loss_value(loss_fn, call(model, inputs), targets)
 
     weights, activations = _kept_for_backward(model, forward)
     return int(WEIGHT_COPIES * weights + BACKWARD_FACTOR * activations * batch / len(inputs))
@@ -52,7 +54,7 @@ def bytes_in_training(
 
 def bytes_in_measuring(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     images: int,
     vectors: int,
@@ -64,7 +66,8 @@ def bytes_in_measuring(
 
     def gradient() -> tuple[Tensor, ...]:
         trained = [each for each in model.parameters() if each.requires_grad]
-        return torch.autograd.grad(loss_fn(model(inputs), targets), trained, create_graph=True, allow_unused=True)
+        loss = loss_value(loss_fn, call(model, inputs), targets)
+        return torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
         weights, graph = _kept_for_backward(model, gradient)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from regimes.config.sweep import Sweep
+from regimes.data.inputs import call
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.trace_graph import trace_graph
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
+from regimes.losses.functions import loss_value
 from regimes.pruners.channels import shrink
 from regimes.pruners.prune import prune
 from regimes.registry import lookup
@@ -30,8 +32,8 @@ def try_losses(sweep: Sweep, context: RunContext) -> None:
         for key, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
             where = f"{key}.loss = '{recipe.loss}'"
             try:
-                answers = model(train.inputs[:2])
-                value = recipe.training_loss(answers, train.targets[:2])
+                answers = call(model, train.inputs[:2])
+                value = loss_value(recipe.training_loss, answers, train.targets[:2])
             except Exception as error:  # a user's function may raise anything
                 reason = (str(error).splitlines() or [""])[0]
                 raise UserError(f"{where} raised {type(error).__name__}: {reason}") from error

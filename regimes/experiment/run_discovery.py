@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regimes.config.discovery import Pressure
 from regimes.config.discovery_file import DiscoveryConfig
 from regimes.config.keys import SCHEMA, digest, seed_of
+from regimes.data.inputs import Inputs, call
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.api import Discovery, DiscoveryCheckpoint, discovery_of, train_epochs
 from regimes.discovery.gated_training import GatedTraining, Row
@@ -132,7 +133,7 @@ def record_of(discovery: Discovery, context: RunContext, loss_fn: Callable[..., 
     }
 
 
-def inference_seconds(model: nn.Module, inputs: Tensor) -> float:
+def inference_seconds(model: nn.Module, inputs: Inputs) -> float:
     """Return the seconds for a thousand inputs in eval mode, in batches of 256: median of 20 passes after a warm-up."""
     batch = inputs[:TIMING_BATCH]
     training = model.training
@@ -141,8 +142,8 @@ def inference_seconds(model: nn.Module, inputs: Tensor) -> float:
     with one_thread(), torch.no_grad():
         for _ in range(TIMING_PASSES + 1):
             started = time.perf_counter()
-            model(batch)
-            if batch.is_cuda:
+            call(model, batch)
+            if batch.device.type == "cuda":
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - started)
     model.train(training)

@@ -51,7 +51,7 @@ def start_run(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
         store.write_json("run.json", new, keep_existing=True)
     store.write_json(
         "layout.json",
-        {**layout_of(prepared.sweep, prepared.stages, prepared.context.loaded), "origin": prepared.origin},
+        {**layout_of(prepared.sweep, prepared.stages, prepared.context), "origin": prepared.origin},
     )
     info = store.run_info or {}
     began, lanes = Numerics(**info["numerics"]), prepared.lanes

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
-from regimes.landscape.error import input_errors_or_nan, inputs_per_pass, outputs
+from regimes.landscape.error import errors_or_nan, input_errors, whole_outputs
+from regimes.losses.functions import loss_value
 
 MAX_SCALE = 20.0  # largest inverse temperature, and largest temperature
 BISECTIONS = 40  # of the interval of log b
@@ -35,15 +35,15 @@ class Validation:
 
 def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
     """Evaluate a network in eval mode, in one pass over the split."""
-    answers, targets = outputs(model, split.inputs), split.targets
-    total, wrong, size = 0.0, list[Tensor](), inputs_per_pass(split.inputs)
-    for some, theirs in zip(answers.split(size), targets.split(size), strict=True):
-        total += float(recipe.loss_fn(some, theirs)) * len(theirs)
-        wrong.append(input_errors_or_nan(some, theirs, recipe.loss_fn))
-    loss = total / len(targets)
-    classes = recipe.loss == "cross-entropy" and answers.dim() == 2 and not targets.is_floating_point()
-    calibrated = calibrated_loss(answers, targets) if classes and math.isfinite(loss) else loss
-    return Validation(loss, float(torch.cat(wrong).mean()), calibrated)
+    answers, targets = whole_outputs(model, split.inputs), split.targets
+    loss = float(loss_value(recipe.loss_fn, answers, targets))
+    if recipe.error_function is not None:
+        error = recipe.error_function(answers, targets)
+    else:
+        error = float(errors_or_nan(input_errors(answers, targets, recipe.loss_fn), answers).mean())
+    classes = isinstance(answers, Tensor) and answers.dim() == 2 and not targets.is_floating_point()
+    sharp = classes and recipe.loss == "cross-entropy" and math.isfinite(loss)
+    return Validation(loss, error, calibrated_loss(answers, targets) if sharp else loss)
 
 
 def calibrated_loss(answers: Tensor, targets: Tensor) -> float:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
-from regimes.landscape.error import inputs_per_pass, outputs
+from regimes.data.inputs import Inputs, call
+from regimes.landscape.error import inputs_per_pass, joined_outputs, whole_outputs
 
 BATCH_INPUT_VALUES = 2**22  # input values per batch of statistics: 1365 colour images of 32x32, 8192 small digits
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, inputs: Tensor, batch: int | None = None) -> None:
+def reestimate_batch_norm(model: nn.Module, inputs: Inputs, batch: int | None = None) -> None:
     """Reset the running statistics of every BatchNorm layer and re-estimate them on ``inputs``.
 
     The inputs are split into the smallest number of equally sized batches of at most ``batch`` inputs (a smaller last
@@ -38,11 +41,11 @@ def reestimate_batch_norm(model: nn.Module, inputs: Tensor, batch: int | None = 
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
     with _estimating(model, norms):
         for index in range(batches):
-            model(inputs[order[index * size : (index + 1) * size]])
+            call(model, inputs[order[index * size : (index + 1) * size]])
 
 
 @torch.no_grad()
-def reestimated_outputs(model: nn.Module, inputs: Tensor, batch: int | None = None, by_batch: bool = False) -> Tensor:
+def reestimated_outputs(model: nn.Module, inputs: Inputs, batch: int | None = None, by_batch: bool = False) -> Any:
     """Re-estimate BatchNorm statistics on ``inputs`` and return the outputs computed with them.
 
     This takes one pass for the statistics and one for the outputs. If all inputs fit in one batch, a single pass gives
@@ -57,10 +60,16 @@ def reestimated_outputs(model: nn.Module, inputs: Tensor, batch: int | None = No
     batches = math.ceil(len(inputs) / (batch or inputs_per_pass(inputs, BATCH_INPUT_VALUES)))
     if not norms or (batches > 1 and not by_batch):
         reestimate_batch_norm(model, inputs, batch)
-        return outputs(model, inputs)
+        return whole_outputs(model, inputs)
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
     with _estimating(model, norms):
-        answers = torch.cat([model(inputs[part]) for part in order.tensor_split(batches)])
+        answers = joined_outputs([call(model, inputs[part]) for part in order.tensor_split(batches)])
+    return tree_map(lambda each: _put_back(each, order), answers)
+
+
+def _put_back(answers: Any, order: Tensor) -> Any:
+    if not isinstance(answers, Tensor) or not answers.dim():
+        return answers
     back = torch.empty_like(answers)
     back[order] = answers
     return back

@@ -13,11 +13,14 @@ from pydantic import Field, Strict
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from regimes.data.inputs import Inputs, arguments
 from regimes.errors import UserError
 from regimes.landscape.hessian_operator import AnyMask, layers_of
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.linear_path import Connectivity, Statistics, matching_parameters, measure_path, path_values
 from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
+from regimes.losses.functions import loss_value
+from regimes.losses.tasks import ErrorFunction
 from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
 
@@ -42,6 +45,7 @@ def curve_connectivity(
     batch: int | None = None,
     statistics: Statistics = "all",
     generator: torch.Generator | None = None,
+    error: ErrorFunction | None = None,
 ) -> Connectivity:
     """Train a low-loss path between two networks and measure mode connectivity along it.
 
@@ -59,7 +63,7 @@ def curve_connectivity(
         bends: number of trained points between the ends.
         mask: live coordinates; the path stays at zero on the others. None: every coordinate is live.
         epochs, batch_size, learning_rate: SGD settings for training the bends.
-        points, loss_fn, batch, statistics: as in `linear_connectivity`.
+        points, loss_fn, batch, statistics, error: as in `linear_connectivity`.
         generator: CPU generator for positions and batches; None: seed 0.
 
     Raises:
@@ -76,7 +80,7 @@ def curve_connectivity(
     path = BezierPath(kind, start, end, bends)
     train_bends(path, walker, data, mask, epochs, min(batch_size, len(data[0])), learning_rate, loss_fn, generator)
     with torch.no_grad():
-        return measure_path(path.at, walker, data, points, loss_fn, batch, statistics, None)
+        return measure_path(path.at, walker, data, points, loss_fn, batch, statistics, None, error)
 
 
 class BezierPath:
@@ -108,7 +112,7 @@ class BezierPath:
 def train_bends(
     path: BezierPath,
     walker: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Inputs, Tensor],
     mask: AnyMask,
     epochs: int,
     batch_size: int,
@@ -143,7 +147,8 @@ def train_bends(
             for t, chosen in zip(torch.rand(steps, generator=generator), order.split(batch_size), strict=False):
                 optimizer.zero_grad()
                 weights = path.at(float(t))
-                loss_fn(functional_call(walker, (weights, buffers), (inputs[chosen],)), targets[chosen]).backward()
+                answers = functional_call(walker, (weights, buffers), *arguments(inputs[chosen]))
+                loss_value(loss_fn, answers, targets[chosen]).backward()
                 for point in path.bends:
                     for name, layer in alive.items():
                         gradient = point[name].grad
@@ -188,6 +193,7 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: CurveOptions) -
         points=options.points,
         loss_fn=probe.loss_fn,
         generator=probe.generator,
+        error=probe.error,
     )
     return path_values("curve", curve)
 

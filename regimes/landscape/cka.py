@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from regimes.data.inputs import Inputs, call
 from regimes.errors import UserError
 from regimes.landscape.error import eval_mode, inputs_per_pass, outputs
 from regimes.landscape.estimate import Estimate
@@ -50,7 +51,7 @@ def cka(
     return cka_of_features(features[0], features[1], debiased, rounding=8 * torch.finfo(dtype).eps)
 
 
-def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
+def layer_outputs(model: nn.Module, name: str, inputs: Inputs) -> Tensor:
     """Return the outputs of a layer for every input, flattened to (n, features), in float64 and eval mode.
 
     Raises:
@@ -70,7 +71,7 @@ def layer_outputs(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
         with eval_mode(model):
             for part in inputs.split(inputs_per_pass(inputs)):
                 caught.clear()
-                model(part)
+                call(model, part)
                 if len(caught) != 1 or not isinstance(caught[0], Tensor) or len(caught[0]) != len(part):
                     raise UserError(
                         f"cka on = '{name}': this layer must return one tensor per forward pass, one row per input"

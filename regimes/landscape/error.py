@@ -1,25 +1,32 @@
-"""Classification error and loss over a whole split."""
+"""Error and loss over a whole split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from regimes.data.dataset import Split
+from regimes.data.inputs import Inputs, call, values_per_input
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn, Metric, MetricValues, Probe, Trained, Variable
+from regimes.losses.chunks import chunk_weights
+from regimes.losses.functions import logits, loss_value
+from regimes.losses.tasks import ErrorFunction, InputErrors, Task, infer_task, joined_errors
 
 # Input values per forward pass. This bounds memory and does not change results beyond rounding. On a CPU activations
 # should fit into the cache; a GPU needs large batches.
 INPUT_VALUES_PER_PASS = {"cpu": 2**19, "cuda": 2**24}
+JACKKNIFE_GROUPS = 20
 
 
-def inputs_per_pass(inputs: Tensor, numbers: int | None = None, lanes: int = 1) -> int:
+def inputs_per_pass(inputs: Inputs, numbers: int | None = None, lanes: int = 1) -> int:
     """Return the number of inputs per forward pass, between 16 and 8192.
 
     On a CPU this is 170 colour images of 32x32 pixels.
@@ -30,7 +37,7 @@ def inputs_per_pass(inputs: Tensor, numbers: int | None = None, lanes: int = 1) 
         lanes: number of networks evaluated together.
     """
     numbers = numbers or INPUT_VALUES_PER_PASS.get(inputs.device.type, INPUT_VALUES_PER_PASS["cpu"]) // lanes
-    return min(8192, max(16, numbers // max(1, inputs[0].numel())))
+    return min(8192, max(16, numbers // max(1, values_per_input(inputs))))
 
 
 @contextmanager
@@ -46,78 +53,155 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
             module.training = True
 
 
-def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the model's outputs (n, classes) in eval mode.
+def outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Return the model's outputs (n, ...) in eval mode.
 
     Raises:
-        UserError: the model does not return one tensor.
+        UserError: the model does not return one tensor (or a dict with logits), with one row per input.
     """
     with eval_mode(model):
-        return torch.cat([checked_output(model(part)) for part in inputs.split(inputs_per_pass(inputs))])
+        return torch.cat([checked_output(call(model, part), part) for part in inputs.split(inputs_per_pass(inputs))])
 
 
-def checked_output(answers: object) -> Tensor:
-    """Return a model's output if it is one tensor.
+def checked_output(answers: object, inputs: Inputs) -> Tensor:
+    """Return a model's outputs if they are one tensor, or the logits of a dict, with one row per input.
 
     Raises:
-        UserError: it is anything else.
+        UserError: they are anything else.
     """
-    if isinstance(answers, Tensor):
-        return answers
-    raise UserError(f"the model returns {type(answers).__name__}; expected one tensor: wrap the model to return one")
+    found = logits(answers)
+    if not found.dim() or len(found) != len(inputs):
+        raise UserError(
+            f"for {len(inputs)} inputs the model returns outputs of shape {tuple(found.shape)}; the first dimension "
+            "must be the batch (batch_first)"
+        )
+    return found
 
 
-def error_and_loss(model: nn.Module, split: Split, loss_fn: LossFn) -> tuple[Estimate, Estimate]:
-    """Return the error and the mean loss over a split, in eval mode.
-
-    The error is the fraction of wrong predictions with its binomial standard error. For regression, or several targets
-    per input, it is the mean of `input_errors` with the standard error of that mean. The standard error of the loss is
-    NaN, because a loss function returns only the mean over a batch.
-    """
-    wrong: list[Tensor] = []
-    total = 0.0
+def whole_outputs(model: nn.Module, inputs: Inputs) -> Any:
+    """Return the model's outputs as it returns them, a tensor or a tree of tensors, concatenated, in eval mode."""
     with eval_mode(model):
-        size = inputs_per_pass(split.inputs)
-        for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
-            answers = checked_output(model(inputs))
-            wrong.append(input_errors_or_nan(answers, targets, loss_fn))
-            total += float(loss_fn(answers, targets)) * len(targets)
-    count = len(split.targets)
-    each = torch.cat(wrong)
-    if split.targets.is_floating_point() or split.targets.dim() > 1 or each.isnan().any():
-        error = Estimate(float(each.mean()), float(each.std()) / count**0.5, count)
-    else:
-        error = Estimate.fraction(int(each.sum()), count)
-    return error, Estimate(total / count, float("nan"), count, "nat")
+        parts = [call(model, part) for part in inputs.split(inputs_per_pass(inputs))]
+    return joined_outputs(parts)
 
 
-def mean_error(model: nn.Module, split: Split, loss_fn: LossFn) -> float:
+def joined_outputs(parts: Sequence[Any]) -> Any:
+    """Return the outputs of several batches, tensors or trees of tensors, as one."""
+    return tree_map(lambda *each: torch.cat(each) if isinstance(each[0], Tensor) and each[0].dim() else each[0], *parts)
+
+
+def error_and_loss(
+    model: nn.Module, split: Split, loss_fn: LossFn, error: ErrorFunction | None = None
+) -> tuple[Estimate, Estimate]:
+    """Return the error and the loss over a split, in eval mode.
+
+    The error of classes is the fraction of wrong predictions with its binomial standard error; of several predictions
+    per input, that fraction with its standard error over the inputs; where the error is the loss, the mean with its
+    standard error. An error function of one's own has a jackknife standard error. The standard error of the loss is
+    NaN, because a loss function returns only the value of a batch.
+    """
+    if error is not None:
+        answers = whole_outputs(model, split.inputs)
+        loss = float(loss_value(loss_fn, answers, split.targets))
+        return function_error(error, answers, split.targets), _loss(loss, split)
+    judged, losses, answers = _judged(model, split, loss_fn, losses=True)
+    weights = chunk_weights(loss_fn, answers, [targets for _, targets in _chunks(split)])
+    loss = sum(weight * each for weight, each in zip(weights, losses, strict=True) if weight)
+    return error_estimate(*judged), _loss(loss, split)
+
+
+def mean_error(model: nn.Module, split: Split, loss_fn: LossFn, error: ErrorFunction | None = None) -> float:
     """Return the error over a split, in eval mode; defined for diverged networks too."""
+    if error is not None:
+        return error(whole_outputs(model, split.inputs), split.targets)
+    (_, judged), _, _ = _judged(model, split, loss_fn, losses=False)
+    return float(judged.mean())
+
+
+def _chunks(split: Split) -> Iterator[tuple[Inputs, Tensor]]:
     size = inputs_per_pass(split.inputs)
+    return zip(split.inputs.split(size), split.targets.split(size), strict=True)
+
+
+def _judged(
+    model: nn.Module, split: Split, loss_fn: LossFn, losses: bool
+) -> tuple[tuple[Task, InputErrors], list[float], Any]:
+    """Task and errors of a split (NaN where outputs are not finite, if losses are wanted), losses of its chunks, and
+    the last outputs."""
+    task: Task | None = None
+    judged, each = list[InputErrors](), list[float]()
     with eval_mode(model):
-        parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
-        each = torch.cat([input_errors(checked_output(model(inputs)), targets, loss_fn) for inputs, targets in parts])
-    return float(each.mean()) if split.targets.is_floating_point() else float(each.sum()) / len(each)
+        for inputs, targets in _chunks(split):
+            answers = call(model, inputs)
+            task = task or infer_task(answers, targets, loss_fn)
+            found = task.errors(answers, targets, loss_fn)
+            judged.append(errors_or_nan(found, answers) if losses else found)
+            if losses:
+                each.append(float(loss_value(loss_fn, answers, targets)))
+    assert task is not None
+    return (task, joined_errors(judged)), each, answers
 
 
-def input_errors_or_nan(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
-    """Return the error of each input as `input_errors` does, but NaN where the output is not finite."""
-    wrong = input_errors(answers, targets, loss_fn)
-    lost = ~answers.reshape(len(answers), -1).isfinite().all(dim=1)
-    return wrong.masked_fill(lost, torch.nan) if bool(lost.any()) else wrong
+def error_estimate(task: Task, judged: InputErrors) -> Estimate:
+    """Return the error of a split, with its standard error, from the errors of its inputs."""
+    count = len(judged.total)
+    if task.fraction and bool((judged.predictions == 1).all()) and not judged.total.isnan().any():
+        return Estimate.fraction(int(judged.total.sum()), count)
+    return Estimate(float(judged.mean()), ratio_stderr(judged), count)
 
 
-def input_errors(answers: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor:
-    """Return the error of each input (n,), in float64.
+def ratio_stderr(judged: InputErrors) -> float:
+    """Return the standard error over the inputs of ``sum total / sum predictions``, linearised."""
+    rest = (judged.total - judged.mean() * judged.predictions) / judged.predictions.mean()
+    return float(rest.std()) / len(rest) ** 0.5
 
-    For classes: 1 if the predicted class is wrong, else 0; with several targets per input (n, ...), the fraction of
-    wrong ones. For regression: the loss of that input alone.
-    """
-    if not targets.is_floating_point():
-        wrong = (answers.argmax(dim=1) != targets).double()
-        return wrong.flatten(1).mean(dim=1) if wrong.dim() > 1 else wrong
-    alone: Tensor = torch.func.vmap(lambda answer, target: loss_fn(answer[None], target[None]))(answers, targets)
-    return alone.double()
+
+def function_error(error: ErrorFunction, answers: Any, targets: Tensor) -> Estimate:
+    """Return an error function's value over all outputs, with a jackknife standard error over 20 groups of inputs."""
+    value, left_out = error(answers, targets), leave_out_values(lambda a, t: error(a, t), answers, targets)
+    return Estimate(value, jackknife_stderr(left_out), len(targets))
+
+
+def leave_out_values(function: Callable[[Any, Tensor], float], answers: Any, targets: Tensor) -> Tensor:
+    """Return a function's values (groups,) without each of 20 random groups of inputs."""
+    groups = min(JACKKNIFE_GROUPS, len(targets))
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).to(targets.device)
+    values = []
+    for number in range(groups):
+        kept = order[torch.arange(len(order), device=order.device) % groups != number]
+        values.append(function(_rows(answers, kept), targets[kept]))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _rows(answers: Any, kept: Tensor) -> Any:
+    return tree_map(lambda each: each[kept] if isinstance(each, Tensor) and each.dim() else each, answers)
+
+
+def jackknife_stderr(left_out: Tensor) -> float:
+    """Return the standard error from the values (groups,) without each group."""
+    groups = len(left_out)
+    if groups < 2:
+        return float("nan")
+    return float((groups - 1) / groups * (left_out - left_out.mean()).square().sum()) ** 0.5
+
+
+def _loss(value: float, split: Split) -> Estimate:
+    return Estimate(value, float("nan"), len(split.targets), "nat")
+
+
+def input_errors(answers: Any, targets: Tensor, loss_fn: LossFn) -> InputErrors:
+    """Return the errors of each input; see `infer_task`."""
+    return infer_task(answers, targets, loss_fn).errors(answers, targets, loss_fn)
+
+
+def errors_or_nan(judged: InputErrors, answers: Any) -> InputErrors:
+    """Return the errors of inputs, but NaN where the output is not finite."""
+    try:
+        found = logits(answers)
+    except UserError:
+        return judged
+    lost = ~found.reshape(len(found), -1).isfinite().all(dim=1)
+    return InputErrors(judged.total.masked_fill(lost, torch.nan), judged.predictions) if bool(lost.any()) else judged
 
 
 @dataclass(frozen=True)
@@ -127,8 +211,8 @@ class ErrorOptions:
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: ErrorOptions) -> MetricValues:
     (subject,) = subjects
-    train_error, train_loss = error_and_loss(subject.model, probe.data.train, probe.loss_fn)
-    test_error, test_loss = error_and_loss(subject.model, probe.data.test, probe.loss_fn)
+    train_error, train_loss = error_and_loss(subject.model, probe.data.train, probe.loss_fn, probe.error)
+    test_error, test_loss = error_and_loss(subject.model, probe.data.test, probe.loss_fn, probe.error)
     return {
         "train_error": train_error,
         "train_loss": train_loss,

@@ -12,9 +12,10 @@ from pydantic import Field, Strict
 from torch import Tensor, nn
 
 from regimes.data.dataset import Split
+from regimes.data.inputs import Inputs
 from regimes.errors import UserError
 from regimes.landscape.batchnorm import reestimated_outputs
-from regimes.landscape.error import input_errors_or_nan, outputs
+from regimes.landscape.error import errors_or_nan, jackknife_stderr, leave_out_values, ratio_stderr, whole_outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import (
@@ -29,6 +30,8 @@ from regimes.landscape.metric import (
     image_count,
     subset,
 )
+from regimes.losses.functions import loss_value
+from regimes.losses.tasks import ErrorFunction, InputErrors, Task, infer_task
 
 Statistics = Literal["all", "batch"]
 WeightPath = Callable[[float], dict[str, Tensor]]  # position t -> parameters at t
@@ -69,6 +72,7 @@ def linear_connectivity(
     batch: int | None = None,
     statistics: Statistics = "all",
     judge: Data | None = None,
+    error: ErrorFunction | None = None,
 ) -> Connectivity:
     """Measure linear mode connectivity of two networks, as Zhou et al. 2023 (arXiv 2305.18383) do.
 
@@ -89,6 +93,7 @@ def linear_connectivity(
             the effect on the value).
         judge: inputs and targets (e.g. a test split) on which errors and losses are measured instead; BatchNorm
             statistics are still those of ``data``.
+        error: error function of one's own; None: inferred, see `regimes.losses.tasks.infer_task`.
 
     Raises:
         UserError: fewer than three points, unknown statistics, or networks with different parameters.
@@ -103,7 +108,7 @@ def linear_connectivity(
         return {name: torch.lerp(value, end[name], t) for name, value in start.items()}
 
     judged = None if judge is None else pair(judge, a)
-    return measure_path(line, copy.deepcopy(a), pair(data, a), points, loss_fn, batch, statistics, judged)
+    return measure_path(line, copy.deepcopy(a), pair(data, a), points, loss_fn, batch, statistics, judged, error)
 
 
 def matching_parameters(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -122,19 +127,20 @@ def matching_parameters(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], 
 def measure_path(
     path: WeightPath,
     walker: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Inputs, Tensor],
     points: int,
     loss_fn: LossFn,
     batch: int | None,
     statistics: Statistics,
-    judge: tuple[Tensor, Tensor] | None,
+    judge: tuple[Inputs, Tensor] | None,
+    error: ErrorFunction | None = None,
 ) -> Connectivity:
     """Measure mode connectivity at evenly spaced positions on a path.
 
     Args:
         path: function from a position t in [0, 1] to the parameters there.
         walker: network of the path's architecture, used for the forward passes; it is changed.
-        data, points, loss_fn, batch, statistics, judge: as in `linear_connectivity`.
+        data, points, loss_fn, batch, statistics, judge, error: as in `linear_connectivity`.
 
     Raises:
         UserError: fewer than three points, or unknown statistics.
@@ -145,7 +151,8 @@ def measure_path(
         raise UserError(f"points = {points}: allowed: at least 3, ends included (11 in the paper)")
     targets = data[1] if judge is None else judge[1]
     t = tuple(index / (points - 1) for index in range(points))
-    wrong, losses = [], []
+    errors, losses, groups = list[Tensor](), list[float](), list[Tensor]()
+    task: Task | None = None
     for position in t:
         with torch.no_grad():
             weights = path(position)
@@ -154,18 +161,26 @@ def measure_path(
                     tensor.copy_(weights[name])
         answers = reestimated_outputs(walker, data[0], batch, statistics == "batch")
         if judge is not None:
-            answers = outputs(walker, judge[0])
-        wrong.append(input_errors_or_nan(answers, targets, loss_fn))
-        losses.append(float(loss_fn(answers, targets)))
-    gaps = (wrong[0] + wrong[-1]) / 2 - torch.stack(wrong)  # (points, n)
-    star = 1 + int(gaps[1:-1].mean(dim=1).abs().argmax())
-    gap = gaps[star]
+            answers = whole_outputs(walker, judge[0])
+        losses.append(float(loss_value(loss_fn, answers, targets)))
+        if error is not None:
+            errors.append(torch.tensor(error(answers, targets), dtype=torch.float64))
+            groups.append(leave_out_values(error, answers, targets))
+            continue
+        task = task or infer_task(answers, targets, loss_fn)
+        judged = errors_or_nan(task.errors(answers, targets, loss_fn), answers)
+        errors.append(judged.mean())
+        groups.append(judged.total)
+    gaps = (errors[0] + errors[-1]) / 2 - torch.stack(errors)  # (points,)
+    star = 1 + int(gaps[1:-1].abs().argmax())
+    each = (groups[0] + groups[-1]) / 2 - groups[star]  # of every input, or without each group of inputs
+    stderr = jackknife_stderr(each) if error is not None else ratio_stderr(InputErrors(each, judged.predictions))
     return Connectivity(
-        value=float(gap.mean()),
-        stderr=float(gap.std() / len(gap) ** 0.5),
-        samples=len(gap),
+        value=float(gaps[star]),
+        stderr=stderr,
+        samples=len(targets),
         t=t,
-        error=tuple(float(each.mean()) for each in wrong),
+        error=tuple(map(float, errors)),
         loss=tuple(losses),
         t_star=t[star],
     )
@@ -189,7 +204,9 @@ class LmcOptions:
 def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> MetricValues:
     a, b = subjects
     split: Split = subset(probe.data.train, options.images)
-    line = linear_connectivity(a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics)
+    line = linear_connectivity(
+        a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics, error=probe.error
+    )
     return path_values("lmc", line)
 
 
@@ -202,7 +219,14 @@ def _measure_test(subjects: Sequence[Trained], probe: Probe, options: LmcOptions
     a, b = subjects
     split: Split = subset(probe.data.train, options.images)
     line = linear_connectivity(
-        a.model, b.model, split, options.points, probe.loss_fn, statistics=options.statistics, judge=probe.data.test
+        a.model,
+        b.model,
+        split,
+        options.points,
+        probe.loss_fn,
+        statistics=options.statistics,
+        judge=probe.data.test,
+        error=probe.error,
     )
     return path_values("lmc_test", line)
 

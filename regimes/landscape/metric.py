@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field, Strict
-from torch import Tensor, nn
+from torch import nn
 
 from regimes.data.dataset import Dataset
 from regimes.data.dataset import subset as subset
 from regimes.landscape.estimate import Estimate
+from regimes.losses.functions import LossFn as LossFn
+from regimes.losses.tasks import ErrorFunction
 from regimes.pruners.mask import Mask
-
-LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def _enough(images: int) -> int:
@@ -53,11 +53,13 @@ class Probe:
         data: the data set.
         loss_fn: (outputs, targets) -> mean loss.
         generator: CPU generator for random probes.
+        error: error function of one's own; None: inferred, see `infer_task`.
     """
 
     data: Dataset
     loss_fn: LossFn
     generator: torch.Generator
+    error: ErrorFunction | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,12 @@ def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], c
     return model
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the floating point dtype of a model's parameters; of complex ones, that of their real part."""
+    first = next((each for each in model.parameters() if each.is_floating_point() or each.is_complex()), None)
+    return torch.float32 if first is None else first.dtype.to_real()
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load a state dict stored as plain tensors, with the version metadata that some torchvision models need."""
     state = OrderedDict(weights)

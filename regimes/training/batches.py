@@ -15,6 +15,7 @@ from torch import Tensor
 from regimes.config.keys import seed_of
 from regimes.data.augment import Augmentation
 from regimes.data.dataset import Split
+from regimes.data.inputs import Inputs, input_shape
 from regimes.training.schedule import TrainingSchedule
 
 
@@ -44,7 +45,7 @@ class BatchStream:
     order: Tensor = field(init=False)
     draws: Tensor = field(init=False)
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, Inputs, Tensor]]:
         """Yield (step, inputs, targets) for the steps first, ..., last - 1."""
         size = self.schedule.recipe.batch_size
         for step in range(first, last):
@@ -63,7 +64,7 @@ class BatchStream:
         """Draw the image order and augmentation of a pass, on the CPU, and move them to the device."""
         device = self.split.targets.device
         count = len(self.split.targets)
-        shape = tuple(self.split.inputs.shape[1:])
+        shape = input_shape(self.split.inputs)
         self.order = torch.randperm(count, generator=generator_of(*self.role, "order", number)).to(device)
         self.draws = self.augmentation.draw(count, shape, generator_of(*self.role, "augment", number)).to(device)
         self._pass = number

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
+from regimes.data.inputs import call
 from regimes.data.uint8_images import Uint8Images
 from regimes.landscape.error import mean_error
-from regimes.models.build import load_weights, seeded
+from regimes.losses.functions import in_dtype, loss_value
+from regimes.models.build import dtype_of, load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.precision import precision_context
@@ -63,8 +65,12 @@ class CudaGraphEngine:
     def errors(self) -> list[Row]:
         """Return the validation and test error of every lane."""
         splits = {"val_error": self.data.val, "test_error": self.data.test}
+        recipe = self.members[0].lane.recipe
         return [
-            {name: mean_error(member.model, split, member.lane.recipe.loss_fn) for name, split in splits.items()}
+            {
+                name: mean_error(member.model, split, recipe.loss_fn, recipe.error_function)
+                for name, split in splits.items()
+            }
             for member in self.members
         ]
 
@@ -98,8 +104,9 @@ class _Member:
         if lane.recipe.momentum:  # buffers must exist before the capture; the first step assumes 0
             zeros = {name: torch.zeros_like(each) for name, each in self.stepper.named.items()}
             self.stepper.set_momentum({**zeros, **(lane.resume.momentum if lane.resume else {})})
+        self.dtype = dtype_of(self.model)
         rates = [schedule.learning_rate(step) for step in range(schedule.horizon)]
-        self.rates = torch.tensor(rates, dtype=inputs.dtype, device=device)
+        self.rates = torch.tensor(rates, dtype=self.dtype, device=device)
         self.within = torch.arange(lane.recipe.batch_size, device=device)  # places in a batch
         self.step, self.place = (torch.zeros(1, dtype=torch.int64, device=device) for _ in "12")
         self.total = torch.zeros((), dtype=torch.float64, device=device)  # sum of the epoch's losses
@@ -140,9 +147,8 @@ class _Member:
 
         def loss() -> Tensor:
             with precision_context(self.precision, targets.device):
-                answers = self.model(inputs)
-            value: Tensor = self.lane.recipe.training_loss(answers.to(inputs.dtype), targets)
-            return value
+                answers = call(self.model, inputs)
+            return loss_value(self.lane.recipe.training_loss, in_dtype(answers, self.dtype), targets)
 
         self.total += self.stepper(loss, self.rates.index_select(0, self.step).squeeze(0))
         self.step += 1

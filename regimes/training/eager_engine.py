@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
+from regimes.data.inputs import Inputs, call
 from regimes.landscape.error import mean_error
-from regimes.models.build import load_weights, seeded
+from regimes.losses.functions import in_dtype, loss_value
+from regimes.models.build import dtype_of, load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.precision import precision_context
@@ -25,6 +27,7 @@ class EagerEngine:
         self.precision = precision
         self.data = data
         self.model = self.lane.model
+        self.dtype = dtype_of(self.model)
         self.stream = self.lane.stream(data)
         self.stepper = OptimizerStep(self.model, self.lane.recipe, self.lane.mask)
         if self.lane.resume is not None:
@@ -43,11 +46,11 @@ class EagerEngine:
         with seeded(0):
             for step, inputs, targets in self.stream.batches(number * steps, (number + 1) * steps):
 
-                def loss(step: int = step, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+                def loss(step: int = step, inputs: Inputs = inputs, targets: Tensor = targets) -> Tensor:
                     torch.manual_seed(self.stream.noise(step))  # the same dropout in both passes of SAM
-                    with precision_context(self.precision, inputs.device):
-                        answers = self.model(inputs)
-                    value: Tensor = loss_fn(answers.to(inputs.dtype), targets)
+                    with precision_context(self.precision, targets.device):
+                        answers = call(self.model, inputs)
+                    value: Tensor = loss_value(loss_fn, in_dtype(answers, self.dtype), targets)
                     return value
 
                 total += self.stepper(loss, schedule.learning_rate(step))
@@ -61,8 +64,13 @@ class EagerEngine:
     def errors(self) -> list[Row]:
         """Return the validation and test error."""
         splits = {"val_error": self.data.val, "test_error": self.data.test}
-        loss_fn = self.lane.recipe.loss_fn
-        return [{name: mean_error(self.model, split, loss_fn) for name, split in splits.items()}]
+        recipe = self.lane.recipe
+        return [
+            {
+                name: mean_error(self.model, split, recipe.loss_fn, recipe.error_function)
+                for name, split in splits.items()
+            }
+        ]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
         """Return the state dict and momentum buffers, copied to the CPU."""

@@ -13,19 +13,25 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from regimes.data.dataset import Dataset, Split
-from regimes.landscape.error import input_errors, inputs_per_pass
-from regimes.models.build import load_weights, seeded
+from regimes.data.inputs import Inputs, TensorGroup, arguments
+from regimes.landscape.error import input_errors, inputs_per_pass, joined_outputs
+from regimes.losses.functions import in_dtype, loss_value
+from regimes.models.build import dtype_of, load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.precision import precision_context
 
+Arguments = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 MIN_LANES, MAX_LANES = 4, 64  # lanes
 MIN_SIGNAL_LANES = 8  # with one-dimensional convolutions: the bits of the first one differ in fewer lanes
 BATCHNORM_VECTOR = 32  # channels per vector in BatchNorm's sums; an incomplete vector is summed in another order
@@ -53,6 +59,7 @@ class VmapEngine:
         self.precision = precision
         self.data = data
         self.recipe = lanes[0].recipe
+        self.dtype = dtype_of(lanes[0].model)
         self.streams = [lane.stream(data) for lane in self.lanes]
         self.base = copy.deepcopy(lanes[0].model)
         self._load()
@@ -90,14 +97,13 @@ class VmapEngine:
             if any(lane.mask is not None and name in lane.mask.layers for lane in self.lanes)
         }
 
-    def _one(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self.base, (parameters, buffers), (inputs,))
-        return outputs
+    def _one(self, parameters: Tensors, buffers: Tensors, given: Arguments) -> Any:
+        return functional_call(self.base, (parameters, buffers), *given)
 
-    def _one_by_one(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+    def _one_by_one(self, parameters: Tensors, buffers: Tensors, given: Arguments) -> Any:
         stacked = {**parameters, **buffers}
         state = [{name: each[lane] for name, each in stacked.items()} for lane in range(self.count)]
-        return torch.stack([self._one(each, {}, inputs) for each in state])
+        return tree_map(lambda *each: torch.stack(each), *[self._one(each, {}, given) for each in state])
 
     slots = staticmethod(padded_lanes)
 
@@ -121,7 +127,7 @@ class VmapEngine:
             total += self._step(inputs, targets, step)
         return [float(each) / steps for each in total]
 
-    def _step(self, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+    def _step(self, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
         losses, gradients = self._gradients(inputs, targets, self.buffers)
         if self.recipe.sam_rho:
             gradients = self._sharpness_aware(inputs, targets, gradients)
@@ -135,11 +141,13 @@ class VmapEngine:
                 parameter.sub_(_view(rates, parameter) * direction)
         return losses
 
-    def _gradients(self, inputs: Tensor, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
-        with precision_context(self.precision, inputs.device):
-            outputs = self.train_forward(self.parameters, buffers, inputs).to(inputs.dtype)  # (lanes, batch, classes)
-        losses = vmap(self.recipe.loss_fn)(outputs, targets)  # (lanes,)
+    def _gradients(self, inputs: Inputs, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
+        with precision_context(self.precision, targets.device):
+            outputs = in_dtype(self.train_forward(self.parameters, buffers, arguments(inputs)), self.dtype)
+        losses = vmap(lambda one, wanted: loss_value(self.recipe.loss_fn, one, wanted))(outputs, targets)  # (lanes,)
         if any(lane.recipe.label_smoothing for lane in self.lanes):  # a lane's 0 changes no bit of it
+            if not isinstance(outputs, Tensor) or outputs.dim() != 3:  # (lanes, batch, classes)
+                raise ValueError("label smoothing of several targets per input cannot be stacked")
             even = -outputs.log_softmax(2).mean((1, 2))
             losses = (1 - self.smooth) * losses + self.smooth * even
         found = torch.autograd.grad(losses.sum(), self.leaves, allow_unused=True, materialize_grads=True)
@@ -148,7 +156,7 @@ class VmapEngine:
             name: each * self.factors[name] if name in self.factors else each for name, each in gradients.items()
         }
 
-    def _sharpness_aware(self, inputs: Tensor, targets: Tensor, gradients: Tensors) -> Tensors:
+    def _sharpness_aware(self, inputs: Inputs, targets: Tensor, gradients: Tensors) -> Tensors:
         """The gradients at ``w + rho g/|g|`` of each lane, on a temporary copy of the buffers."""
         squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in gradients.values()]).sum(dim=0)
         scale = self.rho / (squares.sqrt() + 1e-12)
@@ -164,25 +172,35 @@ class VmapEngine:
         return worst
 
     def _per_lane(self, values: list[float]) -> Tensor:
-        inputs = self.data.train.inputs
-        return torch.tensor(values, dtype=inputs.dtype, device=inputs.device)
+        return torch.tensor(values, dtype=self.dtype, device=self.data.train.targets.device)
 
     # -- results --------------------------------------------------------------------------------------------------
 
     def errors(self) -> list[Row]:
         """Return the validation and test error of every lane."""
-        val, test = self._wrong(self.data.val), self._wrong(self.data.test)
+        val, test = self._errors(self.data.val), self._errors(self.data.test)
         return [{"val_error": v, "test_error": t} for v, t in zip(val, test, strict=True)]
 
     @torch.no_grad()
-    def _wrong(self, split: Split) -> list[float]:
+    def _errors(self, split: Split) -> list[float]:
         self.base.eval()
-        wrong = torch.zeros(self.count, dtype=torch.float64, device=split.targets.device)
+        recipe = self.recipe
+        wrong, count = torch.zeros(2, self.count, dtype=torch.float64, device=split.targets.device)
+        whole: list[list[Any]] = [[] for _ in self.lanes]  # outputs, for an error function of one's own
         size = inputs_per_pass(split.inputs, lanes=8)  # of every lane; the same for any number of lanes
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
-            answers = self.eval_forward(self.parameters, self.buffers, inputs)
-            wrong += torch.stack([input_errors(each, targets, self.recipe.loss_fn).sum() for each in answers])
-        return [float(each) / len(split.targets) for each in wrong]
+            answers = self.eval_forward(self.parameters, self.buffers, arguments(inputs))
+            for lane in range(self.count):
+                one = tree_map(operator.itemgetter(lane), answers)
+                if recipe.error_function is not None:
+                    whole[lane].append(one)
+                    continue
+                judged = input_errors(one, targets, recipe.loss_fn)
+                wrong[lane] += judged.total.sum()
+                count[lane] += judged.predictions.sum()
+        if recipe.error_function is not None:
+            return [recipe.error_function(joined_outputs(each), split.targets) for each in whole]
+        return [float(each) for each in wrong / count]
 
     def state(self, lane: int) -> tuple[Tensors, Tensors]:
         """Return a lane's state dict, in the model's own order, and its momentum buffers, copied to the CPU."""
@@ -196,8 +214,13 @@ def _factor(lane: Lane, name: str, like: Tensor) -> Tensor:
     return torch.ones_like(like) if live is None else live.to(like)
 
 
-def _side_by_side(batches: list[Tensor]) -> Tensor:
+def _side_by_side(batches: list[Any]) -> Any:
     """Stack lanes along dimension 1; images with the channels of all lanes adjacent in memory."""
+    first = batches[0]
+    if isinstance(first, TensorGroup):
+        names = first.named()
+        parts = {name: torch.stack([each[name] for each in batches], dim=1) for name in names}
+        return TensorGroup(parts if isinstance(first.tensors, dict) else list(parts.values()))
     stacked = torch.stack(batches, dim=1)  # (batch, lanes, ...)
     if stacked.dim() != 5:
         return stacked

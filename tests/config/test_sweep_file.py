@@ -15,7 +15,7 @@ from regimes.config.discovery_file import read_discovery_file
 from regimes.config.hpo_file import read_hpo
 from regimes.config.keys import canonical, digest, seed_of
 from regimes.config.overrides import apply_overrides
-from regimes.config.recipe import RECIPES, Recipe
+from regimes.config.recipe import LATER_FIELDS, RECIPES, Recipe
 from regimes.config.sweep_file import read_sweep, resolve_sweep
 from regimes.errors import UserError
 
@@ -259,5 +259,6 @@ def test_key_of_a_known_description_stays() -> None:
 
 
 def test_no_field_of_a_recipe_is_left_out_of_the_key() -> None:
-    """Only `stop` is left out: it selects a snapshot of the same training."""
-    assert set(Recipe.model_fields) - set(Recipe().key_fields()) == {"stop"}
+    """Only `stop` is left out, which selects a snapshot of the same training, and later fields at their defaults."""
+    assert set(Recipe.model_fields) - set(Recipe().key_fields()) == {"stop", *LATER_FIELDS}
+    assert "error" in Recipe(error="math:hypot").key_fields()

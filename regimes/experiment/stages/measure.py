@@ -91,8 +91,8 @@ def measure(fleet: Sequence[MeasureStage], context: RunContext, store: Store, re
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
-            loss = stage.subjects[0].recipe.loss
-            variables = {name: context.with_units(each, loss) for name, each in stage.metric.variables.items()}
+            recipe = stage.subjects[0].recipe
+            variables = {name: context.with_units(each, recipe) for name, each in stage.metric.variables.items()}
             if any(is_diverged(subject, store) for subject in stage.subjects):
                 nothing = Estimate(float("nan"), float("nan"), 0)
                 values = {name: value(nothing, variable) for name, variable in variables.items()}
@@ -112,7 +112,8 @@ def measure(fleet: Sequence[MeasureStage], context: RunContext, store: Store, re
 
 def _probe(stage: MeasureStage, context: RunContext) -> Probe:
     seeds = [stage.subjects[0].pruned.dense.seed, *(subject.seed for subject in stage.subjects)]
-    return Probe(context.data, stage.subjects[0].recipe.loss_fn, generator_of("probe", *seeds))
+    recipe = stage.subjects[0].recipe
+    return Probe(context.data, recipe.loss_fn, generator_of("probe", *seeds), recipe.error_function)
 
 
 def _network(subject: RetrainStage, context: RunContext, store: Store, networks: dict[str, Trained]) -> Trained:

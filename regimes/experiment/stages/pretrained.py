@@ -69,7 +69,9 @@ class PretrainedStage:
             "schema": SCHEMA,
             "stage": "given",
             "content": self.content,
-            "loss": {name: field for name, field in self.recipe.key_fields().items() if name.startswith("loss")},
+            "loss": {
+                name: field for name, field in self.recipe.key_fields().items() if name.startswith(("loss", "error"))
+            },
             "at": dict(self.coords),
         }
 
@@ -144,7 +146,7 @@ def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, st
             values = {}
             for name, variable in VARIABLES.items():
                 split = getattr(context.data, name.removesuffix("_error"))
-                error, _ = error_and_loss(model, split, stage.recipe.loss_fn)
-                values[name] = value(error, context.with_units(variable, stage.recipe.loss))
+                error, _ = error_and_loss(model, split, stage.recipe.loss_fn, stage.recipe.error_function)
+                values[name] = value(error, context.with_units(variable, stage.recipe))
             store.write(stage.key, record_of(stage, context, started, values), weights)
             done(Outcome(stage.key))

@@ -141,7 +141,7 @@ def _train_together(
 
 def last_epochs(history: Sequence[training.Row], recipe: Recipe, context: RunContext, diverged: bool) -> dict[str, Any]:
     """Return the mean test and validation error of the last epochs, with binomial standard errors."""
-    last, loss = recipe.last, recipe.loss
+    last = recipe.last
     values = {}
     for name, variable in VARIABLES.items():
         split = getattr(context.loaded, name.removesuffix("_error"))
@@ -151,9 +151,9 @@ def last_epochs(history: Sequence[training.Row], recipe: Recipe, context: RunCon
         else:
             mean = sum(errors) / len(errors)
             images = len(split.targets)
-            stderr = float("nan") if context.loaded.regression else (mean * (1 - mean) / images) ** 0.5
+            stderr = (mean * (1 - mean) / images) ** 0.5 if context.fraction(recipe) else float("nan")
             estimate = Estimate(mean, stderr, images)
-        values[name] = value(estimate, context.with_units(variable, loss))
+        values[name] = value(estimate, context.with_units(variable, recipe))
     return values
 
 
