@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from regimes.data.inputs import Inputs
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.gauss_newton_split import GaussNewtonSplit, NotSplittable
@@ -25,7 +26,7 @@ CURVATURE_UNIT = "nat"  # loss in nats per squared weight; weights have no unit
 def trace(
     model: nn.Module,
     loss_fn: LossFn,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Inputs, Tensor],
     mask: AnyMask,
     rel_stderr: float,
     generator: torch.Generator,
