@@ -57,6 +57,8 @@ def check_load(
         checker.add_error("load.allocation", f"channel pruning allows 'uniform' or 'global', got {axis.allocation!r}")
     elif axis.rewind is not None:
         checker.add_error("load.rewind", f"needs masks; '{axis.pruner}' makes smaller networks, without rewinding")
+    if axis.embeddings and axis.structured:
+        checker.add_error("load.embeddings", f"needs masks; '{axis.pruner}' makes smaller networks")
     if axis.schedule == "one-shot" and axis.rounds is not None:
         checker.add_error("load.rounds", "one-shot pruning has one round; set schedule = 'iterative' or 'gradual'")
     stops = [value for name, values in temperature.items() if _is_epochs(name) for value in values]
