@@ -75,7 +75,7 @@ def prunable_weights(model: nn.Module, embeddings: bool = False) -> dict[str, nn
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a network can be pruned.
+    """Numbers of the parameters of a network that can be pruned, and of those that cannot.
 
     Attributes:
         prunable: number of prunable weights.
@@ -102,7 +102,7 @@ class Coverage:
 
 
 def coverage(model: nn.Module, embeddings: bool = False) -> Coverage:
-    """Return how many parameters of a model are prunable, and why the others are not; see `prunable_weights`."""
+    """Return the numbers of a model's prunable parameters, and of the others by reason; see `prunable_weights`."""
     weights = prunable_weights(model, embeddings)
     where, head = _head(model)
     embedded = dict.fromkeys(_embedding_ids(model), "embeddings")
