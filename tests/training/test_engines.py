@@ -117,7 +117,7 @@ def test_engines_agree_on_optimizers_with_warm_up_and_clipping(
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "eager"])
 def test_muon_is_for_one_network_at_a_time(engine: str, tiny: dict[str, Any], tmp_path: Path) -> None:
-    muon = RECIPE.model_copy(update={"optimizer": "muon"})
+    muon = RECIPE.model_copy(update={"optimizer": "muon", "augment": "none"})
     with pytest.raises(ValueError, match="Muon cannot be"):
         ends([lane(0, "mlp", muon)], engine)
     found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
@@ -125,7 +125,8 @@ def test_muon_is_for_one_network_at_a_time(engine: str, tiny: dict[str, Any], tm
 
 
 def test_adamw_passes_the_trials_of_a_sweep(tiny: dict[str, Any], tmp_path: Path) -> None:
-    adamw = RECIPE.model_copy(update={"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 1.0, "warmup": 0.5})
+    given = {"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 1.0, "warmup": 0.5, "augment": "none"}
+    adamw = RECIPE.model_copy(update=given)
     context = prepared(tiny, tmp_path, {"name": "mlp", "widths": [16], "batch_norm": True}, engine="eager").context
     assert equals_eager(context, "stacked", adamw)
     assert keeps_bits(context, EngineChoice("stacked", 16), adamw)
