@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from regimes.config.check_checkpoints import check_checkpoints
 from regimes.config.check_load_axis import check_load
 from regimes.config.overrides import apply_overrides
-from regimes.config.recipe import RECIPES, USED_BY, Recipe
+from regimes.config.recipe import LOOP_ARGUMENTS, RECIPES, USED_BY, Recipe
 from regimes.config.sweep import MeasureConfig, Named, Sweep
 from regimes.config.validation import Checker
 from regimes.data import AUGMENTATIONS, DATASETS
@@ -167,6 +167,10 @@ class SweepChecker(Checker):
             self.resolve_name(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation", Augmentation)
         if recipe is not None and (key == "recipe" or "loss" in given):
             self.resolve_name(f"{key}.loss", recipe.loss, LOSSES, "loss")
+        if recipe is not None and recipe.train and (key == "recipe" or "train" in given):
+            loop = self.resolve_name(f"{key}.train", recipe.train, {}, "training loop")
+            for name in options_of(loop, LOOP_ARGUMENTS)[1] if loop is not None else ():
+                self.add_error(f"{key}.train", f"'{recipe.train}' needs '{name}'; given: {', '.join(LOOP_ARGUMENTS)}")
         if recipe is not None and recipe.label_smoothing and recipe.loss != "cross-entropy":
             self.add_error(f"{key}.label_smoothing", f"needs loss = 'cross-entropy', the loss is '{recipe.loss}'")
         return recipe

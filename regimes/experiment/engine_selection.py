@@ -85,7 +85,7 @@ def select_engine(context: RunContext, recipes: Iterable[Recipe], networks: int,
     recipes = list(kinds.values())
     model = context.new_model(seed=0)
     name = "graphed" if context.device.type == "cuda" else "stacked"
-    if networks < MIN_NETWORKS[name] or has_private_randomness(model):
+    if any(each.train for each in recipes) or networks < MIN_NETWORKS[name] or has_private_randomness(model):
         return alone
     try:
         slots = engine_of(name).slots
