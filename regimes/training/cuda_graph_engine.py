@@ -90,7 +90,7 @@ class _Member:
 
     def __init__(self, lane: Lane, data: Dataset, precision: str, stream: torch.cuda.Stream | None) -> None:
         if lane.recipe.optimizer == "muon":
-            raise ValueError("Muon cannot be captured in a CUDA graph")
+            raise ValueError("Muon cannot be captured in a CUDA graph; use the engine eager")
         self.lane, self.precision, self.stream = lane, precision, stream
         self.model = lane.model
         self.batches = lane.stream(data)

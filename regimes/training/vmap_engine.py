@@ -76,7 +76,7 @@ class VmapEngine:
 
     def _load(self) -> None:
         if self.recipe.optimizer == "muon":
-            raise ValueError("Muon cannot be stacked")
+            raise ValueError("Muon cannot be stacked; use the engine eager")
         for lane in self.lanes:
             if lane.resume is not None:
                 load_weights(lane.model, lane.resume.weights)
