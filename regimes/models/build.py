@@ -65,7 +65,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def in_dtype(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a model to a device and a floating point dtype, complex parameters to the complex dtype of that precision."""
+    """Move a model to a device and a floating point dtype; complex weights get the complex dtype of that precision."""
     for each in (*model.parameters(), *model.buffers()):
         if each.is_complex():
             each.data = each.data.to(dtype.to_complex())
