@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regimes.data.inputs import Inputs, call
 from regimes.discovery.gates import GateDraw, Gates, constant_gates
 from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, UnitGroup
 from regimes.discovery.removal import remove
 from regimes.errors import UserError
 from regimes.landscape.error import eval_mode
+from regimes.losses.functions import logits
 from regimes.models.residual_blocks import ResidualBlock, find_blocks, remove_block
 
 OUTPUT_RTOL = 1e-4  # relative difference of outputs explained by rounding
 
 
-def removable_blocks(model: nn.Module, inputs: Tensor) -> tuple[ResidualBlock, ...]:
+def removable_blocks(model: nn.Module, inputs: Inputs) -> tuple[ResidualBlock, ...]:
     """Return the residual blocks whose removal gives the same output as closing their gates.
 
     The model itself and blocks whose branch is used elsewhere are excluded.
@@ -42,7 +45,7 @@ def _holds(module: nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False))
 
 
-def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], inputs: Tensor) -> bool:
+def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], inputs: Inputs) -> bool:
     """Whether removing blocks gives the same output as closing their gates."""
     gated, small = copy.deepcopy(model), copy.deepcopy(model)
     for block in blocks:
@@ -51,12 +54,12 @@ def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], input
         for block in blocks:
             remove_block(small, block)
         with eval_mode(gated), eval_mode(small):
-            return _alike(gated(inputs), small(inputs))
+            return _alike(call(gated, inputs), call(small, inputs))
     except Exception:  # code that uses the block's attributes or passes several arguments
         return False
 
 
-def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Tensor) -> PrunableGraph:
+def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Inputs) -> PrunableGraph:
     """Return the graph with only those groups whose removal gives the same output as closing their gates.
 
     Also sets `UnitGroup.vital`.
@@ -100,38 +103,39 @@ def _half(group: UnitGroup, units: int) -> Tensor:
 
 
 def _unit_removal_matches_gating(
-    model: nn.Module, trial: nn.Module, gates: Gates, graph: PrunableGraph, units: Tensor, inputs: Tensor
+    model: nn.Module, trial: nn.Module, gates: Gates, graph: PrunableGraph, units: Tensor, inputs: Inputs
 ) -> bool:
     """Whether removing units gives the same output as closing their gates."""
     small = copy.deepcopy(model)
     try:
         remove(small, graph, units, [], {})
         with eval_mode(small), gates.at(constant_gates(~units.to(inputs.device), _all_on(graph, inputs))):
-            gated, removed = trial(inputs), small(inputs)
+            gated, removed = call(trial, inputs), call(small, inputs)
     except Exception:  # code that depends on a width
         return False
     return _alike(gated, removed)
 
 
-def _alike(gated: Tensor, removed: Tensor) -> bool:
+def _alike(gated: Any, removed: Any) -> bool:
+    gated, removed = logits(gated), logits(removed)
     return bool((gated - removed).abs().max() <= OUTPUT_RTOL * gated.abs().max().clamp(min=1e-12))
 
 
-def _check_inputs(trial: nn.Module, gates: Gates, graph: PrunableGraph, inputs: Tensor) -> None:
+def _check_inputs(trial: nn.Module, gates: Gates, graph: PrunableGraph, inputs: Inputs) -> None:
     """Refuse a model in which a gate sampled for one input affects another."""
     random = torch.Generator().manual_seed(0)
     units, blocks = (
-        (torch.rand(len(inputs), count, generator=random) < 0.5).to(inputs)
+        (torch.rand(len(inputs), count, generator=random) < 0.5).to(next(trial.parameters()))
         for count in (graph.units, len(graph.blocks))
     )
     try:
         with gates.at(GateDraw(units, blocks)):
-            together = trial(inputs)
+            together = logits(call(trial, inputs))
         alone = []
         for number in range(len(inputs)):
             one = slice(number, number + 1)
             with gates.at(GateDraw(units[one], blocks[one])):
-                alone.append(trial(inputs[one]))
+                alone.append(logits(call(trial, inputs[one])))
         sound = _alike(torch.cat(alone), together)
     except (IndexError, RuntimeError):
         sound = False
@@ -151,7 +155,7 @@ def _with_nonzero_weights(model: nn.Module) -> nn.Module:
     return stirred
 
 
-def _is_vital(trial: nn.Module, gates: Gates, graph: PrunableGraph, group: UnitGroup, inputs: Tensor) -> bool:
+def _is_vital(trial: nn.Module, gates: Gates, graph: PrunableGraph, group: UnitGroup, inputs: Inputs) -> bool:
     """Whether the output of a block's branch, or of the network, is the same for all inputs without a group."""
     where = trial if group.block is None else trial.get_submodule(graph.blocks[group.block].gate)
     apart = []
@@ -162,14 +166,14 @@ def _is_vital(trial: nn.Module, gates: Gates, graph: PrunableGraph, group: UnitG
         hook = where.register_forward_hook(lambda module, given, out, said=said: said.append(out))
         try:
             with gates.at(constant_gates(units, _all_on(graph, inputs))):
-                trial(inputs)
+                call(trial, inputs)
         finally:
             hook.remove()
         apart.append(float((said[-1] - said[-1].mean(0)).abs().max()))
     return apart[1] <= OUTPUT_RTOL * apart[0]
 
 
-def _all_on(graph: PrunableGraph, inputs: Tensor) -> Tensor:
+def _all_on(graph: PrunableGraph, inputs: Inputs) -> Tensor:
     return torch.ones(len(graph.blocks), device=inputs.device)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from regimes.config.keys import digest, seed_of
 from regimes.config.recipe import Recipe
+from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, in_layout, one_thread
 from regimes.experiment.engine_selection import EngineChoice, seconds_per_image, select_engine
@@ -87,7 +88,7 @@ def proxy_fidelity(builder: ProxyBuilder, density: float) -> Fidelity:
     with one_thread():
         whole = context.new_model(seed_of("proxy", builder.seed))
         proxy: Proxy = make(copy.deepcopy(whole), context.data, density, recipe, builder.seed)
-        proxy.fresh(whole)(context.data.train.inputs[:2])  # check that a forward pass works
+        call(proxy.fresh(whole), context.data.train.inputs[:2])  # check that a forward pass works
     epochs = max(1, round(builder.share * recipe.epochs))
     return _timed(builder, ProxyContext(context, proxy), density, proxy.kept, epochs)
 

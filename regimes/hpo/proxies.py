@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
+from regimes.data.inputs import call
 from regimes.discovery.api import discover
 from regimes.errors import UserError
 from regimes.hpo.channel_selection import ChannelSelector, layer_weights, magnitudes, saliencies
+from regimes.losses.functions import loss_value
 from regimes.models.residual_blocks import remove_missing_blocks
 from regimes.pruners.channels import fit_to_state, shrink
 from regimes.pruners.prune import prunable
@@ -142,7 +144,7 @@ def _most_salient(whole: nn.Module, data: Dataset, density: float, recipe: Recip
     def judge(model: nn.Module) -> None:
         """Leave the gradients of a few images on the model."""
         inputs, targets = data.train.inputs[:SALIENCY_IMAGES], data.train.targets[:SALIENCY_IMAGES]
-        recipe.loss_fn(model(inputs), targets).backward()
+        loss_value(recipe.loss_fn, call(model, inputs), targets).backward()
 
     return _by_score("channels-saliency", whole, data, density, seed, judge)
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from regimes.data.inputs import Inputs, TensorGroup, call
 from regimes.errors import UserError
+from regimes.losses.functions import logits
 from regimes.models.build import load_weights, seeded
 from regimes.pruners.prune import prunable
 
@@ -29,7 +31,7 @@ IMPORTANCE = {
 def shrink(
     model: nn.Module,
     density: float,
-    inputs: Tensor,
+    inputs: Inputs,
     pruner: str,
     allocation: str,
     seed: int,
@@ -91,8 +93,8 @@ def shrink(
             f"is {reached:.3g} (allocation '{allocation}'); use a higher density or a wider network"
         )
     with torch.no_grad():
-        answers = best.eval()(inputs)
-    if answers.shape != model(inputs).shape:
+        answers = call(best.eval(), inputs)
+    if logits(answers).shape != logits(call(model, inputs)).shape:
         raise UserError(f"{type(model).__name__} cannot be pruned by channels: its outputs change shape")
     return best.train(model.training), reached
 
@@ -128,7 +130,7 @@ def sync_layer_sizes(module: Any) -> None:
 def _without(
     model: nn.Module,
     share: float,
-    inputs: Tensor,
+    inputs: Inputs,
     how: str,
     everywhere: bool,
     seed: int,
@@ -151,7 +153,7 @@ def _without(
         try:
             worker = pruning.pruner.BasePruner(
                 small,
-                inputs,
+                _examples(inputs),
                 importance=getattr(pruning.importance, how)(),
                 pruning_ratio=share,
                 pruning_ratio_dict={} if everywhere else shares,
@@ -168,7 +170,7 @@ def _without(
     return small
 
 
-def channel_groups(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
+def channel_groups(model: nn.Module, inputs: Inputs) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
     """Return the groups of channels that have to be removed together, as found by torch-pruning.
 
     Args:
@@ -187,7 +189,7 @@ def channel_groups(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Modul
         warnings.simplefilter("ignore")
         try:
             traced = copy.deepcopy(model).requires_grad_(True)  # frozen layers cannot be traced
-            graph = pruning.DependencyGraph().build_dependency(traced, inputs)
+            graph = pruning.DependencyGraph().build_dependency(traced, _examples(inputs))
             names = {module: name for name, module in graph.model.named_modules()}
             layers = dict(model.named_modules())
             return [
@@ -201,6 +203,11 @@ def channel_groups(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Modul
         except Exception as error:  # unsupported operations raise many kinds of errors
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
+
+
+def _examples(inputs: Inputs) -> Any:
+    """Inputs as torch-pruning takes them."""
+    return inputs.tensors if isinstance(inputs, TensorGroup) else inputs
 
 
 def _idxs(item: Any) -> tuple[list[int], list[int]]:
