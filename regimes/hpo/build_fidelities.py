@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,14 +11,11 @@ from torch import nn
 
 from regimes.config.keys import digest, seed_of
 from regimes.config.recipe import Recipe
-from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, in_layout, one_thread
 from regimes.experiment.engine_selection import EngineChoice, seconds_per_image, select_engine
-from regimes.hpo import PROXIES
 from regimes.hpo.fidelities import Fidelity
-from regimes.hpo.proxies import Proxy, selector_of
-from regimes.registry import lookup
+from regimes.hpo.proxies import Proxy, make_proxy, selector_of
 
 BISECTION_STEPS = 6  # densities tried in the search for a step time
 
@@ -84,11 +80,9 @@ def proxy_fidelity(builder: ProxyBuilder, density: float) -> Fidelity:
         UserError: the model cannot be reduced to this density.
     """
     context, recipe = builder.context, builder.recipe
-    make = lookup(PROXIES, builder.kind, "proxy")
     with one_thread():
         whole = context.new_model(seed_of("proxy", builder.seed))
-        proxy: Proxy = make(copy.deepcopy(whole), context.data, density, recipe, builder.seed)
-        call(proxy.fresh(whole), context.data.train.inputs[:2])  # check that a forward pass works
+        proxy = make_proxy(builder.kind, whole, context.data, density, recipe, builder.seed)
     epochs = max(1, round(builder.share * recipe.epochs))
     return _timed(builder, ProxyContext(context, proxy), density, proxy.kept, epochs)
 

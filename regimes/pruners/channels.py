@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from regimes.data.inputs import Inputs, TensorGroup, call
 from regimes.errors import UserError
+from regimes.landscape.error import eval_mode
 from regimes.losses.functions import logits
 from regimes.models.build import load_weights, seeded
 from regimes.pruners.prune import prunable
@@ -59,11 +60,13 @@ def shrink(
         The smaller network, and the fraction of the prunable weights that it keeps.
 
     Raises:
-        UserError: torch-pruning is not installed, cannot trace the network, or returns a network with outputs of
-            another shape; an unsupported allocation; the density cannot be reached within a factor of 1.5.
+        UserError: torch-pruning is not installed, cannot trace the network, or returns a network that does not run or
+            has outputs of another shape; layers share a weight; an unsupported allocation; the density cannot be
+            reached within a factor of 1.5.
     """
     if density >= 1:
         return copy.deepcopy(model), 1.0
+    refuse_shared_weights(model)
     if allocation not in ("uniform", "global"):
         raise UserError(f"load.allocation = '{allocation}': allowed for channel pruners: uniform, global")
     size = sum(weight.numel() for weight in prunable(model).values())
@@ -92,11 +95,49 @@ def shrink(
             f"density {density:g}: the nearest density that removing whole channels of {type(model).__name__} reaches "
             f"is {reached:.3g} (allocation '{allocation}'); use a higher density or a wider network"
         )
-    with torch.no_grad():
-        answers = call(best.eval(), inputs)
-    if logits(answers).shape != logits(call(model, inputs)).shape:
-        raise UserError(f"{type(model).__name__} cannot be pruned by channels: its outputs change shape")
-    return best.train(model.training), reached
+    check_runs(best, model, inputs)
+    return best, reached
+
+
+def check_runs(small: nn.Module, whole: nn.Module, inputs: Inputs) -> None:
+    """Check that a network with fewer channels runs, with outputs of the whole network's shape.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        with eval_mode(small), eval_mode(whole):
+            shapes = [logits(call(each, inputs)).shape for each in (small, whole)]
+        reason = "" if shapes[0] == shapes[1] else "its outputs change shape"
+    except Exception as error:  # code that depends on a width
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if reason:
+        raise UserError(
+            f"{type(whole).__name__} cannot be pruned by channels, its forward fails without some: {reason}"
+        )
+
+
+def refuse_shared_weights(model: nn.Module) -> None:
+    """Refuse a network in which two layers have one weight, which channel surgery would separate.
+
+    Raises:
+        UserError: two layers share a parameter.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    shared = [names[each] for each in sharing_layers(model)]
+    if shared:
+        raise UserError(
+            f"{type(model).__name__} cannot be pruned by channels: {' and '.join(shared[:2])} share a weight"
+        )
+
+
+def sharing_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that have a parameter which another module has, too."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for each in module.parameters(recurse=False):
+            owners.setdefault(id(each), []).append(module)
+    return list(dict.fromkeys(module for found in owners.values() if len(found) > 1 for module in found))
 
 
 def fit_to_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -122,7 +163,14 @@ def sync_layer_sizes(module: Any) -> None:
         module.in_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _BatchNorm):
+    elif isinstance(module, nn.LayerNorm):
+        if module.weight is not None and len(module.normalized_shape) == 1:
+            module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = module.num_channels if module.weight is None else len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, _NormBase):
         known = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if known is None else len(known)
 
@@ -167,7 +215,7 @@ def _without(
             raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
     for each in small.parameters():
         each.grad = None
-    return small
+    return small.train(model.training)
 
 
 def channel_groups(model: nn.Module, inputs: Inputs) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
