@@ -141,9 +141,10 @@ ladder = CustomLadder  # public name: regimes.ladder(...)
 def _density(given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, Real):
         raise UserError(f"densities: {given!r} is not a number; allowed: above 0, below 1")
-    if not 0 < given <= 1:
-        raise UserError(f"densities: {given:g} is out of range; allowed: above 0, below 1")
-    return float(given)
+    density = float(given)
+    if not 0 < density <= 1:
+        raise UserError(f"densities: {density:g} is out of range; allowed: above 0, below 1")
+    return density
 
 
 def _function(given: Any) -> Make:

@@ -53,7 +53,7 @@ def trial_runner_of(
     trainer = FidelityTrainer(context, plan.ladder, plan.spec.seed, folder / RECORDS if folder else None)
     guidance = plan.map_guidance
     start: Callable[[Recipe], tuple[int, str]] | None = None
-    if guidance is not None and len(plan.ladder.rungs) > 1:
+    if guidance is not None and len(plan.ladder.rungs) > 1 and plan.spec.ladder.option is None:
         start = lambda recipe: guidance.start(plan.ladder, recipe)  # noqa: E731
     return TrialRunner(trainer, plan.space, plan.spec.recipe, plan.spec.study.value, start, watch, deadline)
 
@@ -67,7 +67,10 @@ def study_of(plan: Plan, context: RunContext, storage: optuna.storages.BaseStora
         "model": spec.model.model_dump(),
         "recipe": spec.recipe.key_fields(),
         "value": spec.study.value,
-        "ladder": [{"density": rung.density, "epochs": rung.epochs} for rung in plan.ladder.rungs],
+        "ladder": [
+            {"density": rung.density, "epochs": rung.epochs, **({"size": dict(rung.size)} if rung.size else {})}
+            for rung in plan.ladder.rungs
+        ],
         "reports": len(plan.ladder.stretches),
         "seed": spec.seed,
     }
