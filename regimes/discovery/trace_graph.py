@@ -18,7 +18,7 @@ from regimes.discovery.verify_removal import removable_blocks, removable_units
 from regimes.errors import UserError
 from regimes.landscape.error import eval_mode
 from regimes.models.residual_blocks import ResidualBlock, blocks_containing
-from regimes.pruners.channels import channel_groups
+from regimes.pruners.removable_channels import channel_groups, sharing_layers
 
 
 def trace_graph(model: nn.Module, inputs: Inputs) -> PrunableGraph:
@@ -34,6 +34,16 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> PrunableGraph:
     Raises:
         UserError: torch-pruning is missing or cannot trace the model, or nothing in it can be removed.
     """
+    try:
+        return _traced(model, inputs)
+    except UserError:
+        raise
+    except Exception as error:  # a user's code, and what tracing makes of it, may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{type(model).__name__} cannot be traced: {type(error).__name__}: {reason}") from error
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> PrunableGraph:
     blocks = removable_blocks(model, inputs)
     names = {module: name for name, module in model.named_modules()}
     places = _places(model, inputs)
@@ -42,7 +52,12 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> PrunableGraph:
     order = {name: number for number, name in enumerate(names.values())}
     groups: list[UnitGroup] = []
     taken = 0
-    parts = [(_producer(entries, names, layers), entries) for entries in channel_groups(model, inputs)]
+    shared = sharing_layers(model)
+    parts = [
+        (_producer(entries, names, layers), entries)
+        for entries in channel_groups(model, inputs)
+        if not any(target in shared for target, *_ in entries)
+    ]
     for producer, entries in sorted(((each, of) for each, of in parts if each), key=lambda pair: order[pair[0]]):
         layer = layers[producer]
         for target, handler, positions, roots in entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from regimes.errors import UserError
 from regimes.landscape.error import eval_mode
 from regimes.losses.functions import logits
 from regimes.models.residual_blocks import ResidualBlock, find_blocks, remove_block
+from regimes.pruners.removable_channels import sharing_layers
 
 OUTPUT_RTOL = 1e-4  # relative difference of outputs explained by rounding
 
@@ -24,15 +26,15 @@ OUTPUT_RTOL = 1e-4  # relative difference of outputs explained by rounding
 def removable_blocks(model: nn.Module, inputs: Inputs) -> tuple[ResidualBlock, ...]:
     """Return the residual blocks whose removal gives the same output as closing their gates.
 
-    The model itself and blocks whose branch is used elsewhere are excluded.
+    The model itself and blocks whose branch is used elsewhere, or shares a weight, are excluded.
     """
     names: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         names[id(module)] = names.get(id(module), 0) + 1
-    found = []
+    found, shared = [], sharing_layers(model)
     for block in find_blocks(model):
-        inside = (each for name in block.branch for each in model.get_submodule(name).modules() if _holds(each))
-        if block.name and all(names[id(each)] == 1 for each in inside):
+        inside = [each for name in block.branch for each in model.get_submodule(name).modules() if _holds(each)]
+        if block.name and all(names[id(each)] == 1 and each not in shared for each in inside):
             found.append(block)
     model = _with_nonzero_weights(model)
     if _removal_matches_gating(model, found, inputs):
@@ -72,16 +74,15 @@ def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Inputs) -> P
     gates = Gates(trial, graph)
     try:
         with eval_mode(trial):
-            every = [_half(group, graph.units) for group in graph.groups]
-            together = torch.stack(every).any(0) if every else torch.zeros(0, dtype=torch.bool)
+            samples = {group: _samples(group, graph.units) for group in graph.groups}
+
+            def removable(groups: Sequence[UnitGroup]) -> bool:
+                tried = [torch.stack(masks).any(0) for masks in zip(*(samples[each] for each in groups), strict=True)]
+                return all(_unit_removal_matches_gating(model, trial, gates, graph, units, inputs) for units in tried)
+
             sound = set(graph.groups)
-            if not _unit_removal_matches_gating(model, trial, gates, graph, together, inputs):
-                pairs = zip(graph.groups, every, strict=True)
-                sound = {
-                    group
-                    for group, half in pairs
-                    if _unit_removal_matches_gating(model, trial, gates, graph, half, inputs)
-                }
+            if not removable(graph.groups):
+                sound = {group for group in graph.groups if removable([group])}
             groups = [
                 dataclasses.replace(group, vital=_is_vital(trial, gates, graph, group, inputs))
                 for group in graph.groups
@@ -95,11 +96,15 @@ def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Inputs) -> P
     return found
 
 
-def _half(group: UnitGroup, units: int) -> Tensor:
-    """Mask of every second unit of a group."""
-    out = torch.zeros(units, dtype=torch.bool)
-    out[group.first : group.first + group.size : 2] = True
-    return out
+def _samples(group: UnitGroup, units: int) -> list[Tensor]:
+    """Masks of units of a group: every second, the first one (an odd number may remain), all but the last."""
+    first, end = group.first, group.first + group.size
+    samples = []
+    for part in (slice(first, end, 2), slice(first, first + 1), slice(first, end - 1)):
+        mask = torch.zeros(units, dtype=torch.bool)
+        mask[part] = True
+        samples.append(mask)
+    return samples
 
 
 def _unit_removal_matches_gating(

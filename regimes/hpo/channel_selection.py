@@ -12,7 +12,7 @@ from regimes.data.dataset import Dataset
 from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.losses.functions import loss_value
-from regimes.pruners.channels import channel_groups
+from regimes.pruners.removable_channels import channel_groups
 
 Scores = Callable[[nn.Module], Mapping[str, Tensor]]  # model -> {name in the state dict: score of each weight}
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import TrialState
+from torch import nn
 
 from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
@@ -167,8 +168,7 @@ def evaluate_winner(plan: Plan, context: RunContext, winner: optuna.trial.Frozen
             if snapshot.diverged:
                 rows.append({"seed": seed, "test_error": None, "val_error": None})
                 continue
-            judged = {name: error_and_loss(model, split, recipe.loss_fn)[0].value for name, split in _splits(context)}
-            rows.append({"seed": seed, **judged})
+            rows.append({"seed": seed, **_errors(model, recipe, context)})
     errors = [row["test_error"] for row in rows if row["test_error"] is not None]
     return {
         "params": {name: winner.params[name] for name in plan.space},
@@ -182,5 +182,7 @@ def evaluate_winner(plan: Plan, context: RunContext, winner: optuna.trial.Frozen
     }
 
 
-def _splits(context: RunContext) -> list[tuple[str, Any]]:
-    return [("val_error", context.data.val), ("test_error", context.data.test)]
+def _errors(model: nn.Module, recipe: Recipe, context: RunContext) -> dict[str, float]:
+    splits = {"val_error": context.data.val, "test_error": context.data.test}
+    function = recipe.error_function
+    return {name: error_and_loss(model, each, recipe.loss_fn, function)[0].value for name, each in splits.items()}

@@ -25,8 +25,9 @@ from regimes.hpo import PROXIES
 from regimes.hpo.channel_selection import ChannelSelector, layer_weights, magnitudes, saliencies
 from regimes.losses.functions import loss_value
 from regimes.models.residual_blocks import remove_missing_blocks
-from regimes.pruners.channels import check_runs, fit_to_state, shrink
+from regimes.pruners.channels import fit_to_state, shrink
 from regimes.pruners.prune import prunable
+from regimes.pruners.removable_channels import check_runs
 from regimes.registry import lookup
 
 MIN_CHANNEL_SHARE = 0.15  # kept of each layer, as in the reference code of proxy hyperparameter optimisation

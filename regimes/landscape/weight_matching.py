@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from regimes.errors import UserError
 from regimes.landscape.linear_path import LmcOptions, linear_connectivity, matching_parameters, path_values
 from regimes.landscape.metric import Metric, MetricValues, Probe, Trained, Variable, image_count, subset
-from regimes.pruners.channels import TORCH_PRUNING_REQUIREMENT, channel_groups
+from regimes.pruners.removable_channels import TORCH_PRUNING_REQUIREMENT, channel_groups
 
 MAX_ROUNDS = 100  # over all groups; a few suffice for small networks
 

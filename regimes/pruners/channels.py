@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from regimes.data.inputs import Inputs, TensorGroup, call
+from regimes.data.inputs import Inputs
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode
-from regimes.losses.functions import logits
 from regimes.models.build import load_weights, seeded
 from regimes.pruners.prune import prunable
+from regimes.pruners.removable_channels import check_runs, examples, fixed_layers, kept_heads, torch_pruning_module
 
 MAX_ATTEMPTS = 12  # attempts to find the share of channels that gives the density
 MAX_DENSITY_FACTOR = 1.5  # largest ratio between requested and reached density, either way
 DENSITY_TOLERANCE = 0.01  # relative error of the density at which the search stops
-TORCH_PRUNING_REQUIREMENT = "torch-pruning>=1.6,<2"
 IMPORTANCE = {
     "channels-magnitude": "GroupMagnitudeImportance",
     "channels-saliency": "GroupTaylorImportance",
@@ -42,7 +40,8 @@ def shrink(
     """Return a physically smaller copy of a network, and the density it reaches.
 
     Channels that have to be removed together (a residual stream, a convolution and its BatchNorm) are found by
-    torch-pruning; the head keeps its outputs. Whole channels cannot give every density. The share of channels kept, at
+    torch-pruning; the head keeps its outputs, and so do layers whose width the forward counts on, such as projections
+    to attention heads (see `fixed_layers`). Whole channels cannot give every density. The share of channels kept, at
     first the square root of the density, is adjusted to come as close as possible.
 
     Args:
@@ -61,12 +60,12 @@ def shrink(
 
     Raises:
         UserError: torch-pruning is not installed, cannot trace the network, or returns a network that does not run or
-            has outputs of another shape; layers share a weight; an unsupported allocation; the density cannot be
-            reached within a factor of 1.5.
+            has outputs of another shape; an unsupported allocation; the density cannot be reached within a factor of
+            1.5.
     """
     if density >= 1:
         return copy.deepcopy(model), 1.0
-    refuse_shared_weights(model)
+    fixed = fixed_layers(model, inputs)
     if allocation not in ("uniform", "global"):
         raise UserError(f"load.allocation = '{allocation}': allowed for channel pruners: uniform, global")
     size = sum(weight.numel() for weight in prunable(model).values())
@@ -75,7 +74,7 @@ def shrink(
     best, reached = None, 2.0
     for _ in range(MAX_ATTEMPTS):
         everywhere = allocation == "global"
-        small = _without(model, share, inputs, IMPORTANCE[pruner], everywhere, seed, floor, prepare)
+        small = _without(model, share, inputs, IMPORTANCE[pruner], everywhere, seed, floor, prepare, fixed)
         kept = sum(weight.numel() for weight in prunable(small).values()) / size
         if abs(kept - density) < abs(reached - density):
             best, reached = small, kept
@@ -93,51 +92,15 @@ def shrink(
     if not 1 / MAX_DENSITY_FACTOR <= reached / density <= MAX_DENSITY_FACTOR:
         raise UserError(
             f"density {density:g}: the nearest density that removing whole channels of {type(model).__name__} reaches "
-            f"is {reached:.3g} (allocation '{allocation}'); use a higher density or a wider network"
+            f"is {reached:.3g} (allocation '{allocation}'); {_kept_whole(fixed)}use a higher density or a wider network"
         )
     check_runs(best, model, inputs)
     return best, reached
 
 
-def check_runs(small: nn.Module, whole: nn.Module, inputs: Inputs) -> None:
-    """Check that a network with fewer channels runs, with outputs of the whole network's shape.
-
-    Raises:
-        UserError: it does not.
-    """
-    try:
-        with eval_mode(small), eval_mode(whole):
-            shapes = [logits(call(each, inputs)).shape for each in (small, whole)]
-        reason = "" if shapes[0] == shapes[1] else "its outputs change shape"
-    except Exception as error:  # code that depends on a width
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    if reason:
-        raise UserError(
-            f"{type(whole).__name__} cannot be pruned by channels, its forward fails without some: {reason}"
-        )
-
-
-def refuse_shared_weights(model: nn.Module) -> None:
-    """Refuse a network in which two layers have one weight, which channel surgery would separate.
-
-    Raises:
-        UserError: two layers share a parameter.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    shared = [names[each] for each in sharing_layers(model)]
-    if shared:
-        raise UserError(
-            f"{type(model).__name__} cannot be pruned by channels: {' and '.join(shared[:2])} share a weight"
-        )
-
-
-def sharing_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that have a parameter which another module has, too."""
-    owners: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        for each in module.parameters(recurse=False):
-            owners.setdefault(id(each), []).append(module)
-    return list(dict.fromkeys(module for found in owners.values() if len(found) > 1 for module in found))
+def _kept_whole(fixed: Mapping[str, str]) -> str:
+    few = [*list(fixed)[:3], *(["..."] if len(fixed) > 3 else [])]
+    return f"{', '.join(few)} keep all channels ({next(iter(fixed.values()))}); " if fixed else ""
 
 
 def fit_to_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -184,14 +147,14 @@ def _without(
     seed: int,
     floor: float,
     prepare: Callable[[nn.Module], None] | None,
+    fixed: Iterable[str],
 ) -> nn.Module:
     """Return a copy of the model without a share of its channels."""
-    pruning = _torch_pruning()
+    pruning = torch_pruning_module()
     small = copy.deepcopy(model).eval()
     if prepare is not None:
         prepare(small)
-    weights = {id(each) for each in prunable(small).values()}
-    kept = [each for each in small.modules() if isinstance(each, nn.Linear) and id(each.weight) not in weights]
+    kept = [*kept_heads(small), *(small.get_submodule(name) for name in fixed)]
     # Keep at least one channel per layer: torch-pruning does not prune a group that would lose all.
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [each for each in small.modules() if isinstance(each, kinds) and each not in kept]
@@ -201,7 +164,7 @@ def _without(
         try:
             worker = pruning.pruner.BasePruner(
                 small,
-                _examples(inputs),
+                examples(inputs),
                 importance=getattr(pruning.importance, how)(),
                 pruning_ratio=share,
                 pruning_ratio_dict={} if everywhere else shares,
@@ -216,55 +179,3 @@ def _without(
     for each in small.parameters():
         each.grad = None
     return small.train(model.training)
-
-
-def channel_groups(model: nn.Module, inputs: Inputs) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
-    """Return the groups of channels that have to be removed together, as found by torch-pruning.
-
-    Args:
-        model: any network; it is not changed.
-        inputs: one or two inputs, to trace the network.
-
-    Returns:
-        One list per group, with an entry per affected layer: (layer, "prune_in_channels" or "prune_out_channels",
-        positions in the layer, channel of each position).
-
-    Raises:
-        UserError: torch-pruning is not installed, or cannot trace the network.
-    """
-    pruning = _torch_pruning()
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            traced = copy.deepcopy(model).requires_grad_(True)  # frozen layers cannot be traced
-            graph = pruning.DependencyGraph().build_dependency(traced, _examples(inputs))
-            names = {module: name for name, module in graph.model.named_modules()}
-            layers = dict(model.named_modules())
-            return [
-                [
-                    (layers[names[target]] if target in names else target, item.dep.handler.__name__, *_idxs(item))
-                    for item in group
-                    for target in [item.dep.target.module]
-                ]
-                for group in graph.get_all_groups()
-            ]
-        except Exception as error:  # unsupported operations raise many kinds of errors
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
-
-
-def _examples(inputs: Inputs) -> Any:
-    """Inputs as torch-pruning takes them."""
-    return inputs.tensors if isinstance(inputs, TensorGroup) else inputs
-
-
-def _idxs(item: Any) -> tuple[list[int], list[int]]:
-    return [int(each) for each in item.idxs], [int(each) for each in item.root_idxs or item.idxs]
-
-
-def _torch_pruning() -> Any:
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise UserError(f"torch-pruning is not installed: pip install '{TORCH_PRUNING_REQUIREMENT}'") from error
-    return torch_pruning
