@@ -130,7 +130,7 @@ class SearchProgress:
 def _text(value: float, error: Mapping[str, Any]) -> str:
     if error["fraction"]:
         return f"{value:.2%}"
-    return f"{value:.4g}{'' if error['unit'] == '1' else ' ' + error['unit']}"
+    return f"{value:.4g}{'' if error['unit'] in ('1', 'loss') else ' ' + error['unit']}"
 
 
 def _print(result: dict[str, Any], folder: Path) -> None:
@@ -153,9 +153,10 @@ def _print(result: dict[str, Any], folder: Path) -> None:
         typer.echo(f"trial {each['trial']} failed: {each['why']}")
     deployed = winner["deployment"]
     if deployed and deployed["density"] is not None:
+        expected = f"expected test {error['title']} {_text(deployed['expected_error'], error)}"
         typer.echo(
-            f"to deploy: density {deployed['density']:g}, regime {deployed['regime']}, expected test "
-            f"{error['title']} {_text(deployed['expected_error'], error)} ({deployed['reason']}); the map advises: {deployed['direction']}"
+            f"to deploy: density {deployed['density']:g}, regime {deployed['regime']}, {expected} "
+            f"({deployed['reason']}); the map advises: {deployed['direction']}"
         )
     elif deployed:
         typer.echo(f"to deploy: the map gives no advice: {deployed['reason']}")

@@ -14,6 +14,7 @@ from regimes.data.dataset import Split
 from regimes.experiment.context import RunContext
 from regimes.landscape.error import errors_or_nan, input_errors, whole_outputs
 from regimes.losses.functions import loss_value
+from regimes.losses.tasks import error_name
 
 MAX_SCALE = 20.0  # largest inverse temperature, and largest temperature
 BISECTIONS = 40  # of the interval of log b
@@ -53,13 +54,12 @@ def units_of(context: RunContext, recipe: Recipe) -> dict[str, Any]:
 
     The error is a fraction of wrong predictions, an error function of one's own, or the loss itself.
     """
+    title, unit = error_name(context.task(recipe), recipe.error_function, recipe.loss)
     nats = recipe.loss in ("cross-entropy", "binary-cross-entropy")
-    loss = {"title": "loss", "unit": "nat" if nats else "1", "fraction": False}
-    function = recipe.error_function
-    if function is not None:
-        return {"loss": loss, "error": {"title": function.title, "unit": function.unit, "fraction": False}}
-    wrong = context.fraction(recipe)
-    return {"loss": loss, "error": {"title": "error", "unit": "1", "fraction": True} if wrong else loss}
+    return {
+        "error": {"title": title, "unit": unit, "fraction": context.fraction(recipe)},
+        "loss": {"title": "loss", "unit": "nat" if nats else "loss", "fraction": False},
+    }
 
 
 def calibrated_loss(answers: Tensor, targets: Tensor) -> float:

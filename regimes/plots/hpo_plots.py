@@ -34,7 +34,7 @@ def objective_label(value: str, units: Mapping[str, Any] = CLASSES) -> str:
     """
     what = units["error" if value == "error" else "loss"]
     unit = "share wrong" if what["fraction"] else what["unit"]
-    return f"validation {what['title']} of the full network{'' if unit == '1' else f' ({unit})'}"
+    return f"validation {what['title']} of the full network{'' if unit in ('1', 'loss') else f' ({unit})'}"
 
 
 def log_axis_with_plain_labels(axis: Axis) -> None:
