@@ -19,6 +19,8 @@ from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
+from regimes.hpo.batch_ask import check_space
+from regimes.hpo.exhaustion import ended_by_sampler, settings_left
 from regimes.hpo.fidelity_trainer import FidelityTrainer
 from regimes.hpo.optuna_study import open_study
 from regimes.hpo.plan import Plan
@@ -95,23 +97,26 @@ def enqueue_priors(study: optuna.Study, plan: Plan) -> None:
 
 
 def run_trials(study: optuna.Study, runner: TrialRunner, batch: int, limits: Limits) -> None:
-    """Ask for trials in batches and train them until there are enough or time is up.
+    """Ask for trials in batches and train them until there are enough, time is up or the sampler has no more settings.
 
     Trials that the deadline interrupts are marked; `requeue_dead_trials` enqueues them again.
     """
-    while time.monotonic() < limits.deadline:
-        trials = study.get_trials(deepcopy=False)
-        waiting = sum(each.state == TrialState.WAITING for each in trials)
-        count = min(batch, limits.trials - count_finished(trials), batch if limits.draws else waiting)
-        if count <= 0:
-            return
-        started = runner.ask(study, count)
-        try:
-            kept = _needed(study, started, limits)
-            _fail_unfinished(study, [each for each in started if each not in kept], again=False)
-            runner.run_batch(study, kept)
-        finally:
-            _fail_unfinished(study, started)
+    check_space(study, runner.space)
+    with ended_by_sampler(study):
+        while time.monotonic() < limits.deadline:
+            trials = study.get_trials(deepcopy=False)
+            waiting = sum(each.state == TrialState.WAITING for each in trials)
+            drawn = settings_left(study, runner.space) if limits.draws else 0
+            count = min(batch, limits.trials - count_finished(trials), waiting + drawn)
+            if count <= 0:
+                return
+            started = runner.ask(study, int(count))
+            try:
+                kept = _needed(study, started, limits)
+                _fail_unfinished(study, [each for each in started if each not in kept], again=False)
+                runner.run_batch(study, kept)
+            finally:
+                _fail_unfinished(study, started)
 
 
 def _needed(study: optuna.Study, started: list[RunningTrial], limits: Limits) -> list[RunningTrial]:
