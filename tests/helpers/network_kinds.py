@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -210,7 +211,10 @@ def _vit() -> nn.Module:
 
 
 def _bert() -> nn.Module:
-    transformers = __import__("pytest").importorskip("transformers")
+    from regimes.torchvision_import import torchvision
+
+    torchvision()  # transformers imports it
+    transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=VOCABULARY, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,
         max_position_embeddings=TOKENS, num_labels=CLASSES, initializer_range=0.5, type_vocab_size=1,
