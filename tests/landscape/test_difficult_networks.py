@@ -95,10 +95,10 @@ def test_inputs_stay_as_they_were() -> None:
     for _ in range(2):
         trace = regimes.hessian_trace(moved, F.cross_entropy, (X, Y))
         expected = regimes.hessian_trace(plain, F.cross_entropy, (X - 0.1, Y))
-        assert trace.value == pytest.approx(expected.value, abs=5 * (trace.stderr + expected.stderr))
+        assert trace.value == pytest.approx(expected.value, abs=5 * (trace.stderr + expected.stderr) + 1e-5)
         assert regimes.cka(moved, moved, X).value == 1
     (error, *_) = regimes.measure([moved], (X, Y), ["error"])
-    assert error.value.value == float((plain(X - 0.1).argmax(1) != Y).float().mean())  # type: ignore[union-attr]
+    assert error.value.value == float((plain(X - 0.1).argmax(1) != Y).double().mean())  # type: ignore[union-attr]
     assert torch.equal(X, kept)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -156,7 +156,7 @@ def test_a_loss_of_ones_own_takes_the_outputs_as_they_are() -> None:
     model = Returning("tuple")
     found = regimes.hessian_trace(model, lambda out, y: F.cross_entropy(out[0], y), (X, Y), rel_stderr=0.01)
     expected = regimes.hessian_trace(model.body, F.cross_entropy, (X, Y), rel_stderr=0.01)
-    assert found.value == pytest.approx(expected.value, abs=5 * (found.stderr + expected.stderr))
+    assert found.value == pytest.approx(expected.value, abs=5 * (found.stderr + expected.stderr) + 1e-5)
 
 
 @pytest.mark.parametrize("loss", [F.multi_margin_loss])
@@ -222,7 +222,7 @@ def test_batches_of_two_lengths() -> None:
     with torch.no_grad():
         outputs = torch.cat([model(each["input_ids"], each["attention_mask"]) for each in batches])
     (error, *_) = regimes.measure([model], batches, ["error"])
-    assert error.value.value == float((outputs.argmax(1) != Y[:8]).float().mean())  # type: ignore[union-attr]
+    assert error.value.value == float((outputs.argmax(1) != Y[:8]).double().mean())  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"rows of shape \(3,\) and \(5,\); pad them to one length"):
         regimes.hessian_trace(model, F.cross_entropy, [(each["input_ids"], each["labels"]) for each in batches])
 
