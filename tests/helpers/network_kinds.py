@@ -286,6 +286,25 @@ def _mlp_tail() -> nn.Module:
     return nn.Sequential(nn.ReLU(), nn.Linear(6, CLASSES))
 
 
+# Kinds that a part of the package refuses, with what its one line says where a test reads it.
+NO_HESSIAN = {"complex": "float32 or float64", "embedding-bag": "second derivatives.*embedding_bag"}
+NO_FISHER = {
+    "complex": "float32 or float64",
+    "per-token": "mean of per-input losses",
+    "tied": "mean of per-input losses",
+    "lstm": "Batching rule",
+    "gru": "Batching rule",
+    "bert": "data-dependent",
+}
+NO_GRADIENT_PRUNERS = {"complex": "needs real weights"}
+NOT_STACKED = {"tied", "lstm", "gru", "bert", "group-norm", "spectral-norm"}  # trained one by one
+NOT_NARROWED = {"group-norm", "vit", "encoder", "dict", "lstm", "gru", "embedding-bag", "tied", "spectral-norm"}
+NOT_SHRUNK = NOT_NARROWED - {"encoder", "dict"}
+NOT_DISCOVERED = {
+    "group-norm", "layer-norm", "instance-norm", "transposed", "bert", "lstm", "gru", "embedding-bag", "tied",
+    "two-inputs", "spectral-norm",
+}  # fmt: skip
+
 # -- as a data set and a model of a sweep ------------------------------------------------------------------------------
 
 LOSS_NAMES = {_logit_loss: "binary-cross-entropy", F.mse_loss: "mse"}  # of the others: cross-entropy

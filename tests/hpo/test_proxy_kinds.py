@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from network_kinds import KINDS, LOSS_NAMES, data
+from network_kinds import KINDS, LOSS_NAMES, NOT_DISCOVERED, NOT_NARROWED, NOT_SHRUNK, data
 from torch import nn
 
 import regimes
@@ -19,12 +19,6 @@ from regimes.pruners.channels import shrink
 from regimes.pruners.prune import prunable
 
 pytest.importorskip("torch_pruning")
-NOT_NARROWED = {"group-norm", "vit", "encoder", "dict", "lstm", "gru", "embedding-bag", "tied", "spectral-norm"}
-NOT_SHRUNK = {"group-norm", "vit", "lstm", "gru", "embedding-bag", "tied", "spectral-norm"}
-NOT_DISCOVERED = {
-    "group-norm", "layer-norm", "instance-norm", "transposed", "bert", "lstm", "gru", "embedding-bag", "tied",
-    "two-inputs", "spectral-norm",
-}  # fmt: skip
 
 
 def outputs(model: nn.Module, kind: str) -> torch.Tensor:
