@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from regimes.config.check_checkpoints import check_checkpoints
 from regimes.config.check_load_axis import check_load
 from regimes.config.overrides import apply_overrides
-from regimes.config.recipe import RECIPES, Recipe
+from regimes.config.recipe import RECIPES, USED_BY, Recipe
 from regimes.config.sweep import MeasureConfig, Named, Sweep
 from regimes.config.validation import Checker
 from regimes.data import AUGMENTATIONS, DATASETS
@@ -154,7 +154,13 @@ class SweepChecker(Checker):
         if "stop" in given:
             self.add_error(f"{key}.stop", "cannot be set here; use [temperature] epochs = [...] instead")
             given.pop("stop")
-        recipe: Recipe | None = self.validate(Recipe, key, {**base.model_dump(), **given})
+        kept = base.model_dump()
+        if "optimizer" in given:  # what only another optimiser uses is not kept
+            kept = {n: each for n, each in kept.items() if n not in USED_BY or given["optimizer"] in USED_BY[n]}
+        recipe: Recipe | None = self.validate(Recipe, key, {**kept, **given})
+        for name, problem in recipe.unused.items() if recipe is not None else ():
+            if key == "recipe" or {name, "optimizer"} & set(given):
+                self.add_error(f"{key}.{name}", problem)
         if recipe is not None and (key == "recipe" or "augment" in given):
             self.resolve_name(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation", Augmentation)
         if recipe is not None and (key == "recipe" or "loss" in given):

@@ -27,7 +27,7 @@ class Snapshot:
     Attributes:
         epoch: number of scheduled epochs done.
         weights: the model's state dict.
-        momentum: momentum buffers by parameter name.
+        momentum: the optimiser's buffers by name; see `OptimizerStep.momentum`.
         history: one row per epoch so far.
         diverged: whether the loss became non-finite; weights and momentum are then empty.
     """
