@@ -36,6 +36,8 @@ def plan(
 
 
 def _facts(prepared: Any, cost: Any, workers: int) -> dict[str, Any]:
+    from regimes.experiment.expand import coverages
+
     progress, stages = prepared.progress, prepared.stages
     todo = Counter(stage.kind for stage in progress.todo)
     count = Counter(stage.kind for stage in stages)
@@ -49,6 +51,7 @@ def _facts(prepared: Any, cost: Any, workers: int) -> dict[str, Any]:
         "cells": sum(stage.kind in ("prune", "discover") and not stage.intermediate for stage in stages),
         "dense_trainings": len({stage.training for stage in stages if stage.kind == "train"}),
         "decay_product": _decay_product(prepared),
+        "coverage": [{**size, **each.as_dict()} for size, each in coverages(prepared.sweep, prepared.context)],
         "stages": {kind: {"all": count[kind], "done": done[kind], "todo": todo[kind]} for kind in STAGE_NOUNS},
         "done": len(progress.done),
         "failed": failed,
@@ -88,6 +91,9 @@ def _print(facts: dict[str, Any], prepared: Any) -> None:
     if facts["decay_product"]:
         values = " to ".join(dict.fromkeys(f"{each:.2g}" for each in facts["decay_product"]))
         typer.echo(f"  learning rate x weight decay x steps before the first decay: {values}")
+    for each in facts["coverage"]:
+        where = f" at width {each['width']}" if "width" in each else ""
+        typer.echo(f"  prunable{where}: {each['text']}")
     for kind, noun in STAGE_NOUNS.items():
         count = facts["stages"][kind]
         if count["all"] or kind in ("retrain", "measure"):

@@ -57,15 +57,24 @@ def check_load(
         checker.add_error("load.allocation", f"channel pruning allows 'uniform' or 'global', got {axis.allocation!r}")
     elif axis.rewind is not None:
         checker.add_error("load.rewind", f"needs masks; '{axis.pruner}' makes smaller networks, without rewinding")
+    if axis.embeddings and axis.structured:
+        checker.add_error("load.embeddings", f"needs masks; '{axis.pruner}' makes smaller networks")
     if axis.schedule == "one-shot" and axis.rounds is not None:
         checker.add_error("load.rounds", "one-shot pruning has one round; set schedule = 'iterative' or 'gradual'")
+    if axis.rewind is not None:
+        _check_rewind(checker, axis.rewind, recipe, temperature, pretrained)
+    return axis
+
+
+def _check_rewind(
+    checker: Checker, rewind: int, recipe: Recipe | None, temperature: Mapping[str, Any], pretrained: bool
+) -> None:
     stops = [value for name, values in temperature.items() if _is_epochs(name) for value in values]
     shortest = min(stops, default=recipe.epochs if recipe else None)
-    if axis.rewind is not None and pretrained:
+    if pretrained:
         checker.add_error("load.rewind", "needs a dense training to rewind to; not available with [dense] checkpoints")
-    elif axis.rewind is not None and shortest is not None and axis.rewind > shortest:
-        checker.add_error("load.rewind", f"{axis.rewind} exceeds the shortest dense training, {shortest} epochs")
-    return axis
+    elif shortest is not None and rewind > shortest:
+        checker.add_error("load.rewind", f"{rewind} exceeds the shortest dense training, {shortest} epochs")
 
 
 def _check_discovered(checker: Checker, axis: LoadConfig, table: Mapping[str, Any], pretrained: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Strict
 
 from regimes.config.discovery import Pressure
-from regimes.config.recipe import Count, NonNegative, Recipe, Section
+from regimes.config.recipe import Count, Flag, NonNegative, Recipe, Section
 from regimes.knobs import KNOBS, Knob, Value
 from regimes.pruners import DISCOVERED, STRUCTURED_PRUNERS
 from regimes.registry import lookup
@@ -49,6 +49,7 @@ class LoadConfig(Section):
         rounds: number of pruning rounds; None: 3 for "iterative", 10 for "gradual".
         rewind: epoch of the dense training to whose weights the kept weights return before retraining; 0: initial
             weights; None: no rewinding.
+        embeddings: whether the weights of embeddings are prunable, too.
         discover: the other options of the pressure; its own ``nu`` is ignored.
     """
 
@@ -60,6 +61,7 @@ class LoadConfig(Section):
     schedule: Literal["one-shot", "iterative", "gradual"] = "one-shot"
     rounds: Annotated[int, Strict(), Field(ge=2, le=1000)] | None = None
     rewind: Annotated[int, Strict(), Field(ge=0)] | None = None
+    embeddings: Flag = False
     discover: Pressure = Pressure()
 
     @property

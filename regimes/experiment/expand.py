@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regimes.config.recipe import Recipe
-from regimes.config.sweep import Sweep
+from regimes.config.sweep import Size, Sweep
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, guessing_error
 from regimes.errors import UserError
@@ -27,6 +27,7 @@ from regimes.experiment.store import Store
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.pruners import DISCOVERED
+from regimes.pruners.prunable_weights import Coverage, coverage
 from regimes.registry import lookup
 from regimes.training.schedule import TrainingSchedule
 
@@ -170,8 +171,15 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage], context: RunContext) -> dic
             "pair": list(range(len(sweep.pairs()))),
         },
         "stages": [_placed(stage) for stage in stages],
+        "coverage": [{**size, **each.as_dict()} for size, each in coverages(sweep, context)],
         "sweep": sweep.model_dump(mode="json"),
     }
+
+
+def coverages(sweep: Sweep, context: RunContext) -> list[tuple[Size, Coverage]]:
+    """Return how much of the model can be pruned, for each size of the model."""
+    sizes = sweep.sizes()
+    return [(size, coverage(context.sized(size).new_model(seed=0), sweep.load.embeddings)) for size in sizes]
 
 
 def _first_decay(sweep: Sweep) -> float | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regimes.config.sweep import Sweep
+from regimes.data.dataset import Dataset, Split
 from regimes.data.inputs import call
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.trace_graph import trace_graph
@@ -15,8 +16,11 @@ from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
 from regimes.losses.functions import loss_value
 from regimes.pruners.channels import shrink
-from regimes.pruners.prune import prune
+from regimes.pruners.prune import check_kept, prunable, prune
 from regimes.registry import lookup
+
+RUNS_MODEL = ("snip", "synflow")  # pruners that may fail on a model
+NUDGE = 1e-3  # added to the weights for a trial: a layer that starts at zero stops every flow
 
 
 def try_losses(sweep: Sweep, context: RunContext) -> None:
@@ -43,32 +47,36 @@ def try_losses(sweep: Sweep, context: RunContext) -> None:
 
 
 def try_pruner(sweep: Sweep, context: RunContext) -> None:
-    """Prune a new model to the lowest density, if the pruner or the allocation is user-defined.
+    """Check that a new model can be pruned to the lowest density, with a trial of a pruner that runs the model.
 
     Raises:
-        UserError: one of them raises, or returns scores or counts that do not fit.
+        UserError: no weight is prunable, or one that cannot be masked; the pruner or the allocation raises, or returns
+            scores or counts that do not fit.
     """
-    load = sweep.load
-    if ":" not in load.pruner + load.allocation:
+    load, model = sweep.load, context.new_model(seed=0)
+    check_kept(model, prunable(model, load.embeddings), min(load.density))
+    own = ":" in load.pruner + load.allocation
+    if not own and load.pruner not in RUNS_MODEL:
         return
+    data, density = (context.data, min(load.density)) if own else (_first_two(context.data), 1.0)
+    if not own:
+        with torch.no_grad():
+            torch._foreach_add_(list(model.parameters()), NUDGE)
     where = f"[load] pruner = '{load.pruner}', allocation = '{load.allocation}'"
     with one_thread():
         generator, loss_fn = torch.Generator().manual_seed(0), sweep.recipe.loss_fn
         try:
-            prune(
-                context.new_model(seed=0),
-                min(load.density),
-                load.pruner,
-                load.allocation,
-                context.data,
-                generator,
-                loss_fn,
-            )
+            prune(model, density, load.pruner, load.allocation, data, generator, loss_fn, embeddings=load.embeddings)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except (Exception, SystemExit) as error:  # a user's function may raise anything
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{where} raised {type(error).__name__}: {reason}") from error
+
+
+def _first_two(data: Dataset) -> Dataset:
+    few = Split(*(each[:2] for each in data.train))
+    return Dataset(few, few, few, data.classes, data.title)
 
 
 def try_channels(sweep: Sweep, context: RunContext) -> None:

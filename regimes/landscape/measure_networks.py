@@ -21,7 +21,7 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import Curve, LossFn, Metric, Probe, Trained
 from regimes.pruners.mask import Mask
-from regimes.pruners.prune import prunable
+from regimes.pruners.prunable_weights import prunable_weights
 from regimes.registry import lookup, nearest
 
 
@@ -140,14 +140,18 @@ def _dataset(train: Data, test: Data | None, model: nn.Module) -> Dataset:
     return Dataset(split, other, other, classes, "given")
 
 
-def mask_of_zeros(model: nn.Module) -> Mask | None:
+def mask_of_zeros(model: nn.Module, embeddings: bool = False) -> Mask | None:
     """Return the mask of a pruned network from its zeros: prunable weights that are exactly 0 count as pruned.
+
+    Args:
+        model: the network.
+        embeddings: whether the weights of embeddings are prunable, too.
 
     Returns:
         The mask, or None if no prunable weight is 0.
+
+    Raises:
+        UserError: a layer's weight cannot be masked, see `prunable_weights`.
     """
-    try:
-        layers = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-    except UserError:  # no prunable layer
-        return None
+    layers = {name: weight.detach() != 0 for name, weight in prunable_weights(model, embeddings).items()}
     return Mask(layers) if any(not bool(layer.all()) for layer in layers.values()) else None

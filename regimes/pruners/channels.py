@@ -141,9 +141,9 @@ def _without(
     if prepare is not None:
         prepare(small)
     weights = {id(each) for each in prunable(small).values()}
-    kept = [each for each in small.modules() if isinstance(each, nn.Linear) and id(each.weight) not in weights]
-    # Keep at least one channel per layer: torch-pruning does not prune a group that would lose all.
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    kept = [each for each in small.modules() if isinstance(each, kinds) and id(each.weight) not in weights]
+    # Keep at least one channel per layer: torch-pruning does not prune a group that would lose all.
     layers = [each for each in small.modules() if isinstance(each, kinds) and each not in kept]
     shares = {each: min(share, 1 - 1.001 / len(each.weight)) for each in layers if len(each.weight) > 1}
     with seeded(seed), torch.enable_grad(), warnings.catch_warnings():

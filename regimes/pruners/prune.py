@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from regimes.errors import UserError
 from regimes.pruners import ALLOCATIONS, PRUNERS
 from regimes.pruners.mask import Mask
+from regimes.pruners.prunable_weights import needed_by_norm, plain_name, prunable, without_parametrizations
 from regimes.registry import lookup
 
 if TYPE_CHECKING:
     from regimes.data.dataset import Dataset
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,11 @@ class Candidate:
     """Input of a pruner.
 
     Attributes:
-        model: the trained network.
+        model: the trained network; if it has parametrised weights, a copy with plain weights of the same values.
         weights: its prunable weights by parameter name.
         density: the requested density.
         data: the data set; None if not given.
-        loss_fn: (outputs, targets) -> mean loss.
+        loss_fn: (outputs, targets) -> loss.
         generator: CPU generator for random scores.
     """
 
@@ -42,36 +41,6 @@ class Candidate:
     generator: torch.Generator
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the prunable weights: those of all convolutions and linear layers except the last linear layer.
-
-    The first convolution and 1x1 shortcuts are prunable; the head, biases and BatchNorm are not (Zhou et al. 2023).
-
-    Raises:
-        UserError: the model has no prunable layer.
-    """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
-    linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
-    if linear:
-        layers.pop(linear[-1])
-    weights: dict[str, nn.Parameter] = {
-        f"{name}.weight" if name else "weight": _weight(layer) for name, layer in layers.items()
-    }
-    named = dict(model.named_parameters())  # tied weights have one name there
-    weights = {name: weight for name, weight in weights.items() if name in named}
-    if not weights:
-        raise UserError(
-            f"{type(model).__name__} has no prunable layer: no convolution, and no linear layer except the last one"
-        )
-    return weights
-
-
-def _weight(layer: nn.Module) -> nn.Parameter:
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
 def prune(
     model: nn.Module,
     density: float,
@@ -81,6 +50,7 @@ def prune(
     generator: torch.Generator | None = None,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     within: Mask | None = None,
+    embeddings: bool = False,
 ) -> Mask:
     """Return the mask that keeps ``round(density * prunable weights)`` weights; the model is not changed.
 
@@ -93,29 +63,70 @@ def prune(
         generator: CPU generator, for random pruners; None: seed 0.
         loss_fn: (outputs, targets) -> mean loss, for pruners that use it.
         within: earlier mask of the same network; weights pruned there stay pruned.
+        embeddings: whether the weights of embeddings are prunable, too.
 
     Raises:
-        UserError: a density outside (0, 1], an unknown name, no prunable layer, scores that do not fit the weights, or
-            an allocation that keeps another number of weights.
+        UserError: a density outside (0, 1] or too low for the layers with weight or spectral norm, an unknown name, no
+            prunable layer or one whose weight cannot be masked, scores that do not fit the weights, or an allocation
+            that keeps another number of weights.
     """
     if not 0 < density <= 1:
         raise UserError(f"density {density}: allowed: above 0 and up to 1 (the fraction of weights kept)")
-    weights = prunable(model)
-    candidate = Candidate(model, weights, density, data, loss_fn, generator or torch.Generator().manual_seed(0))
-    scores = _checked(lookup(PRUNERS, pruner, "pruner")(candidate), weights, pruner)
+    weights = prunable(model, embeddings)
+    keep = check_kept(model, weights, density)
+    scores = _scores(model, weights, density, pruner, data, loss_fn, generator)
     if within is not None:
         scores = {name: _inside(score, within.layers[name]) for name, score in scores.items()}
-    keep = max(1, round(density * sum(weight.numel() for weight in weights.values())))
     shares = {name: score.cpu() for name, score in scores.items()}  # so that allocations are the same on any device
     counts: dict[str, int] = lookup(ALLOCATIONS, allocation, "allocation")(shares, keep)
-    if within is not None:
-        counts = _at_most(counts, {name: int(layer.sum()) for name, layer in within.layers.items()})
+    needed = needed_by_norm(model, scores)
+    if within is not None or needed:
+        live = weights if within is None else within.layers
+        most = {name: each.numel() if within is None else int(each.sum()) for name, each in live.items()}
+        counts = _bounded(counts, {name: int(needed[name].sum()) if name in needed else 0 for name in weights}, most)
+    for name, best in needed.items():
+        scores[name] = scores[name].masked_fill(best, torch.inf)
     mask = Mask({name: top_mask(scores[name], counts[name]) for name in weights})
     if mask.kept != keep:
         raise UserError(
             f"allocation '{allocation}' keeps {mask.kept} of {mask.size} weights; density {density:g} needs {keep}"
         )
     return mask
+
+
+def check_kept(model: nn.Module, weights: Mapping[str, Tensor], density: float) -> int:
+    """Return the number of weights that a density keeps.
+
+    Raises:
+        UserError: it is fewer than the layers with weight or spectral norm need.
+    """
+    keep = max(1, round(density * sum(weight.numel() for weight in weights.values())))
+    least = sum(int(each.sum()) for each in needed_by_norm(model, weights).values())
+    if keep < least:
+        raise UserError(
+            f"density {density:g} keeps {keep} weights, but layers with weight norm need one per channel and those "
+            f"with spectral norm one each, {least} together; use a higher density or remove_parametrizations"
+        )
+    return keep
+
+
+def _scores(
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    density: float,
+    pruner: str,
+    data: Dataset | None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Return a pruner's score for every weight; parametrised weights are scored by the values that the layers use."""
+    plain = without_parametrizations(model)
+    named = dict(plain.named_parameters())
+    plain_weights = {plain_name(name): named[plain_name(name)] for name in weights}
+    generator = generator or torch.Generator().manual_seed(0)
+    candidate = Candidate(plain, plain_weights, density, data, loss_fn, generator)
+    found = _checked(lookup(PRUNERS, pruner, "pruner")(candidate), plain_weights, pruner)
+    return {name: found[plain_name(name)] for name in weights}
 
 
 def _checked(scores: Any, weights: Mapping[str, Tensor], pruner: str) -> dict[str, Tensor]:
@@ -136,14 +147,16 @@ def _inside(score: Tensor, alive: Tensor) -> Tensor:
     return torch.where(alive.to(score.device), score, -torch.inf)
 
 
-def _at_most(counts: dict[str, int], most: dict[str, int]) -> dict[str, int]:
-    """Limit the counts to each layer's live weights; the excess goes to the layers with most room."""
-    found = {name: min(count, most[name]) for name, count in counts.items()}
-    over = sum(counts.values()) - sum(found.values())
-    for name in sorted(found, key=lambda name: (found[name] - most[name], name)):
-        more = min(over, most[name] - found[name])
-        found[name] += more
-        over -= more
+def _bounded(counts: dict[str, int], least: dict[str, int], most: dict[str, int]) -> dict[str, int]:
+    """Limit each layer's count; the difference goes to, or comes from, the layers with most room."""
+    found = {name: max(least[name], min(count, most[name])) for name, count in counts.items()}
+    rest = sum(counts.values()) - sum(found.values())
+    for name in sorted(
+        found, key=lambda name: (found[name] - most[name] if rest > 0 else least[name] - found[name], name)
+    ):
+        step = max(least[name] - found[name], min(rest, most[name] - found[name]))
+        found[name] += step
+        rest -= step
     return found
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regimes.data.dataset import subset
+from regimes.data.inputs import call
 from regimes.errors import UserError
+from regimes.losses.chunks import chunk_weights
+from regimes.losses.functions import loss_value
 from regimes.pruners.prune import Candidate
 
 SENSITIVITY_IMAGES = 512  # training images used, drawn once
@@ -16,7 +22,8 @@ BATCH_IMAGES = 128
 def snip(candidate: Candidate) -> dict[str, Tensor]:
     """Return the connection sensitivity ``|w dL/dw|`` of every prunable weight (SNIP, Lee et al. 2019, 1810.02340).
 
-    The loss is that of up to 512 training images in eval mode, so that BatchNorm statistics do not change.
+    The loss is that of up to 512 training images in eval mode, so that BatchNorm statistics do not change. Frozen
+    weights have a sensitivity like others; that of weights that the outputs do not depend on is 0.
 
     Raises:
         UserError: no data given.
@@ -24,17 +31,33 @@ def snip(candidate: Candidate) -> dict[str, Tensor]:
     if candidate.data is None:
         raise UserError("pruner 'snip' needs training data: pass data=")
     images = subset(candidate.data.train, SENSITIVITY_IMAGES)
-    training = candidate.model.training
-    candidate.model.eval()
+    names, weights = list(candidate.weights), list(candidate.weights.values())
     total = {name: torch.zeros_like(weight) for name, weight in candidate.weights.items()}
-    try:
-        with torch.enable_grad():
-            for start in range(0, len(images.targets), BATCH_IMAGES):
-                part = slice(start, start + BATCH_IMAGES)
-                loss = candidate.loss_fn(candidate.model(images.inputs[part]), images.targets[part])
-                gradients = torch.autograd.grad(loss * len(images.targets[part]), list(candidate.weights.values()))
-                for name, gradient in zip(total, gradients, strict=True):
+    targets = images.targets.split(BATCH_IMAGES)
+    shares: list[float] = []
+    with torch.enable_grad(), _differentiable(candidate.model, weights):
+        for number, (inputs, wanted) in enumerate(zip(images.inputs.split(BATCH_IMAGES), targets, strict=True)):
+            outputs = call(candidate.model, inputs)
+            shares = shares or chunk_weights(candidate.loss_fn, outputs, targets)
+            loss = loss_value(candidate.loss_fn, outputs, wanted) * (shares[number] * len(images.targets))
+            for name, gradient in zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+                if gradient is not None:
                     total[name] += gradient
-    finally:
-        candidate.model.train(training)
     return {name: (total[name] * weight).detach().abs() for name, weight in candidate.weights.items()}
+
+
+@contextmanager
+def _differentiable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Context manager for eval mode in which weights have gradients, also frozen ones."""
+    training = [module for module in model.modules() if module.training]
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    model.eval()
+    try:
+        for weight in frozen:
+            weight.requires_grad = True
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad = False
+        for module in training:
+            module.training = True

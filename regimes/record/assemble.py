@@ -29,7 +29,8 @@ def open_record(run: str | Path) -> xr.Dataset:
     in ``kept``), ``dense_seed``, and ``retrain_seed`` or ``pair``.
     Variables: ``test_error``, ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, with
     ``<name>_stderr`` for estimates. Cells without a measurement are NaN; ``status`` (pending, ok, diverged, failed)
-    gives the reason. Attributes: ``units``, ``long_name`` and, for metrics, ``measured_with``.
+    gives the reason. Attributes: ``prunable`` (how many weights are, which are not); of variables: ``units``,
+    ``long_name`` and, for metrics, ``measured_with``.
 
     Args:
         run: the run folder.
@@ -125,6 +126,8 @@ class _Grid:
         data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
         if self.layout.get("chance_error") is not None:  # not in runs of earlier versions
             data.attrs["chance_error"] = self.layout["chance_error"]
+        if "coverage" in self.layout:  # not in runs of earlier versions
+            data.attrs["prunable"] = " | ".join(each["text"] for each in self.layout["coverage"])
         if "epochs" in self.knobs and self.layout.get("first_decay") is not None:
             data["epochs"].attrs["first_decay"] = self.layout["first_decay"]
         head = store.run_info or {}

@@ -159,3 +159,11 @@ def test_densities_out_of_reach_are_refused_before_any_work(tiny: Sweep, run_tin
     with pytest.raises(UserError, match="the nearest density that removing whole channels"):
         run_tiny(tiny)
     assert not count
+
+
+def test_a_convolution_as_head_keeps_its_outputs() -> None:
+    layers = [torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers, torch.nn.Conv2d(16, 5, 1))
+    small, kept = shrink(model, 0.3, torch.randn(2, 3, 8, 8), "channels-random", "uniform", seed=0)
+    assert kept == pytest.approx(0.3, rel=0.3)
+    assert small(torch.randn(2, 3, 8, 8)).shape == (2, 5, 4, 4)

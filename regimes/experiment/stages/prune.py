@@ -83,6 +83,7 @@ class PruneStage:
     def describe(self) -> dict[str, Any]:
         """Return the description that the key is a hash of."""
         pruner, allocation = self.load.pruner, self.load.allocation
+        more = {"embeddings": True} if self.load.embeddings else {}  # younger than the first keys
         source = None if self.load.structured else source_id(PRUNERS, pruner, "pruner")
         return {
             "schema": SCHEMA,
@@ -92,6 +93,7 @@ class PruneStage:
             "density": self.density,
             "pruner": [pruner, source],
             "allocation": [allocation, source_id(ALLOCATIONS, allocation, "allocation")],
+            **more,
         }
 
 
@@ -127,7 +129,15 @@ def _mask(stage: PruneStage, context: RunContext, store: Store) -> Pruned:
     within = None if stage.after is None else stored_mask(context, store, stage.after.pruned.key, model)
     loss_fn = stage.dense.recipe.loss_fn
     mask = pruning.prune(
-        model, stage.density, load.pruner, load.allocation, context.data, generator, loss_fn=loss_fn, within=within
+        model,
+        stage.density,
+        load.pruner,
+        load.allocation,
+        context.data,
+        generator,
+        loss_fn=loss_fn,
+        within=within,
+        embeddings=load.embeddings,
     )
     layers = {name: int(layer.sum()) for name, layer in mask.layers.items()}
     return Estimate(mask.density, 0.0, mask.size), layers, mask.tensors()
