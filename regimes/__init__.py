@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from regimes.landscape.spectrum import hessian_eigenvalues as hessian_eigenvalues
     from regimes.landscape.spectrum import hessian_spectrum as hessian_spectrum
     from regimes.landscape.weight_matching import match as match
+    from regimes.losses.tasks import ErrorFunction as ErrorFunction
     from regimes.plots.draw_map import draw_map as draw_map
     from regimes.pruners.mask import Mask as Mask
     from regimes.pruners.prune import prune as prune
@@ -80,6 +81,7 @@ _HOME = {
     "Dataset": "regimes.data.dataset",
     "Diagnosis": "regimes.diagnosis.diagnosis",
     "Discovery": "regimes.discovery.api",
+    "ErrorFunction": "regimes.losses.tasks",
     "Estimate": "regimes.landscape.estimate",
     "Mask": "regimes.pruners.mask",
     "Spectrum": "regimes.landscape.spectrum",

@@ -32,7 +32,8 @@ ShareOrZero = Annotated[float, Strict(), Field(ge=0, lt=1)]
 Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 Batch = Annotated[int, Strict(), Field(ge=2, le=1_000_000_000)]
 Flag = Annotated[bool, Strict()]
-LATER_FIELDS = ("error", "optimizer", "beta1", "beta2", "eps", "warmup", "clip_norm")  # younger than the first keys
+LATER_FIELDS = ("error", "optimizer", "beta1", "beta2", "eps", "warmup", "clip_norm", "train")  # younger than keys
+LOOP_ARGUMENTS = ("model", "data", "recipe", "seed", "mask", "start", "state")  # of a training loop of one's own
 USED_BY = {  # the optimisers that use a field; all use the fields that are not named here
     "momentum": ("sgd", "muon"),
     "nesterov": ("sgd", "muon"),
@@ -99,6 +100,8 @@ class Recipe(Section):
         augment: a name in `AUGMENTATIONS`, or an import path.
         stop: epoch at which training stops early, the schedule unchanged; None: at the end. Set by the epochs knob,
             not in a file.
+        train: import path of a training loop of one's own, which may read any of these fields, see
+            `regimes.training.custom_loop_engine`; "": the loop described by them.
         last: number of last epochs over which test and validation error are averaged (never the best epoch).
     """
 
@@ -124,6 +127,7 @@ class Recipe(Section):
     label_smoothing: ShareOrZero = 0.0
     augment: str = "crop-flip"
     stop: Count | None = None
+    train: Annotated[str, Field(pattern="^$|:")] = ""
     last: Count = 5
 
     @field_validator("error", mode="before")
@@ -151,6 +155,8 @@ class Recipe(Section):
     @property
     def unused(self) -> dict[str, str]:
         """{field that is set although the optimiser does not use it: error message}."""
+        if self.train:  # it may use any
+            return {}
         fields = type(self).model_fields
         given = [name for name in USED_BY if getattr(self, name) != fields[name].default]
         return {
@@ -165,6 +171,8 @@ class Recipe(Section):
             "augment_source": source_id(AUGMENTATIONS, self.augment, "augmentation"),
             "loss_source": source_id(LOSSES, self.loss, "loss"),
         }
+        if self.train:
+            sources["train_source"] = source_id({}, self.train, "training loop")
         if self.error is not None:
             sources["error_source"] = source_id({}, self.error.function, "error")
         fields = self.model_dump(exclude={"stop"})

@@ -21,12 +21,14 @@ class TensorGroup:
 
     Args:
         tensors: {argument: tensor}, or a sequence of positional arguments; each of shape (n, ...).
+        fragile: whether the model changes its inputs in place, so that it gets a copy in every forward pass.
 
     Raises:
         UserError: no tensors, or tensors of different length.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor] | Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor] | Sequence[Tensor], fragile: bool = False) -> None:
+        self.fragile = fragile
         self.tensors: dict[str, Tensor] | tuple[Tensor, ...] = (
             dict(tensors) if isinstance(tensors, Mapping) else tuple(tensors)
         )
@@ -44,8 +46,12 @@ class TensorGroup:
     def map(self, function: Callable[[Tensor], Tensor]) -> TensorGroup:
         """Return the group of ``function(tensor)`` of every tensor."""
         if isinstance(self.tensors, dict):
-            return TensorGroup({name: function(each) for name, each in self.tensors.items()})
-        return TensorGroup([function(each) for each in self.tensors])
+            return TensorGroup({name: function(each) for name, each in self.tensors.items()}, self.fragile)
+        return TensorGroup([function(each) for each in self.tensors], self.fragile)
+
+    def copied(self) -> TensorGroup:
+        """Return the same tensors as inputs that the model gets as a copy in every forward pass."""
+        return TensorGroup(self.tensors, fragile=True)
 
     def __len__(self) -> int:
         return len(next(iter(self.named().values())))
@@ -92,7 +98,8 @@ def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Return the positional and keyword arguments with which a model takes ``inputs``."""
     if not isinstance(inputs, TensorGroup):
         return (inputs,), {}
-    return ((), inputs.tensors) if isinstance(inputs.tensors, dict) else (inputs.tensors, {})
+    given = inputs.clone().tensors if inputs.fragile else inputs.tensors
+    return ((), given) if isinstance(given, dict) else (given, {})
 
 
 def call(model: nn.Module | Callable[..., Any], inputs: Inputs) -> Any:

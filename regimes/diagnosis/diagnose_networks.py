@@ -14,7 +14,6 @@ from regimes.diagnosis.network_diagnosis import NetworkDiagnosis, diagnose_value
 from regimes.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from regimes.data.dataset import Dataset, Split
@@ -65,6 +64,7 @@ def diagnose(
     from torch.nn import functional as F
 
     from regimes.data.dataset import Dataset, Split
+    from regimes.landscape.error import network_task
     from regimes.landscape.inputs import pair
     from regimes.landscape.measure_networks import mask_of_zeros
 
@@ -74,8 +74,8 @@ def diagnose(
     if masks is not None and len(masks) != len(networks):
         raise UserError(f"masks: expected one per network, or None: got {len(masks)} for {len(networks)}")
     split = data.train if isinstance(data, Dataset) else Split(*pair(data, networks[0]))
-    if split.targets.is_floating_point():
-        raise UserError("the targets are numbers; a diagnosis is learnt from classifiers")
+    if not network_task(networks[0], split, loss_fn or F.cross_entropy).fraction:
+        raise UserError("outputs and loss are those of numbers; a diagnosis is learnt from classifiers")
     kept = [mask_of_zeros(each) for each in networks] if masks is None else list(masks)
     estimates = _measure(networks, kept, split, loss_fn or F.cross_entropy, images, curve, seed)
     values = {name: value for name, (value, _) in estimates.items()}
@@ -157,9 +157,12 @@ def _mixed_cka(a: nn.Module, b: nn.Module, split: Split, seed: int) -> Estimate:
     """
     import torch
 
+    from regimes.data.inputs import TensorGroup
     from regimes.landscape.cka import cka
 
-    inputs: torch.Tensor = split.inputs[torch.arange(len(split.targets))]
+    inputs = split.inputs[torch.arange(len(split.targets))]
+    if isinstance(inputs, TensorGroup) or not inputs.is_floating_point():  # tokens have no mixtures
+        return cka(a, b, inputs, targets=split.targets)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
     weight = torch.rand(len(inputs), generator=generator).to(inputs.device, inputs.dtype)

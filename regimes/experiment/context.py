@@ -21,9 +21,10 @@ from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.experiment.numerics import Numerics, device_of, use_deterministic_kernels
 from regimes.experiment.store import Store
-from regimes.landscape.error import eval_mode
+from regimes.landscape.error import network_task
 from regimes.landscape.metric import Variable
-from regimes.losses.tasks import Task, infer_task
+from regimes.landscape.trial import copy_inputs, try_network
+from regimes.losses.tasks import Task
 from regimes.models import BUILDER_ARGUMENTS, MODELS
 from regimes.models.build import build
 from regimes.models.residual_blocks import remove_missing_blocks
@@ -65,6 +66,7 @@ class RunContext:
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
         self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
         self._tasks: dict[str, Task] = {}
+        self._changes_inputs: bool | None = None  # not tried yet
 
     def sized(self, size: Size) -> RunContext:
         """Return the context of a model of another size, with the same data, device and numerics."""
@@ -117,10 +119,7 @@ class RunContext:
         if recipe.loss not in self._tasks:
             with one_thread(), warnings.catch_warnings(), _as_user_error("model", self.spec.model.name):
                 warnings.simplefilter("ignore")
-                few = Split(*(each[:2] for each in self.data.train))
-                with eval_mode(self.new_model(seed=0)) as model:
-                    answers = call(model, few.inputs)
-                self._tasks[recipe.loss] = infer_task(answers, few.targets, recipe.loss_fn)
+                self._tasks[recipe.loss] = network_task(self.new_model(seed=0), self.data.train, recipe.loss_fn)
         return self._tasks[recipe.loss]
 
     def fraction(self, recipe: Recipe) -> bool:
@@ -147,6 +146,10 @@ class RunContext:
             if not isinstance(model, nn.Module):
                 raise TypeError(f"returned {type(model).__name__}; it must return a torch.nn.Module")
         model.to(self.device, self.dtype)
+        if self._changes_inputs is None:
+            self._changes_inputs = try_network(model, self.data.train.inputs[:2]).changes_inputs
+        if self._changes_inputs:
+            model.register_forward_pre_hook(copy_inputs, with_kwargs=True)
         return in_layout(model, self.layout)
 
     def check_model(self) -> None:

@@ -110,7 +110,7 @@ def _pruning_rounds(
 
 
 def _check_metrics(sweep: Sweep, context: RunContext) -> None:
-    data, classes = context.loaded, context.task(sweep.retrain).kind == "class"
+    data, classes = context.loaded, context.task(sweep.retrain).fraction
     for name in sweep.measure.metrics:
         metric: Metric = lookup(METRICS, name, "metric")
         if metric.classes and not classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,39 +12,62 @@ import torch
 from torch import Tensor, nn
 
 from regimes.errors import UserError
-from regimes.landscape.error import outputs
+from regimes.landscape.error import error_estimate, network_task, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
 from regimes.landscape.linear_path import matching_parameters
 from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
+from regimes.losses.functions import IGNORED
+from regimes.losses.tasks import InputErrors, Task, task_of_outputs
 
 
-def disagreement(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
-    """Return the fraction of inputs that two classifiers assign to different classes, with its binomial standard error.
+def disagreement(
+    a: nn.Module,
+    b: nn.Module,
+    inputs: Tensor | Iterable[Any],
+    *,
+    task: Task | None = None,
+    targets: Tensor | None = None,
+) -> Estimate:
+    """Return the fraction of predictions in which two classifiers differ, with its binomial standard error, or that
+    over the inputs if there are several predictions per input.
 
     Args:
-        a, b: classifiers that return logits (n, classes); they are evaluated in eval mode and not changed.
+        a, b: classifiers that return logits; they are evaluated in eval mode and not changed.
         inputs: (n, ...), or a loader of batches, which is read into memory.
+        task: the dimension of the classes, or binary logits; None: see `task_of_outputs`.
+        targets: targets (n, ...) of several predictions per input; those of -100 (padding) are left out.
 
     Raises:
         UserError: the outputs are not logits of the same shape, or there are no inputs.
     """
-    first, second = _logits(a, b, inputs)
+    first, second, counted = _logits(a, b, inputs, task, targets)
     if not (first.isfinite().all() and second.isfinite().all()):
         return Estimate(math.nan, math.nan, len(first))
-    return Estimate.fraction(int((first.argmax(dim=1) != second.argmax(dim=1)).sum()), len(first))
+    differ = (first.argmax(dim=-1) != second.argmax(dim=-1)).double()
+    return error_estimate(Task("class"), InputErrors((differ * counted).sum(dim=1), counted.sum(dim=1)))
 
 
-def js_divergence(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
+def js_divergence(
+    a: nn.Module,
+    b: nn.Module,
+    inputs: Tensor | Iterable[Any],
+    *,
+    task: Task | None = None,
+    targets: Tensor | None = None,
+) -> Estimate:
     """Return the mean Jensen-Shannon divergence of two classifiers' probabilities p and q, in nats (0 to ln 2).
 
     ``JS = (KL(p | m) + KL(q | m)) / 2`` with ``m = (p + q) / 2``, computed in float64. The standard error is taken over
     the inputs. Arguments and errors are those of `disagreement`.
     """
-    p, q = (logits.double().log_softmax(dim=1) for logits in _logits(a, b, inputs))
+    first, second, counted = _logits(a, b, inputs, task, targets)
+    p, q = (logits.double().log_softmax(dim=-1) for logits in (first, second))
     middle = torch.logaddexp(p, q) - math.log(2)
-    divergences = ((p.exp() * (p - middle)).sum(dim=1) + (q.exp() * (q - middle)).sum(dim=1)) / 2
-    return _mean(divergences.clamp(min=0.0), "nat")
+    divergences = ((p.exp() * (p - middle)).sum(dim=-1) + (q.exp() * (q - middle)).sum(dim=-1)) / 2
+    total = (divergences.clamp(min=0.0) * counted).sum(dim=1)
+    found = error_estimate(Task("loss"), InputErrors(total, counted.sum(dim=1)))
+    return dataclasses.replace(found, unit="nat")
 
 
 def output_distance(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> Estimate:
@@ -64,13 +88,21 @@ def weight_distance(a: nn.Module, b: nn.Module) -> Estimate:
     return Estimate(square**0.5, 0.0, sum(value.numel() for value in start.values()))
 
 
-def _logits(a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any]) -> tuple[Tensor, Tensor]:
+def _logits(
+    a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any], task: Task | None, targets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (n, predictions, classes) of both networks, and which predictions count (n, predictions), as 0 or 1."""
     same = inputs_of(inputs, a)  # once: a loader may shuffle
     first, second = outputs(a, same), outputs(b, same)
-    if first.dim() != 2 or first.shape != second.shape or first.shape[1] < 2:
+    if first.shape != second.shape or (task is not None and not task.fraction) or first.is_complex():
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise UserError(f"both networks must return logits of shape (n, classes), got {shapes}")
-    return first, second
+        raise UserError(f"both networks must return logits of the same shape, e.g. (n, classes), got {shapes}")
+    task = task or task_of_outputs(first)
+    first, second = task.rows(first), task.rows(second)
+    counted = torch.ones(first.shape[:2], dtype=torch.float64, device=first.device)
+    if targets is not None and not targets.is_floating_point() and targets.numel() == counted.numel():
+        counted = (targets.reshape(counted.shape) != IGNORED).double()
+    return first, second, counted
 
 
 def _mean(values: Tensor, unit: str) -> Estimate:
@@ -93,10 +125,11 @@ class AgreementOptions:
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: AgreementOptions) -> MetricValues:
     a, b = (each.model for each in subjects)
-    inputs, _ = subset(getattr(probe.data, options.split), options.images)
+    inputs, targets = split = subset(getattr(probe.data, options.split), options.images)
+    task = network_task(a, split, probe.loss_fn)
     return {
-        "disagreement": disagreement(a, b, inputs),
-        "js_divergence": js_divergence(a, b, inputs),
+        "disagreement": disagreement(a, b, inputs, task=task, targets=targets),
+        "js_divergence": js_divergence(a, b, inputs, task=task, targets=targets),
         "weight_distance": weight_distance(a, b),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from regimes.landscape.hessian_operator import AnyMask, layers_of
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.linear_path import Connectivity, Statistics, matching_parameters, measure_path, path_values
 from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
+from regimes.landscape.parametrization_buffers import parametrization_buffers
 from regimes.losses.functions import loss_value
 from regimes.losses.tasks import ErrorFunction
-from regimes.models.build import seeded
+from regimes.models.build import copied, seeded
 from regimes.pruners.mask import Mask
 
 Kind = Literal["bezier", "chain"]
@@ -76,11 +76,12 @@ def curve_connectivity(
     start, end = matching_parameters(a, b)
     data = pair(data, a)
     generator = generator or torch.Generator().manual_seed(0)
-    walker = copy.deepcopy(a)
+    walker = copied(a)
+    ends = parametrization_buffers(a), parametrization_buffers(b)
     path = BezierPath(kind, start, end, bends)
     train_bends(path, walker, data, mask, epochs, min(batch_size, len(data[0])), learning_rate, loss_fn, generator)
     with torch.no_grad():
-        return measure_path(path.at, walker, data, points, loss_fn, batch, statistics, None, error)
+        return measure_path(path.at, ends, walker, data, points, loss_fn, batch, statistics, None, error)
 
 
 class BezierPath:

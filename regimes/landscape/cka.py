@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from regimes.data.inputs import Inputs, call
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode, inputs_per_pass, outputs
+from regimes.landscape.error import eval_mode, inputs_per_pass, network_task, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
 from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
+from regimes.losses.functions import IGNORED
+from regimes.losses.tasks import Task, task_of_outputs
 from regimes.registry import nearest
 
 MAX_FEATURE_BYTES = 2**32  # float64 features of both networks together
@@ -22,9 +24,19 @@ JACKKNIFE_GROUPS = 20
 
 
 def cka(
-    a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any], on: str = "softmax", debiased: bool = False
+    a: nn.Module,
+    b: nn.Module,
+    inputs: Tensor | Iterable[Any],
+    on: str = "softmax",
+    debiased: bool = False,
+    *,
+    task: Task | None = None,
+    targets: Tensor | None = None,
 ) -> Estimate:
     """Return linear CKA between two networks' outputs, or a layer's outputs, over all ``inputs``, in float64.
+
+    Where a network makes several predictions per input (tokens, pixels), each is a row of the features of "softmax" and
+    "logits".
 
     Args:
         a, b: networks; they are evaluated in eval mode and not changed.
@@ -32,6 +44,8 @@ def cka(
         on: features to compare: "softmax" (as in Zhou et al. 2023), "logits", or the name of a layer as in
             ``model.named_modules()``, whose outputs are flattened to one row per input.
         debiased: whether to use the debiased estimator; see `cka_of_features`.
+        task: the dimension of the classes; None: see `task_of_outputs`.
+        targets: targets (n, ...) of several predictions per input; those of -100 (padding) are left out.
 
     Raises:
         UserError: no such layer, outputs that are not class scores with "softmax", or features that need too much
@@ -39,16 +53,31 @@ def cka(
     """
     inputs = inputs_of(inputs, a)
     if on in ("softmax", "logits"):
-        features = [outputs(model, inputs).double() for model in (a, b)]
-        if on == "softmax":
-            if features[0].dim() < 2 or features[0].shape[1] < 2:
-                raise UserError(f"cka on = 'softmax' needs classes, the outputs have shape {tuple(features[0].shape)}")
-            features = [each.softmax(dim=1) for each in features]
-        features = [each.reshape(len(inputs), -1) for each in features]
+        features = [_output_features(outputs(model, inputs), on, task, targets) for model in (a, b)]
     else:
         features = [layer_outputs(model, on, inputs) for model in (a, b)]
     dtype = next((each.dtype for each in a.parameters()), torch.float32)
-    return cka_of_features(features[0], features[1], debiased, rounding=8 * torch.finfo(dtype).eps)
+    return cka_of_features(features[0], features[1], debiased, rounding=8 * torch.finfo(dtype.to_real()).eps)
+
+
+def _output_features(answers: Tensor, on: str, task: Task | None, targets: Tensor | None) -> Tensor:
+    """Softmax or logits (rows, classes) of every prediction, in float64; of other outputs, one row per input."""
+    if answers.is_complex():
+        answers = torch.view_as_real(answers).flatten(1)
+    task = task or task_of_outputs(answers)
+    if task.kind == "loss" or (on == "logits" and task.kind == "binary"):
+        if on == "softmax":
+            raise UserError(f"cka on = 'softmax' needs classes, the outputs have shape {tuple(answers.shape)}")
+        return answers.double().reshape(len(answers), -1)
+    found = task.rows(answers.double())
+    if 2 * 8 * found.numel() > MAX_FEATURE_BYTES:
+        raise UserError(
+            f"cka: {len(answers)} inputs with {answers[0].numel()} outputs need more than "
+            f"{MAX_FEATURE_BYTES / 1e9:.0f} GB; use fewer images"
+        )
+    found = (found.softmax(dim=-1) if on == "softmax" else found).flatten(0, 1)
+    counted = None if targets is None or targets.is_floating_point() else targets.reshape(-1) != IGNORED
+    return found if counted is None or len(counted) != len(found) else found[counted]
 
 
 def layer_outputs(model: nn.Module, name: str, inputs: Inputs) -> Tensor:
@@ -192,11 +221,13 @@ class CkaOptions:
 def _measure(subjects: Sequence[Trained], probe: Probe, options: CkaOptions) -> MetricValues:
     a, b = subjects
     split = subset(getattr(probe.data, options.split), options.images)
-    if options.on == "softmax" and split.targets.is_floating_point():
+    task = network_task(a.model, split, probe.loss_fn)
+    if options.on == "softmax" and not task.fraction:
         raise UserError(
-            "measure.cka.on = 'softmax' needs classes, but the targets of this data set are numbers; set on = 'logits'"
+            "measure.cka.on = 'softmax' needs classes, but the targets of this data set are others; set on = 'logits'"
         )
-    return {"cka": cka(a.model, b.model, split.inputs, options.on, options.debiased)}
+    found = cka(a.model, b.model, split.inputs, options.on, options.debiased, task=task, targets=split.targets)
+    return {"cka": found}
 
 
 CKA = Metric(

@@ -90,6 +90,13 @@ def joined_outputs(parts: Sequence[Any]) -> Any:
     return tree_map(lambda *each: torch.cat(each) if isinstance(each[0], Tensor) and each[0].dim() else each[0], *parts)
 
 
+def network_task(model: nn.Module, split: Split, loss_fn: LossFn) -> Task:
+    """Return the task that a network, its data and its loss belong to, from two inputs."""
+    with eval_mode(model):
+        answers = call(model, split.inputs[:2])
+    return infer_task(answers, split.targets[:2], loss_fn)
+
+
 def error_and_loss(
     model: nn.Module, split: Split, loss_fn: LossFn, error: ErrorFunction | None = None
 ) -> tuple[Estimate, Estimate]:

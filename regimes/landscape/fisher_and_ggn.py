@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from regimes.data.inputs import Inputs
 from regimes.errors import UserError
 from regimes.landscape.error import outputs
 from regimes.landscape.estimate import Estimate, student_factor
@@ -19,6 +21,7 @@ from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import LossFn, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 from regimes.landscape.trace_estimators import CURVATURE_UNIT
+from regimes.landscape.trial import NetworkWarning
 
 Of = Literal["hessian", "gauss-newton"]
 MAX_EXACT_COLUMNS = 64  # columns up to which the Gauss-Newton traces of all layers are computed exactly
@@ -52,6 +55,13 @@ def gauss_newton_trace(
     if not outputs(model, data[0]).isfinite().all():
         return Estimate(math.nan, math.nan, 0, CURVATURE_UNIT)
     split = _split(model, loss_fn, data, mask, chunk)
+    if not split.roots.any() and bool(split.slopes.any()):
+        warnings.warn(
+            "the loss is linear in the outputs (a log-softmax inside the model?), so its Gauss-Newton matrix is 0; "
+            "return logits instead",
+            NetworkWarning,
+            stacklevel=2,
+        )
     gauss = GaussNewtonTrace(split, generator or torch.Generator().manual_seed(0), max_draws)
     gauss.refine(rel_stderr, offset=0.0)
     return gauss.estimate().warned("the Gauss-Newton trace")
@@ -176,7 +186,7 @@ def _by_tensor(operator: HessianOperator, gauss: Sequence[Tensor], probes: Seque
 
 
 def _split(
-    model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask, chunk: int
+    model: nn.Module, loss_fn: LossFn, data: tuple[Inputs, Tensor], mask: AnyMask, chunk: int
 ) -> GaussNewtonSplit:
     try:
         return GaussNewtonSplit(model, loss_fn, data, mask, chunk)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
+from regimes.data.inputs import Inputs, TensorGroup, arguments
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode, inputs_per_pass, outputs
-from regimes.landscape.hessian_operator import AnyMask, HessianOperator
+from regimes.landscape.error import inputs_per_pass, outputs
+from regimes.landscape.hessian_operator import AnyMask, HessianOperator, dense_gradients, twice_differentiable
 from regimes.landscape.metric import LossFn
+from regimes.losses.functions import logits
 
 GRADIENT_BYTES = {"cpu": 2**25, "cuda": 2**30}  # memory for the per-input gradients of a group of inputs
 MAX_ROOT_BYTES = 2**30  # memory for the output Hessians of all inputs
@@ -56,20 +60,25 @@ class GaussNewtonSplit:
         self,
         model: nn.Module,
         loss_fn: LossFn,
-        data: tuple[Tensor, Tensor],
+        data: tuple[Inputs, Tensor],
         mask: AnyMask = None,
         chunk: int = 0,
     ) -> None:
         self.model, self.inputs, self.chunk = model, data[0], chunk
         try:
-            self._take_apart(loss_fn, data, mask)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="There is a performance drop")  # of vmap
+                self._take_apart(loss_fn, data, mask)
         except (NotSplittable, UserError):
             raise
         except Exception as broken:  # code not written for single inputs may raise anything
             raise NotSplittable((str(broken).splitlines() or [type(broken).__name__])[0]) from None
 
-    def _take_apart(self, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: AnyMask) -> None:
-        answers = outputs(self.model, data[0])
+    def _take_apart(self, loss_fn: LossFn, data: tuple[Inputs, Tensor], mask: AnyMask) -> None:
+        try:
+            answers = outputs(self.model, data[0])
+        except UserError as error:
+            raise NotSplittable(str(error)) from None
         slopes, self.roots = _in_outputs(loss_fn, answers, data[1])
         self.slopes = slopes
         self.rest = HessianOperator(self.model, _linear, (data[0], slopes), mask, self.chunk)
@@ -78,15 +87,16 @@ class GaussNewtonSplit:
         named = zip(self.rest.leaves, alive, strict=True)
         self.live = {name: part.to(answers) for name, part in named if not part.all()}
         self._weights = {name: leaf.detach() for name, leaf in self.rest.leaves.items()}
-        with eval_mode(self.model), sdpa_kernel(SDPBackend.MATH):
-            alone = vmap(lambda x: self._apply(self._weights, x))(data[0][:CHECKED_INPUTS])
+        with dense_gradients(self.model), twice_differentiable(), torch.no_grad():
+            alone = vmap(lambda x: self._apply(self._weights, x))(arguments(data[0][:CHECKED_INPUTS]))
         together = answers[:CHECKED_INPUTS].reshape(len(alone), -1)
         if not torch.allclose(alone, together, rtol=1e-3, atol=1e-3 * float(answers.abs().max())):
             raise NotSplittable("outputs depend on the other inputs of a batch")
+        self._squares(torch.zeros_like(self.roots[:1]).transpose(1, 2)[:, :1])  # an operation may have no batched form
 
-    def _apply(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        out: Tensor = functional_call(self.model, (weights, self.rest.buffers), (x[None],))
-        return out[0].flatten()
+    def _apply(self, weights: dict[str, Tensor], given: Any) -> Tensor:
+        args, kwargs = tree_map(lambda each: each[None], given)
+        return logits(functional_call(self.model, (weights, self.rest.buffers), args, kwargs))[0].flatten()
 
     def exact(self) -> Tensor:
         """Return ``tr J_n' A_n J_n`` of every input and parameter tensor (n, tensors)."""
@@ -105,25 +115,36 @@ class GaussNewtonSplit:
         """Return whether the diagonal blocks of R are zero, by multiplying each with a random vector on a few inputs.
 
         If the network is linear in a tensor, the product is exactly zero, in float32 too; any other value, however
-        small, gives False. The inputs are the one with the largest norm, a few random ones, and as many of pure noise.
+        small, gives False. The inputs are the one with the largest norm, a few random ones, and as many of pure noise;
+        of integers or several tensors, random ones only.
         """
         random = torch.Generator().manual_seed(0)
-        sizes = torch.cat([part.double().flatten(1).norm(dim=1) for part in self.inputs.split(1024)])
-        chosen = {int(sizes.argmax()), *torch.randperm(len(sizes), generator=random)[: CHECKED_INPUTS - 1].tolist()}
-        few = self.inputs[torch.tensor(sorted(chosen), device=self.inputs.device)]
-        noise = torch.randn(few.shape, generator=random, dtype=torch.float64).to(few)
-        few = torch.cat([few, few.mean() + 2 * few.std() * noise])  # reaches units these inputs leave saturated
+        few: Inputs
+        if isinstance(self.inputs, TensorGroup) or not self.inputs[:1].is_floating_point():
+            chosen = torch.randperm(len(self.inputs), generator=random)[: 2 * CHECKED_INPUTS]
+            few = self.inputs[chosen.to(self.inputs.device)]
+        else:
+            few = self._few_with_noise(random)
         slopes = torch.randn(len(few), self.roots.shape[1], generator=random, dtype=torch.float64).to(self.roots)
         rest = HessianOperator(self.model, _linear, (few, slopes))
         vectors = rest.as_tensors(rest.normal(random))
         return not any(bool(rest.block_product(name, vector).any()) for name, vector in vectors.items())
 
+    def _few_with_noise(self, random: torch.Generator) -> Tensor:
+        """A few inputs and as many of noise, which reaches units that the inputs leave saturated."""
+        parts: Any = self.inputs.split(1024)
+        sizes = torch.cat([part.double().flatten(1).norm(dim=1) for part in parts])
+        chosen = {int(sizes.argmax()), *torch.randperm(len(sizes), generator=random)[: CHECKED_INPUTS - 1].tolist()}
+        few: Tensor = self.inputs[torch.tensor(sorted(chosen), device=self.inputs.device)]
+        noise = torch.randn(few.shape, generator=random, dtype=torch.float64).to(few)
+        return torch.cat([few, few.mean() + 2 * few.std() * noise])
+
     def _squares(self, vectors: Tensor) -> Tensor:
         """``sum_c |J_n' v_nc|^2`` on the live coordinates of each tensor (n, tensors), for vectors (n, c, outputs)."""
 
-        def one(x: Tensor, columns: Tensor) -> Tensor:
-            back: Callable[[Tensor], tuple[dict[str, Tensor]]] = vjp(lambda w: self._apply(w, x), self._weights)[1]
-            total = torch.zeros(len(self._weights), device=x.device, dtype=columns.dtype)
+        def one(given: Any, columns: Tensor) -> Tensor:
+            back: Callable[[Tensor], tuple[dict[str, Tensor]]] = vjp(lambda w: self._apply(w, given), self._weights)[1]
+            total = torch.zeros(len(self._weights), device=columns.device, dtype=columns.dtype)
             for column in columns:  # one at a time: they share the forward pass, and memory stays small
                 rows = {name: gradient.flatten() for name, gradient in back(column)[0].items()}
                 alive = ((row * self.live[name] if name in self.live else row) @ row for name, row in rows.items())
@@ -133,17 +154,21 @@ class GaussNewtonSplit:
         numbers = self.rest.live.numel()
         group = max(1, GRADIENT_BYTES.get(self.inputs.device.type, 2**25) // (numbers * self.roots.element_size()))
         group = min(group, self.chunk or group, inputs_per_pass(self.inputs))
-        with eval_mode(self.model), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batched form
-            parts = zip(self.inputs.split(group), vectors.split(group), strict=True)
+        with (
+            dense_gradients(self.model),
+            twice_differentiable(),
+            torch.no_grad(),
+        ):  # fused attention has no batched form
+            parts = zip(self.inputs[: len(vectors)].split(group), vectors.split(group), strict=True)
             try:
-                return torch.cat([vmap(one)(*part) for part in parts]).double().cpu()
+                return torch.cat([vmap(one)(arguments(inputs), part) for inputs, part in parts]).double().cpu()
             except (RuntimeError, NotImplementedError) as broken:  # an operation whose derivative has no batched form
                 raise NotSplittable((str(broken).splitlines() or [""])[0]) from None
 
 
-def _linear(answers: Tensor, slopes: Tensor) -> Tensor:
+def _linear(answers: Any, slopes: Tensor) -> Tensor:
     """Linearised loss, with fixed slopes: its Hessian in the weights is R."""
-    return (answers.reshape(slopes.shape) * slopes).sum(dim=1).mean()
+    return (logits(answers).reshape(slopes.shape) * slopes).sum(dim=1).mean()
 
 
 def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

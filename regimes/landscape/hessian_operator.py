@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from regimes.data.inputs import Inputs, arguments, call
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode, outputs
+from regimes.landscape.error import eval_mode
 from regimes.landscape.metric import LossFn
+from regimes.losses.chunks import chunk_weights
+from regimes.losses.functions import loss_value
 from regimes.pruners.mask import Mask
 
 AnyMask = Mask | Mapping[str, Tensor] | None
@@ -38,14 +43,15 @@ class HessianOperator:
 
     Raises:
         UserError: no inputs or a different number of targets, a mask that does not fit, no live coordinate, weights
-            that are neither float32 nor float64, or several chunks with a loss that is not a mean over inputs.
+            that are neither float32 nor float64, several chunks with a loss that is neither a sum nor a mean over
+            inputs, or an operation that torch cannot differentiate twice.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loss_fn: LossFn,
-        data: tuple[Tensor, Tensor],
+        data: tuple[Inputs, Tensor],
         mask: AnyMask = None,
         chunk: int = 0,
         vectors_per_pass: int | None = None,
@@ -59,10 +65,12 @@ class HessianOperator:
             )
         size = chunk or len(inputs)
         self.chunks = list(zip(inputs.split(size), targets.split(size), strict=True))
-        self.count = len(inputs)
+        self.shares = [1.0]
         if len(self.chunks) > 1:
-            self._check_mean(inputs, targets)
+            self.shares = self._shares()
         named = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        if not named:
+            raise UserError("every parameter of the model is frozen (requires_grad=False): the Hessian is empty")
         self.leaves = {name: each.detach().clone().requires_grad_() for name, each in named.items()}
         self.buffers = {name: each.detach().clone() for name, each in model.named_buffers()}
         self.live = _live(self.leaves, layers_of(mask, dict(model.named_parameters())))
@@ -75,19 +83,6 @@ class HessianOperator:
             raise UserError(f"the Hessian needs weights in float32 or float64, got {self.dtype}; call model.float()")
         self.vectors_per_pass = vectors_per_pass or (1 if self.device.type == "cpu" else 8)
         self._kept: tuple[Tensor, ...] | None = None
-
-    def _check_mean(self, inputs: Tensor, targets: Tensor) -> None:
-        """Check that the loss is a mean over inputs; chunks add up only then."""
-        answers = outputs(self.model, inputs)
-        whole = float(self.loss_fn(answers, targets))
-        size = len(self.chunks[0][0])
-        parts = zip(answers.split(size), targets.split(size), strict=True)
-        mean = sum(float(self.loss_fn(answer, target)) * len(target) / self.count for answer, target in parts)
-        if abs(whole - mean) > 1e-3 * max(abs(whole), abs(mean)):
-            raise UserError(
-                f"chunk = {size}: this loss is not a mean over inputs (all: {whole:.4g}, in chunks: {mean:.4g}); "
-                "set chunk = 0"
-            )
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         """Return ``H v`` (size,) for a vector over the live coordinates (size,)."""
@@ -114,9 +109,20 @@ class HessianOperator:
         ]
         total = torch.zeros_like(whole)
         for share, gradient in self._gradients():
-            total += self._product(gradient, parts) * share
+            with twice_differentiable():
+                total += self._product(gradient, parts) * share
             del gradient  # free its graph before the next chunk's is built
         return total[:, self.live]
+
+    def _shares(self) -> list[float]:
+        """Weight of each chunk's loss in the whole loss."""
+        inputs, targets = self.chunks[0]
+        with eval_mode(self.model):
+            few = call(self.model, inputs[:2])
+        try:
+            return chunk_weights(self.loss_fn, few, [each for _, each in self.chunks])
+        except UserError as error:
+            raise UserError(f"chunk = {len(targets)}: {error}; set chunk = 0") from None
 
     def block_product(self, name: str, vector: Tensor) -> Tensor:
         """Multiply one parameter's diagonal block of H, pruned coordinates included, by a vector of its shape."""
@@ -146,11 +152,10 @@ class HessianOperator:
             moved = self.as_tensors(step)
             leaves = {name: (leaf.detach() + moved[name]).requires_grad_() for name, leaf in leaves.items()}
         total, whole = 0.0, torch.zeros(self.live.numel(), device=self.device, dtype=self.dtype)
-        for inputs, targets in self.chunks:
-            with eval_mode(self.model), torch.enable_grad():
-                loss = self.loss_fn(functional_call(self.model, (leaves, self.buffers), (inputs,)), targets)
+        for (inputs, targets), share in self._weighted():
+            with dense_gradients(self.model):
+                loss = self._loss(leaves, inputs, targets)
                 parts = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            share = len(inputs) / self.count
             total += float(loss.detach()) * share
             whole += torch.cat([each.reshape(-1) for each in parts]) * share
         return total, whole[self.live]
@@ -171,13 +176,20 @@ class HessianOperator:
         """Yield each chunk's share of the inputs and its gradient with its graph; stored if there is only one chunk."""
         if self._kept is None and len(self.chunks) == 1:
             self._kept = self._gradient(*self.chunks[0])
-        for inputs, targets in self.chunks:
-            yield len(inputs) / self.count, self._kept or self._gradient(inputs, targets)
+        for (inputs, targets), share in self._weighted():
+            yield share, self._kept or self._gradient(inputs, targets)
 
-    def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        # Fused attention kernels cannot be differentiated twice.
-        with eval_mode(self.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            loss = self.loss_fn(functional_call(self.model, (self.leaves, self.buffers), (inputs,)), targets)
+    def _weighted(self) -> Iterator[tuple[tuple[Inputs, Tensor], float]]:
+        """Chunks with their weights, without those that have no target."""
+        return ((chunk, share) for chunk, share in zip(self.chunks, self.shares, strict=True) if share)
+
+    def _loss(self, leaves: Mapping[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
+        outputs = functional_call(self.model, (dict(leaves), self.buffers), *arguments(inputs))
+        return loss_value(self.loss_fn, outputs, targets)
+
+    def _gradient(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, ...]:
+        with dense_gradients(self.model), twice_differentiable():
+            loss = self._loss(self.leaves, inputs, targets)
             leaves = list(self.leaves.values())
             return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
 
@@ -205,6 +217,41 @@ class HessianOperator:
             ],
             dim=1,
         )
+
+
+@contextmanager
+def dense_gradients(model: nn.Module) -> Iterator[None]:
+    """Context manager with a model in eval mode, gradients on, and kernels that can be differentiated twice: no fused
+    attention or encoder layers, no cuDNN recurrent layers, no sparse gradients of embeddings."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    sparse = [each for each in model.modules() if getattr(each, "sparse", False) is True]
+    recurrent = any(isinstance(each, nn.RNNBase) for each in model.modules())
+    with eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        for each in sparse:
+            each.sparse = False  # type: ignore[assignment]
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for each in sparse:
+                each.sparse = True  # type: ignore[assignment]
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Turn torch's error about a missing second derivative into a `UserError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # of vmap, nothing to act on
+            yield
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        if "derivative" not in text and "differentiable" not in text:
+            raise
+        reason = text.splitlines()[0]
+        raise UserError(f"the Hessian needs second derivatives, which torch does not have here: {reason}") from error
 
 
 def layers_of(mask: AnyMask, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

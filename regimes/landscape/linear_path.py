@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -30,8 +29,10 @@ from regimes.landscape.metric import (
     image_count,
     subset,
 )
+from regimes.landscape.parametrization_buffers import parametrization_buffers, reestimate_parametrizations
 from regimes.losses.functions import loss_value
 from regimes.losses.tasks import ErrorFunction, InputErrors, Task, infer_task
+from regimes.models.build import copied
 
 Statistics = Literal["all", "batch"]
 WeightPath = Callable[[float], dict[str, Tensor]]  # position t -> parameters at t
@@ -100,7 +101,8 @@ def linear_connectivity(
     """
     start, end = matching_parameters(a, b)
 
-    floats = {name for name, each in a.named_buffers() if each.is_floating_point()}
+    ends = parametrization_buffers(a), parametrization_buffers(b)
+    floats = {name for name, each in a.named_buffers() if each.is_floating_point() and name not in ends[0]}
     start |= {name: each for name, each in a.named_buffers() if name in floats}
     end |= {name: each for name, each in b.named_buffers() if name in floats}
 
@@ -108,7 +110,7 @@ def linear_connectivity(
         return {name: torch.lerp(value, end[name], t) for name, value in start.items()}
 
     judged = None if judge is None else pair(judge, a)
-    return measure_path(line, copy.deepcopy(a), pair(data, a), points, loss_fn, batch, statistics, judged, error)
+    return measure_path(line, ends, copied(a), pair(data, a), points, loss_fn, batch, statistics, judged, error)
 
 
 def matching_parameters(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -126,6 +128,7 @@ def matching_parameters(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], 
 
 def measure_path(
     path: WeightPath,
+    ends: tuple[dict[str, Tensor], dict[str, Tensor]],
     walker: nn.Module,
     data: tuple[Inputs, Tensor],
     points: int,
@@ -139,6 +142,8 @@ def measure_path(
 
     Args:
         path: function from a position t in [0, 1] to the parameters there.
+        ends: buffers of the parametrisations of both networks. They are not interpolated, but estimated anew at every
+            position, ends included, from those of the nearer network.
         walker: network of the path's architecture, used for the forward passes; it is changed.
         data, points, loss_fn, batch, statistics, judge, error: as in `linear_connectivity`.
 
@@ -155,10 +160,12 @@ def measure_path(
     task: Task | None = None
     for position in t:
         with torch.no_grad():
-            weights = path(position)
+            weights = {**path(position), **ends[position >= 0.5]}
             for name, tensor in (*walker.named_parameters(), *walker.named_buffers()):
                 if name in weights:
                     tensor.copy_(weights[name])
+        if ends[0]:
+            reestimate_parametrizations(walker)
         answers = reestimated_outputs(walker, data[0], batch, statistics == "batch")
         if judge is not None:
             answers = whole_outputs(walker, judge[0])

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from regimes.data.dataset import Dataset, Split
 from regimes.errors import UserError
 from regimes.landscape import METRICS
+from regimes.landscape.error import network_task
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import Curve, LossFn, Metric, Probe, Trained
+from regimes.losses.tasks import ErrorFunction, Task
 from regimes.pruners.mask import Mask
 from regimes.pruners.prunable_weights import prunable_weights
 from regimes.registry import lookup, nearest
@@ -55,6 +57,7 @@ def measure(
     test: Data | None = None,
     masks: Sequence[Mask | None] | None = None,
     loss_fn: LossFn = F.cross_entropy,
+    error: ErrorFunction | None = None,
     seed: int = 0,
 ) -> list[Measurement]:
     """Measure networks of one architecture: single-model metrics on each, pair metrics on all pairs.
@@ -69,6 +72,7 @@ def measure(
         test: the test split, if ``data`` is a training split; None: the training split is used in its place.
         masks: masks of pruned networks, see `mask_of_zeros`; None: every weight is live.
         loss_fn: (outputs, targets) -> mean loss.
+        error: an error, or a score, of one's own; None: inferred from outputs, targets and loss.
         seed: seed of the random probes.
 
     Raises:
@@ -81,12 +85,12 @@ def measure(
         raise UserError(f"masks: expected one per network, or None: got {len(masks)} for {len(models)}")
     held = data if isinstance(data, Dataset) else _dataset(data, test, models[0])
     subjects = [Trained(*each) for each in zip(models, masks or [None] * len(models), strict=True)]
-    chosen = _chosen(metrics, options or {}, len(models), held)
+    chosen = _chosen(metrics, options or {}, len(models), network_task(models[0], held.train, loss_fn))
     found = []
     for metric, option in chosen:
         size = 1 if metric.subject == "model" else 2
         for networks in itertools.combinations(range(len(models)), size):
-            probe = Probe(held, loss_fn, torch.Generator().manual_seed(seed))
+            probe = Probe(held, loss_fn, torch.Generator().manual_seed(seed), error)
             started = time.perf_counter()
             values = metric.measure([subjects[each] for each in networks], probe, option)
             seconds = time.perf_counter() - started
@@ -102,7 +106,7 @@ def default_metrics(models: int) -> tuple[str, ...]:
 
 
 def _chosen(
-    names: Sequence[str] | None, options: Mapping[str, Mapping[str, Any]], models: int, data: Dataset
+    names: Sequence[str] | None, options: Mapping[str, Mapping[str, Any]], models: int, task: Task
 ) -> list[tuple[Metric, Any]]:
     """Return the metrics with their options, checked before anything is measured."""
     metrics: list[Metric] = [lookup(METRICS, name, "metric") for name in names or default_metrics(models)]
@@ -113,8 +117,8 @@ def _chosen(
     for metric in metrics:
         if metric.subject == "pair" and models < 2:
             raise UserError(f"metric '{metric.name}' compares two networks; pass at least two")
-        if metric.classes and data.regression:
-            raise UserError(f"metric '{metric.name}' needs classes, but the targets are numbers")
+        if metric.classes and not task.fraction:
+            raise UserError(f"metric '{metric.name}' needs classes, but outputs and loss are those of numbers")
     return [(metric, _options(metric, options.get(metric.table, {}))) for metric in metrics]
 
 
@@ -135,8 +139,8 @@ def _options(metric: Metric, given: Mapping[str, Any]) -> Any:
 def _dataset(train: Data, test: Data | None, model: nn.Module) -> Dataset:
     split = Split(*pair(train, model))
     other = split if test is None else Split(*pair(test, model))
-    regression = split.targets.is_floating_point()
-    classes = split.targets[0].numel() if regression else 1 + int(max(split.targets.max(), other.targets.max()))
+    numbers = split.targets.is_floating_point()
+    classes = split.targets[0].numel() if numbers else 1 + int(max(split.targets.max(), other.targets.max()))
     return Dataset(split, other, other, classes, "given")
 
 

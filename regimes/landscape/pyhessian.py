@@ -22,8 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from regimes.data.inputs import Inputs, call
+from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn
+from regimes.losses.functions import loss_value
 from regimes.models.build import seeded
 from regimes.pruners.mask import Mask
 
@@ -31,7 +34,7 @@ from regimes.pruners.mask import Mask
 def reference_trace(
     model: nn.Module,
     loss_fn: LossFn,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Inputs, Tensor],
     mask: Mask | Mapping[str, Tensor] | None,
     probes: int,
     generator: torch.Generator,
@@ -45,7 +48,7 @@ def reference_trace(
 def reference_top(
     model: nn.Module,
     loss_fn: LossFn,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Inputs, Tensor],
     mask: Mask | Mapping[str, Tensor] | None,
     tolerance: float,
     max_steps: int,
@@ -65,7 +68,7 @@ def reference_top(
 class _reference:  # noqa: N801 - used as a function
     """A PyHessian object on a masked copy of the model, its gradient graph freed on leaving."""
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor], mask: Any) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFn, data: tuple[Inputs, Tensor], mask: Any) -> None:
         copied = copy.deepcopy(model).eval()
         copied.zero_grad(set_to_none=True)
         self._freeze_unused(copied, loss_fn, data)
@@ -73,7 +76,10 @@ class _reference:  # noqa: N801 - used as a function
         for name, layer in layers.items():
             owner, _, leaf = name.rpartition(".")
             parametrize.register_parametrization(copied.get_submodule(owner), leaf, _Times(layer))
-        self.model, self.loss_fn, self.data = copied, loss_fn, data
+        if not isinstance(data[0], Tensor):
+            raise UserError("hessian.backend = 'pyhessian' takes inputs of one tensor; use the backend 'own'")
+        self.model, self.data = copied, (data[0], data[1])
+        self.loss_fn = lambda outputs, targets: loss_value(loss_fn, outputs, targets)
 
     def __enter__(self) -> Any:
         from pyhessian import hessian
@@ -86,9 +92,11 @@ class _reference:  # noqa: N801 - used as a function
         self.model.zero_grad(set_to_none=True)
 
     @staticmethod
-    def _freeze_unused(model: nn.Module, loss_fn: LossFn, data: tuple[Tensor, Tensor]) -> None:
+    def _freeze_unused(model: nn.Module, loss_fn: LossFn, data: tuple[Inputs, Tensor]) -> None:
         trained = [each for each in model.parameters() if each.requires_grad]
-        loss = loss_fn(model(data[0][:2]), data[1][:2])
+        if not trained:
+            raise UserError("every parameter of the model is frozen (requires_grad=False): the Hessian is empty")
+        loss = loss_value(loss_fn, call(model, data[0][:2]), data[1][:2])
         for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
             if gradient is None:
                 parameter.requires_grad_(False)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from regimes.data.inputs import Inputs
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.gauss_newton_split import GaussNewtonSplit, NotSplittable
 from regimes.landscape.gauss_newton_trace import split_trace
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.metric import LossFn
+from regimes.landscape.trial import NetworkWarning
 from regimes.landscape.xtrace import columns_that_fit, xtrace
 
 Method = Literal["auto", "split", "xtrace", "hutchinson"]
@@ -25,7 +28,7 @@ CURVATURE_UNIT = "nat"  # loss in nats per squared weight; weights have no unit
 def trace(
     model: nn.Module,
     loss_fn: LossFn,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Inputs, Tensor],
     mask: AnyMask,
     rel_stderr: float,
     generator: torch.Generator,
@@ -50,6 +53,9 @@ def trace(
         except NotSplittable as why:
             if method == "split":
                 raise UserError(f"method = 'split': {why}; use 'auto' or 'xtrace'") from None
+            warnings.warn(
+                f"no Gauss-Newton split ({why}): the Hessian is probed as a whole", NetworkWarning, stacklevel=3
+            )
     if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= MIN_XTRACE_VECTORS):
         return xtrace(hessian, generator, rel_stderr, max_probes)
     return hutchinson(hessian, generator, MIN_HUTCHINSON_PROBES, rel_stderr, max_probes)

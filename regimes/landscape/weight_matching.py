@@ -6,18 +6,22 @@ of their channels alone. Matching the networks first removes such barriers.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from regimes.data.inputs import Inputs, TensorGroup, call
 from regimes.errors import UserError
+from regimes.landscape.inputs import inputs_of
 from regimes.landscape.linear_path import LmcOptions, linear_connectivity, matching_parameters, path_values
 from regimes.landscape.metric import Metric, MetricValues, Probe, Trained, Variable, image_count, subset
+from regimes.losses.functions import logits
+from regimes.models.build import copied
 from regimes.pruners.channels import TORCH_PRUNING_REQUIREMENT, channel_groups
 
 MAX_ROUNDS = 100  # over all groups; a few suffice for small networks
@@ -52,7 +56,7 @@ class ChannelGroup:
 Group = tuple[ChannelGroup, ...]
 
 
-def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator | None = None) -> nn.Module:
+def match(a: nn.Module, b: nn.Module, inputs: Any, generator: torch.Generator | None = None) -> nn.Module:
     """Return a copy of b with its hidden channels permuted to match a's weights; it computes the same outputs as b.
 
     Weight matching (git re-basin, Ainsworth et al. 2023, arXiv 2209.04836): for one group of channels, the permutation
@@ -62,7 +66,7 @@ def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator
 
     Args:
         a, b: networks of the same architecture; they are not changed.
-        inputs: one or two inputs, to trace the network.
+        inputs: one or two inputs, to trace the network: a tensor, or a tuple or dict of tensors.
         generator: CPU generator for the order of the groups; None: seed 0.
 
     Raises:
@@ -71,11 +75,11 @@ def match(a: nn.Module, b: nn.Module, inputs: Tensor, generator: torch.Generator
     """
     matching_parameters(a, b)
     generator = generator or torch.Generator().manual_seed(0)
-    matched = copy.deepcopy(b).eval()
+    matched = copied(b).eval()
     fixed: dict[str, Tensor] = dict(a.named_parameters())
     moved: dict[str, Tensor] = dict(matched.named_parameters())
     state = moved | dict(matched.named_buffers())
-    found = permutable_groups(matched, inputs)
+    found = permutable_groups(matched, inputs_of(inputs, b)[:8])
     if not found:
         raise UserError(f"{type(b).__name__} has no hidden channels that can be permuted")
     for _ in range(MAX_ROUNDS):
@@ -108,7 +112,7 @@ def _turn(group: Group, fixed: dict[str, Tensor], moved: dict[str, Tensor], stat
     return False
 
 
-def permutable_groups(model: nn.Module, inputs: Tensor) -> list[Group]:
+def permutable_groups(model: nn.Module, inputs: Inputs) -> list[Group]:
     """Return the groups of channels that can be permuted without changing a network's outputs.
 
     Each group is tested on a copy with random weights, in which no unit is dead: the result depends on the architecture
@@ -119,7 +123,7 @@ def permutable_groups(model: nn.Module, inputs: Tensor) -> list[Group]:
     """
     found = []
     random = torch.Generator().manual_seed(0)
-    lively = copy.deepcopy(model).eval()
+    lively = copied(model).eval()
     with torch.no_grad():
         for weight in lively.parameters():
             scale = max(1, weight[0].numel()) ** -0.5 if weight.dim() > 1 else 0.5
@@ -127,18 +131,21 @@ def permutable_groups(model: nn.Module, inputs: Tensor) -> list[Group]:
         for name, buffer in lively.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=random, dtype=torch.float64))
-        noise = torch.randn((8, *inputs.shape[1:]), generator=random, dtype=torch.float64).to(inputs)
-        answers = lively(noise)
-        for group in channel_groups(model, inputs):
+        tried = inputs
+        if isinstance(inputs, Tensor) and inputs.is_floating_point():
+            tried = torch.randn((8, *inputs.shape[1:]), generator=random, dtype=torch.float64).to(inputs)
+        answers = logits(call(lively, tried))
+        traced: Any = inputs.tensors if isinstance(inputs, TensorGroup) else inputs
+        for group in channel_groups(model, traced):
             places = _places(model, group)
             if places is None or len(places[0].positions) < 2:
                 continue
-            turned = copy.deepcopy(lively)
+            turned = copied(lively)
             state = dict(turned.named_parameters()) | dict(turned.named_buffers())
             order = torch.arange(len(places[0].positions)).roll(1)
             for place in places:
                 place.permute(state[place.name], order)
-            if torch.allclose(turned(noise), answers, rtol=1e-3, atol=1e-4 * float(answers.abs().max())):
+            if torch.allclose(logits(call(turned, tried)), answers, rtol=1e-3, atol=1e-4 * float(answers.abs().max())):
                 found.append(places)
     return found
 
@@ -146,6 +153,7 @@ def permutable_groups(model: nn.Module, inputs: Tensor) -> list[Group]:
 def _places(model: nn.Module, group: Sequence[tuple[nn.Module, str, list[int], list[int]]]) -> Group | None:
     """Positions of a group's channels; None if it contains a layer of an unsupported type."""
     names = {module: name for name, module in model.named_modules()}
+    first = {id(each): name for name, each in (*model.named_parameters(), *model.named_buffers())}  # of tied weights
     places: dict[tuple[str, int], ChannelGroup] = {}
     for module, way, idxs, roots in group:
         if module not in names:  # an operation between layers
@@ -158,10 +166,9 @@ def _places(model: nn.Module, group: Sequence[tuple[nn.Module, str, list[int], l
             return None
         order = torch.tensor(sorted(range(len(idxs)), key=lambda i: (roots[i], idxs[i])))
         positions = torch.tensor(idxs)[order].view(len(set(roots)), -1)
-        prefix = f"{names[module]}." if names[module] else ""
         for name, tensor in tensors:
             if name in axes and tensor.dim() > axes[name]:
-                place = ChannelGroup(prefix + name, axes[name], positions)
+                place = ChannelGroup(first[id(tensor)], axes[name], positions)
                 places[place.name, place.axis] = place
     return tuple(places.values()) or None
 
@@ -181,7 +188,9 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: LmcOptions) -> 
     a, b = subjects
     split = subset(probe.data.train, options.images)
     matched = match(a.model, b.model, split.inputs[:2], probe.generator)
-    line = linear_connectivity(a.model, matched, split, options.points, probe.loss_fn, statistics=options.statistics)
+    line = linear_connectivity(
+        a.model, matched, split, options.points, probe.loss_fn, statistics=options.statistics, error=probe.error
+    )
     return path_values("lmc_matched", line)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -68,3 +69,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     state = OrderedDict(weights)
     state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     model.load_state_dict(state)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model.
+
+    Tensors that a module computed and keeps as attributes (the weight of hook-style spectral norm after a backward
+    pass) cannot be copied with their graph; they are copied as values.
+    """
+    computed = [
+        each
+        for module in model.modules()
+        for each in vars(module).values()
+        if isinstance(each, Tensor) and not each.is_leaf
+    ]
+    return copy.deepcopy(model, {id(each): each.detach().clone() for each in computed})

@@ -89,6 +89,8 @@ class _Member:
     """One network with its step's inputs on the device and the step's graph."""
 
     def __init__(self, lane: Lane, data: Dataset, precision: str, stream: torch.cuda.Stream | None) -> None:
+        if lane.recipe.optimizer == "muon":
+            raise ValueError("Muon cannot be captured in a CUDA graph; use the engine eager")
         self.lane, self.precision, self.stream = lane, precision, stream
         self.model = lane.model
         self.batches = lane.stream(data)

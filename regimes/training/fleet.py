@@ -74,7 +74,10 @@ class Lane:
 
 
 # Recipe fields in which the lanes of a fleet may differ.
-PER_NETWORK_FIELDS = ("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop")
+PER_NETWORK_FIELDS = (
+    *("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop"),
+    *("warmup", "beta1", "beta2", "clip_norm"),
+)
 
 
 class Engine(Protocol):

@@ -154,8 +154,7 @@ class Muon:
 
     def __call__(self, moved: Named, gradients: Named, learning_rate: float | Tensor, number: int | Tensor) -> None:
         """Update parameters in place; see `Sgd`."""
-        if isinstance(learning_rate, Tensor):
-            raise ValueError("Muon cannot be captured in a CUDA graph")
+        assert not isinstance(learning_rate, Tensor)
         rest = [name for name in moved if name not in self.hidden]
         self.rest({n: moved[n] for n in rest}, {n: gradients[n] for n in rest}, learning_rate, number)
         hidden = [name for name in moved if name in self.hidden]

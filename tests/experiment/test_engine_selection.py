@@ -15,27 +15,15 @@ from regimes.config.recipe import Recipe
 from regimes.config.sweep_file import resolve_sweep
 from regimes.data.synthetic import synthetic
 from regimes.experiment import engine_selection as choosing
-from regimes.experiment.engine_selection import EngineChoice, keeps_bits, select_engine
+from regimes.experiment.engine_selection import EngineChoice, equals_eager, keeps_bits, select_engine
 from regimes.experiment.run import Result, prepare
 from regimes.experiment.schedule import fleets
 from regimes.experiment.store import Store
 from regimes.models.build import build
 from regimes.training import ENGINES
-from regimes.training.fleet import Lane
+from regimes.training.fleet import Lane, Tensors
 from regimes.training.train import train_fleet
-from regimes.training.vmap_engine import MAX_LANES, MIN_LANES, padded_lanes
-
-
-class OddNorm(nn.Module):
-    """BatchNorm over a number of channels at which, stacked, a kernel's sums depend on the slot."""
-
-    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(8, 33), nn.BatchNorm1d(33), nn.ReLU(), nn.Linear(33, classes))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.net(inputs)
-        return out
+from regimes.training.vmap_engine import MAX_LANES, MIN_LANES, VmapEngine, padded_lanes
 
 
 class Deciding(nn.Module):
@@ -118,10 +106,23 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(
     assert prepared(tiny, tmp_path, model).spec.numerics.engine == "eager"
 
 
-def test_an_engine_that_does_not_keep_bits_is_not_chosen(tiny: dict[str, Any], tmp_path: Path) -> None:
-    found = prepared(tiny, tmp_path, {"name": "test_engine_selection:OddNorm"}, engine="eager")
-    kept = all(keeps_bits(found.context, EngineChoice("stacked", 8), found.sweep.recipe) for _ in range(2))
-    assert not kept
+class SlotDependent(VmapEngine):
+    """Adds to a lane's weights a little that depends on its slot."""
+
+    def state(self, lane: int) -> tuple[Tensors, Tensors]:
+        weights, momentum = super().state(lane)
+        return {
+            name: each + 1e-9 * lane if each.is_floating_point() else each for name, each in weights.items()
+        }, momentum
+
+
+def test_an_engine_that_does_not_keep_bits_is_not_chosen(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
+    monkeypatch.setitem(ENGINES, "stacked", "test_engine_selection:SlotDependent")
+    assert equals_eager(found.context, "stacked", found.sweep.recipe)
+    assert not keeps_bits(found.context, EngineChoice("stacked", 8), found.sweep.recipe)
     assert select_engine(found.context, [found.sweep.recipe], 100) == EngineChoice("eager", 1)
 
 

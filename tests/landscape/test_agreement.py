@@ -56,8 +56,8 @@ def test_divergence_is_scipys() -> None:
 
 
 def test_answers_that_are_no_logits_are_refused() -> None:
-    with pytest.raises(UserError, match="logits of shape"):
-        disagreement(Table(torch.zeros(4, 2, 2)), Table(torch.zeros(4, 2, 2)), ROWS)
+    with pytest.raises(UserError, match="logits of the same shape"):
+        disagreement(Table(torch.zeros(4, 2)), Table(torch.zeros(4, 3)), ROWS)
 
 
 # -- CKA of layers ----------------------------------------------------------------------------------------------------

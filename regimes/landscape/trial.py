@@ -1,0 +1,118 @@
+"""Trial of a network on a few inputs before it is measured: does it change them, or return random outputs?"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from regimes.data.inputs import Inputs, TensorGroup, call
+from regimes.models.build import seeded
+
+TRIED_INPUTS = 4
+
+
+class NetworkWarning(UserWarning):
+    """A network behaves such that its measured values mean less than they seem to."""
+
+
+def protected(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Try a network on a few inputs in eval mode, and return the inputs, protected if it changes them in place.
+
+    Protected inputs are copied for every forward pass; others cost nothing. A `NetworkWarning` says that outputs are
+    random (dropout that is always on) or depend on the other inputs of a batch (BatchNorm without running statistics).
+    A network that raises is returned its inputs; the measure itself reports the error.
+    """
+    found = try_network(model, inputs[:TRIED_INPUTS])
+    name = type(model).__name__
+    if found.random:
+        _warn(f"{name} returns random outputs in eval mode (dropout that is always on?); so are values measured on it")
+    elif found.depends_on_batch:
+        _warn(
+            f"{name}'s outputs depend on the other inputs of a batch (BatchNorm without running statistics?); measured "
+            "values depend on the batch and chunk size"
+        )
+    return _group(inputs).copied() if found.changes_inputs else inputs
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Behaviour of a network on a few inputs in eval mode.
+
+    Attributes:
+        changes_inputs: whether it changes its inputs in place.
+        random: whether its outputs differ from call to call.
+        depends_on_batch: whether the outputs of an input depend on the other inputs of the batch.
+    """
+
+    changes_inputs: bool = False
+    random: bool = False
+    depends_on_batch: bool = False
+
+
+def try_network(model: nn.Module, inputs: Inputs) -> Trial:
+    """Try a network on a few inputs, which are copied; one that raises counts as well-behaved."""
+    few = _copy(inputs)
+    before = _copy(few)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with seeded(1):
+                first = _tensors(call(model, few))
+            changes = not _same(_parts(few), _parts(before), exact=True)
+            with seeded(2):
+                second = _tensors(call(model, _copy(before)))
+            with seeded(1):
+                alone = _tensors(call(model, _copy(before)[:2]))
+    except Exception:  # the measure itself reports what a network raises
+        return Trial()
+    finally:
+        for module in training:
+            module.training = True
+    two, together = ([each[:2] for each in outputs if each.dim()] for outputs in (alone, first))
+    return Trial(changes, not _same(first, second), len(few) > 2 and not _same(two, together))
+
+
+def copy_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Forward pre-hook that copies the inputs of a network that changes them in place."""
+    copied: tuple[Any, Any] = tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, (args, kwargs))
+    return copied
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, NetworkWarning, stacklevel=4)
+
+
+def _group(inputs: Inputs) -> TensorGroup:
+    return inputs if isinstance(inputs, TensorGroup) else TensorGroup([inputs[:]])
+
+
+def _copy(inputs: Inputs) -> Any:
+    return inputs.clone()
+
+
+def _parts(inputs: Inputs) -> list[Tensor]:
+    return list(inputs.named().values()) if isinstance(inputs, TensorGroup) else [inputs]
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [each.clone() for each in tree_leaves(outputs) if isinstance(each, Tensor)]
+
+
+def _same(one: list[Tensor], other: list[Tensor], exact: bool = False) -> bool:
+    rtol = 0.0 if exact else 1e-3
+    return len(one) == len(other) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=rtol * _scale(a), equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _scale(values: Tensor) -> float:
+    finite = values[values.isfinite()] if values.dtype != torch.bool else values[:0]
+    return float(finite.abs().max()) if finite.numel() else 0.0
