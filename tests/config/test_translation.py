@@ -89,9 +89,7 @@ def test_neither_padding_nor_what_follows_changes_an_answer(module: Any) -> None
         assert float((model(4 + (source - 3) % 8, target) - expected).abs().max()) > 1e-3
 
 
-def test_the_sweep_runs_on_reversed_strings_and_they_are_learnt(
-    strings: Path, run_tiny: Callable[..., Result]
-) -> None:
+def test_the_sweep_runs_on_reversed_strings_and_they_are_learnt(strings: Path, run_tiny: Callable[..., Result]) -> None:
     allow_imports_from(str(SWEEPS))
     raw: dict[str, Any] = tomllib.loads((SWEEPS / "translation.toml").read_text())
     raw["data"] |= {"file": str(strings), "unit": "character", "longest": 5}
