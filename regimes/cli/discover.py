@@ -40,12 +40,12 @@ def discover(
     """Find smaller networks: channels and residual blocks are removed during training. Resumes where it stopped."""
     from regimes.cli.progress import exit_interrupted
     from regimes.config.discovery_file import read_discovery_file
-    from regimes.experiment.run_discovery import context_of, tasks
+    from regimes.experiment.run_discovery import checked_context_of, tasks
 
     config = read_discovery_file(file, changes)
     folder = out or Path("runs") / config.name
     todo = tasks(config, folder)
-    context = context_of(config, device, folder)
+    context = checked_context_of(config, device, folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         together = workers > 1 and len(todo) > 1

@@ -39,9 +39,15 @@ class Augmentation:
         return torch.stack(draws, dim=1)
 
     def apply(self, images: Inputs, draws: Tensor) -> Inputs:
-        """Return augmented images (n, c, h, w); ``draws`` (n, 3) comes from `draw`, on the images' device."""
-        if (self.pad == 0 and not self.flip) or not isinstance(images, Tensor):
+        """Return augmented images (n, c, h, w); ``draws`` (n, 3) comes from `draw`, on the images' device.
+
+        Raises:
+            UserError: the inputs are several tensors.
+        """
+        if self.pad == 0 and not self.flip:
             return images
+        if not isinstance(images, Tensor):
+            raise UserError("recipe.augment needs images (c, h, w), the inputs are several tensors; use 'none'")
         count, channels, height, width = images.shape
         high, wide = self.pixels(height), self.pixels(width)
         padded = F.pad(images, (wide, wide, high, high))

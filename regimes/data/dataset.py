@@ -178,6 +178,11 @@ def guessing_error(targets: Tensor) -> float | None:
     return 1 - float(counted.bincount().max()) / len(counted)
 
 
+def predictions_per_input(targets: Tensor) -> int:
+    """Return the number of predictions per input: more than one for a class per token or pixel."""
+    return 1 if targets.is_floating_point() else targets[0].numel()
+
+
 def _arrays(inputs: Any) -> Iterator[Any]:
     if isinstance(inputs, TensorGroup):
         yield from inputs.named().values()
@@ -226,7 +231,15 @@ def _pair(pair: Any, name: str, title: str, ignore_index: int) -> Split:
     except (TypeError, ValueError) as error:
         raise UserError(f"data set '{title}': {name} must be a pair (inputs, targets)") from error
     inputs = _as_inputs(inputs, f"data set '{title}': {name}")
-    targets = torch.as_tensor(targets)
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(np.asarray(targets, dtype=object).flat[0]).__name__
+        raise UserError(
+            f"data set '{title}': {name} targets must be class numbers or floating point numbers, got {kind}"
+        ) from error
+    if not targets.dim():
+        raise UserError(f"data set '{title}': {name} targets must be an array, one row per input")
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise UserError(
             f"data set '{title}': {name} has {len(inputs)} inputs and {len(targets)} targets; "
@@ -236,7 +249,7 @@ def _pair(pair: Any, name: str, title: str, ignore_index: int) -> Split:
         if not bool(targets.isfinite().all()):
             raise UserError(f"data set '{title}': {name} targets must be finite")
         targets = (targets.reshape(len(targets), 1) if targets.ndim == 1 else targets).float()
-    elif targets.is_complex() or targets.ndim == 0:
+    elif targets.is_complex():
         raise UserError(f"data set '{title}': {name} targets must be class numbers or floating point numbers")
     else:
         targets = targets.to(torch.int64)
@@ -251,6 +264,9 @@ def _pair(pair: Any, name: str, title: str, ignore_index: int) -> Split:
 
 def _as_inputs(given: Any, where: str) -> Any:
     if isinstance(given, (tuple, Mapping)):
+        parts = given.values() if isinstance(given, Mapping) else given
+        if any(isinstance(each, (tuple, Mapping)) for each in parts):
+            raise UserError(f"{where} inputs are nested; give one tuple or dict of arrays")
         if not isinstance(given, Mapping):
             return TensorGroup([_as_inputs(each, where) for each in given])
         return TensorGroup({str(key): _as_inputs(each, f"{where} '{key}'") for key, each in given.items()})

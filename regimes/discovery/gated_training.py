@@ -24,7 +24,7 @@ from regimes.discovery.prunable_graph import widths
 from regimes.discovery.removal_criterion import block_norms, is_removable, unit_norms
 from regimes.discovery.shrinking_network import ShrinkingNetwork
 from regimes.discovery.trace_graph import trace_graph
-from regimes.landscape.error import eval_mode, input_errors, inputs_per_pass, network_task
+from regimes.landscape.error import eval_mode, input_errors, inputs_per_pass, joined_outputs, network_task
 from regimes.losses.functions import in_dtype, loss_value
 from regimes.losses.tasks import joined_errors
 from regimes.models.build import dtype_of, seeded
@@ -73,8 +73,9 @@ class GatedTraining(ShrinkingNetwork):
         units = GateState.of(self.full_graph.units, self.schedule.start(1 - pressure.alpha), self.device)
         blocks = GateState.of(len(self.full_graph.blocks), self.schedule.start(pressure.alpha), self.device)
         self.build(units, blocks, settled=not any(self.rates))
-        guess = data.guess if network_task(model, data.val, recipe.loss_fn).fraction else None
-        self.chance_error = guess or self.error(data.val)  # where the error is a loss: the untrained network's
+        fraction = recipe.error is None and network_task(model, data.val, recipe.loss_fn).fraction
+        guess = data.guess if fraction else None
+        self.chance_error = guess or self.error(data.val)  # where the error is no fraction: the untrained network's
         self.fallback = (0, self.tensors())
 
     # -- one epoch --------------------------------------------------------------------------------------------------
@@ -261,8 +262,8 @@ class GatedTraining(ShrinkingNetwork):
 
     def error(self, split: Split) -> float:
         """Return the error over a split; before the structure is fixed, with gates sampled for every input."""
-        size = inputs_per_pass(split.inputs)
-        wrong = []
+        own, size = self.recipe.error_function, inputs_per_pass(split.inputs)
+        wrong, whole = [], []
         with eval_mode(self.model):
             parts = zip(split.inputs.split(size), split.targets.split(size), strict=True)
             for number, (inputs, targets) in enumerate(parts):
@@ -271,5 +272,10 @@ class GatedTraining(ShrinkingNetwork):
                 else:
                     with self.gates.at(self._drawn(number, len(targets), "judged")):
                         answers = call(self.model, inputs)
-                wrong.append(input_errors(answers, targets, self.recipe.loss_fn))
+                if own is None:
+                    wrong.append(input_errors(answers, targets, self.recipe.loss_fn))
+                else:
+                    whole.append(answers)
+        if own is not None:
+            return own(joined_outputs(whole), split.targets)
         return float(joined_errors(wrong).mean())

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named, Size
 from regimes.data import DATASETS
-from regimes.data.dataset import Dataset, Split
+from regimes.data.dataset import Dataset, Split, predictions_per_input
 from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.experiment.numerics import Numerics, device_of, use_deterministic_kernels
 from regimes.experiment.store import Store
 from regimes.landscape.error import network_task
-from regimes.landscape.metric import Variable
+from regimes.landscape.metric import Variable, in_nats
 from regimes.landscape.trial import copy_inputs, try_network, warn_of
 from regimes.losses.tasks import Task
 from regimes.models import BUILDER_ARGUMENTS, MODELS
@@ -126,11 +126,17 @@ class RunContext:
         """Whether the error is a fraction of wrong predictions."""
         return recipe.error is None and self.task(recipe).fraction
 
+    def predictions(self, recipe: Recipe) -> int:
+        """Return the number of predictions per input: more than one for a class per token, or several labels."""
+        targets = self.loaded.test.targets
+        labels = targets.is_floating_point() and self.task(recipe).kind == "binary"
+        return targets[0].numel() if labels else predictions_per_input(targets)
+
     def with_units(self, variable: Variable, recipe: Recipe) -> Variable:
-        """Return a variable with the name and units of its values: nats with cross-entropy only; the error is a
-        fraction, the loss itself, or a function of one's own."""
-        if variable.units == "nat" and recipe.loss not in ("cross-entropy", "binary-cross-entropy"):
-            return dataclasses.replace(variable, units="loss")
+        """Return a variable with the name and units of its values: that of the loss is a nat with cross-entropies only;
+        the error is a fraction, the loss itself, or a function of one's own."""
+        if variable.of_loss and "nat" in variable.units and not in_nats(recipe.loss):
+            return dataclasses.replace(variable, units=variable.units.replace("nat", "loss"))
         if not (variable.error and variable.units == "1"):
             return variable
         function = recipe.error_function
@@ -140,9 +146,8 @@ class RunContext:
 
     def new_model(self, seed: int) -> nn.Module:
         """Return a model with initial weights of a seed, on the device; same seed, same bits."""
-        data = self.loaded
         with _as_user_error("model", self.spec.model.name):
-            model = build(self.spec.model.name, self.spec.model.options, data.input_shape, data.classes, seed)
+            model = self._build(seed)
             if not isinstance(model, nn.Module):
                 raise TypeError(f"returned {type(model).__name__}; it must return a torch.nn.Module")
         in_dtype(model, self.device, self.dtype)
@@ -151,6 +156,11 @@ class RunContext:
         if self._changes_inputs:
             model.register_forward_pre_hook(copy_inputs, with_kwargs=True)
         return in_layout(model, self.layout)
+
+    def _build(self, seed: int) -> Any:
+        """What the model's function returns."""
+        data = self.loaded
+        return build(self.spec.model.name, self.spec.model.options, data.input_shape, data.classes, seed)
 
     def check_model(self) -> None:
         """Run a new model on two inputs, to report a model that does not fit the data before any work.

@@ -9,15 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from regimes.config.recipe import Recipe
 from regimes.config.sweep import Size, Sweep
-from regimes.data import AUGMENTATIONS
-from regimes.data.dataset import Dataset, guessing_error
+from regimes.data.dataset import guessing_error, predictions_per_input
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext
-from regimes.experiment.preflight import try_channels, try_discovery, try_losses, try_pruner
+from regimes.experiment.preflight import check_fits, try_channels, try_discovery, try_loss, try_pruner
 from regimes.experiment.stages.discover import DiscoverStage
 from regimes.experiment.stages.measure import MeasureStage
 from regimes.experiment.stages.pretrained import PretrainedStage, content_hash, read_checkpoint
@@ -31,7 +27,6 @@ from regimes.landscape.metric import Metric
 from regimes.pruners import DISCOVERED
 from regimes.pruners.prunable_weights import Coverage, coverage
 from regimes.registry import lookup
-from regimes.training.schedule import TrainingSchedule
 
 
 def check_sweep(sweep: Sweep, context: RunContext) -> None:
@@ -40,12 +35,13 @@ def check_sweep(sweep: Sweep, context: RunContext) -> None:
     Raises:
         UserError: they do not.
     """
-    _check_fits(sweep.retrain, context.loaded)
+    check_fits(sweep.retrain, context.loaded)
     if sweep.dense is None:
         for temperature in sweep.temperatures():
-            _check_fits(sweep.dense_recipe(temperature), context.loaded)
+            check_fits(sweep.dense_recipe(temperature), context.loaded)
     _check_metrics(sweep, context)
-    try_losses(sweep, context)
+    for table, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
+        try_loss(recipe, context, table)
     for size in sweep.sizes():
         try_load = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
         (try_load if sweep.load.structured else try_pruner)(sweep, context.sized(size))
@@ -126,18 +122,6 @@ def _check_metrics(sweep: Sweep, context: RunContext) -> None:
         )
 
 
-def _check_fits(recipe: Recipe, data: Dataset) -> None:
-    """Refuse a batch larger than the data, or a loss or augmentation for another kind of data."""
-    TrainingSchedule(recipe, len(data.train.targets))
-    if data.regression and recipe.loss == "cross-entropy":
-        raise UserError(
-            f"recipe.loss = 'cross-entropy' is for classes, '{data.title}' has numbers as targets; try 'mse'"
-        )
-    if not data.regression and recipe.loss == "mse":
-        raise UserError(f"recipe.loss = 'mse' is for numbers, '{data.title}' has classes as targets")
-    lookup(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
-
-
 def measure_stages(sweep: Sweep, copies: Sequence[RetrainStage]) -> Iterator[MeasureStage]:
     """Yield every metric of every retrained copy, or pair of copies."""
     for name in sweep.measure.metrics:
@@ -161,7 +145,7 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage], context: RunContext) -> dic
     knobs = [sweep.knobs[name] for name in sweep.temperature]
     return {
         "name": sweep.name,
-        "predictions_per_input": _predictions(context.loaded.test.targets),
+        "predictions_per_input": predictions_per_input(context.loaded.test.targets),
         "chance_error": guessing_error(context.loaded.test.targets) if context.fraction(sweep.retrain) else None,
         "first_decay": _first_decay(sweep),
         "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
@@ -183,11 +167,6 @@ def coverages(sweep: Sweep, context: RunContext) -> list[tuple[Size, Coverage]]:
     """Return how much of the model can be pruned, for each size of the model."""
     sizes = sweep.sizes()
     return [(size, coverage(context.sized(size).new_model(seed=0), sweep.load.embeddings)) for size in sizes]
-
-
-def _predictions(targets: Tensor) -> int:
-    """Number of predictions per input: more than one for a class per token or pixel."""
-    return 1 if targets.is_floating_point() else targets[0].numel()
 
 
 def _first_decay(sweep: Sweep) -> float | None:

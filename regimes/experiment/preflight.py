@@ -1,4 +1,4 @@
-"""Trial calls of a sweep's losses, pruner and discovery on a new model, to report errors before any work."""
+"""Checks of a recipe, and trial calls of losses, pruner and discovery on a new model, before any work."""
 
 from __future__ import annotations
 
@@ -7,43 +7,86 @@ import warnings
 import torch
 from torch import Tensor
 
+from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
+from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, Split
 from regimes.data.inputs import call
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.trace_graph import trace_graph
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
-from regimes.losses.functions import loss_value
+from regimes.losses.functions import IGNORED, loss_value
 from regimes.pruners.channels import shrink
 from regimes.pruners.prune import check_kept, prunable, prune
 from regimes.registry import lookup
+from regimes.training.schedule import TrainingSchedule
 
 RUNS_MODEL = ("snip", "synflow")  # pruners that may fail on a model
 NUDGE = 1e-3  # added to the weights for a trial: a layer that starts at zero stops every flow
 
 
-def try_losses(sweep: Sweep, context: RunContext) -> None:
-    """Call the losses of both recipes on two inputs.
+def check_recipe(recipe: Recipe, context: RunContext, table: str = "recipe") -> None:
+    """Check before any work that a recipe fits the data and the model.
+
+    Args:
+        recipe: the recipe.
+        context: data and model.
+        table: the recipe's table in the file, for messages.
 
     Raises:
-        UserError: a loss raises, or does not return one number that depends on the outputs.
+        UserError: it does not; see `check_fits` and `try_loss`.
+    """
+    check_fits(recipe, context.loaded)
+    try_loss(recipe, context, table)
+
+
+def check_fits(recipe: Recipe, data: Dataset) -> None:
+    """Refuse a batch larger than the data, or a loss or augmentation for another kind of data."""
+    TrainingSchedule(recipe, len(data.train.targets))
+    if data.regression and recipe.loss == "cross-entropy":
+        raise UserError(
+            f"recipe.loss = 'cross-entropy' is for classes, '{data.title}' has numbers as targets; try 'mse'"
+        )
+    if not data.regression and recipe.loss == "mse":
+        raise UserError(f"recipe.loss = 'mse' is for numbers, '{data.title}' has classes as targets")
+    lookup(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
+
+
+def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe") -> None:
+    """Call a recipe's loss on two inputs, those with the smallest and the largest class.
+
+    Raises:
+        UserError: the loss raises, or does not return one number that depends on the outputs.
     """
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mismatching shapes warn first, then raise
-        model = context.new_model(seed=0)
-        train = context.data.train
-        for key, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
-            where = f"{key}.loss = '{recipe.loss}'"
-            try:
-                answers = call(model, train.inputs[:2])
-                value = loss_value(recipe.training_loss, answers, train.targets[:2])
-            except Exception as error:  # a user's function may raise anything
-                reason = (str(error).splitlines() or [""])[0]
-                raise UserError(f"{where} raised {type(error).__name__}: {reason}") from error
-            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-                got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise UserError(f"{where} returned {got}; expected the mean loss of the batch, one number of torch")
+        model, few, answers = context.new_model(seed=0), _extreme_two(context.data.train), None
+        where = f"{table}.loss = '{recipe.loss}'"
+        try:
+            answers = call(model, few.inputs)
+            value = loss_value(recipe.training_loss, answers, few.targets)
+        except Exception as error:  # a user's function may raise anything
+            reason = (str(error).splitlines() or [""])[0]
+            advice = ""
+            if isinstance(answers, Tensor) and answers.numel() == 2 == few.targets.numel():
+                advice = f" (the model returns one logit; {table}.loss = 'binary-cross-entropy' takes it)"
+            raise UserError(f"{where} raised {type(error).__name__}: {reason}{advice}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{where} returned {got}; expected the mean loss of the batch, one number of torch")
+
+
+def _extreme_two(split: Split) -> Split:
+    """Two inputs, of classes those with the smallest and the largest one."""
+    if split.targets.is_floating_point():
+        return Split(*(each[:2] for each in split))
+    rows = split.targets.reshape(len(split.targets), -1)
+    largest = int(rows.amax(dim=1).argmax())
+    least = rows.masked_fill(rows == IGNORED, int(rows.max())).amin(dim=1)
+    least[largest] = int(rows.max()) + 1  # another input, even if this one has the smallest class too
+    chosen = torch.tensor([int(least.argmin()), largest], device=rows.device)
+    return Split(split.inputs[chosen], split.targets[chosen])
 
 
 def try_pruner(sweep: Sweep, context: RunContext) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from regimes.config.discovery import Pressure
 from regimes.config.discovery_file import DiscoveryConfig
 from regimes.config.keys import SCHEMA, digest, seed_of
+from regimes.config.recipe import Recipe
 from regimes.data.inputs import Inputs, call
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.api import Discovery, DiscoveryCheckpoint, discovery_of, train_epochs
@@ -23,6 +24,7 @@ from regimes.errors import RunFailed, UserError
 from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, write_atomic, write_checked
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.numerics import numerics_of
+from regimes.experiment.preflight import check_recipe
 from regimes.landscape.error import mean_error
 from regimes.registry import source_id
 
@@ -72,6 +74,13 @@ def context_of(config: DiscoveryConfig, device: str, folder: Path) -> RunContext
     return context
 
 
+def checked_context_of(config: DiscoveryConfig, device: str, folder: Path) -> RunContext:
+    """Return the run context of a discovery file, after checking that model and recipe fit the data."""
+    context = context_of(config, device, folder)
+    check_recipe(config.recipe, context)
+    return context
+
+
 def run_task(task: DiscoveryTask, context: RunContext, watch: Watch | None = None) -> Record:
     """Run or resume one training; return its record, which is also written to its folder with the network.
 
@@ -104,7 +113,7 @@ def _finish(task: DiscoveryTask, context: RunContext, search: GatedTraining, key
         raise RunFailed(f"{task.name}: {search.message}")
     discovery = discovery_of(search)
     save(discovery.model, search.graph, context.data.train.inputs, task.folder)
-    record = record_of(discovery, context, task.config.recipe.loss_fn)
+    record = record_of(discovery, context, task.config.recipe)
     record |= {"key": key, "nu": task.pressure.nu, "seed": task.seed, "pressure": task.pressure.model_dump()}
     record["layers"] = [group.name for group in search.full_graph.groups]  # from input to output, for pictures
     write_checked(task.folder / RECORD, record)
@@ -113,12 +122,13 @@ def _finish(task: DiscoveryTask, context: RunContext, search: GatedTraining, key
     return record
 
 
-def record_of(discovery: Discovery, context: RunContext, loss_fn: Callable[..., Any]) -> Record:
+def record_of(discovery: Discovery, context: RunContext, recipe: Recipe) -> Record:
     """Return the record of a discovery as plain data; errors are those of the saved network."""
     model = discovery.model
+    loss_fn, error = recipe.loss_fn, recipe.error_function
     return {
-        "val_error": mean_error(model, context.data.val, loss_fn),
-        "test_error": mean_error(model, context.data.test, loss_fn),
+        "val_error": mean_error(model, context.data.val, loss_fn, error),
+        "test_error": mean_error(model, context.data.test, loss_fn, error),
         "macs": discovery.macs,
         "params": discovery.params,
         "full_macs": discovery.full_macs,

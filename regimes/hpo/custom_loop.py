@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from regimes.data.inputs import Inputs, TensorGroup, call
 from regimes.errors import UserError
 from regimes.experiment.context import one_thread
 from regimes.hpo.proxies import Proxy, make_proxy
+from regimes.landscape.trial import TRIED_INPUTS, try_network
 from regimes.models.build import seeded
 
 TIMED_STEPS = 5  # steps over which a fidelity is timed
@@ -91,7 +93,7 @@ class CustomLadder:
         self.make, self.seed = make, seed
         if (densities is None) == (proxies is None):
             raise UserError("ladder: give either densities=[...], e.g. [0.05], or proxies=[...], functions like Net")
-        held = data if isinstance(data, Dataset) else _inputs_only(data)
+        held = _unchanged(self._model(None, seed), data if isinstance(data, Dataset) else _inputs_only(data))
         found: list[tuple[float, Proxy | Make | None]] = []
         for density in sorted({_density(each) for each in densities or ()} - {1.0}):
             with one_thread():
@@ -178,15 +180,23 @@ def _inputs_only(given: Any) -> Dataset:
     return Dataset(split, split, split, 1, "inputs")
 
 
+def _unchanged(model: nn.Module, data: Dataset) -> Dataset:
+    """The data, with a copy of the training inputs if the network changes them in place."""
+    if not isinstance(model, nn.Module) or not try_network(model, data.train.inputs[:TRIED_INPUTS]).changes_inputs:
+        return data
+    return dataclasses.replace(data, train=Split(data.train.inputs.clone(), data.train.targets))
+
+
 def _seconds(model: nn.Module, inputs: Inputs) -> float:
     """Return the median seconds of a forward and backward pass."""
     found = []
     trial, few = copy.deepcopy(model).train(), inputs[:64].to(next(model.parameters()).device)
     with one_thread(), torch.enable_grad():
         for _ in range(TIMED_STEPS + 1):
+            given = few.clone()  # the network may change them in place
             started = time.perf_counter()
             try:
-                parts = [each for each in tree_leaves(call(trial, few)) if isinstance(each, Tensor)]
+                parts = [each for each in tree_leaves(call(trial, given)) if isinstance(each, Tensor)]
                 torch.stack([each.sum() for each in parts if each.requires_grad]).sum().backward()
             except Exception as error:  # a user's network may raise anything
                 reason = (str(error).splitlines() or [""])[0]

@@ -48,7 +48,8 @@ class FidelityResult:
     """Result of a segment.
 
     Attributes:
-        loss, error, calibrated: values on the validation split, see `Validation`; infinite if the training diverged.
+        loss, error, calibrated: values on the validation split, see `Validation`; infinite if the training diverged, or
+            the value is not finite.
         seconds: this trial's share of the fleet's training time.
         paid: whether the seconds were spent now, not read from an earlier result.
         why: "diverged", "out of memory" or the text of an error; "" if the segment succeeded.
@@ -156,7 +157,8 @@ class FidelityTrainer:
         found = validate(model, self.data.val, job.recipe)
         if not math.isfinite(found.loss):
             return FidelityResult(math.inf, math.inf, 0.0, why="diverged")
-        return FidelityResult(found.loss, found.error, 0.0, calibrated=found.calibrated)
+        error, calibrated = (each if math.isfinite(each) else math.inf for each in (found.error, found.calibrated))
+        return FidelityResult(found.loss, error, 0.0, calibrated=calibrated)
 
     # -- stored results ---------------------------------------------------------------------------------------------
 
@@ -196,13 +198,13 @@ class FidelityTrainer:
     def _keep(self, job: TrialJob, segment: Segment, value: FidelityResult) -> None:
         if self.store is None or value.why not in ("", "diverged"):
             return  # out of memory may not happen again
-        finite = math.isfinite(value.loss)
+        found = {name: getattr(value, name) for name in VALUES}
         snapshot = self._snapshots.get((job.seed, segment.rung))
         going_on = snapshot is not None and snapshot.epoch == segment.stop
         record: dict[str, Any] = {
             "kind": "hpo",
             "status": value.why or "ok",
-            **{name: getattr(value, name) if finite else None for name in VALUES},
+            **{name: each if math.isfinite(each) else None for name, each in found.items()},
             "seconds": value.seconds,
             "why": value.why,
             "numerics": self.context.spec.numerics.id,

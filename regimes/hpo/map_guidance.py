@@ -75,11 +75,10 @@ class MapGuidance:
         Raises:
             UserError: a knob of the map is not a field of `Recipe`.
         """
-        values = recipe.model_dump()
         for name in self.chart.knobs:
-            if name not in values:
+            if name not in Recipe.model_fields:
                 raise UserError(f"map {self.name}: its knob '{name}' is not in a recipe; use a map of recipe knobs")
-        return {name: float(values[name]) for name in self.chart.knobs}
+        return {name: float(getattr(recipe, name)) for name in self.chart.knobs}
 
     def rho(self, density: float, dimension: Dimension, recipe: Recipe) -> tuple[Dimension, float, str] | None:
         """Return the search range of rho, its first value and the reason; None if rho is not a knob of the map.

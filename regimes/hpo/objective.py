@@ -24,11 +24,11 @@ from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
-from regimes.experiment.context import ContextSpec, RunContext, in_layout
+from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.numerics import numerics_of
 from regimes.hpo.map_guidance import MapGuidance, open_guidance
 from regimes.hpo.optimize_loop import Limits, run_trials, trial_runner_of
-from regimes.hpo.plan import Plan, check_batches, plan
+from regimes.hpo.plan import Plan, check_search, plan
 from regimes.hpo.trial_runner import TrialRunner
 from regimes.models.build import seeded
 from regimes.regime_map.regime_map import RegimeMap
@@ -57,12 +57,9 @@ class ObjectContext(RunContext):
                 seen.update(inspect.getsource(kind).encode())
         return {"data": self.loaded.fingerprint, "model": {"name": OBJECT_NAME, "seen": seen.hexdigest()[:20]}}
 
-    def new_model(self, seed: int) -> nn.Module:
-        """Return a model with fresh weights on the device; the same seed gives the same bits."""
+    def _build(self, seed: int) -> Any:
         with seeded(seed):
-            model = self.make()
-        model.to(self.device, self.dtype)
-        return in_layout(model, self.layout)
+            return self.make()
 
 
 class Objective:
@@ -187,8 +184,7 @@ def _own(model: Any, data: Any, spec: Hpo, device: str) -> RunContext:
             spec.model.name, spec.model.options, loaded.input_shape, loaded.classes, int(torch.randint(2**31, ()))
         )
     context = ObjectContext(make, loaded, device)
-    context.check_model()
-    check_batches(spec, context)
+    check_search(spec, context)
     return context
 
 

@@ -85,7 +85,7 @@ def enqueue_priors(study: optuna.Study, plan: Plan) -> None:
     """Enqueue the first values that the map suggests, if the study has no trials yet."""
     if study.trials or not plan.priors:
         return
-    middle = plan.spec.recipe.model_dump()
+    middle = {name: getattr(plan.spec.recipe, name) for name in plan.space}
     for prior in plan.priors:
         rest = {name: middle[name] for name, each in plan.space.items() if each.ends[0] <= middle[name] <= each.ends[1]}
         allowed = {

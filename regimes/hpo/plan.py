@@ -16,6 +16,7 @@ from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
 from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.numerics import numerics_of
+from regimes.experiment.preflight import check_recipe
 from regimes.hpo.build_fidelities import (
     ProxyBuilder,
     facts_of,
@@ -58,11 +59,18 @@ class Plan:
 
 
 def context_of(spec: Hpo, device: str, folder: Path) -> RunContext:
-    """Build data, model and device of a search, and check that the model fits the data."""
+    """Build data, model and device of a search, and check that they and the recipe fit together."""
     context = RunContext(ContextSpec(spec.data, spec.model, device, numerics_of(device, "eager", "eager"), str(folder)))
+    check_search(spec, context)
+    return context
+
+
+def check_search(spec: Hpo, context: RunContext) -> None:
+    """Check before any work that the model, the batch sizes and the recipe of a search fit the data."""
     context.check_model()
     check_batches(spec, context)
-    return context
+    largest = extremes(spec)  # with batch sizes of the space: the recipe's own is not used then
+    check_recipe(largest[0] if largest else spec.recipe, context)
 
 
 def check_batches(spec: Hpo, context: RunContext) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,10 +122,11 @@ class TrialRunner:
             for number in range(running.first, len(self.stretches)):
                 (value,) = self.trainer.run([running.job], self.stretches[number])
                 self._report(running, number, value)
-                if value.why == "diverged":
-                    raise optuna.TrialPruned("diverged")
-                if value.why:
-                    raise UserError(f"trial {trial.number}: {value.why}")
+                why = running.value.why
+                if why == "diverged":
+                    raise optuna.TrialPruned(why)
+                if why:
+                    raise UserError(f"trial {trial.number}: {why}")
                 if number + 1 < len(self.stretches) and self._stops(running):
                     raise optuna.TrialPruned
             over = True
@@ -217,7 +219,10 @@ class TrialRunner:
         return int(steps[number])
 
     def _report(self, running: RunningTrial, number: int, value: FidelityResult) -> None:
+        """Report a segment's value; a trial whose value is not finite (an own error or score) has diverged."""
         segment = self.stretches[number]
+        if not value.why and not math.isfinite(self._objective(value)):
+            value = dataclasses.replace(value, why="diverged")
         running.value = value
         trial = running.trial
         with _unless_taken(running):

@@ -13,6 +13,7 @@ from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
 from regimes.experiment.context import RunContext
 from regimes.landscape.error import errors_or_nan, whole_outputs
+from regimes.landscape.metric import in_nats
 from regimes.losses.functions import IGNORED, logits, loss_value
 from regimes.losses.tasks import error_name, infer_task
 
@@ -58,10 +59,9 @@ def units_of(context: RunContext, recipe: Recipe) -> dict[str, Any]:
     The error is a fraction of wrong predictions, an error function of one's own, or the loss itself.
     """
     title, unit = error_name(context.task(recipe), recipe.error_function, recipe.loss)
-    nats = recipe.loss in ("cross-entropy", "binary-cross-entropy")
     return {
         "error": {"title": title, "unit": unit, "fraction": context.fraction(recipe)},
-        "loss": {"title": "loss", "unit": "nat" if nats else "loss", "fraction": False},
+        "loss": {"title": "loss", "unit": "nat" if in_nats(recipe.loss) else "loss", "fraction": False},
     }
 
 

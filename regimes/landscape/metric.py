@@ -17,6 +17,8 @@ from regimes.losses.functions import LossFn as LossFn
 from regimes.losses.tasks import ErrorFunction
 from regimes.pruners.mask import Mask
 
+TORCH_NATS = ("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
+
 
 def _enough(images: int) -> int:
     if images and images < 8:
@@ -25,6 +27,11 @@ def _enough(images: int) -> int:
 
 
 Images = Annotated[int, Strict(), Field(ge=0), AfterValidator(_enough)]  # type of an option: number of images; 0: all
+
+
+def in_nats(loss: str) -> bool:
+    """Whether a loss, a name in `LOSSES` or an import path, is measured in nats: the cross-entropies, also torch's."""
+    return loss in ("cross-entropy", "binary-cross-entropy", *(f"torch.nn.functional:{name}" for name in TORCH_NATS))
 
 
 def image_count(requested: int, available: int) -> int:
@@ -70,11 +77,14 @@ class Variable:
         units: its units.
         long_name: its description.
         error: whether it is an error or a difference of errors: a fraction for classes, a loss for regression.
+        of_loss: whether nats in its units are those of the recipe's loss, so that another loss has another unit; not of
+            an entropy or divergence of the predictions themselves.
     """
 
     units: str
     long_name: str
     error: bool = False
+    of_loss: bool = True
 
 
 @dataclass(frozen=True)
