@@ -59,7 +59,16 @@ def prunable_weights(model: nn.Module, embeddings: bool = False) -> dict[str, nn
     Raises:
         UserError: a layer's weight is made in another way (an unknown parametrisation, an old hook).
     """
-    head = _head(model)[1]
+    return _weights(model, embeddings, strict=True)
+
+
+def hidden_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of `prunable_weights`, but for those that cannot be masked, which are left out."""
+    return _weights(model, embeddings=False, strict=False)
+
+
+def _weights(model: nn.Module, embeddings: bool, strict: bool) -> dict[str, nn.Parameter]:
+    head = head_of(model)[1]
     names = {id(each): name for name, each in model.named_parameters()}
     spared = _ids(head) | (set() if embeddings else _embedding_ids(model))
     weights = {}
@@ -67,7 +76,12 @@ def prunable_weights(model: nn.Module, embeddings: bool = False) -> dict[str, nn
         if module is head or (isinstance(module, EMBEDDINGS) and not embeddings):
             continue
         for tensor in _weight_names(module):
-            weight = _weight(module, tensor, where)
+            try:
+                weight = _weight(module, tensor, where)
+            except UserError:
+                if strict:
+                    raise
+                continue
             if weight is not None and id(weight) not in spared:
                 weights[names[id(weight)]] = weight
     return weights
@@ -104,7 +118,7 @@ class Coverage:
 def coverage(model: nn.Module, embeddings: bool = False) -> Coverage:
     """Return the numbers of a model's prunable parameters, and of the others by reason; see `prunable_weights`."""
     weights = prunable_weights(model, embeddings)
-    where, head = _head(model)
+    where, head = head_of(model)
     embedded = dict.fromkeys(_embedding_ids(model), "embeddings")
     reasons = {**embedded, **dict.fromkeys(_ids(head), f"head ({where})")}
     left_out: Counter[str] = Counter()
@@ -170,8 +184,8 @@ def _best_by_norm(norm: nn.Module, scores: Tensor) -> Tensor:
     return needed[0] if dim == -1 else needed.movedim(0, dim)
 
 
-def _head(model: nn.Module) -> tuple[str, nn.Module | None]:
-    """The linear or convolutional layer that the model defines last."""
+def head_of(model: nn.Module) -> tuple[str, nn.Module | None]:
+    """Return the name of the head and the head, the linear or convolutional layer that the model defines last."""
     layers = [(name, each) for name, each in model.named_modules() if isinstance(each, (nn.Linear, _ConvNd))]
     return layers[-1] if layers else ("", None)
 

@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from regimes.config.recipe import Recipe
+from regimes.pruners.prunable_weights import hidden_weights
 
 Named = Mapping[str, Tensor]
 MEAN, SQUARE = "exp_avg/", "exp_avg_sq/"  # prefixes of Adam's buffers
@@ -138,7 +139,7 @@ class Adam:
 
 
 class Muon:
-    """Muon for the hidden weight matrices, AdamW for everything else, as its authors advise.
+    """Muon for the hidden weight matrices (`hidden_matrices`), AdamW for everything else, as its authors advise.
 
     A convolution is the matrix of its output channels. One learning rate and weight decay serve both, by the adjustment
     that gives Muon's update the size of AdamW's (Liu et al. 2025, arXiv 2502.16982).
@@ -188,11 +189,12 @@ def update_rule(model: nn.Module, recipe: Recipe) -> Sgd | Adam | Muon:
 
 
 def hidden_matrices(model: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters that Muon updates: two dimensions or more, neither of an embedding nor of the
-    last layer, which gives the outputs."""
-    looked_up = {id(each.weight) for each in model.modules() if isinstance(each, (nn.Embedding, nn.EmbeddingBag))}
-    named = {name: each for name, each in model.named_parameters() if each.dim() > 1}
-    return frozenset(name for name in [*named][:-1] if id(named[name]) not in looked_up)
+    """Return the names of the parameters that Muon updates: the weight matrices of hidden layers.
+
+    These are the weights of linear, convolutional, recurrent and attention layers but the head; not of embeddings, nor
+    a weight that the head shares with one, nor parameters of the user's own modules (positions, a class token).
+    """
+    return frozenset(name for name, each in hidden_weights(model).items() if each.dim() > 1)
 
 
 def parameter_of(buffer: str) -> str:

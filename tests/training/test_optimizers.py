@@ -195,6 +195,30 @@ def test_muon_moves_hidden_matrices_and_convolutions_only() -> None:
     assert {name for name in end.momentum if "/" not in name} == {"body.1.weight", "body.4.weight"}
 
 
+class Sequences(nn.Module):
+    """Tokens with learnt positions, attention, a head before the norm, and an embedding tied to it if asked."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(9, 4), nn.Parameter(torch.randn(5, 4))
+        self.attention, self.body = nn.MultiheadAttention(4, 2), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 9)
+        self.norm, self.scale = nn.LayerNorm((5, 4)), nn.Parameter(torch.ones(2, 2))
+        if tied:
+            self.head.weight = self.tokens.weight
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_muon_leaves_the_head_embeddings_and_own_parameters_to_adamw(tied: bool) -> None:
+    assert hidden_matrices(Sequences(tied)) == {"attention.in_proj_weight", "attention.out_proj.weight", "body.weight"}
+
+
+def test_muon_trains_layers_whose_weights_cannot_be_masked_by_adamw() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    nn.utils.parametrizations.orthogonal(model[0])
+    assert hidden_matrices(model) == {"1.weight"}
+
+
 # -- what a file says -------------------------------------------------------------------------------------------------
 
 
