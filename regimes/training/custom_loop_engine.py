@@ -8,7 +8,8 @@ The loop is a generator function. It trains ``model`` in place and yields once a
 - ``mask``: the live weights (`Mask`), None before pruning. Gradients of masked weights are set to zero, and masked
   weights after each step of a torch optimiser; a loop that changes weights by other means calls ``mask.apply(model)``.
 - ``start``, ``state``: the epochs done, and the dict that it yielded after them (None at the beginning); the model's
-  weights are then those of that epoch. A loop that does not take ``state`` is run again from the beginning.
+  weights are then those of that epoch. The state's tensors are on the CPU; ``load_state_dict`` moves an optimiser's to
+  its parameters. A loop that does not take ``state`` is run again from the beginning.
 
 It yields None or a dict of what it needs to go on: tensors, numbers, lists and dicts of them, such as
 ``optimizer.state_dict()``. ``train_loss`` in the dict goes into the history; without it, the loss over the training
@@ -68,7 +69,7 @@ class CustomLoopEngine:
             "recipe": self.lane.recipe,
             "seed": seed_of(*self.lane.role) % 2**32,
         }
-        state = _unpacked(resume.momentum[STATE], data.train.targets.device) if resume else None
+        state = _unpacked(resume.momentum[STATE]) if resume else None
         given |= {"mask": self.lane.mask, "start": self.done, "state": state}
         self.begin: Callable[[], Iterator[Any]] = lambda: function(**{each: given[each] for each in taken})
         self.loop: Iterator[Any] | None = None
@@ -117,7 +118,11 @@ class CustomLoopEngine:
             yield
             return
         pairs = zip(*mask.factors(self.model), strict=True)
-        hooks = [each.register_hook(lambda gradient, factor=factor: gradient * factor) for each, factor in pairs]
+        hooks = [
+            each.register_hook(lambda gradient, factor=factor: gradient * factor)
+            for each, factor in pairs
+            if each.requires_grad  # not of a frozen layer
+        ]
         hooks.append(register_optimizer_step_post_hook(lambda *_: mask.apply(self.model)))
         try:
             yield
@@ -144,7 +149,7 @@ class CustomLoopEngine:
             return weights, {}
         try:
             packed = _packed(self.state_of_loop)
-            _unpacked(packed, self.data.train.targets.device)
+            _unpacked(packed)
         except Exception as error:
             raise self._error(
                 self.done - 1, "yielded what cannot be kept; allowed: tensors, numbers, lists and dicts"
@@ -158,6 +163,7 @@ def _packed(state: dict[str, Any]) -> Tensor:
     return torch.from_numpy(np.frombuffer(buffer.getvalue(), dtype=np.uint8).copy())
 
 
-def _unpacked(packed: Tensor, device: torch.device) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(io.BytesIO(packed.numpy().tobytes()), map_location=device, weights_only=True)
+def _unpacked(packed: Tensor) -> dict[str, Any]:
+    """The state on the CPU, where generators and counters of steps must be."""
+    found: dict[str, Any] = torch.load(io.BytesIO(packed.numpy().tobytes()), map_location="cpu", weights_only=True)
     return found

@@ -28,6 +28,7 @@ from regimes.landscape.error import error_and_loss
 from regimes.models.build import build
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune
+from regimes.training.custom_loop_engine import _packed, _unpacked
 from regimes.training.train import Snapshot, train
 
 HERE = "test_custom_loop"
@@ -63,6 +64,13 @@ def without_state(model: nn.Module, data: Dataset, recipe: Recipe) -> Iterator[N
     optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=0.1)
     for epoch in range(recipe.epochs):
         EPOCHS_RUN.append(epoch)
+        epoch_of(model, data, recipe, optimizer)
+        yield
+
+
+def of_the_trainable(model: nn.Module, data: Dataset, recipe: Recipe) -> Iterator[None]:
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], recipe.learning_rate)
+    while True:
         epoch_of(model, data, recipe, optimizer)
         yield
 
@@ -160,6 +168,24 @@ def test_masked_weights_stay_zero_in_a_loop_that_knows_no_mask(loop: str) -> Non
     (end,) = train(model, data(), recipe_of(loop), ("x",), [3], mask=mask)
     assert mask.holds(end.weights)
     assert not _global_optimizer_post_hooks
+
+
+def test_a_frozen_layer_may_be_pruned() -> None:
+    model = net()
+    mask = prune(model, 0.4)
+    frozen = next(each for name, each in model.named_parameters() if name in mask.layers)
+    frozen.requires_grad = False
+    (end,) = train(model, data(), recipe_of("of_the_trainable"), ("x",), [2], mask=mask)
+    assert mask.holds(end.weights)
+
+
+def test_a_loops_state_comes_back_on_the_cpu() -> None:
+    """On every device: a generator's state and the steps of an optimiser have to be there."""
+    state = {"generator": torch.Generator().manual_seed(3).get_state(), "steps": [torch.tensor(2.0)]}
+    with torch.device("meta"):
+        found = _unpacked(_packed(state))
+    assert [found["generator"].device.type, found["steps"][0].device.type] == ["cpu", "cpu"]
+    assert torch.equal(torch.Generator().set_state(found["generator"]).get_state(), state["generator"])
 
 
 def test_the_loop_leaves_the_global_generator_alone() -> None:
