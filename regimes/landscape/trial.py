@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from regimes.data.inputs import Inputs, TensorGroup, call
 from regimes.models.build import seeded
 
 TRIED_INPUTS = 4
+PACKAGE = __name__.partition(".")[0]
 
 
 class NetworkWarning(UserWarning):
@@ -27,8 +30,12 @@ def protected(model: nn.Module, inputs: Inputs) -> Inputs:
     random (dropout that is always on) or depend on the other inputs of a batch (BatchNorm without running statistics).
     A network that raises is returned its inputs; the measure itself reports the error.
     """
-    found = warn_of(model, inputs)
-    return _group(inputs).copied() if found.changes_inputs else inputs
+    return _group(inputs).copied() if warn_of(model, inputs).changes_inputs else inputs
+
+
+def copied_if_changed(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Return the inputs, protected as by `protected` if a network changes them in place, without warnings."""
+    return _group(inputs).copied() if try_network(model, inputs[:TRIED_INPUTS]).changes_inputs else inputs
 
 
 def warn_of(model: nn.Module, inputs: Inputs) -> Trial:
@@ -37,10 +44,12 @@ def warn_of(model: nn.Module, inputs: Inputs) -> Trial:
     name = type(model).__name__
     if found.random:
         _warn(f"{name} returns random outputs in eval mode (dropout that is always on?); so are values measured on it")
+    elif not found.batch_first:
+        _warn(f"{name}: the first dimension of the outputs must be the batch (batch_first=True)")
     elif found.depends_on_batch:
         _warn(
-            f"{name}'s outputs depend on the other inputs of a batch (BatchNorm without running statistics?); measured "
-            "values depend on the batch and chunk size"
+            f"{name}'s outputs depend on the other inputs of a batch (BatchNorm without running statistics, or "
+            "batch_first=False?); measured values depend on the batch and chunk size"
         )
     return found
 
@@ -53,11 +62,13 @@ class Trial:
         changes_inputs: whether it changes its inputs in place.
         random: whether its outputs differ from call to call.
         depends_on_batch: whether the outputs of an input depend on the other inputs of the batch.
+        batch_first: whether the outputs (the logits of a dict) have one row per input.
     """
 
     changes_inputs: bool = False
     random: bool = False
     depends_on_batch: bool = False
+    batch_first: bool = True
 
 
 def try_network(model: nn.Module, inputs: Inputs) -> Trial:
@@ -70,7 +81,8 @@ def try_network(model: nn.Module, inputs: Inputs) -> Trial:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with seeded(1):
-                first = _tensors(call(model, few))
+                outputs = call(model, few)
+                first, rows = _tensors(outputs), _rows(outputs)
             changes = not _same(_parts(few), _parts(before), exact=True)
             with seeded(2):
                 second = _tensors(call(model, _copy(before)))
@@ -81,8 +93,10 @@ def try_network(model: nn.Module, inputs: Inputs) -> Trial:
     finally:
         for module in training:
             module.training = True
-    two, together = ([each[:2] for each in outputs if each.dim()] for outputs in (alone, first))
-    return Trial(changes, not _same(first, second), len(few) > 2 and not _same(two, together))
+    two, together = ([each[:2] for each in found if each.dim()] for found in (alone, first))
+    return Trial(
+        changes, not _same(first, second), len(few) > 2 and not _same(two, together), rows in (None, len(before))
+    )
 
 
 def copy_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -92,7 +106,11 @@ def copy_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, NetworkWarning, stacklevel=4)
+    """Warn at the line of the user's code that called this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, NetworkWarning, stacklevel=level)
 
 
 def _group(inputs: Inputs) -> TensorGroup:
@@ -109,6 +127,12 @@ def _parts(inputs: Inputs) -> list[Tensor]:
 
 def _tensors(outputs: Any) -> list[Tensor]:
     return [each.clone() for each in tree_leaves(outputs) if isinstance(each, Tensor)]
+
+
+def _rows(outputs: Any) -> int | None:
+    """Length of the first dimension of the outputs, or of the logits of a dict; None for outputs of another form."""
+    main = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    return len(main) if isinstance(main, Tensor) and main.dim() else None
 
 
 def _same(one: list[Tensor], other: list[Tensor], exact: bool = False) -> bool:

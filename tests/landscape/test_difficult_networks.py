@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 import regimes
 from regimes import UserError
-from regimes.landscape.trial import NetworkWarning
+from regimes.landscape.trial import NetworkWarning, try_network, warn_of
 from regimes.models.build import copied, seeded
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
@@ -84,6 +85,29 @@ def test_outputs_that_depend_on_the_batch_are_said() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3))
     with pytest.warns(NetworkWarning, match="depend on the other inputs of a batch"):
         regimes.hessian_trace(model, F.cross_entropy, (X, Y), chunk=16)
+
+
+class BatchSecond(nn.Module):
+    """A network whose outputs have the batch in the second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.body(x)] * 3)
+
+
+def test_a_batch_in_the_second_dimension_is_said_at_the_users_line() -> None:
+    model = BatchSecond()
+    trial = try_network(model, X[:4])
+    assert (trial.batch_first, try_network(mlp(), X[:4]).batch_first) == (False, True)
+    with pytest.warns(NetworkWarning, match=r"BatchSecond: the first dimension .*\(batch_first=True\)$") as found:
+        warn_of(model, X)
+    assert len(found) == 1
+    with pytest.warns(NetworkWarning, match="the first dimension") as found, contextlib.suppress(UserError):
+        regimes.cka(model, model, X)
+    assert {each.filename for each in found} == {__file__}
 
 
 def test_inputs_stay_as_they_were() -> None:

@@ -173,3 +173,29 @@ def test_pruners_see_plain_weights_in_place_of_parametrised_ones() -> None:
             "0.parametrizations.weight.original": 12
         }
     assert type(model[0]).__name__ == "ParametrizedLinear"
+
+
+class InPlace(nn.Module):
+    """A network that changes its inputs."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= self.shift
+        return torch.as_tensor(self.head(self.second(self.first(x).relu()).relu()))
+
+
+def test_snip_leaves_the_data_of_a_network_that_changes_its_inputs() -> None:
+    inputs, targets = torch.randn(60, 6), torch.arange(60) % 3
+    moved, plain = InPlace(0.1), InPlace(0.0)
+    plain.load_state_dict(moved.state_dict())
+    data, shifted = (
+        Dataset.from_arrays((each, targets), (each, targets), title="own") for each in (inputs.clone(), inputs - 0.1)
+    )
+    kept = data.train.inputs.clone()
+    masks = [prune(model, 0.5, "snip", data=each) for model, each in ((moved, data), (plain, shifted))]
+    assert torch.equal(data.train.inputs, kept)
+    assert all(torch.equal(each, masks[1].layers[name]) for name, each in masks[0].layers.items())
