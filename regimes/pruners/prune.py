@@ -73,13 +73,15 @@ def prune(
 
     Raises:
         UserError: a density outside (0, 1] or too low for the layers with weight or spectral norm, an unknown name, no
-            prunable layer or one whose weight cannot be masked, scores that do not fit the weights, or an allocation
-            that keeps another number of weights.
+            prunable layer or one whose weight cannot be masked, scores that are NaN or do not fit the weights, an
+            earlier mask of other weights, or an allocation that keeps another number of weights.
     """
     if not 0 < density <= 1:
         raise UserError(f"density {density}: allowed: above 0 and up to 1 (the fraction of weights kept)")
     weights = prunable(model, embeddings)
     keep = check_kept(model, weights, density)
+    if within is not None:
+        _check_within(within, weights)
     scores = _scores(model, weights, density, pruner, data, loss_fn, generator)
     if within is not None:
         scores = {name: _inside(score, within.layers[name]) for name, score in scores.items()}
@@ -145,7 +147,21 @@ def _checked(scores: Any, weights: Mapping[str, Tensor], pruner: str) -> dict[st
                 f"pruner '{pruner}' returns {got} for '{name}'; expected {{name: scores}} with scores of the weight's "
                 f"shape {tuple(weight.shape)}"
             )
+        if bool(score.isnan().any()):
+            raise UserError(f"pruner '{pruner}' returns NaN for '{name}'; expected scores that can be compared")
     return dict(scores)
+
+
+def _check_within(within: Mask, weights: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` if an earlier mask does not belong to the weights."""
+    for name, weight in weights.items():
+        if name not in within.layers:
+            raise UserError(f"within has no mask of '{name}'; make it with the same model and the same embeddings=")
+        if within.layers[name].shape != weight.shape:
+            raise UserError(
+                f"within has a mask of shape {tuple(within.layers[name].shape)} for '{name}', whose shape is "
+                f"{tuple(weight.shape)}; make it with the same model"
+            )
 
 
 def _inside(score: Tensor, alive: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from regimes import Mask, UserError, prune
 from regimes.config.recipe import Recipe
@@ -104,3 +105,22 @@ def test_mask_survives_storing(width: int, density: float) -> None:
     back = Mask.from_tensors(mask.tensors(), model)
     assert set(back.layers) == set(mask.layers)
     assert all(torch.equal(back.layers[name], mask.layers[name]) for name in mask.layers)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"^pruner 'magnitude' returns NaN for '1.weight'"):
+        prune(model, 0.5)
+
+
+def test_an_earlier_mask_of_other_weights_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(UserError, match=r"^within has no mask of '0.weight'; .*the same embeddings="):
+        prune(model, 0.3, within=prune(model, 0.5), embeddings=True)
+    wide = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.Linear(6, 2))
+    with pytest.raises(
+        UserError, match=r"^within has a mask of shape \(6, 4\) for '1.weight', whose shape is \(4, 4\)"
+    ):
+        prune(model, 0.3, within=prune(wide, 0.5))
