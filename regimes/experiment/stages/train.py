@@ -140,7 +140,10 @@ def _train_together(
 
 
 def last_epochs(history: Sequence[training.Row], recipe: Recipe, context: RunContext, diverged: bool) -> dict[str, Any]:
-    """Return the mean test and validation error of the last epochs, with binomial standard errors."""
+    """Return the mean test and validation error of the last epochs, with binomial standard errors.
+
+    Of several predictions per input, which are not independent, the standard error is NaN.
+    """
     last = recipe.last
     values = {}
     for name, variable in VARIABLES.items():
@@ -151,7 +154,8 @@ def last_epochs(history: Sequence[training.Row], recipe: Recipe, context: RunCon
         else:
             mean = sum(errors) / len(errors)
             images = len(split.targets)
-            stderr = (mean * (1 - mean) / images) ** 0.5 if context.fraction(recipe) else float("nan")
+            single = context.fraction(recipe) and context.predictions(recipe) == 1
+            stderr = (mean * (1 - mean) / images) ** 0.5 if single else float("nan")
             estimate = Estimate(mean, stderr, images)
         values[name] = value(estimate, context.with_units(variable, recipe))
     return values
