@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,3 +158,22 @@ def test_a_users_module_may_import_torchvision_itself(tmp_path: Path) -> None:
     code = "from regimes.registry import lookup; print(lookup({}, 'mine:value', 'thing').size)"
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert out.stdout.strip() == "8", out.stderr
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "line"),
+    [
+        (torch.zeros(4, 2), ["a", "b", "a", "b"], "train targets must be class numbers .*got str"),
+        (torch.zeros(4, 2), None, "train targets must be class numbers .*got NoneType"),
+        (torch.zeros(4, 2), 3, "train targets must be an array, one row per input"),
+        (
+            (torch.zeros(4, 2), (torch.zeros(4), torch.zeros(4))),
+            [0, 1, 0, 1],
+            "train inputs are nested; give one tuple",
+        ),
+        ({"a": {"b": torch.zeros(4)}}, [0, 1, 0, 1], "train inputs are nested; give one tuple"),
+    ],
+)
+def test_what_is_no_data_is_refused_in_one_line(inputs: Any, targets: Any, line: str) -> None:
+    with pytest.raises(UserError, match=f"^data set 'own': {line}"):
+        Dataset.from_arrays((inputs, targets), (inputs, targets), title="own")
