@@ -1,4 +1,4 @@
-"""Training of networks: schedule, data order, SGD and SAM steps, snapshots, and the engines that run the steps.
+"""Training of networks: schedule, data order, steps of SGD, Adam, AdamW and Muon, SAM, snapshots, and the engines.
 
 A new engine is one module in this folder and one line in `ENGINES`; see README.md.
 """
