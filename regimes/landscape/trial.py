@@ -33,11 +33,6 @@ def protected(model: nn.Module, inputs: Inputs) -> Inputs:
     return _group(inputs).copied() if warn_of(model, inputs).changes_inputs else inputs
 
 
-def copied_if_changed(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Return the inputs, protected as by `protected` if a network changes them in place, without warnings."""
-    return _group(inputs).copied() if try_network(model, inputs[:TRIED_INPUTS]).changes_inputs else inputs
-
-
 def warn_of(model: nn.Module, inputs: Inputs) -> Trial:
     """Try a network on a few inputs, and warn if its outputs are random or depend on the rest of the batch."""
     found = try_network(model, inputs[:TRIED_INPUTS])

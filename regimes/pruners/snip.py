@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from regimes.data.dataset import subset
 from regimes.data.inputs import call
 from regimes.errors import UserError
-from regimes.landscape.trial import copied_if_changed
 from regimes.losses.chunks import chunk_weights
 from regimes.losses.functions import loss_value
 from regimes.pruners.prune import Candidate
@@ -33,14 +32,13 @@ def snip(candidate: Candidate) -> dict[str, Tensor]:
     if candidate.data is None:
         raise UserError("pruner 'snip' needs training data: pass data=")
     images = subset(candidate.data.train, SENSITIVITY_IMAGES)
-    given = copied_if_changed(candidate.model, images.inputs)
     names, weights = list(candidate.weights), list(candidate.weights.values())
     total = {name: torch.zeros_like(weight) for name, weight in candidate.weights.items()}
     targets = images.targets.split(BATCH_IMAGES)
     shares: list[float] = []
     with torch.enable_grad(), _differentiable(candidate.model, weights):
-        for number, (inputs, wanted) in enumerate(zip(given.split(BATCH_IMAGES), targets, strict=True)):
-            outputs = call(candidate.model, inputs)
+        for number, (inputs, wanted) in enumerate(zip(images.inputs.split(BATCH_IMAGES), targets, strict=True)):
+            outputs = call(candidate.model, inputs.clone())  # the network may change them in place
             shares = shares or chunk_weights(candidate.loss_fn, outputs, targets)
             loss = loss_value(candidate.loss_fn, outputs, wanted) * (shares[number] * len(images.targets))
             for name, gradient in zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
