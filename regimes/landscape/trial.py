@@ -30,7 +30,8 @@ def protected(model: nn.Module, inputs: Inputs) -> Inputs:
     random (dropout that is always on) or depend on the other inputs of a batch (BatchNorm without running statistics).
     A network that raises is returned its inputs; the measure itself reports the error.
     """
-    return _group(inputs).copied() if warn_of(model, inputs).changes_inputs else inputs
+    found = warn_of(model, inputs)
+    return _group(inputs).copied() if found.changes_inputs else inputs
 
 
 def warn_of(model: nn.Module, inputs: Inputs) -> Trial:
