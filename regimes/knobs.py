@@ -1,4 +1,4 @@
-"""Temperature-like training knobs: epochs, batch size, learning rate, weight decay, SAM rho.
+"""Temperature-like training knobs: epochs, batch size, learning rate, weight decay, SAM rho, momentum, Adam's betas.
 
 A `Knob` describes its unit, allowed values, hotter direction and effect on the training recipe. A new knob is a `Knob`
 in this module and a line in `KNOBS`.
@@ -121,10 +121,50 @@ SAM_RHO = Knob(
     changes=lambda recipe, value: {"sam_rho": float(value)},
 )
 
+# Momentum sums gradients up: the effective learning rate is learning_rate / (1 - momentum).
+MOMENTUM = Knob(
+    name="momentum",
+    unit="1",
+    long_name="momentum",
+    hotter="larger",
+    kind=float,
+    low=0.0,
+    low_open=False,
+    changes=lambda recipe, value: {"momentum": float(value)},
+)
+
+# Adam's first beta averages gradients, at the same effective learning rate: a longer average has less noise. This
+# direction is a convention, from the update rule; it has not been measured.
+BETA1 = Knob(
+    name="beta1",
+    unit="1",
+    long_name="beta 1",
+    hotter="smaller",
+    kind=float,
+    low=0.0,
+    low_open=False,
+    changes=lambda recipe, value: {"beta1": float(value)},
+)
+
+# A shorter average of squared gradients follows the noise of the latest batches. A convention, like that of beta 1.
+BETA2 = Knob(
+    name="beta2",
+    unit="1",
+    long_name="beta 2",
+    hotter="smaller",
+    kind=float,
+    low=0.0,
+    low_open=False,
+    changes=lambda recipe, value: {"beta2": float(value)},
+)
+
 KNOBS = {
     "epochs": "regimes.knobs:EPOCHS",
     "batch_size": "regimes.knobs:BATCH_SIZE",
     "learning_rate": "regimes.knobs:LEARNING_RATE",
     "weight_decay": "regimes.knobs:WEIGHT_DECAY",
     "sam_rho": "regimes.knobs:SAM_RHO",
+    "momentum": "regimes.knobs:MOMENTUM",
+    "beta1": "regimes.knobs:BETA1",
+    "beta2": "regimes.knobs:BETA2",
 }

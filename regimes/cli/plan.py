@@ -76,7 +76,9 @@ def _decay_product(prepared: Any) -> list[float]:
     if sweep.dense:
         return []
     schedules = [TrainingSchedule(sweep.dense_recipe(each), images) for each in sweep.temperatures()]
-    products = [s.recipe.learning_rate * s.recipe.weight_decay * s.steps_before_decay for s in schedules]
+    if sweep.recipe.optimizer == "adam":  # its weight decay is a gradient, which it normalises
+        return []
+    products = [each.rate_before_decay * each.recipe.weight_decay for each in schedules]
     return [min(products), max(products)]
 
 

@@ -50,6 +50,7 @@ def check_load(
     checker.resolve_name("load.allocation", axis.allocation, ALLOCATIONS, "allocation")
     if discovered:
         _check_discovered(checker, axis, table, pretrained)
+        check_discovery_loop(checker, recipe)
     elif not axis.structured:
         names = {**PRUNERS, **dict.fromkeys((*STRUCTURED_PRUNERS, DISCOVERED), "")}
         checker.resolve_name("load.pruner", axis.pruner, names, "pruner")
@@ -87,6 +88,12 @@ def _check_discovered(checker: Checker, axis: LoadConfig, table: Mapping[str, An
         checker.add_error("load.discover.settle", axis.discover.settle_error)
     if "nu" in table.get("discover", {}):
         checker.add_error("load.discover.nu", "set load.nu instead")
+
+
+def check_discovery_loop(checker: Checker, recipe: Recipe | None) -> None:
+    """Check that the recipe of a discovery has no training loop of its own."""
+    if recipe is not None and recipe.train:
+        checker.add_error("recipe.train", "discovery trains with a loop of its own; remove it")
 
 
 def _is_epochs(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from regimes.config.check_load_axis import check_discovery_loop
 from regimes.config.discovery import Pressure
 from regimes.config.overrides import apply_overrides
 from regimes.config.recipe import Count, Recipe, Section
@@ -62,6 +63,7 @@ def resolve_discovery(
     data = checker.named("data", raw, DATASETS, "data set", given=())
     model = checker.named("model", raw, MODELS, "model", given=BUILDER_ARGUMENTS)
     recipe = checker.recipe(raw, data)
+    check_discovery_loop(checker, recipe)
     pressures = _pressures(checker, dict(raw.get("discover", {})))
     UserError.collect(checker.errors)
     assert data is not None  # or an error had been raised

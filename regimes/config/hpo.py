@@ -11,7 +11,10 @@ from pydantic import ConfigDict, Field, Strict, model_validator
 from regimes.config.recipe import Count, Flag, Recipe, Section, Share
 from regimes.config.sweep import Density, Named
 
-TUNABLE = ("learning_rate", "weight_decay", "batch_size", "sam_rho", "label_smoothing", "momentum", "gamma")
+TUNABLE = (
+    *("learning_rate", "weight_decay", "batch_size", "sam_rho", "label_smoothing", "momentum", "gamma"),
+    *("warmup", "clip_norm", "beta1", "beta2"),
+)
 INTEGERS = ("batch_size",)  # hyperparameters that take integers
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 

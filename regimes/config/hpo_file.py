@@ -100,8 +100,11 @@ def _space(checker: SweepChecker, table: Mapping[str, Any], recipe: Recipe | Non
                 break
             if name in INTEGERS and value != int(value):
                 checker.add_error(key, f"{value:g} is not a whole number")
-            else:
-                checker.validate(
-                    Recipe, "space", {**recipe.model_dump(), name: int(value) if name in INTEGERS else value}
-                )
+                continue
+            changed: Recipe | None = checker.validate(
+                Recipe, "space", {**recipe.model_dump(), name: int(value) if name in INTEGERS else value}
+            )
+            if changed is not None and name in changed.unused:
+                checker.add_error(key, changed.unused[name])
+                break
     return found

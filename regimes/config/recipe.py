@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     Strict,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from regimes.data import AUGMENTATIONS
@@ -31,7 +32,15 @@ ShareOrZero = Annotated[float, Strict(), Field(ge=0, lt=1)]
 Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 Batch = Annotated[int, Strict(), Field(ge=2, le=1_000_000_000)]
 Flag = Annotated[bool, Strict()]
-LATER_FIELDS = ("error",)  # fields that are younger than the first keys
+LATER_FIELDS = ("error", "optimizer", "beta1", "beta2", "eps", "warmup", "clip_norm", "train")  # younger than keys
+LOOP_ARGUMENTS = ("model", "data", "recipe", "seed", "mask", "start", "state")  # of a training loop of one's own
+USED_BY = {  # the optimisers that use a field; all use the fields that are not named here
+    "momentum": ("sgd", "muon"),
+    "nesterov": ("sgd", "muon"),
+    "beta1": ("adam", "adamw", "muon"),
+    "beta2": ("adam", "adamw", "muon"),
+    "eps": ("adam", "adamw", "muon"),
+}
 
 
 class Section(BaseModel):
@@ -67,13 +76,23 @@ class Recipe(Section):
         epoch_batch: batch size that defines the number of steps in an epoch; None: ``batch_size``. The batch-size knob
             sets it to the recipe's own batch size, so that all its values take the same number of steps.
         learning_rate: initial learning rate.
-        schedule: "step": times ``gamma`` at each of ``milestones``; "cosine": to 0 at the last epoch; "constant".
+        optimizer: "sgd"; "adam"; "adamw"; or "muon" for weight matrices and convolutions of hidden layers, with AdamW
+            for everything else. Weight decay is decoupled in "adamw" and "muon", a gradient of L2 in "sgd" and "adam".
+        beta1: decay rate of Adam's mean of the gradient. ``betas = (beta1, beta2)`` sets both.
+        beta2: decay rate of Adam's mean of the squared gradient.
+        eps: constant in Adam's denominator.
+        schedule: "step": times ``gamma`` at each of ``milestones``; "cosine" and "linear": to 0 at the last epoch, from
+            the end of the warm-up on; "constant".
+        warmup: fraction of ``epochs`` over which the learning rate rises linearly to its value in the schedule. A
+            fraction, like the milestones, so that it suits shorter trainings with the same recipe too: a search's
+            proxies, the rounds of gradual pruning.
         milestones: fractions of ``epochs``.
         gamma: factor at a milestone.
-        momentum: momentum of SGD.
+        momentum: momentum of SGD and Muon.
         nesterov: whether to use Nesterov momentum.
         weight_decay: weight decay, applied to every parameter.
-        sam_rho: radius of sharpness-aware minimisation (SAM); 0: plain SGD.
+        sam_rho: radius of sharpness-aware minimisation (SAM) around the optimiser; 0: none.
+        clip_norm: largest norm of the gradient of all parameters together, which is scaled down to it; 0: no limit.
         loss: a name in `LOSSES` or the import path of ``(outputs, targets) -> mean loss``.
         error: an error function of one's own, as an import path or a table (`ErrorTable`); None: the share of wrong
             predictions where outputs, targets and loss belong to a classification, else the loss.
@@ -81,6 +100,8 @@ class Recipe(Section):
         augment: a name in `AUGMENTATIONS`, or an import path.
         stop: epoch at which training stops early, the schedule unchanged; None: at the end. Set by the epochs knob,
             not in a file.
+        train: import path of a training loop of one's own, which may read any of these fields, see
+            `regimes.training.custom_loop_engine`; "": the loop described by them.
         last: number of last epochs over which test and validation error are averaged (never the best epoch).
     """
 
@@ -88,24 +109,41 @@ class Recipe(Section):
     batch_size: Batch = 128
     epoch_batch: Batch | None = None
     learning_rate: Positive = 0.1
-    schedule: Literal["step", "cosine", "constant"] = "step"
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    beta1: ShareOrZero = 0.9
+    beta2: ShareOrZero = 0.999
+    eps: Positive = 1e-8
+    schedule: Literal["step", "cosine", "linear", "constant"] = "step"
+    warmup: ShareOrZero = 0.0
     milestones: tuple[Share, ...] = (0.5, 0.75)
     gamma: Positive = 0.1
     momentum: ShareOrZero = 0.9
     nesterov: Flag = False
     weight_decay: NonNegative = 1e-4
     sam_rho: NonNegative = 0.0
+    clip_norm: NonNegative = 0.0
     loss: str = "cross-entropy"
     error: ErrorTable | None = None
     label_smoothing: ShareOrZero = 0.0
     augment: str = "crop-flip"
     stop: Count | None = None
+    train: Annotated[str, Field(pattern="^$|:")] = ""
     last: Count = 5
 
     @field_validator("error", mode="before")
     @classmethod
     def _table(cls, given: Any) -> Any:
         return {"function": given} if isinstance(given, str) else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "betas" not in given:
+            return given
+        betas, rest = given["betas"], {name: each for name, each in given.items() if name != "betas"}
+        if not isinstance(betas, (list, tuple)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, e.g. [0.9, 0.999], and are {betas!r}")
+        return {**rest, "beta1": betas[0], "beta2": betas[1]}
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -114,12 +152,27 @@ class Recipe(Section):
         defaults = type(self).model_fields
         return {n: each for n, each in fields.items() if n not in LATER_FIELDS or each != defaults[n].default}
 
+    @property
+    def unused(self) -> dict[str, str]:
+        """{field that is set although the optimiser does not use it: error message}."""
+        if self.train:  # it may use any
+            return {}
+        fields = type(self).model_fields
+        given = [name for name in USED_BY if getattr(self, name) != fields[name].default]
+        return {
+            name: f"not used by optimizer '{self.optimizer}', only by {', '.join(USED_BY[name])}; remove it"
+            for name in given
+            if self.optimizer not in USED_BY[name]
+        }
+
     def key_fields(self) -> dict[str, Any]:
         """Return what goes into content keys: all fields but ``stop``, and the sources of user-defined functions."""
         sources = {
             "augment_source": source_id(AUGMENTATIONS, self.augment, "augmentation"),
             "loss_source": source_id(LOSSES, self.loss, "loss"),
         }
+        if self.train:
+            sources["train_source"] = source_id({}, self.train, "training loop")
         if self.error is not None:
             sources["error_source"] = source_id({}, self.error.function, "error")
         fields = self.model_dump(exclude={"stop"})

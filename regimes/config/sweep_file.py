@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import ValidationError
+
 from regimes.config.check_checkpoints import check_checkpoints
 from regimes.config.check_load_axis import check_load
 from regimes.config.overrides import apply_overrides
-from regimes.config.recipe import RECIPES, Recipe
+from regimes.config.recipe import LOOP_ARGUMENTS, RECIPES, USED_BY, Recipe
 from regimes.config.sweep import MeasureConfig, Named, Sweep
 from regimes.config.validation import Checker
 from regimes.data import AUGMENTATIONS, DATASETS
 from regimes.data.augment import Augmentation
 from regimes.errors import UserError
-from regimes.knobs import KNOBS, Knob
+from regimes.knobs import KNOBS, Knob, Value
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
 from regimes.losses import LOSSES
@@ -154,11 +156,21 @@ class SweepChecker(Checker):
         if "stop" in given:
             self.add_error(f"{key}.stop", "cannot be set here; use [temperature] epochs = [...] instead")
             given.pop("stop")
-        recipe: Recipe | None = self.validate(Recipe, key, {**base.model_dump(), **given})
+        kept = base.model_dump()
+        if "optimizer" in given:  # what only another optimiser uses is not kept
+            kept = {n: each for n, each in kept.items() if n not in USED_BY or given["optimizer"] in USED_BY[n]}
+        recipe: Recipe | None = self.validate(Recipe, key, {**kept, **given})
+        for name, problem in recipe.unused.items() if recipe is not None else ():
+            if key == "recipe" or {name, "optimizer"} & set(given):
+                self.add_error(f"{key}.{name}", problem)
         if recipe is not None and (key == "recipe" or "augment" in given):
             self.resolve_name(f"{key}.augment", recipe.augment, AUGMENTATIONS, "augmentation", Augmentation)
         if recipe is not None and (key == "recipe" or "loss" in given):
             self.resolve_name(f"{key}.loss", recipe.loss, LOSSES, "loss")
+        if recipe is not None and recipe.train and (key == "recipe" or "train" in given):
+            loop = self.resolve_name(f"{key}.train", recipe.train, {}, "training loop")
+            for name in options_of(loop, LOOP_ARGUMENTS)[1] if loop is not None else ():
+                self.add_error(f"{key}.train", f"'{recipe.train}' needs '{name}'; given: {', '.join(LOOP_ARGUMENTS)}")
         if recipe is not None and recipe.label_smoothing and recipe.loss != "cross-entropy":
             self.add_error(f"{key}.label_smoothing", f"needs loss = 'cross-entropy', the loss is '{recipe.loss}'")
         return recipe
@@ -187,7 +199,11 @@ class SweepChecker(Checker):
                 self.add_error(key, f"invalid {knob.long_name} {value!r}; allowed: {knob.allowed}")
             elif knob.name == "epochs" and recipe is not None and value > recipe.epochs and not self.pretrained:
                 self.add_error(key, f"{value} exceeds recipe.epochs = {recipe.epochs}")
-        return knob, tuple(knob.kind(value) for value in values if knob.accepts(value))
+        accepted = tuple(knob.kind(value) for value in values if knob.accepts(value))
+        if recipe is not None and not self.pretrained:
+            for problem in dict.fromkeys(each for value in accepted for each in _problems_of(knob, value, recipe)):
+                self.add_error(key, problem)
+        return knob, accepted
 
     def _measure(self, raw: Mapping[str, Any], retrain_seeds: int | None) -> MeasureConfig | None:
         measure: MeasureConfig | None = self.validate(MeasureConfig, "measure", raw.get("measure", {}))
@@ -224,6 +240,16 @@ class SweepChecker(Checker):
                 )
         checked = self.validate(kind, key, {name: value for name, value in options.items() if name in fields})
         return {} if checked is None else dataclasses.asdict(checked)
+
+
+def _problems_of(knob: Knob, value: Value, recipe: Recipe) -> list[str]:
+    """What is wrong with the dense recipe at a value of a knob and right without."""
+    try:
+        changed = Recipe.model_validate({**recipe.model_dump(), **knob.changes(recipe, value)})
+    except ValidationError as error:
+        reasons = (each["msg"].removeprefix("Input ") for each in error.errors())
+        return [f"invalid {knob.long_name} {value!r}: {reason}" for reason in reasons]
+    return [problem for name, problem in changed.unused.items() if name not in recipe.unused]
 
 
 def _plain(default_name: str) -> dict[str, tuple[Any, Any]]:

@@ -101,7 +101,7 @@ class GatedTraining(ShrinkingNetwork):
     def _step(self, step: int, inputs: Inputs, targets: Tensor) -> Tensor:
         drawn = None if self.settled else self._gated_part(self._drawn(step, len(targets)))
         rate = self.schedule.timeline.learning_rate(step)
-        value = self.stepper(lambda: self._loss(step, inputs, targets, drawn), rate)
+        value = self.stepper(lambda: self._loss(step, inputs, targets, drawn), rate, step)
         if drawn is not None:
             self._learn(step, inputs, targets, drawn)
             if self.schedule.strength(step) > 0 and self.schedule.is_check(step):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regimes.discovery.prunable_graph import PrunableGraph, PrunableLayer
 from regimes.models.residual_blocks import remove_block
 from regimes.pruners.channels import sync_layer_sizes
+from regimes.training.update_rules import parameter_of
 
 
 def remove(
@@ -24,7 +25,7 @@ def remove(
         graph: its units, blocks and layers.
         units: (units,) mask, True for units to remove; units removed before may be set again.
         blocks: numbers of the blocks to remove, none of which was removed before.
-        momentum: the optimizer's buffers by parameter name.
+        momentum: the optimizer's buffers by name.
     """
     gone, units = set(blocks), units.cpu()
     left = graph.without(units, gone)
@@ -36,7 +37,7 @@ def remove(
     named = dict(model.named_parameters())
     for each in named.values():
         each.grad = None
-    return left, {name: buffer for name, buffer in momentum.items() if name in named}
+    return left, {name: buffer for name, buffer in momentum.items() if parameter_of(name) in named}
 
 
 def _shrink(module: nn.Module, layer: PrunableLayer, lost: Tensor, momentum: dict[str, Tensor]) -> None:
@@ -48,8 +49,8 @@ def _shrink(module: nn.Module, layer: PrunableLayer, lost: Tensor, momentum: dic
             continue
         full = f"{layer.name}.{name}"
         tensor.data = _kept(tensor.data, rows, cols)
-        if full in momentum:
-            momentum[full] = _kept(momentum[full], rows, cols)
+        for buffer in (each for each in momentum if parameter_of(each) == full):
+            momentum[buffer] = _kept(momentum[buffer], rows, cols)
     sync_layer_sizes(module)
 
 

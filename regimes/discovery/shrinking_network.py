@@ -12,6 +12,7 @@ from regimes.discovery.gate_state import GateState, Removal
 from regimes.discovery.gates import Gates
 from regimes.discovery.prunable_graph import PrunableGraph
 from regimes.discovery.removal import remove
+from regimes.errors import UserError
 from regimes.models.build import load_weights
 from regimes.training.optimizer_step import OptimizerStep
 
@@ -43,6 +44,8 @@ class ShrinkingNetwork:
     settled: bool
 
     def __init__(self, whole: nn.Module, graph: PrunableGraph, recipe: Recipe) -> None:
+        if recipe.train:
+            raise UserError(f"recipe.train = '{recipe.train}': discovery trains with a loop of its own; remove it")
         self.whole, self.full_graph, self.recipe = whole, graph, recipe
         self.device = next(whole.parameters()).device
         self.full = size_of(graph)

@@ -25,6 +25,7 @@ from regimes.landscape import METRICS
 from regimes.landscape.error import eval_mode, inputs_per_pass
 from regimes.landscape.metric import Metric
 from regimes.registry import lookup
+from regimes.training.update_rules import buffers_per_weight
 
 RECORD_BYTES = 3_000  # a typical record on disk
 RateKey = tuple[Any, ...]  # (kind of stage,) or (kind, width) if width varies; seconds per work depend on it
@@ -66,7 +67,7 @@ def estimate(prepared: Prepared, workers: int) -> Cost:
             rates = {(kind, *size.values()): rate for kind, rate in found.items()} | rates
     seconds = sum(work * rates[key] for key, work in _work(todo))
     source = "measured in this run" if rates == measured else "calibrated on this machine"
-    return Cost(seconds, disk(todo, context), memory(prepared), source)
+    return Cost(seconds, disk(todo, context, prepared.sweep.recipe), memory(prepared), source)
 
 
 def memory(prepared: Prepared) -> int:
@@ -99,15 +100,16 @@ def _measuring(sweep: Sweep, context: RunContext) -> int:
         return max(bytes_in_measuring(model, inputs, targets, *each, loss_fn) for each in graphs)
 
 
-def disk(todo: Iterable[Stage], context: RunContext) -> int:
-    """Return the bytes that the stages will write."""
+def disk(todo: Iterable[Stage], context: RunContext, recipe: Recipe) -> int:
+    """Return the bytes that the stages will write; dense trainings keep the buffers of their recipe's optimiser."""
     total = 0
     for key, count in Counter(map(_rate_key, todo)).items():
         kind, *width = key
         model = context.sized(dict(zip(("width",), width, strict=False))).new_model(seed=0)
         state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         weights = sum(each.numel() * each.element_size() for each in model.parameters())
-        sizes = {"train": state + weights, "prune": weights // 32, "measure": 0}  # others store a network
+        kept = weights * buffers_per_weight(recipe)
+        sizes = {"train": state + kept, "prune": weights // 32, "measure": 0}  # others store a network
         total += count * (sizes.get(kind, state) + RECORD_BYTES)
     return total
 

@@ -71,8 +71,8 @@ def select_engine(context: RunContext, recipes: Iterable[Recipe], networks: int,
     """Return the fastest engine whose results are correct and do not depend on the fleet.
 
     Short trials check that the engine equals "eager" in float64 up to rounding, and that a lane's bits depend neither
-    on its slot nor on its neighbours nor on the number of lanes, at every batch size of the sweep, and with SAM if a
-    recipe uses it. If an engine fails, raises or gains nothing, the result is "eager".
+    on its slot nor on its neighbours nor on the number of lanes, at every batch size of the sweep, and with SAM and
+    clipping if a recipe uses them. If an engine fails, raises or gains nothing, the result is "eager".
 
     Args:
         context: data, model and device.
@@ -81,10 +81,11 @@ def select_engine(context: RunContext, recipes: Iterable[Recipe], networks: int,
         workers: number of processes that share the memory.
     """
     alone = EngineChoice("eager", 1)
-    recipes = list({(recipe.batch_size, recipe.sam_rho > 0): recipe for recipe in recipes}.values())
+    kinds = {(each.batch_size, each.sam_rho > 0, each.clip_norm > 0, each.optimizer): each for each in recipes}
+    recipes = list(kinds.values())
     model = context.new_model(seed=0)
     name = "graphed" if context.device.type == "cuda" else "stacked"
-    if networks < MIN_NETWORKS[name] or has_private_randomness(model):
+    if any(each.train for each in recipes) or networks < MIN_NETWORKS[name] or has_private_randomness(model):
         return alone
     try:
         slots = engine_of(name).slots

@@ -18,6 +18,7 @@ from regimes.data.inputs import Inputs, call
 from regimes.experiment.context import RunContext, one_thread
 from regimes.losses.functions import loss_value
 from regimes.models.build import seeded
+from regimes.training.update_rules import buffers_per_weight
 
 MAX_MEMORY_SHARE = 0.6  # of the free memory, for the fleets of all workers
 PROCESS_BYTES = 450_000_000  # a worker process with torch, training a small model
@@ -33,15 +34,22 @@ def bytes_per_network(context: RunContext, recipe: Recipe) -> int:
     images = min(recipe.batch_size, 64, len(train.targets))
     few = train.inputs[:images].clone(), train.targets[:images].clone()
     with one_thread(), seeded(0):
-        return bytes_in_training(context.new_model(seed=0), *few, recipe.batch_size, recipe.training_loss)
+        buffers = buffers_per_weight(recipe)
+        return bytes_in_training(context.new_model(seed=0), *few, recipe.batch_size, recipe.training_loss, buffers)
 
 
 def bytes_in_training(
-    model: nn.Module, inputs: Inputs, targets: Tensor, batch: int, loss_fn: Callable[..., Tensor] = F.cross_entropy
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    batch: int,
+    loss_fn: Callable[..., Tensor] = F.cross_entropy,
+    buffers: int = 1,
 ) -> int:
     """Return the bytes of a model in training: copies of its weights, and saved activations scaled to a batch size.
 
-    The latter are the tensors that autograd saves for a few images, which must own their memory.
+    The latter are the tensors that autograd saves for a few images, which must own their memory. ``buffers`` is the
+    optimiser's number of buffers per weight.
     """
     model.train()
 
@@ -49,7 +57,7 @@ def bytes_in_training(
         return loss_value(loss_fn, call(model, inputs), targets)
 
     weights, activations = _kept_for_backward(model, forward)
-    return int(WEIGHT_COPIES * weights + BACKWARD_FACTOR * activations * batch / len(inputs))
+    return int((WEIGHT_COPIES + buffers - 1) * weights + BACKWARD_FACTOR * activations * batch / len(inputs))
 
 
 def bytes_in_measuring(

@@ -89,6 +89,8 @@ class _Member:
     """One network with its step's inputs on the device and the step's graph."""
 
     def __init__(self, lane: Lane, data: Dataset, precision: str, stream: torch.cuda.Stream | None) -> None:
+        if lane.recipe.optimizer == "muon":
+            raise ValueError("Muon cannot be captured in a CUDA graph; use the engine eager")
         self.lane, self.precision, self.stream = lane, precision, stream
         self.model = lane.model
         self.batches = lane.stream(data)
@@ -101,9 +103,10 @@ class _Member:
         if isinstance(inputs, Uint8Images) and inputs.bytes.device != targets.device:
             raise ValueError("the images do not fit on the device")
         device, schedule = targets.device, self.batches.schedule
-        if lane.recipe.momentum:  # buffers must exist before the capture; the first step assumes 0
-            zeros = {name: torch.zeros_like(each) for name, each in self.stepper.named.items()}
-            self.stepper.set_momentum({**zeros, **(lane.resume.momentum if lane.resume else {})})
+        if lane.recipe.optimizer == "sgd" and lane.recipe.momentum:  # buffers must exist before the capture
+            self.stepper.set_momentum({name: torch.zeros_like(each) for name, each in self.stepper.named.items()})
+        if lane.resume is not None:
+            self.stepper.set_momentum(lane.resume.momentum)
         self.dtype = dtype_of(self.model)
         rates = [schedule.learning_rate(step) for step in range(schedule.horizon)]
         self.rates = torch.tensor(rates, dtype=self.dtype, device=device)
@@ -150,7 +153,7 @@ class _Member:
                 answers = call(self.model, inputs)
             return loss_value(self.lane.recipe.training_loss, in_dtype(answers, self.dtype), targets)
 
-        self.total += self.stepper(loss, self.rates.index_select(0, self.step).squeeze(0))
+        self.total += self.stepper(loss, self.rates.index_select(0, self.step).squeeze(0), self.step.squeeze(0))
         self.step += 1
         self.place += 1
 

@@ -53,7 +53,7 @@ class EagerEngine:
                     value: Tensor = loss_value(loss_fn, in_dtype(answers, self.dtype), targets)
                     return value
 
-                total += self.stepper(loss, schedule.learning_rate(step))
+                total += self.stepper(loss, schedule.learning_rate(step), step)
         return [float(total) / steps]
 
     @staticmethod

@@ -27,7 +27,7 @@ class Snapshot:
     Attributes:
         epoch: number of scheduled epochs done.
         weights: the model's state dict.
-        momentum: momentum buffers by parameter name.
+        momentum: the optimiser's buffers by name; see `OptimizerStep.momentum`.
         history: one row per epoch so far.
         diverged: whether the loss became non-finite; weights and momentum are then empty.
     """
@@ -74,7 +74,10 @@ class Lane:
 
 
 # Recipe fields in which the lanes of a fleet may differ.
-PER_NETWORK_FIELDS = ("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop")
+PER_NETWORK_FIELDS = (
+    *("learning_rate", "weight_decay", "sam_rho", "label_smoothing", "stop"),
+    *("warmup", "beta1", "beta2", "clip_norm"),
+)
 
 
 class Engine(Protocol):

@@ -1,25 +1,25 @@
-"""Optimisation step: SGD or sharpness-aware minimisation (SAM), on the live weights only."""
+"""Optimisation step, plain or sharpness-aware (SAM), with clipping, on the live weights only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.sgd import sgd
+from torch.nn.utils import clip_grad_norm_
 
 from regimes.config.recipe import Recipe
 from regimes.pruners.mask import Mask
+from regimes.training.update_rules import parameter_of, update_rule
 
 
 class OptimizerStep:
     """Optimiser of one network under a recipe and, if it is pruned, a mask.
 
-    This is torch's functional SGD; the class would load torch's compiler at first use, more than a second in every
-    process. Gradients of masked weights are set to zero before use, so that neither momentum, weight decay nor the
-    ascent of SAM moves a masked weight away from zero.
+    Gradients of masked weights are set to zero before use, so that neither momentum, weight decay nor the ascent of SAM
+    moves a masked weight away from zero.
 
     Args:
         model: the network; its parameters are changed by every step.
@@ -34,55 +34,29 @@ class OptimizerStep:
         self.parameters: list[Tensor] = list(self.named.values())
         self.masked, self.factors = mask.factors(model) if mask else ([], [])
         self.norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
-        self.buffers: dict[str, Tensor] = {}  # momentum, by parameter name
+        self.rule = update_rule(model, recipe)
 
-    def __call__(self, loss: Callable[[], Tensor], learning_rate: float | Tensor) -> Tensor:
+    def __call__(self, loss: Callable[[], Tensor], learning_rate: float | Tensor, number: int | Tensor = 0) -> Tensor:
         """Take one step on ``loss()`` and return the loss before it, as a tensor on the device.
 
-        The learning rate may be a tensor on the device, as in a captured step; momentum buffers must then exist
-        already.
+        The learning rate and the step's number (0, 1, ...; of no account for SGD) may be tensors on the device, as in a
+        captured step; momentum buffers must then exist already.
         """
         before = self._backward(loss)
         if self.recipe.sam_rho:
             self._sharpness_aware(loss)
-        self._down(learning_rate)
+        if self.recipe.clip_norm:
+            clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        self._down(learning_rate, number)
         return before
 
     @torch.no_grad()
-    def _down(self, learning_rate: float | Tensor) -> None:
+    def _down(self, learning_rate: float | Tensor, number: int | Tensor) -> None:
         moved = {name: each for name, each in self.named.items() if each.grad is not None}
-        gradients = [each.grad for each in moved.values() if each.grad is not None]
-        if isinstance(learning_rate, Tensor):
-            self._down_on_device(learning_rate, moved, gradients)
-            return
-        buffers = [self.buffers.get(name) for name in moved]
-        sgd(
-            list(moved.values()),
-            gradients,
-            buffers,
-            lr=learning_rate,
-            momentum=self.recipe.momentum,
-            nesterov=self.recipe.nesterov,
-            weight_decay=self.recipe.weight_decay,
-            dampening=0.0,
-            maximize=False,
-            foreach=True,
-        )
-        if self.recipe.momentum:
-            self.buffers.update((name, each) for name, each in zip(moved, buffers, strict=True) if each is not None)
-
-    def _down_on_device(self, learning_rate: Tensor, moved: Mapping[str, Tensor], gradients: list[Tensor]) -> None:
-        """SGD as in torch, whose own version would copy the learning rate to the host."""
-        recipe, weights = self.recipe, list(moved.values())
-        direction = list(torch._foreach_add(gradients, weights, alpha=recipe.weight_decay))
-        if recipe.momentum:
-            buffers = [self.buffers[name] for name in moved]
-            torch._foreach_mul_(buffers, recipe.momentum)
-            torch._foreach_add_(buffers, direction)
-            direction = (
-                list(torch._foreach_add(direction, buffers, alpha=recipe.momentum)) if recipe.nesterov else buffers
-            )
-        torch._foreach_add_(weights, list(torch._foreach_mul(direction, -learning_rate)))
+        gradients = {name: each.grad for name, each in moved.items() if each.grad is not None}
+        self.rule(moved, gradients, learning_rate, number)
+        if self.rule.mixes and self.masked:
+            torch._foreach_mul_(list[Tensor](self.masked), self.factors)
 
     def _backward(self, loss: Callable[[], Tensor]) -> Tensor:
         for each in self.parameters:
@@ -120,10 +94,13 @@ class OptimizerStep:
                 norm.track_running_stats = True
 
     def momentum(self) -> dict[str, Tensor]:
-        """Return the momentum buffers by parameter name; with the weights, they are the whole optimiser state."""
-        return dict(self.buffers)
+        """Return the optimiser's buffers; with the weights and the step's number, they are its whole state.
+
+        Each has the shape of a parameter and its name; that of a second one has a prefix, see `parameter_of`.
+        """
+        return dict(self.rule.buffers)
 
     def set_momentum(self, buffers: dict[str, Tensor]) -> None:
-        """Restore momentum buffers, to resume a training exactly."""
+        """Restore the optimiser's buffers, to resume a training exactly."""
         for name, buffer in buffers.items():
-            self.buffers[name] = buffer.to(self.named[name]).clone()
+            self.rule.buffers[name] = buffer.to(self.named[parameter_of(name)]).clone()

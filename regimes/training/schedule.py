@@ -50,6 +50,11 @@ class TrainingSchedule:
         return self.recipe.epochs * self.steps_per_epoch
 
     @property
+    def warmup_steps(self) -> int:
+        """Number of steps of the warm-up; at the last one the learning rate has its full value."""
+        return round(self.recipe.warmup * self.horizon)
+
+    @property
     def last_epoch(self) -> int:
         """Epoch at which training stops: ``recipe.stop`` if set, else the last one."""
         return self.recipe.stop or self.recipe.epochs
@@ -62,12 +67,29 @@ class TrainingSchedule:
             return steps
         return min(steps, math.ceil(min(self.recipe.milestones) * self.horizon))
 
+    @property
+    def rate_before_decay(self) -> float:
+        """Sum of the learning rates of those steps."""
+        if self.recipe.schedule in ("step", "constant") and not self.recipe.warmup:
+            return self.recipe.learning_rate * self.steps_before_decay
+        return math.fsum(self.learning_rate(step) for step in range(self.steps_before_decay))
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step in 0, 1, ..., horizon - 1."""
-        recipe = self.recipe
-        share = step / self.horizon
+        warmup = self.warmup_steps
+        if step < warmup:
+            return self._decayed(step) * (step + 1) / warmup
+        return self._decayed(step)
+
+    def _decayed(self, step: int) -> float:
+        """The learning rate without the warm-up, at whose end cosine and linear schedules begin."""
+        recipe, warmup = self.recipe, self.warmup_steps
         if recipe.schedule == "step":
+            share = step / self.horizon
             return recipe.learning_rate * recipe.gamma ** sum(share >= milestone for milestone in recipe.milestones)
+        share = max(0, step - warmup) / max(1, self.horizon - warmup)
         if recipe.schedule == "cosine":
             return recipe.learning_rate * (1 + math.cos(math.pi * share)) / 2
+        if recipe.schedule == "linear":
+            return recipe.learning_rate * (1 - share)
         return recipe.learning_rate

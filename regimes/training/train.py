@@ -13,6 +13,7 @@ from regimes.data.dataset import Dataset
 from regimes.pruners.mask import Mask
 from regimes.registry import lookup
 from regimes.training import ENGINES
+from regimes.training.custom_loop_engine import CustomLoopEngine
 from regimes.training.fleet import Engine, Lane, Row, Snapshot
 
 
@@ -50,14 +51,15 @@ def train_fleet(
             Networks of different shapes (e.g. after structured pruning) are trained shape by shape.
         data: the data set, on the device and in the dtype of the models.
         epochs: scheduled epochs at which to yield a snapshot, ascending.
-        engine: a name in `ENGINES`. Within one engine, a lane's bits do not depend on the other lanes.
+        engine: a name in `ENGINES`, of no account for a loop of one's own (``recipe.train``). Within one engine, a
+            lane's bits do not depend on the other lanes.
         evaluate_all: whether to evaluate after every epoch, or only in the last ``recipe.last`` ones.
         precision: precision of the training steps, a name in `PRECISIONS`.
 
     Raises:
         RuntimeError: the model's own code moved a pruned weight away from zero.
     """
-    kind: type[Engine] = lookup(ENGINES, engine, "engine")
+    kind: type[Engine] = CustomLoopEngine if lanes[0].recipe.train else lookup(ENGINES, engine, "engine")
     shapes: dict[Any, list[int]] = {}
     for number, lane in enumerate(lanes):
         shapes.setdefault(lane.shape, []).append(number)

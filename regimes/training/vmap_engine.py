@@ -30,6 +30,7 @@ from regimes.losses.functions import in_dtype, loss_value
 from regimes.models.build import dtype_of, load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.precision import precision_context
+from regimes.training.update_rules import MEAN, SQUARE
 
 Arguments = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 MIN_LANES, MAX_LANES = 4, 64  # lanes
@@ -48,7 +49,7 @@ class VmapEngine:
     """Engine that trains up to `MAX_LANES` networks in lock-step; see `Engine`.
 
     Raises:
-        ValueError: the models have tied weights or extra state, which cannot be stacked.
+        ValueError: the models have tied weights or extra state, or the optimiser is Muon, which cannot be stacked.
     """
 
     capacity = MAX_LANES
@@ -66,12 +67,16 @@ class VmapEngine:
         self.rho = self._per_lane([lane.recipe.sam_rho for lane in self.lanes])
         self.decay = self._per_lane([lane.recipe.weight_decay for lane in self.lanes])
         self.smooth = self._per_lane([lane.recipe.label_smoothing for lane in self.lanes])
+        self.clip = self._per_lane([lane.recipe.clip_norm or math.inf for lane in self.lanes])
+        self.betas = list(zip(*((lane.recipe.beta1, lane.recipe.beta2) for lane in self.lanes), strict=True))
         self.train_forward = vmap(self._one, in_dims=(0, 0, 1), out_dims=0)
         self.eval_forward = vmap(self._one, in_dims=(0, 0, None), out_dims=0)
         if _has_signals(self.base):  # a third of the time
             self.eval_forward = self._one_by_one
 
     def _load(self) -> None:
+        if self.recipe.optimizer == "muon":
+            raise ValueError("Muon cannot be stacked; use the engine eager")
         for lane in self.lanes:
             if lane.resume is not None:
                 load_weights(lane.model, lane.resume.weights)
@@ -87,7 +92,8 @@ class VmapEngine:
         frozen = {name: each for name, each in parameters.items() if name not in trained}
         self.buffers = {name: each.detach().clone() for name, each in {**frozen, **self.buffers}.items()}
         self.leaves = list(self.parameters.values())
-        self.momentum = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
+        slots = ("",) if self.recipe.optimizer == "sgd" else (MEAN, SQUARE)
+        self.momentum = {f"{s}{name}": torch.zeros_like(each) for s in slots for name, each in self.parameters.items()}
         for slot, lane in enumerate(self.lanes):
             for name, buffer in (lane.resume.momentum if lane.resume else {}).items():
                 self.momentum[name][slot] = buffer
@@ -131,15 +137,42 @@ class VmapEngine:
         losses, gradients = self._gradients(inputs, targets, self.buffers)
         if self.recipe.sam_rho:
             gradients = self._sharpness_aware(inputs, targets, gradients)
+        if any(lane.recipe.clip_norm for lane in self.lanes):  # a lane without changes no bit of it
+            norms = torch.stack(_squares(gradients), dim=1).sum(dim=1).sqrt()  # over dim 0 it would depend on the lanes
+            shrunk = (self.clip / (norms + 1e-6)).clamp(max=1)
+            gradients = {name: each * _view(shrunk, each) for name, each in gradients.items()}
         rates = self._per_lane([stream.schedule.learning_rate(step) for stream in self.streams])
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                gradient, buffer = gradients[name], self.momentum[name]
-                gradient = gradient + _view(self.decay, parameter) * parameter
-                buffer.mul_(self.recipe.momentum).add_(gradient)
-                direction = gradient + self.recipe.momentum * buffer if self.recipe.nesterov else buffer
-                parameter.sub_(_view(rates, parameter) * direction)
+            if self.recipe.optimizer == "sgd":
+                self._sgd(gradients, rates)
+            else:
+                self._adam(gradients, rates, step)
         return losses
+
+    def _sgd(self, gradients: Tensors, rates: Tensor) -> None:
+        for name, parameter in self.parameters.items():
+            gradient, buffer = gradients[name], self.momentum[name]
+            gradient = gradient + _view(self.decay, parameter) * parameter
+            buffer.mul_(self.recipe.momentum).add_(gradient)
+            direction = gradient + self.recipe.momentum * buffer if self.recipe.nesterov else buffer
+            parameter.sub_(_view(rates, parameter) * direction)
+
+    def _adam(self, gradients: Tensors, rates: Tensor, step: int) -> None:
+        """Adam and AdamW of each lane; see `regimes.training.update_rules.Adam`."""
+        corrections = [self._per_lane([1 - beta ** (step + 1) for beta in each]) for each in self.betas]
+        kept = [self._per_lane(each) for each in self.betas]
+        fresh = [self._per_lane([1 - beta for beta in each]) for each in self.betas]
+        steps, roots = rates / corrections[0], corrections[1].sqrt()
+        for name, parameter in self.parameters.items():
+            gradient, mean, square = gradients[name], self.momentum[f"{MEAN}{name}"], self.momentum[f"{SQUARE}{name}"]
+            if self.recipe.optimizer == "adamw":
+                parameter.mul_(1 - _view(rates * self.decay, parameter))
+            else:
+                gradient = gradient + _view(self.decay, parameter) * parameter
+            mean.mul_(_view(kept[0], parameter)).add_(_view(fresh[0], parameter) * gradient)
+            square.mul_(_view(kept[1], parameter)).add_(_view(fresh[1], parameter) * gradient.square())
+            scale = square.sqrt() / _view(roots, parameter) + self.recipe.eps
+            parameter.sub_(_view(steps, parameter) * mean / scale)
 
     def _gradients(self, inputs: Inputs, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
         with precision_context(self.precision, targets.device):
@@ -158,7 +191,7 @@ class VmapEngine:
 
     def _sharpness_aware(self, inputs: Inputs, targets: Tensor, gradients: Tensors) -> Tensors:
         """The gradients at ``w + rho g/|g|`` of each lane, on a temporary copy of the buffers."""
-        squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in gradients.values()]).sum(dim=0)
+        squares = torch.stack(_squares(gradients)).sum(dim=0)
         scale = self.rho / (squares.sqrt() + 1e-12)
         here = {name: each.detach().clone() for name, each in self.parameters.items()}
         with torch.no_grad():
@@ -171,7 +204,7 @@ class VmapEngine:
                 parameter.copy_(here[name])
         return worst
 
-    def _per_lane(self, values: list[float]) -> Tensor:
+    def _per_lane(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self.dtype, device=self.data.train.targets.device)
 
     # -- results --------------------------------------------------------------------------------------------------
@@ -226,6 +259,11 @@ def _side_by_side(batches: list[Any]) -> Any:
         return stacked
     whole = stacked.flatten(1, 2).contiguous(memory_format=torch.channels_last)
     return whole.view(stacked.shape)
+
+
+def _squares(gradients: Tensors) -> list[Tensor]:
+    """Squared norm of each parameter's gradient, in every lane."""
+    return [each.flatten(1).square().sum(dim=1) for each in gradients.values()]
 
 
 def _view(per_lane: Tensor, like: Tensor) -> Tensor:

@@ -38,6 +38,18 @@ def test_a_good_file_is_read_with_all_defaults(tiny: Sweep, tmp_path: Path) -> N
     assert sweep.pairs() == [(0, 1)]
 
 
+def test_betas_are_knobs_and_set_together_in_a_recipe(tiny: Sweep) -> None:
+    tiny["recipe"] |= {"optimizer": "adamw", "betas": [0.8, 0.9], "clip_norm": 1.0}
+    tiny["temperature"] = {"beta1": [0.5, 0.8], "beta2": [0.95]}
+    tiny["retrain"] = {"optimizer": "sgd", "momentum": 0.5}
+    sweep = resolve_sweep(tiny)
+    found = [sweep.dense_recipe(each) for each in sweep.temperatures()]
+    assert [(each.beta1, each.beta2) for each in found] == [(0.5, 0.95), (0.8, 0.95)]
+    assert (sweep.retrain.beta1, sweep.retrain.optimizer, sweep.retrain.clip_norm) == (0.9, "sgd", 1.0)
+    tiny["retrain"] = {"beta2": 0.7}
+    assert (resolve_sweep(tiny).retrain.beta1, resolve_sweep(tiny).retrain.beta2) == (0.8, 0.7)
+
+
 def test_name_defaults_to_the_file(tiny: Sweep, tmp_path: Path) -> None:
     del tiny["name"]
     assert read_sweep(write_toml(tmp_path / "mine.toml", tiny)).name == "mine"
@@ -117,7 +129,11 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
             "three-regimes",
             r"recipe.base: unknown recipe 'three-regimes' \(did you mean 'three-regime'\?\)",
         ),
-        ("recipe", "schedule", "steps", r"recipe.schedule: .*'step', 'cosine' or 'constant'"),
+        ("recipe", "schedule", "steps", r"recipe.schedule: .*'step', 'cosine', 'linear' or 'constant'"),
+        ("recipe", "optimizer", "adamx", r"recipe.optimizer: .*'sgd', 'adam', 'adamw' or 'muon'"),
+        ("recipe", "eps", 0.1, r"recipe.eps: not used by optimizer 'sgd', only by adam, adamw, muon; remove it"),
+        ("recipe", "betas", [0.9], r"recipe: betas must be two numbers, e.g. .0.9, 0.999., and are .0.9."),
+        ("recipe", "warmup", 5, r"recipe.warmup: .*less than 1"),
         ("recipe", "augment", "flip", r"recipe.augment: unknown augmentation 'flip'"),
         ("recipe", "stop", 3, r"recipe.stop: cannot be set here; use .temperature. epochs"),
         ("retrain", "epoch", 3, r"retrain.epoch: unknown key \(did you mean 'epochs'\?\)"),
@@ -134,6 +150,8 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
             r"temperature.epochs: invalid training epochs 0; allowed: whole numbers from 1 up",
         ),
         ("temperature", "epochs", [2, 2], r"temperature.epochs: duplicate value 2"),
+        ("temperature", "momentum", [0.5, 1.5], r"temperature.momentum: invalid momentum 1.5: should be less than 1"),
+        ("temperature", "beta1", [0.5, 0.6], r"temperature.beta1: not used by optimizer 'sgd', only by adam, adamw"),
         ("temperature", "epoch", [2], r"temperature.epoch: unknown knob 'epoch' \(did you mean 'epochs'\?\)"),
         ("measure", "metrics", ["lmcc"], r"measure.metrics: unknown metric 'lmcc' \(did you mean 'lmc'\?\)"),
         ("measure", "lmc", {"point": 3}, r"measure.lmc.point: unknown key \(did you mean 'points'\?\)"),

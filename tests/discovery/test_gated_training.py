@@ -189,11 +189,13 @@ def test_three_checks_in_a_row_are_needed() -> None:
 # -- randomness and resuming ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [1, 4, 6])
-def test_a_search_goes_on_as_if_it_had_never_stopped(at: int) -> None:
+@pytest.mark.parametrize(("at", "optimizer"), [(1, "sgd"), (4, "sgd"), (6, "sgd"), (4, "adamw"), (4, "muon")])
+def test_a_search_goes_on_as_if_it_had_never_stopped(at: int, optimizer: str) -> None:
     """Before the pressure, between removals, and after the structure is settled; SAM and dropout on the way."""
     data = synthetic(shape=[3, 8, 8], train=320, test=40)
-    recipe = Recipe(epochs=8, batch_size=16, learning_rate=0.05, augment="crop-flip", sam_rho=0.02)
+    rate = 0.05 if optimizer == "sgd" else 0.01
+    how: dict[str, Any] = {"learning_rate": rate, "optimizer": optimizer, "sam_rho": 0.02}
+    recipe = Recipe(epochs=8, batch_size=16, augment="crop-flip", **how)
 
     def new() -> GatedTraining:
         model = build("preresnet", {"depth": 14, "width": 4}, data.input_shape, data.classes, 0)

@@ -85,6 +85,8 @@ def test_names_and_options_are_taken_as_in_a_file() -> None:
         ({"densities": [0.1], "proxy": "tiny"}, "unknown proxy 'tiny'"),
         ({"densities": [0.1], "space": {"lr": [0.1]}}, "unknown hyperparameter"),
         ({"densities": [0.1], "recipe": {"epoch": 3}}, "unknown key"),
+        ({"densities": [0.1], "space": {"beta1": [0.5, 0.9]}}, "space.beta1: not used by optimizer 'sgd'"),
+        ({"densities": [0.1], "space": {"warmup": [0.0, 1.0]}}, "space.warmup: .*less than 1"),
         ({"densities": [0.1], "value": "accuracy"}, "study.value"),
         ({"densities": [1e-6]}, "density 1e-06: the nearest density that removing whole channels of MLP reaches"),
     ],

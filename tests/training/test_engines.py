@@ -18,7 +18,7 @@ from regimes.config.sweep_file import resolve_sweep
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
-from regimes.experiment.engine_selection import EngineChoice, select_engine
+from regimes.experiment.engine_selection import EngineChoice, equals_eager, keeps_bits, select_engine
 from regimes.experiment.memory import MAX_MEMORY_SHARE, PROCESS_BYTES, bytes_per_network, networks_that_fit, peak_bytes
 from regimes.experiment.run import Result, prepare
 from regimes.experiment.store import Store
@@ -85,6 +85,65 @@ def test_engines_are_equal_in_float64(engine: str, model: str, change: dict[str,
             assert mine == pytest.approx(theirs, rel=1e-7)
 
 
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "eager"])
+@pytest.mark.parametrize("model", ["mlp", "preresnet"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_engines_agree_on_optimizers_with_warm_up_and_clipping(
+    engine: str, model: str, optimizer: str, rho: float, masked: bool
+) -> None:
+    """With a large eps: of a gradient of zero but for rounding, Adam makes steps of the size of all others."""
+
+    def lanes() -> list[Lane]:
+        found = []
+        for seed in range(5):
+            of_lane = {"learning_rate": 0.003 * (1 + seed), "weight_decay": 0.1 * seed, "warmup": 0.2 * seed}
+            of_lane |= {"clip_norm": 0.2 * seed, "sam_rho": rho * (1 + seed)}
+            of_lane |= (
+                {} if optimizer == "sgd" else {"beta1": 0.9 - 0.1 * seed, "beta2": 0.99 - 0.1 * seed, "eps": 1e-4}
+            )
+            recipe = RECIPE.model_copy(update={"optimizer": optimizer, "schedule": "linear", **of_lane})
+            found.append(lane(seed, model, recipe, masked))
+        return found
+
+    one, other = ends(lanes(), "eager"), ends(lanes(), engine)
+    for number in one:
+        assert list(one[number].momentum) == list(other[number].momentum)
+        assert torch.allclose(flat(one[number]), flat(other[number]), rtol=1e-10, atol=1e-12)
+        for mine, theirs in zip(one[number].history, other[number].history, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-10)
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "eager"])
+def test_muon_is_for_one_network_at_a_time(engine: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    muon = RECIPE.model_copy(update={"optimizer": "muon", "augment": "none"})
+    with pytest.raises(ValueError, match="Muon cannot be"):
+        ends([lane(0, "mlp", muon)], engine)
+    found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
+    assert select_engine(found.context, [muon], 100) == EngineChoice("eager", 1)
+
+
+def test_adamw_passes_the_trials_of_a_sweep(tiny: dict[str, Any], tmp_path: Path) -> None:
+    given = {"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 1.0, "warmup": 0.5, "augment": "none"}
+    adamw = RECIPE.model_copy(update=given)
+    context = prepared(tiny, tmp_path, {"name": "mlp", "widths": [16], "batch_norm": True}, engine="eager").context
+    assert equals_eager(context, "stacked", adamw)
+    assert keeps_bits(context, EngineChoice("stacked", 16), adamw)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", ["mlp", "preresnet"])
+def test_a_lane_of_adamw_does_not_depend_on_its_fleet(engine: str, model: str) -> None:
+    given = {"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 1.0, "warmup": 0.3}
+    mine, other = (RECIPE.model_copy(update=each) for each in (given, {**given, "beta1": 0.5, "clip_norm": 0.0}))
+    alone = ends([lane(0, model, mine, dtype=torch.float32)], engine, dtype=torch.float32)[0]
+    for seeds in ([1, 0], [*range(20, 30), 0, 31]):
+        members = [lane(seed, model, other if seed else mine, dtype=torch.float32) for seed in seeds]
+        found = ends(members, engine, dtype=torch.float32)[seeds.index(0)]
+        assert torch.equal(flat(found), flat(alone))
+
+
 def test_engines_begin_equally_where_convolutions_are_depthwise() -> None:
     recipe = RECIPE.model_copy(update={"epochs": 1, "learning_rate": 0.001})
     one, *others = (ends([lane(seed, "mobilenetv2", recipe, True) for seed in (0, 1)], name, [1]) for name in ENGINES)
@@ -107,9 +166,11 @@ def test_a_lane_does_not_depend_on_its_fleet(engine: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("rho", [0.0, 0.1])
-def test_resuming_equals_never_stopping_in_every_engine(engine: str, rho: float) -> None:
-    recipe = RECIPE.model_copy(update={"sam_rho": rho})
+@pytest.mark.parametrize(
+    "change", [{}, {"sam_rho": 0.1}, {"optimizer": "adam"}, {"optimizer": "adamw", "warmup": 0.5, "clip_norm": 0.1}]
+)
+def test_resuming_equals_never_stopping_in_every_engine(engine: str, change: dict[str, Any]) -> None:
+    recipe = RECIPE.model_copy(update=change)
     snapshots: dict[int, list[Snapshot]] = {}
     for number, snapshot in train_fleet([lane(seed, "mlp", recipe) for seed in (0, 1)], data(), [1, 3], engine):
         snapshots.setdefault(number, []).append(snapshot)
