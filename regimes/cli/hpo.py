@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,15 +127,23 @@ class SearchProgress:
             self.open = False
 
 
+def _text(value: float, error: Mapping[str, Any]) -> str:
+    if error["fraction"]:
+        return f"{value:.2%}"
+    return f"{value:.4g}{'' if error['unit'] in ('1', 'loss') else ' ' + error['unit']}"
+
+
 def _print(result: dict[str, Any], folder: Path) -> None:
     from regimes.hpo.savings import in_words
 
     winner = result["winner"]
     values = "  ".join(f"{name} {value:.4g}" for name, value in winner["params"].items())
     typer.echo(f"best: trial {winner['trial']}, validation {winner['value']:.4f}:  {values}")
-    spread = f" ± {winner['test_error_sd']:.2%}" if winner["test_error_sd"] is not None else ""
-    tested = "diverged" if winner["test_error"] is None else f"{winner['test_error']:.2%}{spread}"
-    typer.echo(f"test error of {len(winner['runs'])} new trainings: {tested}")
+    error = result["units"]["error"]
+    tested = " ± ".join(
+        _text(winner[name], error) for name in ("test_error", "test_error_sd") if winner[name] is not None
+    )
+    typer.echo(f"test {error['title']} of {len(winner['runs'])} new trainings: {tested or 'diverged'}")
     for line in in_words(result["savings"]):
         typer.echo(line)
     for name, stopped in result["stopped"].items():
@@ -144,9 +153,10 @@ def _print(result: dict[str, Any], folder: Path) -> None:
         typer.echo(f"trial {each['trial']} failed: {each['why']}")
     deployed = winner["deployment"]
     if deployed and deployed["density"] is not None:
+        expected = f"expected test {error['title']} {_text(deployed['expected_error'], error)}"
         typer.echo(
-            f"to deploy: density {deployed['density']:g}, regime {deployed['regime']}, expected test error "
-            f"{deployed['expected_error']:.2%} ({deployed['reason']}); the map advises: {deployed['direction']}"
+            f"to deploy: density {deployed['density']:g}, regime {deployed['regime']}, {expected} "
+            f"({deployed['reason']}); the map advises: {deployed['direction']}"
         )
     elif deployed:
         typer.echo(f"to deploy: the map gives no advice: {deployed['reason']}")

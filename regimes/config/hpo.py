@@ -16,6 +16,7 @@ TUNABLE = (
     *("warmup", "clip_norm", "beta1", "beta2"),
 )
 INTEGERS = ("batch_size",)  # hyperparameters that take integers
+OptionValue = int | float | bool | str | list[int]  # value of a model's option
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 
 
@@ -77,6 +78,8 @@ class LadderSpec(Section):
         densities: densities of the proxies; None: those that the map trusts; empty: the full network only.
         step_time: in place of densities: upper bounds on a proxy's measured time per training step, as fractions of
             the full network's; the density of each is searched for.
+        option, values: in place of a proxy by surgery: the same model with other values of one of its options. The
+            density of such a network is its share of the full network's parameters.
         epochs: fraction of the recipe's epochs that proxies are trained for, with the schedule shortened accordingly.
         reports: fractions of the full network's training at which it also reports a value, if trials continue to it
             or there is no proxy; promoted trials always train to the end.
@@ -88,6 +91,8 @@ class LadderSpec(Section):
     proxy: str = "narrowed"
     densities: tuple[Density, ...] | None = None
     step_time: tuple[Share, ...] | None = None
+    option: Annotated[str, Strict()] | None = None
+    values: tuple[OptionValue, ...] | None = None
     epochs: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
     reports: tuple[Share, ...] = (0.1,)
     proxy_reports: tuple[Share, ...] = (0.1,)
@@ -96,7 +101,7 @@ class LadderSpec(Section):
     @property
     def is_explicit(self) -> bool:
         """Whether the file sets the fidelities itself, so that no map is needed."""
-        return self.densities is not None or self.step_time is not None
+        return any(each is not None for each in (self.densities, self.step_time, self.option))
 
 
 class StudySpec(Section):

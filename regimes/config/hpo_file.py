@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from regimes.config.hpo import INTEGERS, TUNABLE, Dimension, Hpo, LadderSpec, MapSpec, StudySpec
 from regimes.config.overrides import apply_overrides
 from regimes.config.recipe import Recipe
+from regimes.config.sweep import Named
 from regimes.config.sweep_file import SweepChecker, read_toml
 from regimes.data import DATASETS
 from regimes.errors import UserError
 from regimes.hpo import PROXIES, SAMPLERS, STOPPERS
 from regimes.models import BUILDER_ARGUMENTS, MODELS
-from regimes.registry import nearest
+from regimes.registry import lookup, nearest, options_of
 
 TABLES = ("data", "model", "recipe", "space", "ladder", "study", "map")
 PLAIN = ("name", "trials", "batch", "seed", "final_seeds")
@@ -57,6 +58,7 @@ def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: st
             checker.resolve_name(key, name, registry, what)
     if found["ladder"] is not None:
         _ladder(checker, found["ladder"])
+        _option_ladder(checker, found["ladder"], found["model"])
     UserError.collect(checker.errors)
     rest = {"name": raw.get("name", default_name), **{key: raw[key] for key in PLAIN[1:] if key in raw}}
     try:
@@ -74,6 +76,30 @@ def _ladder(checker: SweepChecker, ladder: LadderSpec) -> None:
         values = getattr(ladder, name) or ()
         if len(set(values)) != len(values):
             checker.add_error(f"ladder.{name}", f"duplicate value in {list(values)}")
+
+
+def _option_ladder(checker: SweepChecker, ladder: LadderSpec, model: Named | None) -> None:
+    if ladder.option is None and ladder.values is None:
+        return
+    if ladder.option is None or not ladder.values:
+        checker.add_error("ladder", 'option and values go together, e.g. option = "width", values = [8, 16]')
+        return
+    for name in ("proxy", "densities", "step_time", "most"):
+        if name in ladder.model_fields_set and getattr(ladder, name) is not None:
+            checker.add_error(f"ladder.{name}", "cannot be combined with option; remove one of the two")
+    if any(ladder.values.count(value) > 1 for value in ladder.values):
+        checker.add_error("ladder.values", f"duplicate value in {list(ladder.values)}")
+    if model is None:
+        return
+    if ladder.option in model.options and model.options[ladder.option] in ladder.values:
+        checker.add_error("ladder.values", f"{model.options[ladder.option]!r} is the full network's; remove it")
+    try:
+        allowed, _ = options_of(lookup(MODELS, model.name, "model"), BUILDER_ARGUMENTS)
+    except UserError:  # reported for model.name
+        return
+    if allowed is not None and ladder.option not in allowed:
+        known = f"{nearest(ladder.option, allowed)}; allowed: {', '.join(allowed) or 'none'}"
+        checker.add_error("ladder.option", f"model '{model.name}' has no option '{ladder.option}'{known}")
 
 
 def _space(checker: SweepChecker, table: Mapping[str, Any], recipe: Recipe | None) -> dict[str, Dimension] | None:

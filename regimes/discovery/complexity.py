@@ -14,7 +14,7 @@ from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph
 class Size:
     """Multiply-accumulates per input and number of parameters; 0-d tensors, differentiable if the gates are.
 
-    MACs are those of convolutions and linear layers, without biases and BatchNorm.
+    MACs are those of all products, as `count_macs` counts them: without biases and BatchNorm.
     """
 
     macs: Tensor
@@ -36,7 +36,7 @@ class Complexity:
 
     def __init__(self, graph: PrunableGraph, device: torch.device | str = "cpu") -> None:
         layers = list(graph.layers.values())
-        self.rest = float(graph.rest)
+        self.rest, self.rest_macs = float(graph.rest), float(graph.rest_macs)
         self.count = len(layers)
         self.sides = [
             _segments([each.rows for each in layers], device),
@@ -62,7 +62,7 @@ class Complexity:
         pairs = torch.where(self.alone, outputs, outputs * inputs) * self.kernel
         on = blocks[self.block]
         params = (on * (pairs + self.vectors * outputs)).sum() + self.rest
-        return Size((on * pairs * self.places).sum(), params)
+        return Size((on * pairs * self.places).sum() + self.rest_macs, params)
 
     def share(self, theta: Tensor, rho: Tensor, full: Size, kappa: float) -> Tensor:
         """Return ``C = kappa MACs / MACs_full + (1 - kappa) params / params_full``."""

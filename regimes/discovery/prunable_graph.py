@@ -75,12 +75,14 @@ class PrunableGraph:
         groups: groups of units, in the order of the network's modules.
         blocks: residual blocks; a removed block keeps its number.
         rest: number of parameters outside ``layers``, which are always kept.
+        rest_macs: multiply-accumulates per input outside ``layers`` (attention, recurrent layers, bare products).
     """
 
     layers: dict[str, PrunableLayer]
     groups: tuple[UnitGroup, ...]
     blocks: tuple[ResidualBlock, ...]
     rest: int
+    rest_macs: int = 0
 
     @property
     def units(self) -> int:

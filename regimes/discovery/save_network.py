@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from regimes.data.inputs import Inputs, arguments
 from regimes.discovery.prunable_graph import PrunableGraph
 from regimes.errors import UserError
 from regimes.models.residual_blocks import keep_skip
@@ -59,7 +60,7 @@ def rebuild(model: nn.Module, plan: Mapping[str, Any], state: Mapping[str, Tenso
     return model
 
 
-def save(model: nn.Module, graph: PrunableGraph, inputs: Tensor, folder: Path) -> list[Path]:
+def save(model: nn.Module, graph: PrunableGraph, inputs: Inputs, folder: Path) -> list[Path]:
     """Write a network to a folder and return the files.
 
     ``network.safetensors``: weights; ``network.json``: the plan of `plan_of`; ``network.pt2``: a program exported with
@@ -79,18 +80,19 @@ def save(model: nn.Module, graph: PrunableGraph, inputs: Tensor, folder: Path) -
     return files
 
 
-def exported(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram | None:
+def exported(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram | None:
     """Return the network in eval mode as an exported program for any batch size; None if torch cannot export it."""
     plain = copy.deepcopy(model).cpu().eval()
     for each in (*plain.parameters(), *plain.buffers()):
         each.data = each.data.contiguous()  # torch.export.save warns about channels-last weights
-    examples = (
-        inputs[:1].cpu().contiguous().repeat(2, *[1] * (inputs.dim() - 1))
-    )  # with one example the batch size would be fixed at 1
+    twice = torch.zeros(2, dtype=torch.int64)  # with one example the batch size would be fixed at 1
+    args, kwargs = arguments(inputs[:1].to(torch.device("cpu")).index_select(0, twice))
+    batch = {0: torch.export.Dim("batch")}
+    shapes: Any = dict.fromkeys(kwargs, batch) or tuple(batch for _ in args)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(plain, (examples,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            return torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
     except Exception:  # weights and plan do not depend on the export
         return None
 

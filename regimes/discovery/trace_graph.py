@@ -9,17 +9,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from regimes.data.inputs import Inputs, call
 from regimes.discovery.complexity import size_of
+from regimes.discovery.count_macs import count_macs
 from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, PrunableLayer, UnitGroup
 from regimes.discovery.save_network import is_plain
 from regimes.discovery.verify_removal import removable_blocks, removable_units
 from regimes.errors import UserError
 from regimes.landscape.error import eval_mode
 from regimes.models.residual_blocks import ResidualBlock, blocks_containing
-from regimes.pruners.channels import channel_groups
+from regimes.pruners.removable_channels import channel_groups, sharing_layers
 
 
-def trace_graph(model: nn.Module, inputs: Tensor) -> PrunableGraph:
+def trace_graph(model: nn.Module, inputs: Inputs) -> PrunableGraph:
     """Return the removable units and blocks of a model, found by tracing it on a few inputs and then verified.
 
     Units are the output channels of a convolution or linear layer that only convolutions, linear layers and BatchNorm
@@ -32,15 +34,30 @@ def trace_graph(model: nn.Module, inputs: Tensor) -> PrunableGraph:
     Raises:
         UserError: torch-pruning is missing or cannot trace the model, or nothing in it can be removed.
     """
+    try:
+        return _traced(model, inputs)
+    except UserError:
+        raise
+    except Exception as error:  # a user's code, and what tracing makes of it, may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{type(model).__name__} cannot be traced: {type(error).__name__}: {reason}") from error
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> PrunableGraph:
     blocks = removable_blocks(model, inputs)
     names = {module: name for name, module in model.named_modules()}
     places = _places(model, inputs)
     layers = {name: _layer(name, model.get_submodule(name), blocks, count) for name, count in places.items()}
-    counted = round(float(size_of(PrunableGraph(layers, (), blocks, 0)).params))
+    counted = size_of(PrunableGraph(layers, (), blocks, 0))
     order = {name: number for number, name in enumerate(names.values())}
     groups: list[UnitGroup] = []
     taken = 0
-    parts = [(_producer(entries, names, layers), entries) for entries in channel_groups(model, inputs)]
+    shared = sharing_layers(model)
+    parts = [
+        (_producer(entries, names, layers), entries)
+        for entries in channel_groups(model, inputs)
+        if not any(target in shared for target, *_ in entries)
+    ]
     for producer, entries in sorted(((each, of) for each, of in parts if each), key=lambda pair: order[pair[0]]):
         layer = layers[producer]
         for target, handler, positions, roots in entries:
@@ -51,8 +68,9 @@ def trace_graph(model: nn.Module, inputs: Tensor) -> PrunableGraph:
                 side[torch.tensor(positions)] = taken + torch.tensor(roots)
         groups.append(UnitGroup(producer, taken, len(layer.rows), layer.block))
         taken += len(layer.rows)
-    rest = sum(each.numel() for each in model.parameters()) - counted
-    found = removable_units(model, PrunableGraph(layers, tuple(groups), blocks, rest), inputs)
+    rest = sum(each.numel() for each in model.parameters()) - round(float(counted.params))
+    rest_macs = max(0, count_macs(model, inputs) - round(float(counted.macs)))
+    found = removable_units(model, PrunableGraph(layers, tuple(groups), blocks, rest, rest_macs), inputs)
     if not found.units and not blocks:
         raise UserError(
             f"nothing in {type(model).__name__} can be removed: it has no residual block, and no layer whose channels "
@@ -61,7 +79,7 @@ def trace_graph(model: nn.Module, inputs: Tensor) -> PrunableGraph:
     return found
 
 
-def _places(model: nn.Module, inputs: Tensor) -> dict[str, int]:
+def _places(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     """Positions at which each layer is applied per input, in the order of the modules, for layers that run."""
     seen: dict[str, int] = {}
     hooks = []
@@ -76,7 +94,7 @@ def _places(model: nn.Module, inputs: Tensor) -> dict[str, int]:
             hooks.append(module.register_forward_hook(note))
     try:
         with eval_mode(model):
-            model(inputs[:1])
+            call(model, inputs[:1])
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regimes.data.inputs import Inputs, call
 from regimes.discovery.gates import GateDraw, Gates, constant_gates
 from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, UnitGroup
 from regimes.discovery.removal import remove
 from regimes.errors import UserError
 from regimes.landscape.error import eval_mode
+from regimes.losses.functions import logits
 from regimes.models.residual_blocks import ResidualBlock, find_blocks, remove_block
+from regimes.pruners.removable_channels import sharing_layers
 
 OUTPUT_RTOL = 1e-4  # relative difference of outputs explained by rounding
 
 
-def removable_blocks(model: nn.Module, inputs: Tensor) -> tuple[ResidualBlock, ...]:
+def removable_blocks(model: nn.Module, inputs: Inputs) -> tuple[ResidualBlock, ...]:
     """Return the residual blocks whose removal gives the same output as closing their gates.
 
-    The model itself and blocks whose branch is used elsewhere are excluded.
+    The model itself and blocks whose branch is used elsewhere, or shares a weight, are excluded.
     """
     names: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         names[id(module)] = names.get(id(module), 0) + 1
-    found = []
+    found, shared = [], sharing_layers(model)
     for block in find_blocks(model):
-        inside = (each for name in block.branch for each in model.get_submodule(name).modules() if _holds(each))
-        if block.name and all(names[id(each)] == 1 for each in inside):
+        inside = [each for name in block.branch for each in model.get_submodule(name).modules() if _holds(each)]
+        if block.name and all(names[id(each)] == 1 and each not in shared for each in inside):
             found.append(block)
     model = _with_nonzero_weights(model)
     if _removal_matches_gating(model, found, inputs):
@@ -42,7 +47,7 @@ def _holds(module: nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False))
 
 
-def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], inputs: Tensor) -> bool:
+def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], inputs: Inputs) -> bool:
     """Whether removing blocks gives the same output as closing their gates."""
     gated, small = copy.deepcopy(model), copy.deepcopy(model)
     for block in blocks:
@@ -51,12 +56,12 @@ def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], input
         for block in blocks:
             remove_block(small, block)
         with eval_mode(gated), eval_mode(small):
-            return _alike(gated(inputs), small(inputs))
+            return _alike(call(gated, inputs), call(small, inputs))
     except Exception:  # code that uses the block's attributes or passes several arguments
         return False
 
 
-def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Tensor) -> PrunableGraph:
+def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Inputs) -> PrunableGraph:
     """Return the graph with only those groups whose removal gives the same output as closing their gates.
 
     Also sets `UnitGroup.vital`.
@@ -69,16 +74,15 @@ def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Tensor) -> P
     gates = Gates(trial, graph)
     try:
         with eval_mode(trial):
-            every = [_half(group, graph.units) for group in graph.groups]
-            together = torch.stack(every).any(0) if every else torch.zeros(0, dtype=torch.bool)
+            samples = {group: _samples(group, graph.units) for group in graph.groups}
+
+            def removable(groups: Sequence[UnitGroup]) -> bool:
+                tried = [torch.stack(masks).any(0) for masks in zip(*(samples[each] for each in groups), strict=True)]
+                return all(_unit_removal_matches_gating(model, trial, gates, graph, units, inputs) for units in tried)
+
             sound = set(graph.groups)
-            if not _unit_removal_matches_gating(model, trial, gates, graph, together, inputs):
-                pairs = zip(graph.groups, every, strict=True)
-                sound = {
-                    group
-                    for group, half in pairs
-                    if _unit_removal_matches_gating(model, trial, gates, graph, half, inputs)
-                }
+            if not removable(graph.groups):
+                sound = {group for group in graph.groups if removable([group])}
             groups = [
                 dataclasses.replace(group, vital=_is_vital(trial, gates, graph, group, inputs))
                 for group in graph.groups
@@ -92,46 +96,51 @@ def removable_units(model: nn.Module, graph: PrunableGraph, inputs: Tensor) -> P
     return found
 
 
-def _half(group: UnitGroup, units: int) -> Tensor:
-    """Mask of every second unit of a group."""
-    out = torch.zeros(units, dtype=torch.bool)
-    out[group.first : group.first + group.size : 2] = True
-    return out
+def _samples(group: UnitGroup, units: int) -> list[Tensor]:
+    """Masks of units of a group: every second, the first one (an odd number may remain), all but the last."""
+    first, end = group.first, group.first + group.size
+    samples = []
+    for part in (slice(first, end, 2), slice(first, first + 1), slice(first, end - 1)):
+        mask = torch.zeros(units, dtype=torch.bool)
+        mask[part] = True
+        samples.append(mask)
+    return samples
 
 
 def _unit_removal_matches_gating(
-    model: nn.Module, trial: nn.Module, gates: Gates, graph: PrunableGraph, units: Tensor, inputs: Tensor
+    model: nn.Module, trial: nn.Module, gates: Gates, graph: PrunableGraph, units: Tensor, inputs: Inputs
 ) -> bool:
     """Whether removing units gives the same output as closing their gates."""
     small = copy.deepcopy(model)
     try:
         remove(small, graph, units, [], {})
         with eval_mode(small), gates.at(constant_gates(~units.to(inputs.device), _all_on(graph, inputs))):
-            gated, removed = trial(inputs), small(inputs)
+            gated, removed = call(trial, inputs), call(small, inputs)
     except Exception:  # code that depends on a width
         return False
     return _alike(gated, removed)
 
 
-def _alike(gated: Tensor, removed: Tensor) -> bool:
+def _alike(gated: Any, removed: Any) -> bool:
+    gated, removed = logits(gated), logits(removed)
     return bool((gated - removed).abs().max() <= OUTPUT_RTOL * gated.abs().max().clamp(min=1e-12))
 
 
-def _check_inputs(trial: nn.Module, gates: Gates, graph: PrunableGraph, inputs: Tensor) -> None:
+def _check_inputs(trial: nn.Module, gates: Gates, graph: PrunableGraph, inputs: Inputs) -> None:
     """Refuse a model in which a gate sampled for one input affects another."""
     random = torch.Generator().manual_seed(0)
     units, blocks = (
-        (torch.rand(len(inputs), count, generator=random) < 0.5).to(inputs)
+        (torch.rand(len(inputs), count, generator=random) < 0.5).to(next(trial.parameters()))
         for count in (graph.units, len(graph.blocks))
     )
     try:
         with gates.at(GateDraw(units, blocks)):
-            together = trial(inputs)
+            together = logits(call(trial, inputs))
         alone = []
         for number in range(len(inputs)):
             one = slice(number, number + 1)
             with gates.at(GateDraw(units[one], blocks[one])):
-                alone.append(trial(inputs[one]))
+                alone.append(logits(call(trial, inputs[one])))
         sound = _alike(torch.cat(alone), together)
     except (IndexError, RuntimeError):
         sound = False
@@ -151,7 +160,7 @@ def _with_nonzero_weights(model: nn.Module) -> nn.Module:
     return stirred
 
 
-def _is_vital(trial: nn.Module, gates: Gates, graph: PrunableGraph, group: UnitGroup, inputs: Tensor) -> bool:
+def _is_vital(trial: nn.Module, gates: Gates, graph: PrunableGraph, group: UnitGroup, inputs: Inputs) -> bool:
     """Whether the output of a block's branch, or of the network, is the same for all inputs without a group."""
     where = trial if group.block is None else trial.get_submodule(graph.blocks[group.block].gate)
     apart = []
@@ -162,14 +171,14 @@ def _is_vital(trial: nn.Module, gates: Gates, graph: PrunableGraph, group: UnitG
         hook = where.register_forward_hook(lambda module, given, out, said=said: said.append(out))
         try:
             with gates.at(constant_gates(units, _all_on(graph, inputs))):
-                trial(inputs)
+                call(trial, inputs)
         finally:
             hook.remove()
         apart.append(float((said[-1] - said[-1].mean(0)).abs().max()))
     return apart[1] <= OUTPUT_RTOL * apart[0]
 
 
-def _all_on(graph: PrunableGraph, inputs: Tensor) -> Tensor:
+def _all_on(graph: PrunableGraph, inputs: Inputs) -> Tensor:
     return torch.ones(len(graph.blocks), device=inputs.device)
 
 

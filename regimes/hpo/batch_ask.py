@@ -7,11 +7,13 @@ import warnings
 from typing import Any
 
 import optuna
-from optuna.trial import Trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
+from optuna.trial import Trial, TrialState
 
 from regimes.errors import UserError
+from regimes.hpo.exhaustion import EXHAUSTIBLE_SAMPLERS
 from regimes.hpo.process_identity import this_worker
-from regimes.hpo.search_space import Space, suggest
+from regimes.hpo.search_space import Space, distributions, suggest
 from regimes.hpo.trial_attrs import note
 from regimes.training.fleet import PER_NETWORK_FIELDS
 
@@ -36,6 +38,7 @@ def ask(study: optuna.Study, count: int, space: Space, stack_size: int) -> list[
         UserError: the study has another direction, or its sampler rejects the space.
     """
     check_minimises(study)
+    check_space(study, space)
     names, size = sorted(set(space) - set(PER_NETWORK_FIELDS)), group_size(study, count, space, stack_size)
     sampler, trials = study.sampler, list[Trial]()
     try:
@@ -47,8 +50,10 @@ def ask(study: optuna.Study, count: int, space: Space, stack_size: int) -> list[
             trials.append(study.ask())
             note(trials[-1], "worker", this_worker())
             suggest(trials[-1], space)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"study.sampler: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError, KeyError) as error:
+        for each in trials:
+            study.tell(each, state=TrialState.FAIL)
+        raise UserError(f"study.sampler: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     finally:
         study.sampler = sampler
     return trials
@@ -58,10 +63,10 @@ def group_size(study: optuna.Study, count: int, space: Space, stack_size: int) -
     """Return how many consecutive trials of a batch share a batch size.
 
     At most ``stack_size``, and few enough that each value of the batch size can occur in every batch; 1 for CMA-ES,
-    which learns only from points that it sampled as a whole.
+    which learns only from points that it sampled as a whole, and for samplers that try every setting once.
     """
     names = set(space) - set(PER_NETWORK_FIELDS)
-    if not names or stack_size == 1 or isinstance(study.sampler, optuna.samplers.CmaEsSampler):
+    if not names or stack_size == 1 or isinstance(study.sampler, (optuna.samplers.CmaEsSampler, *EXHAUSTIBLE_SAMPLERS)):
         return 1
     values = max(len(space[name].choices or RANGE_AS_CHOICES) for name in names)
     return max(1, min(stack_size, max(MIN_GROUP, math.ceil(count / values))))
@@ -75,6 +80,33 @@ def check_minimises(study: optuna.Study) -> None:
     """
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise UserError(f"study '{study.study_name}' does not minimise one value; create it with direction='minimize'")
+
+
+def check_space(study: optuna.Study, space: Space) -> None:
+    """Refuse a study whose trials have a hyperparameter of another kind, or other choices of it.
+
+    Raises:
+        UserError: the study's distribution of a hyperparameter cannot be continued.
+    """
+    before: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False):
+        before.update(trial.distributions)
+    for name, now in distributions(space).items():
+        if name not in before:
+            continue
+        try:
+            check_distribution_compatibility(before[name], now)
+        except ValueError as error:
+            raise UserError(
+                f"space.{name}: study '{study.study_name}' was started with {_words(before[name])}, now it is "
+                f"{_words(now)}; undo the change, or use another study"
+            ) from error
+
+
+def _words(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return str(list(distribution.choices))
+    return str(distribution)
 
 
 def _partly(values: dict[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:

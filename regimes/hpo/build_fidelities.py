@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,10 +14,8 @@ from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, in_layout, one_thread
 from regimes.experiment.engine_selection import EngineChoice, seconds_per_image, select_engine
-from regimes.hpo import PROXIES
 from regimes.hpo.fidelities import Fidelity
-from regimes.hpo.proxies import Proxy, selector_of
-from regimes.registry import lookup
+from regimes.hpo.proxies import Proxy, make_proxy, selector_of
 
 BISECTION_STEPS = 6  # densities tried in the search for a step time
 
@@ -83,20 +80,43 @@ def proxy_fidelity(builder: ProxyBuilder, density: float) -> Fidelity:
         UserError: the model cannot be reduced to this density.
     """
     context, recipe = builder.context, builder.recipe
-    make = lookup(PROXIES, builder.kind, "proxy")
     with one_thread():
         whole = context.new_model(seed_of("proxy", builder.seed))
-        proxy: Proxy = make(copy.deepcopy(whole), context.data, density, recipe, builder.seed)
-        proxy.fresh(whole)(context.data.train.inputs[:2])  # check that a forward pass works
+        proxy = make_proxy(builder.kind, whole, context.data, density, recipe, builder.seed)
     epochs = max(1, round(builder.share * recipe.epochs))
     return _timed(builder, ProxyContext(context, proxy), density, proxy.kept, epochs)
 
 
-def _timed(builder: ProxyBuilder, context: RunContext, density: float, kept: float, epochs: int) -> Fidelity:
+def option_fidelity(builder: ProxyBuilder, option: str, value: Any) -> Fidelity:
+    """Build and time the full network's model with another value of an option.
+
+    Raises:
+        UserError: the model does not take the value, or does not have fewer parameters than the full network.
+    """
+    context = builder.context.sized({option: value})
+    context.check_model()
+    sizes = [sum(each.numel() for each in one.new_model(0).parameters()) for one in (context, builder.context)]
+    if sizes[0] >= sizes[1]:
+        raise UserError(
+            f"ladder.values: {option} = {value} makes a network of {sizes[0]:,} parameters, the full one has "
+            f"{sizes[1]:,}; use values that make it smaller"
+        )
+    share = sizes[0] / sizes[1]
+    return _timed(builder, context, share, share, max(1, round(builder.share * builder.recipe.epochs)), {option: value})
+
+
+def _timed(
+    builder: ProxyBuilder,
+    context: RunContext,
+    density: float,
+    kept: float,
+    epochs: int,
+    size: Mapping[str, Any] | None = None,
+) -> Fidelity:
     choice = select_engine(context, [*builder.extremes, builder.recipe], builder.batch, builder.workers)
     alone = seconds_per_image(context, EngineChoice("eager", 1), builder.recipe)
     seconds = alone if choice.lanes == 1 else seconds_per_image(context, choice, builder.recipe)
-    return Fidelity(density, kept, context, epochs, choice, seconds, alone)
+    return Fidelity(density, kept, context, epochs, choice, seconds, alone, size or {})
 
 
 def proxy_with_step_time(builder: ProxyBuilder, max_share: float, full: Fidelity) -> Fidelity:
@@ -136,7 +156,7 @@ def proxy_with_step_time(builder: ProxyBuilder, max_share: float, full: Fidelity
 def facts_of(rung: Fidelity) -> dict[str, Any]:
     """Return a fidelity as plain JSON data; inverse of `fidelity_from_facts`."""
     facts: dict[str, Any] = {"density": rung.density, "kept": rung.kept, "epochs": rung.epochs, "seconds": rung.seconds}
-    facts |= {"alone": rung.alone}
+    facts |= {"alone": rung.alone, **({"size": dict(rung.size)} if rung.size else {})}
     proxy = rung.context.proxy if isinstance(rung.context, ProxyContext) else None
     shapes = {name: list(shape) for name, shape in proxy.shapes.items()} if proxy else None
     return {**facts, "choice": asdict(rung.choice), "proxy": {"name": proxy.name, "shapes": shapes} if proxy else None}
@@ -155,6 +175,8 @@ def fidelity_from_facts(facts: Mapping[str, Any], context: RunContext, recipe: R
         kind = facts["proxy"]["name"]
         selector = selector_of(kind, context.new_model(0), context.data, recipe)
         context = ProxyContext(context, Proxy(kind, facts["density"], facts["kept"], shapes, selector))
+    size = facts.get("size", {})
     choice = EngineChoice(**facts["choice"])
     seconds, alone = facts["seconds"], facts["alone"]
-    return Fidelity(facts["density"], facts["kept"], context, facts["epochs"], choice, seconds, alone)
+    context = context.sized(size)
+    return Fidelity(facts["density"], facts["kept"], context, facts["epochs"], choice, seconds, alone, size)

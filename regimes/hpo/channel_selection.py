@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from regimes.data.dataset import Dataset
+from regimes.data.inputs import call
 from regimes.errors import UserError
-from regimes.pruners.channels import channel_groups
+from regimes.losses.functions import loss_value
+from regimes.pruners.removable_channels import channel_groups
 
 Scores = Callable[[nn.Module], Mapping[str, Tensor]]  # model -> {name in the state dict: score of each weight}
 
@@ -134,7 +136,7 @@ def saliencies(data: Dataset, loss_fn: Callable[..., Tensor], images: int) -> Sc
         weights = layer_weights(model)
         training = model.training
         model.eval()  # BatchNorm statistics stay
-        loss = loss_fn(model(data.train.inputs[:images]), data.train.targets[:images])
+        loss = loss_value(loss_fn, call(model, data.train.inputs[:images]), data.train.targets[:images])
         slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
         model.train(training)
         pairs = zip(weights.items(), slopes, strict=True)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import optuna
 import torch
 from optuna.trial import Trial
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
+from regimes.data.inputs import Inputs, TensorGroup, call
 from regimes.errors import UserError
 from regimes.experiment.context import one_thread
-from regimes.hpo import PROXIES
-from regimes.hpo.proxies import Proxy
+from regimes.hpo.proxies import Proxy, make_proxy
 from regimes.models.build import seeded
-from regimes.registry import lookup
 
 TIMED_STEPS = 5  # steps over which a fidelity is timed
+Make = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Step:
     """One fidelity of one trial.
 
     Attributes:
-        density: density of the network to train; 1 for the full network.
+        density: density of the network to train; 1 for the full network. Of a proxy of your own: its share of the full
+            network's parameters.
     """
 
     density: float
@@ -60,34 +64,46 @@ class CustomLadder:
 
     Args:
         make: function that returns the full network with fresh weights, drawn from torch's global generator.
-        data: a `Dataset`, or a few inputs as a tensor.
+        data: a `Dataset`, or a few inputs: a tensor, or a tuple or dict of tensors that the network takes together.
         densities: densities of the proxies, each above 0 and below 1.
         proxy: kind of proxy, a name in `PROXIES`; kinds that evaluate a loss need a `Dataset`.
         seed: seed of every network.
+        proxies: in place of densities: functions like ``make`` that return smaller networks of your own; they are
+            sorted by the measured seconds of a training step.
+
+    Attributes:
+        rungs: (density, proxy) of every fidelity, cheapest first; the proxy of the full network is None.
+        seconds: measured seconds of a training step of each.
 
     Raises:
-        UserError: a density is out of range, or the model cannot be reduced to it.
+        UserError: a density is out of range, the model cannot be reduced to it, or a network does not take the inputs.
     """
 
     def __init__(
         self,
-        make: Callable[[], nn.Module],
-        data: Dataset | Tensor,
-        densities: Sequence[float],
+        make: Make,
+        data: Dataset | Inputs | Sequence[Tensor] | Mapping[str, Tensor],
+        densities: Sequence[float] | None = None,
         proxy: str = "narrowed",
         seed: int = 0,
+        proxies: Sequence[Make] | None = None,
     ) -> None:
         self.make, self.seed = make, seed
+        if (densities is None) == (proxies is None):
+            raise UserError("ladder: give either densities=[...], e.g. [0.05], or proxies=[...], functions like Net")
         held = data if isinstance(data, Dataset) else _inputs_only(data)
-        found: list[tuple[float, Proxy | None]] = []
-        for density in sorted({float(each) for each in densities} - {1.0}):
-            if not 0 < density < 1:
-                raise UserError(f"densities: {density:g} is out of range; allowed: above 0, below 1")
+        found: list[tuple[float, Proxy | Make | None]] = []
+        for density in sorted({_density(each) for each in densities or ()} - {1.0}):
             with one_thread():
-                maker = lookup(PROXIES, proxy, "proxy")
-                found.append((density, maker(self._whole(seed), held, density, Recipe(), seed)))
-        self.rungs = [*found, (1.0, None)]
-        self.seconds = [_seconds(self._model(each, seed), held.train.inputs) for _, each in self.rungs]
+                found.append((density, make_proxy(proxy, self._model(None, seed), held, density, Recipe(), seed)))
+        size = _size(self._model(None, seed))
+        found += [(_size(self._model(_function(each), seed)) / size, each) for each in proxies or ()]
+        timed = [(_seconds(self._model(each, seed), held.train.inputs), (share, each)) for share, each in found]
+        if proxies is not None:
+            timed.sort(key=lambda pair: pair[0])
+        full = _seconds(self._model(None, seed), held.train.inputs)
+        self.rungs = [*(rung for _, rung in timed), (1.0, None)]
+        self.seconds = [*(seconds for seconds, _ in timed), full]
         self.steps: list[int] = []
         spent = 0.0
         for seconds in self.seconds:
@@ -113,32 +129,71 @@ class CustomLadder:
             last = number == len(self.rungs) - 1
             yield Step(density, trial, lambda s, p=proxy: self._model(p, s), self.steps[number], drawn, last)  # type: ignore[misc]
 
-    def _whole(self, seed: int) -> nn.Module:
+    def _model(self, proxy: Proxy | Make | None, seed: int) -> nn.Module:
         with seeded(seed):
-            return self.make()
-
-    def _model(self, proxy: Proxy | None, seed: int) -> nn.Module:
-        whole = self._whole(seed)
-        return whole if proxy is None else proxy.fresh(whole)
+            model = self.make() if proxy is None or isinstance(proxy, Proxy) else proxy()
+        return proxy.fresh(model) if isinstance(proxy, Proxy) else model
 
 
 ladder = CustomLadder  # public name: regimes.ladder(...)
 
 
-def _inputs_only(inputs: Tensor) -> Dataset:
+def _density(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise UserError(f"densities: {given!r} is not a number; allowed: above 0, below 1")
+    density = float(given)
+    if not 0 < density <= 1:
+        raise UserError(f"densities: {density:g} is out of range; allowed: above 0, below 1")
+    return density
+
+
+def _function(given: Any) -> Make:
+    if isinstance(given, nn.Module) or not callable(given):
+        kind = type(given).__name__
+        raise UserError(
+            f"proxies: {kind} is not a function that returns a fresh network; e.g. proxies=[lambda: Net(8)]"
+        )
+    function: Make = given
+    return function
+
+
+def _size(model: Any) -> int:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"ladder: a function returned {type(model).__name__}; each must return a torch.nn.Module")
+    return sum(each.numel() for each in model.parameters()) or 1
+
+
+def _inputs_only(given: Any) -> Dataset:
+    inputs = given
+    if isinstance(given, Mapping) or (isinstance(given, (tuple, list)) and given):
+        parts = list(given.values()) if isinstance(given, Mapping) else given
+        if all(isinstance(each, Tensor) for each in parts):
+            inputs = TensorGroup(given)
+    if not isinstance(inputs, (Tensor, TensorGroup)) or (isinstance(inputs, Tensor) and not inputs.dim()):
+        raise UserError(
+            f"ladder: inputs are {type(given).__name__}; give a Dataset, or a few inputs: a tensor (n, ...), or a "
+            "tuple or dict of them"
+        )
     split = Split(inputs, torch.zeros(len(inputs), dtype=torch.int64))
     return Dataset(split, split, split, 1, "inputs")
 
 
-def _seconds(model: nn.Module, inputs: Tensor) -> float:
+def _seconds(model: nn.Module, inputs: Inputs) -> float:
     """Return the median seconds of a forward and backward pass."""
     found = []
-    trial, inputs = copy.deepcopy(model).train(), inputs.to(next(model.parameters()).device)
+    trial, few = copy.deepcopy(model).train(), inputs[:64].to(next(model.parameters()).device)
     with one_thread(), torch.enable_grad():
         for _ in range(TIMED_STEPS + 1):
             started = time.perf_counter()
-            trial(inputs[:64]).sum().backward()
-            if inputs.is_cuda:
+            try:
+                parts = [each for each in tree_leaves(call(trial, few)) if isinstance(each, Tensor)]
+                torch.stack([each.sum() for each in parts if each.requires_grad]).sum().backward()
+            except Exception as error:  # a user's network may raise anything
+                reason = (str(error).splitlines() or [""])[0]
+                raise UserError(
+                    f"ladder: {type(model).__name__} raised {type(error).__name__} for these inputs: {reason}"
+                ) from error
+            if few.device.type == "cuda":
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - started)
     return sorted(found[1:])[TIMED_STEPS // 2]

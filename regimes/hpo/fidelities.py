@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ class Fidelity:
         choice: engine that trains it, and number of networks trained at once.
         seconds: seconds of a training step per image and network with that engine.
         alone: seconds of a training step per image for a network trained by itself.
+        size: options in which its model differs from the full network's, for networks that are no cut proxies.
     """
 
     density: float
@@ -37,6 +38,7 @@ class Fidelity:
     choice: EngineChoice
     seconds: float
     alone: float
+    size: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stack_size(self) -> int:
@@ -112,6 +114,7 @@ class Ladder:
                 "lanes": rung.choice.lanes,
                 "step_seconds_per_image": rung.seconds,
                 "cost": cost,
+                **({"size": dict(rung.size)} if rung.size else {}),
             }
             for rung, cost in zip(self.rungs, self.costs, strict=True)
         ]

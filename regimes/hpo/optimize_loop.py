@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import TrialState
+from torch import nn
 
 from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
+from regimes.hpo.batch_ask import check_space
+from regimes.hpo.exhaustion import ended_by_sampler, settings_left
 from regimes.hpo.fidelity_trainer import FidelityTrainer
 from regimes.hpo.optuna_study import open_study
 from regimes.hpo.plan import Plan
@@ -53,7 +56,7 @@ def trial_runner_of(
     trainer = FidelityTrainer(context, plan.ladder, plan.spec.seed, folder / RECORDS if folder else None)
     guidance = plan.map_guidance
     start: Callable[[Recipe], tuple[int, str]] | None = None
-    if guidance is not None and len(plan.ladder.rungs) > 1:
+    if guidance is not None and len(plan.ladder.rungs) > 1 and plan.spec.ladder.option is None:
         start = lambda recipe: guidance.start(plan.ladder, recipe)  # noqa: E731
     return TrialRunner(trainer, plan.space, plan.spec.recipe, plan.spec.study.value, start, watch, deadline)
 
@@ -67,7 +70,10 @@ def study_of(plan: Plan, context: RunContext, storage: optuna.storages.BaseStora
         "model": spec.model.model_dump(),
         "recipe": spec.recipe.key_fields(),
         "value": spec.study.value,
-        "ladder": [{"density": rung.density, "epochs": rung.epochs} for rung in plan.ladder.rungs],
+        "ladder": [
+            {"density": rung.density, "epochs": rung.epochs, **({"size": dict(rung.size)} if rung.size else {})}
+            for rung in plan.ladder.rungs
+        ],
         "reports": len(plan.ladder.stretches),
         "seed": spec.seed,
     }
@@ -91,23 +97,26 @@ def enqueue_priors(study: optuna.Study, plan: Plan) -> None:
 
 
 def run_trials(study: optuna.Study, runner: TrialRunner, batch: int, limits: Limits) -> None:
-    """Ask for trials in batches and train them until there are enough or time is up.
+    """Ask for trials in batches and train them until there are enough, time is up or the sampler has no more settings.
 
     Trials that the deadline interrupts are marked; `requeue_dead_trials` enqueues them again.
     """
-    while time.monotonic() < limits.deadline:
-        trials = study.get_trials(deepcopy=False)
-        waiting = sum(each.state == TrialState.WAITING for each in trials)
-        count = min(batch, limits.trials - count_finished(trials), batch if limits.draws else waiting)
-        if count <= 0:
-            return
-        started = runner.ask(study, count)
-        try:
-            kept = _needed(study, started, limits)
-            _fail_unfinished(study, [each for each in started if each not in kept], again=False)
-            runner.run_batch(study, kept)
-        finally:
-            _fail_unfinished(study, started)
+    check_space(study, runner.space)
+    with ended_by_sampler(study):
+        while time.monotonic() < limits.deadline:
+            trials = study.get_trials(deepcopy=False)
+            waiting = sum(each.state == TrialState.WAITING for each in trials)
+            drawn = settings_left(study, runner.space) if limits.draws else 0
+            count = min(batch, limits.trials - count_finished(trials), waiting + drawn)
+            if count <= 0:
+                return
+            started = runner.ask(study, int(count))
+            try:
+                kept = _needed(study, started, limits)
+                _fail_unfinished(study, [each for each in started if each not in kept], again=False)
+                runner.run_batch(study, kept)
+            finally:
+                _fail_unfinished(study, started)
 
 
 def _needed(study: optuna.Study, started: list[RunningTrial], limits: Limits) -> list[RunningTrial]:
@@ -164,8 +173,7 @@ def evaluate_winner(plan: Plan, context: RunContext, winner: optuna.trial.Frozen
             if snapshot.diverged:
                 rows.append({"seed": seed, "test_error": None, "val_error": None})
                 continue
-            judged = {name: error_and_loss(model, split, recipe.loss_fn)[0].value for name, split in _splits(context)}
-            rows.append({"seed": seed, **judged})
+            rows.append({"seed": seed, **_errors(model, recipe, context)})
     errors = [row["test_error"] for row in rows if row["test_error"] is not None]
     return {
         "params": {name: winner.params[name] for name in plan.space},
@@ -179,5 +187,7 @@ def evaluate_winner(plan: Plan, context: RunContext, winner: optuna.trial.Frozen
     }
 
 
-def _splits(context: RunContext) -> list[tuple[str, Any]]:
-    return [("val_error", context.data.val), ("test_error", context.data.test)]
+def _errors(model: nn.Module, recipe: Recipe, context: RunContext) -> dict[str, float]:
+    splits = {"val_error": context.data.val, "test_error": context.data.test}
+    function = recipe.error_function
+    return {name: error_and_loss(model, each, recipe.loss_fn, function)[0].value for name, each in splits.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from regimes.registry import lookup
 
 JOURNAL = "study.log"
 STORAGE_URLS = "a journal file ending in .log, sqlite:///FILE.db, postgresql+psycopg://USER@HOST/NAME, any Optuna URL"
+OPEN_ATTEMPTS = 6  # of a database whose tables another process is making
+MADE_AT_ONCE_TEXTS = ("already exists", "unique constraint", "duplicate key", "database is locked")
 LOCK_GRACE_PERIOD = 5  # seconds after which a journal's lock counts as stale
 
 
@@ -33,14 +36,14 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     Raises:
         UserError: the URL is not valid, or the storage cannot be reached.
     """
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if "://" in url:
-                return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+                return _database(url)
             if not url.endswith(".log"):
                 raise UserError(f"--storage {url}: not a storage; allowed: {STORAGE_URLS}")
             Path(url).parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +54,19 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     except Exception as error:  # missing driver, unreachable server, not a journal file
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"--storage {url}: {type(error).__name__}: {reason}; allowed: {STORAGE_URLS}") from error
+
+
+def _database(url: str) -> optuna.storages.RDBStorage:
+    """Open a database; if another process makes its tables at the same time, try again."""
+    for attempt in range(OPEN_ATTEMPTS):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except Exception as error:  # each database has its own errors
+            text = str(error).lower()
+            if attempt + 1 == OPEN_ATTEMPTS or not any(words in text for words in MADE_AT_ONCE_TEXTS):
+                raise
+        time.sleep(0.1 * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 def open_study(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from regimes.hpo.build_fidelities import (
     facts_of,
     fidelity_from_facts,
     full_fidelity,
+    option_fidelity,
     proxy_fidelity,
     proxy_with_step_time,
 )
@@ -165,7 +166,7 @@ def plan(
     ladder = ladder_of(rungs, asked.reports, time.perf_counter() - started, asked.proxy_reports)
     space, priors = dict(spec.space), []
     if map_guidance is not None and "sam_rho" in space:
-        lowest = rungs[0].density if len(rungs) > 1 else min(map_guidance.chart.densities)
+        lowest = rungs[0].density if len(rungs) > 1 and asked.option is None else min(map_guidance.chart.densities)
         narrowed = map_guidance.rho(lowest, space["sam_rho"], middle)
         if narrowed is not None:
             space["sam_rho"], best, why = narrowed
@@ -190,6 +191,8 @@ def _proxies(
     spec: Hpo, make: ProxyBuilder, map_guidance: MapGuidance | None, full: Fidelity, notes: list[str]
 ) -> list[Fidelity]:
     asked = spec.ladder
+    if asked.option is not None:
+        return _option_rungs(asked.option, asked.values or (), make, notes)
     if asked.step_time is not None:
         return [proxy_with_step_time(make, share, full) for share in sorted(asked.step_time)]
     densities = asked.densities
@@ -205,6 +208,16 @@ def _proxies(
         densities = (0.1,)
         notes.append("neither map nor densities given: one proxy of density 0.1, whose ranking is untested")
     return [proxy_fidelity(make, density) for density in sorted(densities) if density < 1]
+
+
+def _option_rungs(option: str, values: Sequence[Any], make: ProxyBuilder, notes: list[str]) -> list[Fidelity]:
+    """Networks of other values of an option, the fastest first."""
+    rungs = sorted((option_fidelity(make, option, value) for value in values), key=lambda rung: rung.seconds)
+    for rung in rungs:
+        notes.append(f"{option} = {rung.size[option]}: {rung.density:.3g} of the full network's parameters")
+    if len({f"{rung.density:g}" for rung in rungs}) < len(rungs):
+        raise UserError(f"ladder.values: two values of {option} make networks of one size; remove one of them")
+    return rungs
 
 
 # -- storage in the folder, for other processes and later commands -----------------------------------------------------
@@ -266,5 +279,8 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 def _key(spec: Hpo) -> str:
     """Hash of the settings on which values depend; number of trials, batch, sampler and stopper may change."""
     content = spec.model_dump(mode="json", exclude={"trials", "final_seeds", "study", "name", "batch"})
+    for name in ("option", "values"):
+        if content["ladder"][name] is None:
+            del content["ladder"][name]  # so that the keys of other searches stay
     content["ladder"]["shift"] = {}  # a former option, kept so that old searches can be resumed
     return digest(content)

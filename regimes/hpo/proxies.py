@@ -9,6 +9,7 @@ To add a kind of proxy, add a function here and a line to `PROXIES`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,12 +18,17 @@ from torch import Tensor, nn
 
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
+from regimes.data.inputs import call
 from regimes.discovery.api import discover
 from regimes.errors import UserError
+from regimes.hpo import PROXIES
 from regimes.hpo.channel_selection import ChannelSelector, layer_weights, magnitudes, saliencies
+from regimes.losses.functions import loss_value
 from regimes.models.residual_blocks import remove_missing_blocks
 from regimes.pruners.channels import fit_to_state, shrink
 from regimes.pruners.prune import prunable
+from regimes.pruners.removable_channels import check_runs
+from regimes.registry import lookup
 
 MIN_CHANNEL_SHARE = 0.15  # kept of each layer, as in the reference code of proxy hyperparameter optimisation
 SALIENCY_IMAGES = 64  # images from which saliency is estimated
@@ -30,6 +36,7 @@ PRESSURE_TRIES = 4  # pressures tried for a density
 MAX_DENSITY_RATIO = 1.4  # accepted ratio between a discovered structure's density and the one asked for
 MAX_EVEN_RATIO = 1.65  # the same for a density that makes widths even
 WIDTH_MULTIPLES = (8, 4, 2, 1)
+OWN_PROXIES = "or give smaller networks of your own: ladder(..., proxies=[...]), in a file [ladder] option, values"
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,32 @@ def selector_of(kind: str, whole: nn.Module, data: Dataset, recipe: Recipe) -> C
 ProxyMaker = Callable[[nn.Module, Dataset, float, Recipe, int], Proxy]
 
 
+def make_proxy(kind: str, whole: nn.Module, data: Dataset, density: float, recipe: Recipe, seed: int) -> Proxy:
+    """Make a proxy of a kind in `PROXIES`, and check that a fresh network cut to its sizes runs.
+
+    Args:
+        kind: kind of proxy.
+        whole: a fresh network; it is not changed.
+        data: the data, on the network's device.
+        density: density of the proxy.
+        recipe: training recipe of the full network.
+        seed: seed of the structure.
+
+    Raises:
+        UserError: the network cannot be reduced to this density.
+    """
+    make: ProxyMaker = lookup(PROXIES, kind, "proxy")
+    try:
+        proxy = make(copy.deepcopy(whole), data, density, recipe, seed)
+        check_runs(proxy.fresh(copy.deepcopy(whole)), whole, data.train.inputs[:2])
+    except UserError as error:
+        raise UserError(f"{error}; {OWN_PROXIES}") from error
+    except Exception as error:  # surgery on code that depends on a width raises many kinds of errors
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"proxy '{kind}': {type(whole).__name__} cannot be cut: {reason}; {OWN_PROXIES}") from error
+    return proxy
+
+
 def narrowed(whole: nn.Module, data: Dataset, density: float, recipe: Recipe, seed: int) -> Proxy:
     """Return a uniformly narrower network: the same share of channels in every layer.
 
@@ -142,7 +175,7 @@ def _most_salient(whole: nn.Module, data: Dataset, density: float, recipe: Recip
     def judge(model: nn.Module) -> None:
         """Leave the gradients of a few images on the model."""
         inputs, targets = data.train.inputs[:SALIENCY_IMAGES], data.train.targets[:SALIENCY_IMAGES]
-        recipe.loss_fn(model(inputs), targets).backward()
+        loss_value(recipe.loss_fn, call(model, inputs), targets).backward()
 
     return _by_score("channels-saliency", whole, data, density, seed, judge)
 

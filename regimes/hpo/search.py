@@ -33,6 +33,7 @@ from regimes.hpo.requeue import count_finished, holders, is_open, requeue_dead_t
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.trial_attrs import PREFIX
 from regimes.hpo.trial_runner import Watch
+from regimes.hpo.validation import units_of
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
 
 RESULT = "result.json"
@@ -203,6 +204,7 @@ def _finish(
         result["winner"] = evaluate_winner(whole, context, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
     result["value"] = whole.spec.study.value
+    result["units"] = units_of(context, whole.spec.recipe)
     result["savings"] = savings(studies, whole)
     result["ladder"] = whole.ladder.facts()
     result["steps"] = [each.step for each in whole.ladder.stretches]

@@ -15,7 +15,7 @@ from optuna.trial import Trial, TrialState
 
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
-from regimes.hpo.batch_ask import ask, check_minimises
+from regimes.hpo.batch_ask import ask, check_minimises, check_space
 from regimes.hpo.fidelities import Ladder, Segment
 from regimes.hpo.fidelity_trainer import FidelityResult, TrialJob
 from regimes.hpo.process_identity import this_worker
@@ -115,6 +115,7 @@ class TrialRunner:
             optuna.TrialPruned: the stopper ended the trial, or its training diverged.
         """
         check_minimises(trial.study)
+        check_space(trial.study, self.space)
         running, over = self.prepare(trial), False
         try:
             for number in range(running.first, len(self.stretches)):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
+from regimes.experiment.context import RunContext
 from regimes.landscape.error import errors_or_nan, input_errors, whole_outputs
 from regimes.losses.functions import loss_value
+from regimes.losses.tasks import error_name
 
 MAX_SCALE = 20.0  # largest inverse temperature, and largest temperature
 BISECTIONS = 40  # of the interval of log b
@@ -23,7 +26,7 @@ class Validation:
 
     Attributes:
         loss: mean loss over the images.
-        error: fraction of wrong predictions.
+        error: the recipe's error: a fraction of wrong predictions, an error function of one's own, or the loss.
         calibrated: loss after temperature scaling, see `calibrated_loss`; the plain loss unless it is the cross-entropy
             of classes.
     """
@@ -44,6 +47,19 @@ def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
     classes = isinstance(answers, Tensor) and answers.dim() == 2 and not targets.is_floating_point()
     sharp = classes and recipe.loss == "cross-entropy" and math.isfinite(loss)
     return Validation(loss, error, calibrated_loss(answers, targets) if sharp else loss)
+
+
+def units_of(context: RunContext, recipe: Recipe) -> dict[str, Any]:
+    """Return {"error": {title, unit, fraction}, "loss": {...}} for captions; ``fraction``: whether it is a share wrong.
+
+    The error is a fraction of wrong predictions, an error function of one's own, or the loss itself.
+    """
+    title, unit = error_name(context.task(recipe), recipe.error_function, recipe.loss)
+    nats = recipe.loss in ("cross-entropy", "binary-cross-entropy")
+    return {
+        "error": {"title": title, "unit": unit, "fraction": context.fraction(recipe)},
+        "loss": {"title": "loss", "unit": "nat" if nats else "loss", "fraction": False},
+    }
 
 
 def calibrated_loss(answers: Tensor, targets: Tensor) -> float:

@@ -22,7 +22,7 @@ from regimes.landscape.linear_path import LmcOptions, linear_connectivity, match
 from regimes.landscape.metric import Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 from regimes.losses.functions import logits
 from regimes.models.build import copied
-from regimes.pruners.channels import TORCH_PRUNING_REQUIREMENT, channel_groups
+from regimes.pruners.removable_channels import TORCH_PRUNING_REQUIREMENT, channel_groups
 
 MAX_ROUNDS = 100  # over all groups; a few suffice for small networks
 

@@ -152,6 +152,13 @@ def task_of_outputs(outputs: Tensor) -> Task:
     return Task("class", 2 if outputs.dim() == 3 else 1)
 
 
+def error_name(task: Task, error: ErrorFunction | None, loss: str) -> tuple[str, str]:
+    """Return (name, unit) of the error of a task under the loss of a name."""
+    if error is not None:
+        return error.title, error.unit
+    return ("error", "1") if task.fraction else (loss, "loss")
+
+
 def _ignored(loss_fn: Any) -> int:
     """The target that a loss ignores: its ``ignore_index``, or -100."""
     keywords = getattr(loss_fn, "keywords", {})

@@ -13,6 +13,11 @@ from matplotlib.ticker import FuncFormatter
 
 from regimes.plots.draw_map import REPRODUCIBLE_STYLE, save
 
+CLASSES = {  # units of a classification by cross-entropy
+    "error": {"title": "error", "unit": "1", "fraction": True},
+    "loss": {"title": "loss", "unit": "nat", "fraction": False},
+}
+
 
 def draw_search(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw `best_so_far` into a folder, and return the files."""
@@ -20,10 +25,16 @@ def draw_search(result: Mapping[str, Any], folder: Path) -> list[Path]:
         return save(best_so_far(result), folder / "search", ("png", "svg"))
 
 
-def objective_label(value: str) -> str:
-    """Return the axis label of the objective, "error" or a loss."""
-    unit = "share wrong" if value == "error" else "nat"
-    return f"validation {'error' if value == 'error' else 'loss'} of the full network ({unit})"
+def objective_label(value: str, units: Mapping[str, Any] = CLASSES) -> str:
+    """Return the axis label of the objective, "error" or a loss.
+
+    Args:
+        value: the objective.
+        units: titles and units of error and loss, see `regimes.hpo.validation.units_of`.
+    """
+    what = units["error" if value == "error" else "loss"]
+    unit = "share wrong" if what["fraction"] else what["unit"]
+    return f"validation {what['title']} of the full network{'' if unit in ('1', 'loss') else f' ({unit})'}"
 
 
 def log_axis_with_plain_labels(axis: Axis) -> None:
@@ -53,7 +64,7 @@ def best_so_far(result: Mapping[str, Any]) -> Figure:
     if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
         log_axis_with_plain_labels(axes.yaxis)
     axes.set_xlabel("seconds of training, all workers")
-    axes.set_ylabel(objective_label(result["value"]))
+    axes.set_ylabel(objective_label(result["value"], result["units"]))
     title = f"{result['name']}: best so far"
     if facts["baseline_seconds"]:
         share = facts["seconds"] / facts["baseline_seconds"]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
+from regimes.data.inputs import Inputs
 from regimes.errors import UserError
 from regimes.models.build import load_weights, seeded
 from regimes.pruners.prune import prunable
+from regimes.pruners.removable_channels import check_runs, examples, fixed_layers, kept_heads, torch_pruning_module
 
 MAX_ATTEMPTS = 12  # attempts to find the share of channels that gives the density
 MAX_DENSITY_FACTOR = 1.5  # largest ratio between requested and reached density, either way
 DENSITY_TOLERANCE = 0.01  # relative error of the density at which the search stops
-TORCH_PRUNING_REQUIREMENT = "torch-pruning>=1.6,<2"
 IMPORTANCE = {
     "channels-magnitude": "GroupMagnitudeImportance",
     "channels-saliency": "GroupTaylorImportance",
@@ -29,7 +30,7 @@ IMPORTANCE = {
 def shrink(
     model: nn.Module,
     density: float,
-    inputs: Tensor,
+    inputs: Inputs,
     pruner: str,
     allocation: str,
     seed: int,
@@ -39,7 +40,8 @@ def shrink(
     """Return a physically smaller copy of a network, and the density it reaches.
 
     Channels that have to be removed together (a residual stream, a convolution and its BatchNorm) are found by
-    torch-pruning; the head keeps its outputs. Whole channels cannot give every density. The share of channels kept, at
+    torch-pruning; the head keeps its outputs, and so do layers whose width the forward counts on, such as projections
+    to attention heads (see `fixed_layers`). Whole channels cannot give every density. The share of channels kept, at
     first the square root of the density, is adjusted to come as close as possible.
 
     Args:
@@ -57,11 +59,13 @@ def shrink(
         The smaller network, and the fraction of the prunable weights that it keeps.
 
     Raises:
-        UserError: torch-pruning is not installed, cannot trace the network, or returns a network with outputs of
-            another shape; an unsupported allocation; the density cannot be reached within a factor of 1.5.
+        UserError: torch-pruning is not installed, cannot trace the network, or returns a network that does not run or
+            has outputs of another shape; an unsupported allocation; the density cannot be reached within a factor of
+            1.5.
     """
     if density >= 1:
         return copy.deepcopy(model), 1.0
+    fixed = fixed_layers(model, inputs)
     if allocation not in ("uniform", "global"):
         raise UserError(f"load.allocation = '{allocation}': allowed for channel pruners: uniform, global")
     size = sum(weight.numel() for weight in prunable(model).values())
@@ -70,7 +74,7 @@ def shrink(
     best, reached = None, 2.0
     for _ in range(MAX_ATTEMPTS):
         everywhere = allocation == "global"
-        small = _without(model, share, inputs, IMPORTANCE[pruner], everywhere, seed, floor, prepare)
+        small = _without(model, share, inputs, IMPORTANCE[pruner], everywhere, seed, floor, prepare, fixed)
         kept = sum(weight.numel() for weight in prunable(small).values()) / size
         if abs(kept - density) < abs(reached - density):
             best, reached = small, kept
@@ -88,13 +92,15 @@ def shrink(
     if not 1 / MAX_DENSITY_FACTOR <= reached / density <= MAX_DENSITY_FACTOR:
         raise UserError(
             f"density {density:g}: the nearest density that removing whole channels of {type(model).__name__} reaches "
-            f"is {reached:.3g} (allocation '{allocation}'); use a higher density or a wider network"
+            f"is {reached:.3g} (allocation '{allocation}'); {_kept_whole(fixed)}use a higher density or a wider network"
         )
-    with torch.no_grad():
-        answers = best.eval()(inputs)
-    if answers.shape != model(inputs).shape:
-        raise UserError(f"{type(model).__name__} cannot be pruned by channels: its outputs change shape")
-    return best.train(model.training), reached
+    check_runs(best, model, inputs)
+    return best, reached
+
+
+def _kept_whole(fixed: Mapping[str, str]) -> str:
+    few = [*list(fixed)[:3], *(["..."] if len(fixed) > 3 else [])]
+    return f"{', '.join(few)} keep all channels ({next(iter(fixed.values()))}); " if fixed else ""
 
 
 def fit_to_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -120,7 +126,14 @@ def sync_layer_sizes(module: Any) -> None:
         module.in_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _BatchNorm):
+    elif isinstance(module, nn.LayerNorm):
+        if module.weight is not None and len(module.normalized_shape) == 1:
+            module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = module.num_channels if module.weight is None else len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, _NormBase):
         known = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if known is None else len(known)
 
@@ -128,21 +141,21 @@ def sync_layer_sizes(module: Any) -> None:
 def _without(
     model: nn.Module,
     share: float,
-    inputs: Tensor,
+    inputs: Inputs,
     how: str,
     everywhere: bool,
     seed: int,
     floor: float,
     prepare: Callable[[nn.Module], None] | None,
+    fixed: Iterable[str],
 ) -> nn.Module:
     """Return a copy of the model without a share of its channels."""
-    pruning = _torch_pruning()
+    pruning = torch_pruning_module()
     small = copy.deepcopy(model).eval()
     if prepare is not None:
         prepare(small)
-    weights = {id(each) for each in prunable(small).values()}
+    kept = [*kept_heads(small), *(small.get_submodule(name) for name in fixed)]
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    kept = [each for each in small.modules() if isinstance(each, kinds) and id(each.weight) not in weights]
     # Keep at least one channel per layer: torch-pruning does not prune a group that would lose all.
     layers = [each for each in small.modules() if isinstance(each, kinds) and each not in kept]
     shares = {each: min(share, 1 - 1.001 / len(each.weight)) for each in layers if len(each.weight) > 1}
@@ -151,7 +164,7 @@ def _without(
         try:
             worker = pruning.pruner.BasePruner(
                 small,
-                inputs,
+                examples(inputs),
                 importance=getattr(pruning.importance, how)(),
                 pruning_ratio=share,
                 pruning_ratio_dict={} if everywhere else shares,
@@ -165,51 +178,4 @@ def _without(
             raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
     for each in small.parameters():
         each.grad = None
-    return small
-
-
-def channel_groups(model: nn.Module, inputs: Tensor) -> list[list[tuple[nn.Module, str, list[int], list[int]]]]:
-    """Return the groups of channels that have to be removed together, as found by torch-pruning.
-
-    Args:
-        model: any network; it is not changed.
-        inputs: one or two inputs, to trace the network.
-
-    Returns:
-        One list per group, with an entry per affected layer: (layer, "prune_in_channels" or "prune_out_channels",
-        positions in the layer, channel of each position).
-
-    Raises:
-        UserError: torch-pruning is not installed, or cannot trace the network.
-    """
-    pruning = _torch_pruning()
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            traced = copy.deepcopy(model).requires_grad_(True)  # frozen layers cannot be traced
-            graph = pruning.DependencyGraph().build_dependency(traced, inputs)
-            names = {module: name for name, module in graph.model.named_modules()}
-            layers = dict(model.named_modules())
-            return [
-                [
-                    (layers[names[target]] if target in names else target, item.dep.handler.__name__, *_idxs(item))
-                    for item in group
-                    for target in [item.dep.target.module]
-                ]
-                for group in graph.get_all_groups()
-            ]
-        except Exception as error:  # unsupported operations raise many kinds of errors
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
-
-
-def _idxs(item: Any) -> tuple[list[int], list[int]]:
-    return [int(each) for each in item.idxs], [int(each) for each in item.root_idxs or item.idxs]
-
-
-def _torch_pruning() -> Any:
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise UserError(f"torch-pruning is not installed: pip install '{TORCH_PRUNING_REQUIREMENT}'") from error
-    return torch_pruning
+    return small.train(model.training)

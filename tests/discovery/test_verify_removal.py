@@ -197,3 +197,75 @@ def test_sizes_of_batch_norm_without_scales_are_renamed() -> None:
 def test_a_network_that_can_lose_nothing_says_so() -> None:
     with pytest.raises(UserError, match="nothing in Linear can be removed"):
         trace_graph(nn.Linear(4, 3), torch.randn(2, 4))
+
+
+class Halved(nn.Module):
+    """Its halves are added: an odd number of units cannot remain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = torch.relu(self.first(x)).chunk(2, 1)
+        out: Tensor = self.head(torch.relu(self.second(one + other)))
+        return out
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.head = (nn.Linear(6, size) for size in (6, 6, 6, 3))
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second, self.third):
+            x = torch.relu(layer(x))
+        out: Tensor = self.head(x)
+        return out
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=4, padding=1)
+        self.last, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.stem, self.body, self.last):
+            x = torch.relu(layer(x))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "names"),
+    [(Halved(), (6,), ["second"]), (Tied(), (6,), ["third"]), (Grouped(), (3, 6, 6), ["last"])],
+)
+def test_halves_groups_and_shared_weights_keep_their_units(
+    model: nn.Module, shape: tuple[int, ...], names: list[str]
+) -> None:
+    graph = trace_graph(model, torch.randn(4, *shape))
+    assert [group.name for group in graph.groups] == names
+
+
+def test_feed_forward_units_of_a_transformer_are_found_and_heads_are_not() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 32, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(40, 3))
+    inputs = torch.randn(4, 5, 8)
+    graph = trace_graph(model, inputs)
+    assert [(group.name, group.size) for group in graph.groups] == [
+        ("0.layers.0.linear1", 32),
+        ("0.layers.1.linear1", 32),
+    ]
+    attention, feed_forward, head = 5 * 8 * 32, 5 * 2 * 8 * 32, 40 * 3
+    assert int(size_of(graph).macs) == 2 * (attention + feed_forward) + head
+    half = torch.arange(64) % 2 == 0
+    small = copy.deepcopy(model)
+    remove(small, graph, half, [], {})
+    with torch.no_grad():
+        for number in range(2):
+            model.get_submodule(f"0.layers.{number}.linear2").weight[:, ::2] = 0  # type: ignore[index, operator]
+    assert torch.allclose(small.eval()(inputs), model.eval()(inputs), atol=1e-6)

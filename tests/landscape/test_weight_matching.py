@@ -14,7 +14,7 @@ from regimes.errors import UserError
 from regimes.landscape.linear_path import linear_connectivity
 from regimes.landscape.weight_matching import match, permutable_groups
 from regimes.models.build import build, seeded
-from regimes.pruners.channels import channel_groups
+from regimes.pruners.removable_channels import channel_groups
 
 SHAPES: dict[str, tuple[int, ...]] = {"mlp": (6,), "vgg": (3, 32, 32), "torchvision": (3, 32, 32)}
 

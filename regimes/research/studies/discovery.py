@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch.utils.flop_counter import FlopCounterMode
 
 from regimes.config.discovery import Pressure
 from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.data.digits import digits
 from regimes.discovery.complexity import size_of
+from regimes.discovery.count_macs import count_macs
 from regimes.discovery.gated_training import GatedTraining
 from regimes.discovery.trace_graph import trace_graph
 from regimes.experiment.context import one_thread
@@ -203,9 +203,7 @@ def _sizes() -> TextTable:
         model = build(name, {"depth": depth}, (3, 32, 32), 10, 0)
         inputs = torch.zeros(2, 3, 32, 32)
         size = size_of(trace_graph(model, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(inputs[:1])
-        counted = [sum(each.numel() for each in model.parameters()), counter.get_total_flops() // 2]
+        counted = [sum(each.numel() for each in model.parameters()), count_macs(model, inputs)]
         rows.append(
             [f"{name} {depth}", f"{int(size.params):,}", f"{counted[0]:,}", f"{int(size.macs):,}", f"{counted[1]:,}"]
         )
