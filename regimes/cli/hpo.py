@@ -135,11 +135,12 @@ def _text(value: float, error: Mapping[str, Any]) -> str:
 
 def _print(result: dict[str, Any], folder: Path) -> None:
     from regimes.hpo.savings import in_words
+    from regimes.plots.hpo_plots import CLASSES
 
     winner = result["winner"]
     values = "  ".join(f"{name} {value:.4g}" for name, value in winner["params"].items())
     typer.echo(f"best: trial {winner['trial']}, validation {winner['value']:.4f}:  {values}")
-    error = result["units"]["error"]
+    error = result.get("units", CLASSES)["error"]
     tested = " ± ".join(
         _text(winner[name], error) for name in ("test_error", "test_error_sd") if winner[name] is not None
     )

@@ -9,6 +9,7 @@ To add a kind of proxy, add a function here and a line to `PROXIES`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -131,7 +132,9 @@ def narrowed(whole: nn.Module, data: Dataset, density: float, recipe: Recipe, se
     Widths are rounded to multiples of up to 8 where that stays near the density, because even widths stack in smaller
     fleets.
     """
-    small, kept = shrink(whole, _even(whole, density), data.train.inputs[:2], "channels-random", "uniform", seed)
+    kept = 0.0
+    with contextlib.suppress(UserError):  # of a density that was not asked for
+        small, kept = shrink(whole, _even(whole, density), data.train.inputs[:2], "channels-random", "uniform", seed)
     if not 1 / MAX_EVEN_RATIO <= kept / density <= MAX_EVEN_RATIO:  # widths that are not multiples of each other
         small, kept = shrink(whole, density, data.train.inputs[:2], "channels-random", "uniform", seed)
     return _proxy("narrowed", whole, small, density)

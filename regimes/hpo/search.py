@@ -204,7 +204,9 @@ def _finish(
         result["winner"] = evaluate_winner(whole, context, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
     result["value"] = whole.spec.study.value
-    result["units"] = units_of(context, whole.spec.recipe)
+    units = units_of(context, whole.spec.recipe)
+    if not (units["error"]["fraction"] and units["loss"]["unit"] == "nat"):  # as results of earlier versions
+        result["units"] = units
     result["savings"] = savings(studies, whole)
     result["ladder"] = whole.ladder.facts()
     result["steps"] = [each.step for each in whole.ladder.stretches]

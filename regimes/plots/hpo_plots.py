@@ -64,7 +64,7 @@ def best_so_far(result: Mapping[str, Any]) -> Figure:
     if len(set(values)) > 1 and min(values) > 0 and max(values) > 3 * min(values):
         log_axis_with_plain_labels(axes.yaxis)
     axes.set_xlabel("seconds of training, all workers")
-    axes.set_ylabel(objective_label(result["value"], result["units"]))
+    axes.set_ylabel(objective_label(result["value"], result.get("units", CLASSES)))
     title = f"{result['name']}: best so far"
     if facts["baseline_seconds"]:
         share = facts["seconds"] / facts["baseline_seconds"]

@@ -100,9 +100,8 @@ def check_runs(small: nn.Module, whole: nn.Module, inputs: Inputs) -> None:
 
 
 def kept_heads(model: nn.Module) -> list[nn.Module]:
-    """Return the linear layers and convolutions that are not prunable: their outputs stay."""
-    weights = {id(each) for each in prunable(model).values()}
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    """Return the linear layers and convolutions that are not prunable, such as the head: their outputs stay."""
+    weights, kinds = {id(each) for each in prunable(model).values()}, (nn.Linear, nn.modules.conv._ConvNd)
     return [each for each in model.modules() if isinstance(each, kinds) and id(each.weight) not in weights]
 
 

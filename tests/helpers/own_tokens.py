@@ -33,3 +33,21 @@ class Tokens(nn.Module):
 
 def net(input_shape, classes, width=16):
     return Tokens(classes, width)
+
+
+class Shared(nn.Module):
+    """A network in which every layer shares its weight."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.tokens, self.first, self.second = nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, tokens, padding_mask):
+        hidden = self.tokens(tokens).masked_fill(padding_mask[..., None], 0).mean(1)
+        return self.head(torch.relu(self.second(torch.relu(self.first(hidden)))))
+
+
+def shared(input_shape, classes):
+    return Shared(classes)
