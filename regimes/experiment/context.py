@@ -26,7 +26,7 @@ from regimes.landscape.metric import Variable
 from regimes.landscape.trial import copy_inputs, try_network
 from regimes.losses.tasks import Task
 from regimes.models import BUILDER_ARGUMENTS, MODELS
-from regimes.models.build import build
+from regimes.models.build import build, in_dtype
 from regimes.models.residual_blocks import remove_missing_blocks
 from regimes.pruners.channels import fit_to_state
 from regimes.pruners.mask import Mask
@@ -145,7 +145,7 @@ class RunContext:
             model = build(self.spec.model.name, self.spec.model.options, data.input_shape, data.classes, seed)
             if not isinstance(model, nn.Module):
                 raise TypeError(f"returned {type(model).__name__}; it must return a torch.nn.Module")
-        model.to(self.device, self.dtype)
+        in_dtype(model, self.device, self.dtype)
         if self._changes_inputs is None:
             self._changes_inputs = try_network(model, self.data.train.inputs[:2]).changes_inputs
         if self._changes_inputs:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from regimes.data.inputs import Inputs, call
+from regimes.errors import UserError
 from regimes.landscape.error import inputs_per_pass, joined_outputs, whole_outputs
 
 BATCH_INPUT_VALUES = 2**22  # input values per batch of statistics: 1365 colour images of 32x32, 8192 small digits
@@ -39,7 +40,7 @@ def reestimate_batch_norm(model: nn.Module, inputs: Inputs, batch: int | None = 
     size = len(inputs) // batches
     # Shuffled with a fixed seed: in data sorted by class, each batch would hold only a few classes.
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
-    with _estimating(model, norms):
+    with _estimating(model, norms, len(inputs)):
         for index in range(batches):
             call(model, inputs[order[index * size : (index + 1) * size]])
 
@@ -62,7 +63,7 @@ def reestimated_outputs(model: nn.Module, inputs: Inputs, batch: int | None = No
         reestimate_batch_norm(model, inputs, batch)
         return whole_outputs(model, inputs)
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
-    with _estimating(model, norms):
+    with _estimating(model, norms, len(inputs)):
         answers = joined_outputs([call(model, inputs[part]) for part in order.tensor_split(batches)])
     return tree_map(lambda each: _put_back(each, order), answers)
 
@@ -80,8 +81,10 @@ def _norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _estimating(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def _estimating(model: nn.Module, norms: Sequence[_BatchNorm], inputs: int) -> Iterator[None]:
     """Accumulate BatchNorm statistics in forward passes, everything else in eval mode; end with all in eval mode."""
+    if inputs < 2:
+        raise UserError("BatchNorm statistics need at least 2 inputs")
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:

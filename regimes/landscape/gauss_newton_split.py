@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -65,14 +66,19 @@ class GaussNewtonSplit:
     ) -> None:
         self.model, self.inputs, self.chunk = model, data[0], chunk
         try:
-            self._take_apart(loss_fn, data, mask)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="There is a performance drop")  # of vmap
+                self._take_apart(loss_fn, data, mask)
         except (NotSplittable, UserError):
             raise
         except Exception as broken:  # code not written for single inputs may raise anything
             raise NotSplittable((str(broken).splitlines() or [type(broken).__name__])[0]) from None
 
     def _take_apart(self, loss_fn: LossFn, data: tuple[Inputs, Tensor], mask: AnyMask) -> None:
-        answers = outputs(self.model, data[0])
+        try:
+            answers = outputs(self.model, data[0])
+        except UserError as error:
+            raise NotSplittable(str(error)) from None
         slopes, self.roots = _in_outputs(loss_fn, answers, data[1])
         self.slopes = slopes
         self.rest = HessianOperator(self.model, _linear, (data[0], slopes), mask, self.chunk)
@@ -160,9 +166,9 @@ class GaussNewtonSplit:
                 raise NotSplittable((str(broken).splitlines() or [""])[0]) from None
 
 
-def _linear(answers: Tensor, slopes: Tensor) -> Tensor:
+def _linear(answers: Any, slopes: Tensor) -> Tensor:
     """Linearised loss, with fixed slopes: its Hessian in the weights is R."""
-    return (answers.reshape(slopes.shape) * slopes).sum(dim=1).mean()
+    return (logits(answers).reshape(slopes.shape) * slopes).sum(dim=1).mean()
 
 
 def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

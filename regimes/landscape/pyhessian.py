@@ -94,6 +94,8 @@ class _reference:  # noqa: N801 - used as a function
     @staticmethod
     def _freeze_unused(model: nn.Module, loss_fn: LossFn, data: tuple[Inputs, Tensor]) -> None:
         trained = [each for each in model.parameters() if each.requires_grad]
+        if not trained:
+            raise UserError("every parameter of the model is frozen (requires_grad=False): the Hessian is empty")
         loss = loss_value(loss_fn, call(model, data[0][:2]), data[1][:2])
         for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
             if gradient is None:

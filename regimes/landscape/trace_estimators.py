@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from regimes.landscape.gauss_newton_split import GaussNewtonSplit, NotSplittable
 from regimes.landscape.gauss_newton_trace import split_trace
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator
 from regimes.landscape.metric import LossFn
+from regimes.landscape.trial import NetworkWarning
 from regimes.landscape.xtrace import columns_that_fit, xtrace
 
 Method = Literal["auto", "split", "xtrace", "hutchinson"]
@@ -51,6 +53,9 @@ def trace(
         except NotSplittable as why:
             if method == "split":
                 raise UserError(f"method = 'split': {why}; use 'auto' or 'xtrace'") from None
+            warnings.warn(
+                f"no Gauss-Newton split ({why}): the Hessian is probed as a whole", NetworkWarning, stacklevel=3
+            )
     if method == "xtrace" or (method == "auto" and columns_that_fit(hessian.size) >= MIN_XTRACE_VECTORS):
         return xtrace(hessian, generator, rel_stderr, max_probes)
     return hutchinson(hessian, generator, MIN_HUTCHINSON_PROBES, rel_stderr, max_probes)

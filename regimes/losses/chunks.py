@@ -41,14 +41,15 @@ def chunk_weights(loss_fn: LossFn, outputs: Any, targets: Sequence[Tensor]) -> l
         if sums:
             return [1.0] * len(targets)
         counts = [float((each != IGNORED).reshape(len(each), -1).sum()) for each in targets]
+        largest = ratios.index(max(ratios))
         for weights in (sizes, counts, ratios):
-            scale = weights[0] / ratios[0]
+            scale = weights[largest] / ratios[largest]
             if all(abs(w - scale * r) <= TOLERANCE * max(weights) for w, r in zip(weights, ratios, strict=True)):
                 break
-        again = _tried(loss_fn, outputs, targets[:2], generator)[1]
+        again = _tried(loss_fn, outputs, targets, generator)[1]
     except (RuntimeError, ValueError, IndexError):
         return [each / sum(sizes) for each in sizes]
-    if math.isfinite(again[1]) and abs(again[1] * ratios[0] - ratios[1] * again[0]) > 10 * TOLERANCE * max(ratios[:2]):
+    if any(abs(one - other) > 10 * TOLERANCE * max(ratios) for one, other in zip(again, ratios, strict=True)):
         raise UserError("the loss is neither a sum nor a mean over inputs, so it cannot be computed in chunks")
     return [each / sum(weights) for each in weights]
 

@@ -64,6 +64,18 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return torch.float32 if first is None else first.dtype.to_real()
 
 
+def in_dtype(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Move a model to a device and a floating point dtype; complex weights get the complex dtype of that precision."""
+    for each in (*model.parameters(), *model.buffers()):
+        if each.is_complex():
+            each.data = each.data.to(dtype.to_complex())
+    if any(each.is_complex() for each in model.parameters()):
+        for each in (*model.parameters(), *model.buffers()):
+            each.data = each.data.to(device, dtype if each.is_floating_point() else None)
+        return model
+    return model.to(device, dtype)
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load a state dict stored as plain tensors, with the version metadata that some torchvision models need."""
     state = OrderedDict(weights)

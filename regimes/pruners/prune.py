@@ -40,6 +40,12 @@ class Candidate:
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     generator: torch.Generator
 
+    def check_real(self, pruner: str) -> None:
+        """Raise `UserError` if a weight is complex, for a pruner that takes derivatives."""
+        for name, weight in self.weights.items():
+            if weight.is_complex():
+                raise UserError(f"pruner '{pruner}' needs real weights, {name} is complex; use 'magnitude' or 'random'")
+
 
 def prune(
     model: nn.Module,

@@ -28,6 +28,7 @@ def snip(candidate: Candidate) -> dict[str, Tensor]:
     Raises:
         UserError: no data given.
     """
+    candidate.check_real("snip")
     if candidate.data is None:
         raise UserError("pruner 'snip' needs training data: pass data=")
     images = subset(candidate.data.train, SENSITIVITY_IMAGES)

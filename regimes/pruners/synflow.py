@@ -28,6 +28,7 @@ def synflow(candidate: Candidate) -> dict[str, Tensor]:
     Raises:
         UserError: no data given, from which the shape of an input is taken; no weight has a finite flow that is not 0.
     """
+    candidate.check_real("synflow")
     if candidate.data is None:
         raise UserError("pruner 'synflow' needs the shape of the inputs: pass data=")
     model = copy.deepcopy(candidate.model).eval().double()

@@ -59,7 +59,9 @@ def train_fleet(
     Raises:
         RuntimeError: the model's own code moved a pruned weight away from zero.
     """
-    kind: type[Engine] = CustomLoopEngine if lanes[0].recipe.train else lookup(ENGINES, engine, "engine")
+    kind: type[Engine] = (
+        CustomLoopEngine if any(lane.recipe.train for lane in lanes) else lookup(ENGINES, engine, "engine")
+    )
     shapes: dict[Any, list[int]] = {}
     for number, lane in enumerate(lanes):
         shapes.setdefault(lane.shape, []).append(number)

@@ -275,5 +275,13 @@ def _has_signals(model: nn.Module) -> bool:
 
 
 def has_private_randomness(model: nn.Module) -> bool:
-    """Return whether a model has dropout layers, whose random numbers stacked lanes would share."""
-    return any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
+    """Return whether a model has dropout, whose random numbers stacked lanes would share.
+
+    Attention and recurrent layers have it as an attribute.
+    """
+
+    def drops(module: nn.Module) -> bool:
+        share = getattr(module, "dropout", 0.0)
+        return isinstance(module, nn.modules.dropout._DropoutNd) or (isinstance(share, float) and share > 0)
+
+    return any(drops(module) for module in model.modules())

@@ -55,11 +55,23 @@ def test_growing_a_sweep_does_only_what_is_new(
     assert {key: after[key] for key in before} == before
 
 
-def test_snapshots_of_one_training_resume_from_one_another(tiny: Sweep, run_tiny: Run) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "engine"),
+    [
+        ({}, None),
+        ({"optimizer": "adamw", "learning_rate": 0.01, "warmup": 0.3, "clip_norm": 1.0}, "stacked"),
+        ({"optimizer": "adam", "learning_rate": 0.01, "schedule": "linear"}, "eager"),
+        ({"optimizer": "muon", "learning_rate": 0.01}, None),
+    ],
+)
+def test_snapshots_of_one_training_resume_from_one_another(
+    tiny: Sweep, run_tiny: Run, recipe: Sweep, engine: str | None
+) -> None:
+    tiny["recipe"] |= recipe
     grown = {**tiny, "temperature": {"epochs": [2, 3, 4]}}
-    run_tiny(tiny, "a")
+    run_tiny(tiny, "a", engine=engine)
     run_tiny(grown, "a")
-    run_tiny(grown, "b")
+    run_tiny(grown, "b", engine=engine)
     stores = [Store(run_tiny(grown, name).folder) for name in "ab"]
     assert done(stores[0]) == done(stores[1])
 
@@ -74,9 +86,13 @@ def test_same_numbers_with_no_one_and_two_workers(tiny: Sweep, run_tiny: Run) ->
     xr.testing.assert_identical(records[0], records[2])
 
 
-@pytest.mark.parametrize("knob", ["batch_size", "learning_rate", "weight_decay", "sam_rho"])
+@pytest.mark.parametrize(
+    "knob", ["batch_size", "learning_rate", "weight_decay", "sam_rho", "momentum", "beta1", "beta2"]
+)
 def test_every_knob_makes_networks_of_its_own(tiny: Sweep, run_tiny: Run, knob: str) -> None:
     values = {"batch_size": [16, 64], "learning_rate": [0.01, 0.1], "weight_decay": [0.0, 0.1], "sam_rho": [0.0, 0.5]}
+    values |= {"momentum": [0.0, 0.9], "beta1": [0.5, 0.9], "beta2": [0.9, 0.99]}
+    tiny["recipe"] |= {"optimizer": "adamw", "learning_rate": 0.01} if knob.startswith("beta") else {}
     tiny["temperature"] = {knob: values[knob]}
     record = regimes.open(run_tiny(tiny).folder)
     assert record.sizes[knob] == 2
@@ -110,5 +126,6 @@ def test_keys_cover_the_science_and_nothing_else(tiny: Sweep, tmp_path: Path) ->
     assert keys(model={"name": "mlp"}) == keys(model={"name": "mlp", "widths": [128, 128], "dropout": 0.0})
     assert keys() != keys(data={**tiny["data"], "seed": 1})
     assert keys() != keys(model={**tiny["model"], "widths": [12, 13]})
-    for field, value in {"momentum": 0.8, "gamma": 0.2, "last": 2, "label_smoothing": 0.1, "nesterov": True}.items():
+    changes = {"momentum": 0.8, "gamma": 0.2, "last": 2, "label_smoothing": 0.1, "nesterov": True, "optimizer": "adam"}
+    for field, value in {**changes, "warmup": 0.1, "clip_norm": 1.0}.items():
         assert not keys() & keys(recipe={**tiny["recipe"], field: value}), field

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from regimes.data.dataset import Split
+from regimes.data.dataset import Dataset, Split
 from regimes.data.inputs import Inputs, TensorGroup
 from regimes.models.build import seeded
 
@@ -155,7 +155,7 @@ class Complex(nn.Module):
         self.head = nn.Linear(5, CLASSES, dtype=torch.complex128)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return torch.view_as_real(self.head(torch.tanh(self.body(inputs.to(torch.complex128))))).norm(dim=-1)
+        return torch.view_as_real(self.head(torch.tanh(self.body(inputs.to(self.body.weight.dtype))))).norm(dim=-1)
 
 
 class Transposed(nn.Module):
@@ -280,3 +280,24 @@ KINDS: dict[str, Kind] = {
 
 def _mlp_tail() -> nn.Module:
     return nn.Sequential(nn.ReLU(), nn.Linear(6, CLASSES))
+
+
+# -- as a data set and a model of a sweep ------------------------------------------------------------------------------
+
+LOSS_NAMES = {_logit_loss: "binary-cross-entropy", F.mse_loss: "mse"}  # of the others: cross-entropy
+
+
+def data(kind: str, repeats: int = 4) -> Dataset:
+    """A data set of a kind: its inputs several times over."""
+    found = KINDS[kind]
+    rows = torch.arange(INPUTS).repeat(repeats)
+    targets = found.targets.float() if found.loss is _logit_loss and found.targets.dim() == 2 else found.targets
+    held, test = (
+        each.tensors if isinstance(each, TensorGroup) else each for each in (found.inputs[rows], found.inputs)
+    )
+    return Dataset.from_arrays(train=(held, targets[rows]), test=(test, targets), val=(test, targets), title=kind)
+
+
+def net(input_shape: Any, classes: int, kind: str) -> nn.Module:
+    """A network of a kind."""
+    return KINDS[kind].make()

@@ -100,6 +100,7 @@ def measure(fleet: Sequence[MeasureStage], context: RunContext, store: Store, re
             else:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UncertainEstimateWarning)  # the standard error stands in the record
+                    warnings.filterwarnings("ignore", message="no Gauss-Newton split")
                     measured = stage.metric.measure(
                         [_network(subject, context, store, networks) for subject in stage.subjects],
                         _probe(stage, context),
