@@ -57,7 +57,7 @@ def new(
     typer.echo(f"wrote {' and '.join(map(str, texts))}; next:")
     for line in texts[file].splitlines():
         if COMMAND.match(line):
-            typer.echo(f"  {COMMAND.sub("", line)}")
+            typer.echo(COMMAND.sub("  ", line))
 
 
 def starter(kind: str, file: Path) -> dict[Path, str]:
