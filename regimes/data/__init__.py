@@ -7,6 +7,7 @@ A new data set is one module in this folder and one line in `DATASETS`. Your own
 DATASETS = {
     "digits": "regimes.data.digits:digits",
     "mnist1d": "regimes.data.mnist1d:mnist1d",
+    "stdlib-text": "regimes.data.stdlib_text:stdlib_text",
     "cifar10": "regimes.data.cifar_svhn:cifar10",
     "cifar100": "regimes.data.cifar_svhn:cifar100",
     "svhn": "regimes.data.cifar_svhn:svhn",

@@ -16,6 +16,10 @@ from regimes.record.grid import SEEDS, knobs_of, loads_of
 
 MIDDLE = (0.2, 0.8)  # positions on a curve that count as its middle, where the reference has 0.25, 0.5, 0.75
 NOT_MIXED = "CKA of a record is measured on training images, the reference's on mixed images: not used"
+SEVERAL_PREDICTIONS = (
+    "several predictions per input (tokens, pixels): the packaged reference has image classifiers only, whose training "
+    "errors reach 0, so such networks are unfamiliar whatever the measures say"
+)
 PRUNED = "the networks of this cell are pruned; the packaged reference has dense networks only"
 
 
@@ -53,6 +57,8 @@ def diagnose_cell(
         middle = cell["curve_error"].where((cell["t"] >= MIDDLE[0]) & (cell["t"] <= MIDDLE[1]), drop=True)
         values["curve_peak"], stderrs["curve_peak"] = _mean(-middle.max("t"), None)
     notes = [PRUNED] if density < 1 else []
+    if int(data.attrs.get("predictions_per_input", 1)) > 1 and diagnosis is None:
+        notes.append(SEVERAL_PREDICTIONS)
     if diagnosis is None and "cka" in values:
         del values["cka"]
         notes.insert(0, NOT_MIXED)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from regimes.diagnosis.diagnose_cell import SEVERAL_PREDICTIONS
 from regimes.diagnosis.diagnosis import Diagnosis
 from regimes.diagnosis.measures import MEASURES
 from regimes.diagnosis.network_diagnosis import NetworkDiagnosis, diagnose_values
@@ -84,6 +85,8 @@ def diagnose(
     if lost:
         raise UserError(f"{lost[0]} is not finite; the networks have diverged, or the data do not belong to them")
     notes = _notes(len(networks), min(len(split.targets), ERROR_IMAGES), any(mask is not None for mask in kept), curve)
+    if diagnosis is None and split.targets.dim() > 1 and not split.targets.is_floating_point():
+        notes.append(SEVERAL_PREDICTIONS)
     return diagnose_values(diagnosis or Diagnosis.default(), values, stderrs, notes)
 
 

@@ -24,7 +24,7 @@ from regimes.discovery.prunable_graph import widths
 from regimes.discovery.removal_criterion import block_norms, is_removable, unit_norms
 from regimes.discovery.shrinking_network import ShrinkingNetwork
 from regimes.discovery.trace_graph import trace_graph
-from regimes.landscape.error import eval_mode, input_errors, inputs_per_pass
+from regimes.landscape.error import eval_mode, input_errors, inputs_per_pass, network_task
 from regimes.losses.functions import in_dtype, loss_value
 from regimes.losses.tasks import joined_errors
 from regimes.models.build import dtype_of, seeded
@@ -73,7 +73,8 @@ class GatedTraining(ShrinkingNetwork):
         units = GateState.of(self.full_graph.units, self.schedule.start(1 - pressure.alpha), self.device)
         blocks = GateState.of(len(self.full_graph.blocks), self.schedule.start(pressure.alpha), self.device)
         self.build(units, blocks, settled=not any(self.rates))
-        self.chance_error = data.guess or self.error(data.val)  # for regression: the untrained network's
+        guess = data.guess if network_task(model, data.val, recipe.loss_fn).fraction else None
+        self.chance_error = guess or self.error(data.val)  # where the error is a loss: the untrained network's
         self.fallback = (0, self.tensors())
 
     # -- one epoch --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from regimes.discovery.save_network import is_plain
 from regimes.discovery.verify_removal import removable_blocks, removable_units
 from regimes.errors import UserError
 from regimes.landscape.error import eval_mode
+from regimes.models.build import copied
 from regimes.models.residual_blocks import ResidualBlock, blocks_containing
 from regimes.pruners.removable_channels import channel_groups, sharing_layers
 
@@ -35,7 +36,7 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> PrunableGraph:
         UserError: torch-pruning is missing or cannot trace the model, or nothing in it can be removed.
     """
     try:
-        return _traced(model, inputs)
+        return _traced(copied(model), inputs)
     except UserError:
         raise
     except Exception as error:  # a user's code, and what tracing makes of it, may raise anything

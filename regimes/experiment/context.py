@@ -23,7 +23,7 @@ from regimes.experiment.numerics import Numerics, device_of, use_deterministic_k
 from regimes.experiment.store import Store
 from regimes.landscape.error import network_task
 from regimes.landscape.metric import Variable
-from regimes.landscape.trial import copy_inputs, try_network
+from regimes.landscape.trial import copy_inputs, try_network, warn_of
 from regimes.losses.tasks import Task
 from regimes.models import BUILDER_ARGUMENTS, MODELS
 from regimes.models.build import build, in_dtype
@@ -164,6 +164,7 @@ class RunContext:
             if not any(each.requires_grad for each in model.parameters()):
                 raise ValueError("the model has no parameters to train")
             few = Split(*(each[:2] for each in self.data.train))
+            warn_of(model, self.data.train.inputs)
             answers = call(model, few.inputs)
             single = few.targets.dim() == 1 and not few.targets.is_floating_point()
             expected = (len(few.inputs), self.loaded.classes)

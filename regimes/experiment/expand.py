@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Size, Sweep
 from regimes.data import AUGMENTATIONS
@@ -160,6 +162,7 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage], context: RunContext) -> dic
     knobs = [sweep.knobs[name] for name in sweep.temperature]
     return {
         "name": sweep.name,
+        "predictions_per_input": _predictions(context.loaded.test.targets),
         "chance_error": guessing_error(context.loaded.test.targets) if context.fraction(sweep.retrain) else None,
         "first_decay": _first_decay(sweep),
         "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
@@ -181,6 +184,11 @@ def coverages(sweep: Sweep, context: RunContext) -> list[tuple[Size, Coverage]]:
     """Return how much of the model can be pruned, for each size of the model."""
     sizes = sweep.sizes()
     return [(size, coverage(context.sized(size).new_model(seed=0), sweep.load.embeddings)) for size in sizes]
+
+
+def _predictions(targets: Tensor) -> int:
+    """Number of predictions per input: more than one for a class per token or pixel."""
+    return 1 if targets.is_floating_point() else targets[0].numel()
 
 
 def _first_decay(sweep: Sweep) -> float | None:

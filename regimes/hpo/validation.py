@@ -12,9 +12,9 @@ from torch.nn import functional
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
 from regimes.experiment.context import RunContext
-from regimes.landscape.error import errors_or_nan, input_errors, whole_outputs
-from regimes.losses.functions import loss_value
-from regimes.losses.tasks import error_name
+from regimes.landscape.error import errors_or_nan, whole_outputs
+from regimes.losses.functions import IGNORED, logits, loss_value
+from regimes.losses.tasks import error_name, infer_task
 
 MAX_SCALE = 20.0  # largest inverse temperature, and largest temperature
 BISECTIONS = 40  # of the interval of log b
@@ -40,13 +40,16 @@ def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
     """Evaluate a network in eval mode, in one pass over the split."""
     answers, targets = whole_outputs(model, split.inputs), split.targets
     loss = float(loss_value(recipe.loss_fn, answers, targets))
+    task = infer_task(answers, targets, recipe.loss_fn)
     if recipe.error_function is not None:
         error = recipe.error_function(answers, targets)
     else:
-        error = float(errors_or_nan(input_errors(answers, targets, recipe.loss_fn), answers).mean())
-    classes = isinstance(answers, Tensor) and answers.dim() == 2 and not targets.is_floating_point()
-    sharp = classes and recipe.loss == "cross-entropy" and math.isfinite(loss)
-    return Validation(loss, error, calibrated_loss(answers, targets) if sharp else loss)
+        error = float(errors_or_nan(task.errors(answers, targets, recipe.loss_fn), answers).mean())
+    if recipe.loss != "cross-entropy" or task.kind != "class" or targets.is_floating_point() or not math.isfinite(loss):
+        return Validation(loss, error, loss)
+    counted = targets.reshape(-1) != IGNORED
+    rows = task.rows(logits(answers)).flatten(0, 1)
+    return Validation(loss, error, calibrated_loss(rows[counted], targets.reshape(-1)[counted]))
 
 
 def units_of(context: RunContext, recipe: Recipe) -> dict[str, Any]:

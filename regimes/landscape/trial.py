@@ -27,6 +27,12 @@ def protected(model: nn.Module, inputs: Inputs) -> Inputs:
     random (dropout that is always on) or depend on the other inputs of a batch (BatchNorm without running statistics).
     A network that raises is returned its inputs; the measure itself reports the error.
     """
+    found = warn_of(model, inputs)
+    return _group(inputs).copied() if found.changes_inputs else inputs
+
+
+def warn_of(model: nn.Module, inputs: Inputs) -> Trial:
+    """Try a network on a few inputs, and warn if its outputs are random or depend on the rest of the batch."""
     found = try_network(model, inputs[:TRIED_INPUTS])
     name = type(model).__name__
     if found.random:
@@ -36,7 +42,7 @@ def protected(model: nn.Module, inputs: Inputs) -> Inputs:
             f"{name}'s outputs depend on the other inputs of a batch (BatchNorm without running statistics?); measured "
             "values depend on the batch and chunk size"
         )
-    return _group(inputs).copied() if found.changes_inputs else inputs
+    return found
 
 
 @dataclass(frozen=True)

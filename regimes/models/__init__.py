@@ -13,6 +13,7 @@ MODELS = {
     "resnet18": "regimes.models.resnet:ResNet18",
     "vgg": "regimes.models.vgg:VGG",
     "densenet": "regimes.models.densenet:DenseNet",
+    "transformer": "regimes.models.transformer:Transformer",
     "mobilenetv2": "regimes.models.torchvision_models:mobilenetv2",
     "torchvision": "regimes.models.torchvision_models:vision",
 }

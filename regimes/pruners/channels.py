@@ -155,8 +155,8 @@ def _without(
     if prepare is not None:
         prepare(small)
     kept = [*kept_heads(small), *(small.get_submodule(name) for name in fixed)]
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
     # Keep at least one channel per layer: torch-pruning does not prune a group that would lose all.
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [each for each in small.modules() if isinstance(each, kinds) and each not in kept]
     shares = {each: min(share, 1 - 1.001 / len(each.weight)) for each in layers if len(each.weight) > 1}
     with seeded(seed), torch.enable_grad(), warnings.catch_warnings():

@@ -124,6 +124,8 @@ class _Grid:
             if name in data.coords:
                 data[name].attrs = {"units": units, "long_name": long_name}
         data.attrs = {"title": self.layout["name"], "source": "regimes", "Conventions": "CF-1.11"}
+        if self.layout.get("predictions_per_input", 1) > 1:
+            data.attrs["predictions_per_input"] = self.layout["predictions_per_input"]
         if self.layout.get("chance_error") is not None:  # not in runs of earlier versions
             data.attrs["chance_error"] = self.layout["chance_error"]
         if "coverage" in self.layout:  # not in runs of earlier versions

@@ -16,6 +16,7 @@ from regimes.models.build import build
 
 ALL = sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml"))
 FILES = [file for file in ALL if not file.stem.endswith(("-discover", "-hpo", "-proof"))]
+TEXT = [file for file in FILES if file.stem.startswith("text")]
 STUDY = [file for file in FILES if file.stem.endswith(("-epochs", "-batch-size")) and "cifar" in file.stem]
 
 
@@ -63,3 +64,21 @@ def test_the_study_runs_at_a_tiny_scale(file: Path, archives: Path, run_tiny: Ca
     assert bool((record.status == 1).all())
     assert record.lmc.notnull().all()
     assert float(record.kept[0].mean()) == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize("file", TEXT, ids=lambda file: file.stem)
+def test_text_runs_at_a_tiny_scale(file: Path, run_tiny: Callable[..., Result]) -> None:
+    raw: dict[str, Any] = tomllib.loads(file.read_text())
+    raw["data"] |= {"train": 64, "val": 20, "test": 20}
+    raw["model"] |= {"width": 16}
+    raw["recipe"] |= {"epochs": 3}
+    raw["retrain"] |= {"epochs": 2}
+    raw["temperature"] = {"epochs": [2, 3]} if "epochs" in raw["temperature"] else {"learning_rate": [2e-4, 1e-2]}
+    raw["load"]["density"] = [0.1]
+    raw |= {"dense_seeds": 1, "retrain_seeds": 2}
+    raw["measure"]["hessian"] = {"images": 8, "rel_stderr": 0.5}
+    record = regimes.open(run_tiny(raw).folder)
+    assert bool((record.status == 1).all())
+    for name in ("lmc", "cka", "hessian_trace", "test_error"):
+        assert record[name].notnull().all()
+    assert record.attrs["chance_error"] > 0.75

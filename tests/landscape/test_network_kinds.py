@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from network_kinds import KINDS, Kind
+from network_kinds import KINDS, NO_FISHER, NO_HESSIAN, Kind
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,15 +18,6 @@ from regimes.data.inputs import arguments, call
 from regimes.landscape.error import error_and_loss, mean_error
 from regimes.landscape.hessian_operator import HessianOperator, dense_gradients
 
-NO_HESSIAN = {"complex": "float32 or float64", "embedding-bag": "second derivatives.*embedding_bag"}
-NO_FISHER = {
-    "complex": "float32 or float64",
-    "per-token": "mean of per-input losses",
-    "tied": "mean of per-input losses",
-    "lstm": "Batching rule",
-    "gru": "Batching rule",
-    "bert": "data-dependent",
-}
 NAMES = list(KINDS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, done, prepared
+from token_data import TOKENS, token_data
 from torch import Tensor
 
 from regimes.config.recipe import Recipe
@@ -24,6 +25,7 @@ from regimes.experiment.run import Result, prepare
 from regimes.experiment.store import Store
 from regimes.models import MODELS
 from regimes.models.build import build
+from regimes.models.transformer import Transformer
 from regimes.pruners.prune import prune
 from regimes.training import ENGINES
 from regimes.training.fleet import Lane, Snapshot
@@ -36,21 +38,27 @@ FAMILIES = [name for name in MODELS if name not in ("mobilenetv2", "torchvision"
 RECIPE = Recipe(epochs=3, batch_size=16, augment="crop-flip", last=2)
 
 
-def data(dtype: torch.dtype = torch.float64) -> Dataset:
-    return synthetic(shape=[1, 8, 8], train=120, test=40, spread=2.0).to(torch.device("cpu"), dtype)
+def data(dtype: torch.dtype = torch.float64, tokens: bool = False) -> Dataset:
+    made = token_data(120, 40) if tokens else synthetic(shape=[1, 8, 8], train=120, test=40, spread=2.0)
+    return made.to(torch.device("cpu"), dtype)
 
 
 def lane(
     seed: int, model: str, recipe: Recipe = RECIPE, masked: bool = False, dtype: torch.dtype = torch.float64
 ) -> Lane:
-    network = build(model, SMALL[model], (1, 8, 8), 4, seed).to(dtype)
+    if model in TOKENS:
+        network = build(model, TOKENS[model], (8,), 5, seed).to(dtype)
+        recipe = recipe.model_copy(update={"augment": "none", "label_smoothing": 0.0})
+    else:
+        network = build(model, SMALL[model], (1, 8, 8), 4, seed).to(dtype)
     return Lane(network, recipe, ("test", seed), prune(network, 0.3) if masked else None)
 
 
 def ends(
     lanes: list[Lane], engine: str, epochs: list[int] | None = None, dtype: torch.dtype = torch.float64
 ) -> dict[int, Snapshot]:
-    found = dict(train_fleet(lanes, data(dtype), epochs or [3], engine))
+    tokens = isinstance(lanes[0].model, Transformer)
+    found = dict(train_fleet(lanes, data(dtype, tokens), epochs or [3], engine))
     return {number: found[number] for number in sorted(found)}
 
 

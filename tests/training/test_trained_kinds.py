@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from network_kinds import KINDS, LOSS_NAMES, data
+from network_kinds import KINDS, LOSS_NAMES, NOT_STACKED, data
 
 from regimes.config.recipe import Recipe
 from regimes.pruners.prune import prune
 from regimes.training.fleet import Lane
 from regimes.training.train import train_fleet
 
-NOT_STACKED = {"tied", "lstm", "gru", "bert", "group-norm", "spectral-norm"}
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.05},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01, "eps": 1e-4, "warmup": 0.2, "clip_norm": 1.0},
