@@ -46,6 +46,16 @@ def net(input_shape, classes, width=8):
     return Loud(width, classes)
 
 
+class Plain(nn.Sequential):
+    def forward(self, x):
+        warnings.warn("of one's own,\\n on two lines", OwnWarning)
+        return super().forward(x)
+
+
+def plain(input_shape, classes):
+    return Plain(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
 def lazy(input_shape, classes):
     return nn.LazyLinear(classes)
 """
@@ -83,7 +93,12 @@ def test_searches_and_discoveries_say_each_warning_once(
     parts = {key: sweep[key] for key in ("data", "model", "recipe")}
     search = {"trials": 2, "batch": 1, "final_seeds": 1, **parts, "space": {"learning_rate": [0.01, 0.1]}}
     write_toml(tmp_path / "search.toml", {**search, "ladder": {"densities": []}, "study": {"pattern": "ladder"}})
-    assert warned(cli("hpo", "search.toml", "--workers", workers)) == ["warning: of one's own, on two lines"]
+    own, network = sorted(warned(cli("hpo", "search.toml", "--workers", workers)), key=len)
+    assert own == "warning: of one's own, on two lines"
+    assert network.startswith(RANDOM)
+    discovery = {**parts, "model": {"name": "mine:plain"}, "discover": {"nu": [0.01, 0.02]}}
+    write_toml(tmp_path / "found.toml", discovery)
+    assert warned(cli("discover", "found.toml", "--workers", workers)) == ["warning: of one's own, on two lines"]
 
 
 def test_checkpoints_say_that_outputs_are_random(sweep: dict[str, Any], cli: Cli, tmp_path: Path) -> None:
