@@ -10,5 +10,6 @@ STUDIES = {
     "advisers": "regimes.research.studies.advisers:study",
     "diagnosis": "regimes.research.studies.diagnosis:study",
     "mnist1d": "regimes.research.studies.mnist1d:study",
+    "text": "regimes.research.studies.text:study",
     "discovery": "regimes.research.studies.discovery:study",
 }
