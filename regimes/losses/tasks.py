@@ -24,7 +24,7 @@ class ErrorFunction:
     Attributes:
         function: (outputs, targets) -> number; outputs as the model returns them.
         name: name for captions, e.g. "F1".
-        unit: unit of the value; "1" for fractions.
+        unit: unit of the value; "1" for errors between 0 and 1, any other text for errors without such bounds.
         better: whether a lower or a higher value is better. Of a score, the error is ``best - value``.
         best: largest possible score.
     """
