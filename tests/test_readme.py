@@ -97,6 +97,30 @@ def test_a_model_and_data_of_ones_own_as_shown(tmp_path: Path) -> None:
     assert (tmp_path / "figures/phase.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "model", "training"),
+    [("pictures", "cnn", ""), ("text", "reader", ""), ("sentences", "judge", ""), ("pictures", "cnn", "train")],
+)
+def test_kinds_of_data_and_training_of_ones_own_as_shown(data: str, model: str, training: str, tmp_path: Path) -> None:
+    """Each example trains, is pruned, retrained and measured; it learns to be better than guessing."""
+    shown = [python_block(f"def {name}(") for name in {data, training or data}]
+    (tmp_path / "own.py").write_text("\n".join(shown))
+    train = f'train = "own:{training}"\n' if training else ""
+    (tmp_path / "own.toml").write_text(
+        f'[data]\nname = "own:{data}"\n[model]\nname = "own:{model}"\n[recipe]\naugment = "none"\nepochs = 6\n'
+        f'batch_size = 16\noptimizer = "adamw"\nlearning_rate = 0.02\n{train}'
+        "[temperature]\nepochs = [6]\n[load]\ndensity = [0.5]\n"
+    )
+    script = "import regimes\nregimes.run('own.toml', out='run', workers=0)\nrecord = regimes.open('run')\n"
+    script += "print(float(record.dense_test_error.max()), float(record.test_error.max()), float(record.cka.min()))\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    dense, pruned, similarity = map(float, done.stdout.split()[-3:])
+    guess = {"pictures": 0.4, "text": 0.7, "sentences": 0.35}[data]
+    assert max(dense, pruned) < guess
+    assert 0 < similarity <= 1
+
+
 def test_the_sweep_file_as_shown_is_a_sweep(tmp_path: Path) -> None:
     (toml,) = (code for language, code in BLOCK.findall(README.read_text()) if language == "toml")
     (tmp_path / "sweep.toml").write_text(toml)

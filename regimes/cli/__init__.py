@@ -3,6 +3,7 @@
 import os
 
 from regimes.cli.app import app
+from regimes.experiment.warning_lines import print_warnings
 
 __all__ = ["app", "main"]
 
@@ -10,4 +11,5 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point of the ``regimes`` command."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small, and the cores are needed for training
+    print_warnings()
     app()

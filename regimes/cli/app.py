@@ -16,11 +16,13 @@ from regimes.cli.export import export
 from regimes.cli.hpo import hpo
 from regimes.cli.map import map_
 from regimes.cli.measure import measure
+from regimes.cli.new import new
 from regimes.cli.plan import plan
 from regimes.cli.run import run
 from regimes.cli.status import status
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "new": new,
     "plan": plan,
     "run": run,
     "status": status,

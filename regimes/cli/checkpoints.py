@@ -54,14 +54,31 @@ def prepare_measurement(
     return sweep, context
 
 
+def expand_files(files: Sequence[Path]) -> list[Path]:
+    """Return the files, and in place of a path with ``*`` that the shell has not expanded those that it matches.
+
+    Raises:
+        UserError: no file matches.
+    """
+    from regimes.config.checkpoint_patterns import matching_files
+
+    found: list[Path] = []
+    for file in files:
+        several = "*" in str(file) and not file.exists()
+        found += [Path(each) for each in matching_files(file)] if several else [file]
+        if several and not matching_files(file):
+            raise UserError(f"no file matches '{file}'")
+    return found
+
+
 def read_networks(files: Sequence[Path], context: RunContext) -> list[nn.Module]:
     """Return the networks of state dicts, in eval mode.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the model.
     """
-    from regimes.experiment.stages.pretrained import read_checkpoint
     from regimes.models.build import load_weights
+    from regimes.models.state_dict_file import read_checkpoint
 
     networks = []
     for file in files:

@@ -73,11 +73,11 @@ def _checkpoints(
     for option, value in (("--model", model), ("--data", data)):
         if not value:
             raise UserError(f"{option} is needed for checkpoints, e.g. --model preresnet --data cifar10")
-    from regimes.cli.checkpoints import prepare_measurement, read_networks
+    from regimes.cli.checkpoints import expand_files, prepare_measurement, read_networks
     from regimes.diagnosis.diagnose_networks import diagnose as diagnose_networks
     from regimes.experiment.context import one_thread
 
     sweep, context = prepare_measurement(model, data, ["error"], changes, device, "diagnose")
-    networks = read_networks(files, context)
+    networks = read_networks(expand_files(files), context)
     with one_thread():
         return diagnose_networks(networks, context.data, curve=curve, loss_fn=sweep.recipe.loss_fn)

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Found = dict[str, Any] | RunFailed
 HEAD = ("discovery", "test error", "MACs", "parameters", "units", "blocks", "training", "1000 inputs")
+POLL_SECONDS = 0.5  # between two checks for warnings of workers
 LINE_INTERVAL = 15.0  # seconds between progress lines where they do not replace each other
 
 
@@ -109,12 +111,13 @@ def _in_pool(wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, wo
     import multiprocessing
 
     spawn, count = multiprocessing.get_context("spawn"), min(workers, len(todo))
-    given = (wanted, device, os.getpid())
+    messages = spawn.SimpleQueue()
+    given = (wanted, device, os.getpid(), messages)
     with ProcessPoolExecutor(count, mp_context=spawn, initializer=_set_up, initargs=given) as pool:
         futures = {pool.submit(_work, task): number for number, task in enumerate(todo)}
         found: dict[int, Found] = {}
         try:
-            for future in as_completed(futures):
+            for future in _completed(futures, messages):
                 number = futures[future]
                 found[number] = future.result()
                 said = f"{_in_short(found[number])}, {len(found)} of {len(todo)} done"
@@ -129,6 +132,16 @@ def _in_pool(wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, wo
     return [found[number] for number in range(len(todo))]
 
 
+def _completed(futures: Iterable[Future[Found]], messages: Any) -> Iterator[Future[Found]]:
+    """Yield futures as they complete, and issue the warnings of the workers meanwhile."""
+    pending, warned = set(futures), dict[Any, Any]()
+    while pending:
+        done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+        while not messages.empty():
+            messages.get().issue(warned)
+        yield from done
+
+
 def _in_short(found: Found) -> str:
     if isinstance(found, RunFailed):
         return "failed"
@@ -138,12 +151,14 @@ def _in_short(found: Found) -> str:
 _CONTEXTS: list[Any] = []  # one for each worker process
 
 
-def _set_up(wanted: DiscoveryConfig, device: str, command: int) -> None:
+def _set_up(wanted: DiscoveryConfig, device: str, command: int, messages: Any) -> None:
     from regimes.experiment.parent_watchdog import exit_with_parent
     from regimes.experiment.run_discovery import context_of
+    from regimes.experiment.warning_lines import send_warnings
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its workers
     exit_with_parent(command)
+    send_warnings(messages.put)
     _CONTEXTS.append(context_of(wanted, device, Path()))
 
 

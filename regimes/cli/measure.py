@@ -38,7 +38,7 @@ def measure(
 
     Options of the model, data and metrics: --set model.depth=20, --set measure.hessian.images=1000.
     """
-    from regimes.cli.checkpoints import prepare_measurement, read_networks
+    from regimes.cli.checkpoints import expand_files, prepare_measurement, read_networks
     from regimes.experiment.context import one_thread
     from regimes.landscape.estimate import UncertainEstimateWarning
     from regimes.landscape.measure_networks import default_metrics, mask_of_zeros
@@ -46,6 +46,7 @@ def measure(
     from regimes.landscape.metric import Curve
     from regimes.plots.text_table import finite
 
+    files = expand_files(files)
     names = [each.strip() for each in metrics.split(",") if each.strip()] or default_metrics(len(files))
     sweep, context = prepare_measurement(model, data, names, changes, device, "measure")
     networks = read_networks(files, context)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from regimes.config.checkpoint_patterns import expand_pattern
 from regimes.config.sweep import Checkpoint, DenseConfig
 from regimes.config.validation import Checker
+from regimes.errors import UserError
 from regimes.knobs import KNOBS
 
 KEY = "dense.checkpoints"
@@ -31,7 +33,12 @@ def check_checkpoints(
         if key in raw:
             checker.add_error(key, "already given by [dense] checkpoints; remove it here")
     dense: DenseConfig | None = checker.validate(DenseConfig, "dense", raw["dense"])
-    problem = None if dense is None else _problem(dense.checkpoints)
+    problem = None
+    try:
+        dense = dense and DenseConfig(checkpoints=tuple(_files(dense.checkpoints, folder)))
+        problem = None if dense is None else _problem(dense.checkpoints)
+    except UserError as error:
+        problem = str(error)
     if dense is None or problem is not None:
         if problem is not None:
             checker.add_error(KEY, problem)
@@ -48,12 +55,17 @@ def check_checkpoints(
     return {**raw, "temperature": axes, "dense_seeds": seeds}, DenseConfig(checkpoints=placed)
 
 
+def _files(checkpoints: tuple[Checkpoint, ...], folder: Path) -> Iterator[Checkpoint]:
+    for each in checkpoints:
+        yield from expand_pattern(each, folder) if "*" in each.path else [each]
+
+
 def _problem(checkpoints: tuple[Checkpoint, ...]) -> str | None:
     names = {tuple(sorted(each.knobs)) for each in checkpoints}
     if len(names) > 1 or not next(iter(names)):
         return f"each checkpoint needs a path and values of the same knobs; knobs: {', '.join(KNOBS)}"
     if any(isinstance(value, (list, dict)) for each in checkpoints for value in each.knobs.values()):
-        return "a knob takes a single value in each checkpoint, not a list"
+        return "a knob takes a single value in each checkpoint, or a list where a * in path stands for it"
     seeds = sorted({each.dense_seed for each in checkpoints})
     if seeds != list(range(len(seeds))):
         return f"dense_seed must count 0, 1, 2, ...; got {', '.join(map(str, seeds[:5]))}"

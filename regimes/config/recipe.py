@@ -55,7 +55,7 @@ class ErrorTable(Section):
     Attributes:
         function: import path of ``(outputs, targets) -> number`` over a whole split.
         name: name for captions; "": the function's.
-        unit: unit of the value; "1" for fractions.
+        unit: unit of the value; "1" for errors between 0 and 1, any other text for errors without such bounds.
         better: whether a lower or a higher value is better.
         best: largest possible score, from which the error is counted if higher is better.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -128,7 +129,7 @@ def concatenated(batches: Sequence[Inputs]) -> Inputs:
     """Return batches of inputs as one.
 
     Shorter sequences of named inputs with a mask of padding are padded at the end: ``attention_mask`` (and all other
-    tensors) with 0, a ``*padding_mask`` with True.
+    tensors) with 0, a ``*padding_mask`` with True, or with minus infinity if it is a floating point number.
 
     Raises:
         UserError: the batches differ in form, or in shape without such a mask.
@@ -144,7 +145,9 @@ def concatenated(batches: Sequence[Inputs]) -> Inputs:
     for name in names:
         parts: list[Tensor] = [each.named()[name] for each in batches if isinstance(each, TensorGroup)]
         longest = max(part.shape[1] for part in parts) if masked and parts[0].dim() > 1 else 0
-        fill = name.endswith("padding_mask")
+        fill: float = name.endswith("padding_mask")
+        if fill and parts[0].is_floating_point():
+            fill = -math.inf  # added to attention scores
         parts = [padded(part, longest, fill) if longest else part for part in parts]
         whole[name] = _joined(parts, name)
     return TensorGroup(whole if isinstance(first.tensors, dict) else list(whole.values()))

@@ -62,12 +62,11 @@ def diagnose(
     Raises:
         UserError: no models, targets that are not classes, or values that are not finite.
     """
-    from torch.nn import functional as F
-
     from regimes.data.dataset import Dataset, Split
     from regimes.landscape.error import network_task
     from regimes.landscape.inputs import pair
     from regimes.landscape.measure_networks import mask_of_zeros
+    from regimes.losses.functions import cross_entropy
 
     networks = list(models) if isinstance(models, (list, tuple)) else []
     if not networks:
@@ -75,10 +74,10 @@ def diagnose(
     if masks is not None and len(masks) != len(networks):
         raise UserError(f"masks: expected one per network, or None: got {len(masks)} for {len(networks)}")
     split = data.train if isinstance(data, Dataset) else Split(*pair(data, networks[0]))
-    if not network_task(networks[0], split, loss_fn or F.cross_entropy).fraction:
+    if not network_task(networks[0], split, loss_fn or cross_entropy).fraction:
         raise UserError("outputs and loss are those of numbers; a diagnosis is learnt from classifiers")
     kept = [mask_of_zeros(each) for each in networks] if masks is None else list(masks)
-    estimates = _measure(networks, kept, split, loss_fn or F.cross_entropy, images, curve, seed)
+    estimates = _measure(networks, kept, split, loss_fn or cross_entropy, images, curve, seed)
     values = {name: value for name, (value, _) in estimates.items()}
     stderrs = {name: stderr for name, (_, stderr) in estimates.items()}
     lost = [name for name, value in values.items() if not math.isfinite(value)]
@@ -162,10 +161,11 @@ def _mixed_cka(a: nn.Module, b: nn.Module, split: Split, seed: int) -> Estimate:
 
     from regimes.data.inputs import TensorGroup
     from regimes.landscape.cka import cka
+    from regimes.losses.functions import IGNORED
 
     inputs = split.inputs[torch.arange(len(split.targets))]
     if isinstance(inputs, TensorGroup) or not inputs.is_floating_point():  # tokens have no mixtures
-        return cka(a, b, inputs, targets=split.targets)
+        return cka(a, b, inputs, counted=split.targets != IGNORED if split.targets.dim() > 1 else None)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
     weight = torch.rand(len(inputs), generator=generator).to(inputs.device, inputs.dtype)

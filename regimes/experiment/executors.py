@@ -19,6 +19,7 @@ from regimes.experiment.dispatch import run_fleet
 from regimes.experiment.schedule import Fleet, ReadyQueue
 from regimes.experiment.stages.stage import Outcome, Report, Stage
 from regimes.experiment.store import Store
+from regimes.experiment.warning_lines import WorkerWarning
 
 # By default glibc returns the memory of every large tensor to the system and requests it again in the next layer;
 # keeping it makes forward passes on 32x32 images 1.5 times as fast. Other systems ignore these variables.
@@ -102,6 +103,7 @@ class Supervisor:
         self.deaths: dict[str, int] = {}
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
+        self.warned: dict[Any, Any] = {}
 
     def run(self) -> None:
         """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first."""
@@ -158,6 +160,8 @@ class Supervisor:
             worker.receive(event)
             self._close(event)
             self._wake_idle()
+        elif isinstance(event, WorkerWarning):
+            event.issue(self.warned)
         elif isinstance(event, EOFError):
             if worker in self.workers:
                 self._replace_dead(worker)

@@ -16,7 +16,7 @@ from regimes.experiment.context import RunContext
 from regimes.experiment.preflight import check_fits, try_channels, try_discovery, try_loss, try_pruner
 from regimes.experiment.stages.discover import DiscoverStage
 from regimes.experiment.stages.measure import MeasureStage
-from regimes.experiment.stages.pretrained import PretrainedStage, content_hash, read_checkpoint
+from regimes.experiment.stages.pretrained import PretrainedStage, content_hash
 from regimes.experiment.stages.prune import PruneStage
 from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Stage
@@ -24,6 +24,7 @@ from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
+from regimes.models.state_dict_file import read_checkpoint
 from regimes.pruners import DISCOVERED
 from regimes.pruners.prunable_weights import Coverage, coverage
 from regimes.registry import lookup

@@ -25,6 +25,7 @@ def main() -> None:
     from regimes.experiment.async_store import AsyncStore
     from regimes.experiment.context import RunContext
     from regimes.experiment.dispatch import run_fleet
+    from regimes.experiment.warning_lines import send_warnings
 
     sys.path[:] = pickle.load(orders)
     spec = pickle.load(orders)
@@ -41,6 +42,7 @@ def main() -> None:
         except BrokenPipeError:
             os._exit(0)  # the supervisor has exited
 
+    send_warnings(answer)
     context, store = RunContext(spec), AsyncStore(spec.folder, answer)
     while True:
         run_fleet(inbox.get(), context, store, store.report)

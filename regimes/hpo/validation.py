@@ -12,9 +12,9 @@ from torch.nn import functional
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
 from regimes.experiment.context import RunContext
-from regimes.landscape.error import errors_or_nan, whole_outputs
+from regimes.landscape.error import errors_or_nan, scalar_loss, whole_outputs
 from regimes.landscape.metric import in_nats
-from regimes.losses.functions import IGNORED, logits, loss_value
+from regimes.losses.functions import logits
 from regimes.losses.tasks import error_name, infer_task
 
 MAX_SCALE = 20.0  # largest inverse temperature, and largest temperature
@@ -40,7 +40,7 @@ class Validation:
 def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
     """Evaluate a network in eval mode, in one pass over the split."""
     answers, targets = whole_outputs(model, split.inputs), split.targets
-    loss = float(loss_value(recipe.loss_fn, answers, targets))
+    loss = scalar_loss(recipe.loss_fn, answers, targets)
     task = infer_task(answers, targets, recipe.loss_fn)
     if recipe.error_function is not None:
         error = recipe.error_function(answers, targets)
@@ -48,7 +48,7 @@ def validate(model: nn.Module, split: Split, recipe: Recipe) -> Validation:
         error = float(errors_or_nan(task.errors(answers, targets, recipe.loss_fn), answers).mean())
     if recipe.loss != "cross-entropy" or task.kind != "class" or targets.is_floating_point() or not math.isfinite(loss):
         return Validation(loss, error, loss)
-    counted = targets.reshape(-1) != IGNORED
+    counted = task.counted(targets, recipe.loss_fn).reshape(-1)
     rows = task.rows(logits(answers)).flatten(0, 1)
     return Validation(loss, error, calibrated_loss(rows[counted], targets.reshape(-1)[counted]))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from regimes.errors import RunFailed, UserError
 from regimes.experiment.parent_watchdog import exit_with_parent
+from regimes.experiment.warning_lines import WorkerWarning, send_warnings
 
 if TYPE_CHECKING:
     import optuna
@@ -65,11 +66,12 @@ def run_workers(
     from regimes.hpo.requeue import requeue_dead_trials
 
     context = multiprocessing.get_context("spawn")
-    deaths, errors = 0, context.SimpleQueue()
+    deaths, messages = 0, context.SimpleQueue()
+    warned: dict[Any, Any] = {}
     processes: list[Any] = []
 
     def start(number: int) -> Any:
-        process = context.Process(target=_worker, args=(config, spec, number, os.getpid(), errors))
+        process = context.Process(target=_worker, args=(config, spec, number, os.getpid(), messages))
         process.start()
         return process
 
@@ -78,8 +80,7 @@ def run_workers(
         while any(process.exitcode != 0 for process in processes):
             time.sleep(POLL_SECONDS)
             on_poll()
-            if not errors.empty():
-                raise UserError(errors.get())
+            _heed(messages, warned)
             for number, process in enumerate(processes):
                 if process.exitcode not in (None, 0):
                     deaths += 1
@@ -90,6 +91,7 @@ def run_workers(
                         )
                     requeue_dead_trials(study)
                     processes[number] = start(workers * deaths + number)
+        _heed(messages, warned)
     finally:
         for process in processes:
             if process.is_alive():
@@ -98,8 +100,18 @@ def run_workers(
             process.join()
 
 
-def _worker(config: WorkerConfig, spec: Hpo, number: int, command: int, errors: Any) -> None:
+def _heed(messages: Any, warned: dict[Any, Any]) -> None:
+    """Issue the workers' warnings, and raise their errors."""
+    while not messages.empty():
+        message = messages.get()
+        if not isinstance(message, WorkerWarning):
+            raise UserError(message)
+        message.issue(warned)
+
+
+def _worker(config: WorkerConfig, spec: Hpo, number: int, command: int, messages: Any) -> None:
     """Main function of a worker process."""
+    send_warnings(messages.put)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and ends its workers
     signal.signal(signal.SIGTERM, _leave)
     exit_with_parent(command)
@@ -123,7 +135,7 @@ def _worker(config: WorkerConfig, spec: Hpo, number: int, command: int, errors: 
         runner = trial_runner_of(plan, context, config.folder, None, deadline)
         run_trials(study, runner, config.batch, Limits(config.trials, deadline, config.phase != FULL_PHASE))
     except UserError as error:
-        errors.put(str(error))
+        messages.put(str(error))
         os._exit(2)
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from regimes.errors import UserError
+from regimes.landscape.cka import counted_rows
 from regimes.landscape.error import error_estimate, network_task, outputs
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
 from regimes.landscape.linear_path import matching_parameters
 from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
-from regimes.losses.functions import IGNORED
 from regimes.losses.tasks import InputErrors, Task, task_of_outputs
 
 
@@ -27,7 +27,7 @@ def disagreement(
     inputs: Tensor | Iterable[Any],
     *,
     task: Task | None = None,
-    targets: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Estimate:
     """Return the fraction of predictions in which two classifiers differ, with its binomial standard error, or that
     over the inputs if there are several predictions per input.
@@ -36,16 +36,16 @@ def disagreement(
         a, b: classifiers that return logits; they are evaluated in eval mode and not changed.
         inputs: (n, ...), or a loader of batches, which is read into memory.
         task: the dimension of the classes, or binary logits; None: see `task_of_outputs`.
-        targets: targets (n, ...) of several predictions per input; those of -100 (padding) are left out.
+        counted: which of several predictions per input count, a boolean tensor (n, ...); None: all.
 
     Raises:
         UserError: the outputs are not logits of the same shape, or there are no inputs.
     """
-    first, second, counted = _logits(a, b, inputs, task, targets)
+    first, second, weight = _logits(a, b, inputs, task, counted)
     if not (first.isfinite().all() and second.isfinite().all()):
         return Estimate(math.nan, math.nan, len(first))
     differ = (first.argmax(dim=-1) != second.argmax(dim=-1)).double()
-    return error_estimate(Task("class"), InputErrors((differ * counted).sum(dim=1), counted.sum(dim=1)))
+    return error_estimate(Task("class"), InputErrors((differ * weight).sum(dim=1), weight.sum(dim=1)))
 
 
 def js_divergence(
@@ -54,19 +54,19 @@ def js_divergence(
     inputs: Tensor | Iterable[Any],
     *,
     task: Task | None = None,
-    targets: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Estimate:
     """Return the mean Jensen-Shannon divergence of two classifiers' probabilities p and q, in nats (0 to ln 2).
 
     ``JS = (KL(p | m) + KL(q | m)) / 2`` with ``m = (p + q) / 2``, computed in float64. The standard error is taken over
     the inputs. Arguments and errors are those of `disagreement`.
     """
-    first, second, counted = _logits(a, b, inputs, task, targets)
+    first, second, weight = _logits(a, b, inputs, task, counted)
     p, q = (logits.double().log_softmax(dim=-1) for logits in (first, second))
     middle = torch.logaddexp(p, q) - math.log(2)
     divergences = ((p.exp() * (p - middle)).sum(dim=-1) + (q.exp() * (q - middle)).sum(dim=-1)) / 2
-    total = (divergences.clamp(min=0.0) * counted).sum(dim=1)
-    found = error_estimate(Task("loss"), InputErrors(total, counted.sum(dim=1)))
+    total = (divergences.clamp(min=0.0) * weight).sum(dim=1)
+    found = error_estimate(Task("loss"), InputErrors(total, weight.sum(dim=1)))
     return dataclasses.replace(found, unit="nat")
 
 
@@ -89,7 +89,7 @@ def weight_distance(a: nn.Module, b: nn.Module) -> Estimate:
 
 
 def _logits(
-    a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any], task: Task | None, targets: Tensor | None
+    a: nn.Module, b: nn.Module, inputs: Tensor | Iterable[Any], task: Task | None, counted: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (n, predictions, classes) of both networks, and which predictions count (n, predictions), as 0 or 1."""
     same = inputs_of(inputs, a)  # once: a loader may shuffle
@@ -99,10 +99,10 @@ def _logits(
         raise UserError(f"both networks must return logits of the same shape, e.g. (n, classes), got {shapes}")
     task = task or task_of_outputs(first)
     first, second = task.rows(first), task.rows(second)
-    counted = torch.ones(first.shape[:2], dtype=torch.float64, device=first.device)
-    if targets is not None and not targets.is_floating_point() and targets.numel() == counted.numel():
-        counted = (targets.reshape(counted.shape) != IGNORED).double()
-    return first, second, counted
+    weight = torch.ones(first.shape[:2], dtype=torch.float64, device=first.device)
+    if counted is not None:
+        weight = counted_rows(counted, weight.numel()).reshape(weight.shape).double()
+    return first, second, weight
 
 
 def _mean(values: Tensor, unit: str) -> Estimate:
@@ -127,9 +127,10 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: AgreementOption
     a, b = (each.model for each in subjects)
     inputs, targets = split = subset(getattr(probe.data, options.split), options.images)
     task = network_task(a, split, probe.loss_fn)
+    counted = task.counted(targets, probe.loss_fn) if targets.dim() > 1 and task.kind == "class" else None
     return {
-        "disagreement": disagreement(a, b, inputs, task=task, targets=targets),
-        "js_divergence": js_divergence(a, b, inputs, task=task, targets=targets),
+        "disagreement": disagreement(a, b, inputs, task=task, counted=counted),
+        "js_divergence": js_divergence(a, b, inputs, task=task, counted=counted),
         "weight_distance": weight_distance(a, b),
     }
 

@@ -19,7 +19,7 @@ from regimes.landscape.inputs import Data, pair
 from regimes.landscape.linear_path import Connectivity, Statistics, matching_parameters, measure_path, path_values
 from regimes.landscape.metric import Images, LossFn, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 from regimes.landscape.parametrization_buffers import parametrization_buffers
-from regimes.losses.functions import loss_value
+from regimes.losses.functions import cross_entropy, loss_value
 from regimes.losses.tasks import ErrorFunction
 from regimes.models.build import copied, seeded
 from regimes.pruners.mask import Mask
@@ -41,7 +41,7 @@ def curve_connectivity(
     batch_size: int = 128,
     learning_rate: float = 0.02,
     points: int = 11,
-    loss_fn: LossFn = nn.functional.cross_entropy,
+    loss_fn: LossFn = cross_entropy,
     batch: int | None = None,
     statistics: Statistics = "all",
     generator: torch.Generator | None = None,

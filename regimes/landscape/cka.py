@@ -11,16 +11,21 @@ from torch import Tensor, nn
 
 from regimes.data.inputs import Inputs, call
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode, inputs_per_pass, network_task, outputs
+from regimes.landscape.error import (
+    JACKKNIFE_GROUPS,
+    eval_mode,
+    inputs_per_pass,
+    jackknife_stderr,
+    network_task,
+    outputs,
+)
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
 from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
-from regimes.losses.functions import IGNORED
 from regimes.losses.tasks import Task, task_of_outputs
 from regimes.registry import nearest
 
 MAX_FEATURE_BYTES = 2**32  # float64 features of both networks together
-JACKKNIFE_GROUPS = 20
 
 
 def cka(
@@ -31,7 +36,7 @@ def cka(
     debiased: bool = False,
     *,
     task: Task | None = None,
-    targets: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Estimate:
     """Return linear CKA between two networks' outputs, or a layer's outputs, over all ``inputs``, in float64.
 
@@ -45,7 +50,7 @@ def cka(
             ``model.named_modules()``, whose outputs are flattened to one row per input.
         debiased: whether to use the debiased estimator; see `cka_of_features`.
         task: the dimension of the classes; None: see `task_of_outputs`.
-        targets: targets (n, ...) of several predictions per input; those of -100 (padding) are left out.
+        counted: which of several predictions per input count, a boolean tensor (n, ...); None: all.
 
     Raises:
         UserError: no such layer, outputs that are not class scores with "softmax", or features that need too much
@@ -53,14 +58,19 @@ def cka(
     """
     inputs = inputs_of(inputs, a)
     if on in ("softmax", "logits"):
-        features = [_output_features(outputs(model, inputs), on, task, targets) for model in (a, b)]
+        features = [_output_features(outputs(model, inputs), on, task, counted) for model in (a, b)]
     else:
         features = [layer_outputs(model, on, inputs) for model in (a, b)]
     dtype = next((each.dtype for each in a.parameters()), torch.float32)
-    return cka_of_features(features[0], features[1], debiased, rounding=8 * torch.finfo(dtype.to_real()).eps)
+    owner = None
+    if on in ("softmax", "logits") and _predictions(a, inputs, counted) > 1:  # inputs are left out whole
+        owner = torch.arange(len(inputs)).repeat_interleave(_predictions(a, inputs, counted))
+        owner = owner if counted is None else owner[counted.reshape(-1).cpu()]
+    x, y = features
+    return cka_of_features(x, y, debiased, 8 * torch.finfo(dtype.to_real()).eps, owner)
 
 
-def _output_features(answers: Tensor, on: str, task: Task | None, targets: Tensor | None) -> Tensor:
+def _output_features(answers: Tensor, on: str, task: Task | None, counted: Tensor | None) -> Tensor:
     """Softmax or logits (rows, classes) of every prediction, in float64; of other outputs, one row per input."""
     if answers.is_complex():
         answers = torch.view_as_real(answers).flatten(1)
@@ -76,8 +86,18 @@ def _output_features(answers: Tensor, on: str, task: Task | None, targets: Tenso
             f"{MAX_FEATURE_BYTES / 1e9:.0f} GB; use fewer images"
         )
     found = (found.softmax(dim=-1) if on == "softmax" else found).flatten(0, 1)
-    counted = None if targets is None or targets.is_floating_point() else targets.reshape(-1) != IGNORED
-    return found if counted is None or len(counted) != len(found) else found[counted]
+    return found if counted is None else found[counted_rows(counted, len(found))]
+
+
+def counted_rows(counted: Tensor, rows: int) -> Tensor:
+    """Return which rows count (rows,).
+
+    Raises:
+        UserError: another number of them.
+    """
+    if counted.numel() != rows:
+        raise UserError(f"counted has {counted.numel()} values for {rows} predictions")
+    return counted.reshape(-1)
 
 
 def layer_outputs(model: nn.Module, name: str, inputs: Inputs) -> Tensor:
@@ -121,7 +141,17 @@ def _kept(output: Any) -> Any:
     return output.detach().clone() if isinstance(output, Tensor) else output
 
 
-def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False, rounding: float | None = None) -> Estimate:
+def _predictions(model: nn.Module, inputs: Inputs, counted: Tensor | None) -> int:
+    """Number of predictions per input that are rows of their own."""
+    if counted is not None:
+        return counted[0].numel()
+    answers = outputs(model, inputs[:1])
+    return 1 if answers.dim() < 3 or answers.is_complex() else task_of_outputs(answers).rows(answers).shape[1]
+
+
+def cka_of_features(
+    X: Tensor, Y: Tensor, debiased: bool = False, rounding: float | None = None, owner: Tensor | None = None
+) -> Estimate:
     """Return the linear CKA of two feature matrices (n, p) and (n, q).
 
     ``CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))`` (Kornblith et al. 2019, arXiv 1905.00414). The biased HSIC of
@@ -137,6 +167,7 @@ def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False, rounding: floa
         debiased: whether to use the debiased HSIC.
         rounding: features that vary by less than this fraction of the largest absolute value count as constant; None:
             eight times the machine epsilon of X's dtype and of Y's.
+        owner: input that each row belongs to (rows,), for the jackknife; None: one row per input.
 
     Raises:
         UserError: different numbers of rows, or fewer than 4.
@@ -149,16 +180,17 @@ def cka_of_features(X: Tensor, Y: Tensor, debiased: bool = False, rounding: floa
         return Estimate(float("nan"), float("nan"), len(X))
     X, Y = _centred(X, rounding), _centred(Y, rounding)
     value = _cka(X, Y, debiased)
-    groups = min(JACKKNIFE_GROUPS, len(X) // 4)
+    inputs = len(X) if owner is None else int(owner.max()) + 1
+    groups = min(JACKKNIFE_GROUPS, inputs // 4)
     if groups < 2:
         return Estimate(value, float("nan"), len(X))
     # Random groups: data may be sorted by class, or alternate between classes.
-    group = torch.randperm(len(X), generator=torch.Generator().manual_seed(0)).to(X.device) % groups
+    group = torch.randperm(inputs, generator=torch.Generator().manual_seed(0)) % groups
+    group = (group if owner is None else group[owner]).to(X.device)
     left_out = torch.tensor(
         [_cka(X[group != each], Y[group != each], debiased) for each in range(groups)], dtype=torch.float64
     )
-    variance = (groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum())
-    return Estimate(value, variance**0.5, len(X))
+    return Estimate(value, jackknife_stderr(left_out), len(X))
 
 
 def _centred(X: Tensor, rounding: float | None) -> Tensor:
@@ -226,7 +258,8 @@ def _measure(subjects: Sequence[Trained], probe: Probe, options: CkaOptions) -> 
         raise UserError(
             "measure.cka.on = 'softmax' needs classes, but the targets of this data set are others; set on = 'logits'"
         )
-    found = cka(a.model, b.model, split.inputs, options.on, options.debiased, task=task, targets=split.targets)
+    counted = task.counted(split.targets, probe.loss_fn) if split.targets.dim() > 1 and task.kind == "class" else None
+    found = cka(a.model, b.model, split.inputs, options.on, options.debiased, task=task, counted=counted)
     return {"cka": found}
 
 

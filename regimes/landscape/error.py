@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from regimes.data.dataset import Split
 from regimes.data.inputs import Inputs, call, values_per_input
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn, Metric, MetricValues, Probe, Trained, Variable
-from regimes.losses.chunks import chunk_weights
-from regimes.losses.functions import logits, loss_value
+from regimes.losses.functions import IGNORED, logits, loss_value
 from regimes.losses.tasks import ErrorFunction, InputErrors, Task, infer_task, joined_errors
 
 # Input values per forward pass. This bounds memory and does not change results beyond rounding. On a CPU activations
 # should fit into the cache; a GPU needs large batches.
 INPUT_VALUES_PER_PASS = {"cpu": 2**19, "cuda": 2**24}
 JACKKNIFE_GROUPS = 20
+MAX_OUTPUT_BYTES = 2**33
 
 
 def inputs_per_pass(inputs: Inputs, numbers: int | None = None, lanes: int = 1) -> int:
@@ -60,7 +60,9 @@ def outputs(model: nn.Module, inputs: Inputs) -> Tensor:
         UserError: the model does not return one tensor (or a dict with logits), with one row per input.
     """
     with eval_mode(model):
-        return torch.cat([checked_output(call(model, part), part) for part in inputs.split(inputs_per_pass(inputs))])
+        return torch.cat(
+            [checked_output(batch_outputs(model, part), part) for part in inputs.split(inputs_per_pass(inputs))]
+        )
 
 
 def checked_output(answers: object, inputs: Inputs) -> Tensor:
@@ -80,9 +82,20 @@ def checked_output(answers: object, inputs: Inputs) -> Tensor:
 
 def whole_outputs(model: nn.Module, inputs: Inputs) -> Any:
     """Return the model's outputs as it returns them, a tensor or a tree of tensors, concatenated, in eval mode."""
+    parts, held = [], 0
     with eval_mode(model):
-        parts = [call(model, part) for part in inputs.split(inputs_per_pass(inputs))]
+        for part in inputs.split(inputs_per_pass(inputs)):
+            parts.append(batch_outputs(model, part))
+            held += sum(each.nbytes for each in tree_leaves(parts[-1]) if isinstance(each, Tensor))
+            if held > MAX_OUTPUT_BYTES:
+                raise UserError(f"the outputs of {len(inputs)} inputs need more than 8 GB; use fewer inputs")
     return joined_outputs(parts)
+
+
+def batch_outputs(model: nn.Module, inputs: Inputs) -> Any:
+    """Return what the model returns for a batch; a number for a single input becomes a batch of one."""
+    answers = call(model, inputs)
+    return answers[None] if isinstance(answers, Tensor) and not answers.dim() and len(inputs) == 1 else answers
 
 
 def joined_outputs(parts: Sequence[Any]) -> Any:
@@ -91,10 +104,11 @@ def joined_outputs(parts: Sequence[Any]) -> Any:
 
 
 def network_task(model: nn.Module, split: Split, loss_fn: LossFn) -> Task:
-    """Return the task that a network, its data and its loss belong to, from two inputs."""
+    """Return the task that a network, its data and its loss belong to, from two inputs that have a target."""
+    counted = split.targets.reshape(len(split.targets), -1).ne(IGNORED).any(dim=1).nonzero()[:2, 0]
     with eval_mode(model):
-        answers = call(model, split.inputs[:2])
-    return infer_task(answers, split.targets[:2], loss_fn)
+        answers = batch_outputs(model, split.inputs[counted])
+    return infer_task(answers, split.targets[counted], loss_fn)
 
 
 def error_and_loss(
@@ -107,46 +121,40 @@ def error_and_loss(
     standard error. An error function of one's own has a jackknife standard error. The standard error of the loss is
     NaN, because a loss function returns only the value of a batch.
     """
+    answers, targets = whole_outputs(model, split.inputs), split.targets
+    loss = Estimate(scalar_loss(loss_fn, answers, targets), float("nan"), len(targets), "nat")
     if error is not None:
-        answers = whole_outputs(model, split.inputs)
-        loss = float(loss_value(loss_fn, answers, split.targets))
-        return function_error(error, answers, split.targets), _loss(loss, split)
-    judged, losses, answers = _judged(model, split, loss_fn, losses=True)
-    weights = chunk_weights(loss_fn, answers, [targets for _, targets in _chunks(split)])
-    loss = sum(weight * each for weight, each in zip(weights, losses, strict=True) if weight)
-    return error_estimate(*judged), _loss(loss, split)
+        return function_error(error, answers, targets), loss
+    task = infer_task(answers, targets, loss_fn)
+    return error_estimate(task, errors_or_nan(task.errors(answers, targets, loss_fn), answers)), loss
 
 
 def mean_error(model: nn.Module, split: Split, loss_fn: LossFn, error: ErrorFunction | None = None) -> float:
     """Return the error over a split, in eval mode; defined for diverged networks too."""
     if error is not None:
         return error(whole_outputs(model, split.inputs), split.targets)
-    (_, judged), _, _ = _judged(model, split, loss_fn, losses=False)
-    return float(judged.mean())
-
-
-def _chunks(split: Split) -> Iterator[tuple[Inputs, Tensor]]:
-    size = inputs_per_pass(split.inputs)
-    return zip(split.inputs.split(size), split.targets.split(size), strict=True)
-
-
-def _judged(
-    model: nn.Module, split: Split, loss_fn: LossFn, losses: bool
-) -> tuple[tuple[Task, InputErrors], list[float], Any]:
-    """Task and errors of a split (NaN where outputs are not finite, if losses are wanted), losses of its chunks, and
-    the last outputs."""
     task: Task | None = None
-    judged, each = list[InputErrors](), list[float]()
+    judged: list[InputErrors] = []
+    size = inputs_per_pass(split.inputs)
     with eval_mode(model):
-        for inputs, targets in _chunks(split):
-            answers = call(model, inputs)
+        for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
+            answers = batch_outputs(model, inputs)
             task = task or infer_task(answers, targets, loss_fn)
-            found = task.errors(answers, targets, loss_fn)
-            judged.append(errors_or_nan(found, answers) if losses else found)
-            if losses:
-                each.append(float(loss_value(loss_fn, answers, targets)))
-    assert task is not None
-    return (task, joined_errors(judged)), each, answers
+            judged.append(task.errors(answers, targets, loss_fn))
+    return float(joined_errors(judged).mean())
+
+
+def scalar_loss(loss_fn: LossFn, answers: Any, targets: Tensor) -> float:
+    """Return the loss of outputs as a number.
+
+    Raises:
+        UserError: the loss returns anything else than one number.
+    """
+    value = loss_value(loss_fn, answers, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"the loss returned {got}; expected one number, the mean (or sum) over the batch")
+    return float(value.detach())
 
 
 def error_estimate(task: Task, judged: InputErrors) -> Estimate:
@@ -165,7 +173,7 @@ def ratio_stderr(judged: InputErrors) -> float:
 
 def function_error(error: ErrorFunction, answers: Any, targets: Tensor) -> Estimate:
     """Return an error function's value over all outputs, with a jackknife standard error over 20 groups of inputs."""
-    value, left_out = error(answers, targets), leave_out_values(lambda a, t: error(a, t), answers, targets)
+    value, left_out = error(answers, targets), leave_out_values(error, answers, targets)
     return Estimate(value, jackknife_stderr(left_out), len(targets))
 
 
@@ -190,10 +198,6 @@ def jackknife_stderr(left_out: Tensor) -> float:
     if groups < 2:
         return float("nan")
     return float((groups - 1) / groups * (left_out - left_out.mean()).square().sum()) ** 0.5
-
-
-def _loss(value: float, split: Split) -> Estimate:
-    return Estimate(value, float("nan"), len(split.targets), "nat")
 
 
 def input_errors(answers: Any, targets: Tensor, loss_fn: LossFn) -> InputErrors:

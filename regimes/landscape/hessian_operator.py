@@ -116,13 +116,13 @@ class HessianOperator:
 
     def _shares(self) -> list[float]:
         """Weight of each chunk's loss in the whole loss."""
-        inputs, targets = self.chunks[0]
         with eval_mode(self.model):
-            few = call(self.model, inputs[:2])
+            outputs = [call(self.model, inputs) for inputs, _ in self.chunks]
+        targets = [each for _, each in self.chunks]
         try:
-            return chunk_weights(self.loss_fn, few, [each for _, each in self.chunks])
+            return chunk_weights(self.loss_fn, outputs, targets)
         except UserError as error:
-            raise UserError(f"chunk = {len(targets)}: {error}; set chunk = 0") from None
+            raise UserError(f"chunk = {len(targets[0])}: {error}; set chunk = 0") from None
 
     def block_product(self, name: str, vector: Tensor) -> Tensor:
         """Multiply one parameter's diagonal block of H, pruned coordinates included, by a vector of its shape."""

@@ -15,6 +15,7 @@ from regimes.data.uint8_images import Uint8Images
 from regimes.errors import UserError
 from regimes.landscape.trial import protected
 from regimes.losses.functions import IGNORED
+from regimes.models.build import dtype_of
 
 DATA_FORMAT_ERROR = (
     "data: expected a pair (inputs, targets), or a loader of such pairs, not empty; inputs are a tensor, or a tuple or "
@@ -136,7 +137,9 @@ def _joined_targets(parts: list[Tensor]) -> Tensor:
 
 
 def _moved(data: Any, model: nn.Module) -> Any:
+    """Data on a model's device, floating point numbers in its precision."""
     device = next((each.device for each in model.parameters()), data.device)
-    if data.device == device:
-        return data
-    return data.to(device, data.dtype) if isinstance(data, Uint8Images) else data.to(device)
+    dtype = dtype_of(model)
+    if isinstance(data, Tensor):
+        return data.to(device, dtype if data.is_floating_point() else None)
+    return data.to(device, dtype)

@@ -14,7 +14,14 @@ from regimes.data.dataset import Split
 from regimes.data.inputs import Inputs
 from regimes.errors import UserError
 from regimes.landscape.batchnorm import reestimated_outputs
-from regimes.landscape.error import errors_or_nan, jackknife_stderr, leave_out_values, ratio_stderr, whole_outputs
+from regimes.landscape.error import (
+    errors_or_nan,
+    jackknife_stderr,
+    leave_out_values,
+    ratio_stderr,
+    scalar_loss,
+    whole_outputs,
+)
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import (
@@ -30,7 +37,7 @@ from regimes.landscape.metric import (
     subset,
 )
 from regimes.landscape.parametrization_buffers import parametrization_buffers, reestimate_parametrizations
-from regimes.losses.functions import loss_value
+from regimes.losses.functions import cross_entropy
 from regimes.losses.tasks import ErrorFunction, InputErrors, Task, infer_task
 from regimes.models.build import copied
 
@@ -69,7 +76,7 @@ def linear_connectivity(
     b: nn.Module,
     data: Data,
     points: int = 11,
-    loss_fn: LossFn = nn.functional.cross_entropy,
+    loss_fn: LossFn = cross_entropy,
     batch: int | None = None,
     statistics: Statistics = "all",
     judge: Data | None = None,
@@ -102,6 +109,8 @@ def linear_connectivity(
     start, end = matching_parameters(a, b)
 
     ends = parametrization_buffers(a), parametrization_buffers(b)
+    if any(name.endswith("_mask") and not torch.equal(each, ends[1][name]) for name, each in ends[0].items()):
+        raise UserError("the networks have different masks of torch.nn.utils.prune; make them permanent: prune.remove")
     floats = {name for name, each in a.named_buffers() if each.is_floating_point() and name not in ends[0]}
     start |= {name: each for name, each in a.named_buffers() if name in floats}
     end |= {name: each for name, each in b.named_buffers() if name in floats}
@@ -117,12 +126,14 @@ def matching_parameters(a: nn.Module, b: nn.Module) -> tuple[dict[str, Tensor], 
     """Return the parameters of two networks of the same architecture.
 
     Raises:
-        UserError: the parameters differ in names or shapes.
+        UserError: the parameters differ in names, shapes or precision.
     """
     start = {name: each.detach() for name, each in a.named_parameters()}
     end = {name: each.detach() for name, each in b.named_parameters()}
     if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in end.items()}:
         raise UserError("the two networks have different parameters; both must have the same architecture")
+    if any(value.dtype != end[name].dtype for name, value in start.items()):
+        raise UserError("the two networks have weights of different precision; convert one, e.g. b.float()")
     return start, end
 
 
@@ -169,7 +180,7 @@ def measure_path(
         answers = reestimated_outputs(walker, data[0], batch, statistics == "batch")
         if judge is not None:
             answers = whole_outputs(walker, judge[0])
-        losses.append(float(loss_value(loss_fn, answers, targets)))
+        losses.append(scalar_loss(loss_fn, answers, targets))
         if error is not None:
             errors.append(torch.tensor(error(answers, targets), dtype=torch.float64))
             groups.append(leave_out_values(error, answers, targets))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
-from torch.nn import functional as F
 
 from regimes.data.dataset import Dataset, Split
 from regimes.errors import UserError
@@ -21,6 +20,7 @@ from regimes.landscape.error import network_task
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import Curve, LossFn, Metric, Probe, Trained
+from regimes.losses.functions import cross_entropy
 from regimes.losses.tasks import ErrorFunction, Task
 from regimes.pruners.mask import Mask
 from regimes.pruners.prunable_weights import prunable_weights
@@ -56,7 +56,7 @@ def measure(
     *,
     test: Data | None = None,
     masks: Sequence[Mask | None] | None = None,
-    loss_fn: LossFn = F.cross_entropy,
+    loss_fn: LossFn = cross_entropy,
     error: ErrorFunction | None = None,
     seed: int = 0,
 ) -> list[Measurement]:

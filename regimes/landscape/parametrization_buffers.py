@@ -15,7 +15,8 @@ def parametrization_buffers(model: nn.Module) -> dict[str, Tensor]:
     names = {name for name, _ in model.named_parameters()}
 
     def belongs(name: str) -> bool:
-        return ".parametrizations." in f".{name}" or (name[-2:] in ("_u", "_v") and f"{name[:-2]}_orig" in names)
+        owner = name.removesuffix("_u").removesuffix("_v").removesuffix("_mask")
+        return ".parametrizations." in f".{name}" or (owner != name and f"{owner}_orig" in names)
 
     return {name: each.detach() for name, each in model.named_buffers() if belongs(name)}
 

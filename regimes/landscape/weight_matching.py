@@ -79,7 +79,8 @@ def match(a: nn.Module, b: nn.Module, inputs: Any, generator: torch.Generator | 
     fixed: dict[str, Tensor] = dict(a.named_parameters())
     moved: dict[str, Tensor] = dict(matched.named_parameters())
     state = moved | dict(matched.named_buffers())
-    found = permutable_groups(matched, inputs_of(inputs, b)[:8])
+    given = TensorGroup(inputs) if isinstance(inputs, (tuple, list)) else inputs
+    found = permutable_groups(matched, inputs_of(given, b)[:8])
     if not found:
         raise UserError(f"{type(b).__name__} has no hidden channels that can be permuted")
     for _ in range(MAX_ROUNDS):

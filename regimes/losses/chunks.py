@@ -1,86 +1,94 @@
-"""Loss over inputs that are evaluated in chunks: weights of the chunks, found by trying the loss."""
+"""Loss over inputs that are evaluated in chunks: weights of the chunks, found from the gradients in the outputs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from regimes.errors import UserError
-from regimes.losses.functions import IGNORED, LossFn, loss_value
+from regimes.losses.functions import LossFn, loss_value
 
-TOLERANCE = 1e-3  # relative error up to which a weight counts as found
+TOLERANCE = 1e-3  # relative difference up to which two gradients, or two weights, count as equal
+DIFFERENT = "the loss is neither a sum nor a weighted mean over inputs, so it cannot be computed in chunks"
 
 
-def chunk_weights(loss_fn: LossFn, outputs: Any, targets: Sequence[Tensor]) -> list[float]:
+def chunk_weights(loss_fn: LossFn, outputs: Sequence[Any], targets: Sequence[Tensor]) -> list[float]:
     """Return weights w such that the loss over all inputs is ``sum_c w_c loss(chunk c)``.
 
-    They are 1 for a loss that is a sum; for a mean over inputs, the sizes of the chunks over their total; for a mean
-    over targets that are not ignored, likewise their numbers; for any other weighted mean (weights by class), solved
-    for. The loss is tried on noise in place of outputs, so no network is evaluated. A loss that cannot be evaluated on
-    noise counts as a mean over inputs.
+    They are 1 for a sum and the shares of inputs, of targets that count, or of class weights for a mean over those. The
+    gradient of the whole loss in the outputs of a chunk has to be the chunk's own gradient times its weight, at two
+    different places; the outputs of neighbouring inputs are mixed for that, so that they stay in the loss's domain.
 
     Args:
         loss_fn: the loss.
-        outputs: outputs of a few inputs (k, ...), for their form and dtype.
-        targets: the targets of each chunk.
+        outputs, targets: outputs and targets of each chunk.
 
     Raises:
-        UserError: the loss is neither a sum nor a weighted mean over inputs.
+        UserError: the loss is no such sum.
     """
-    sizes = [float(len(each)) for each in targets]
     if len(targets) == 1:
         return [1.0]
-    generator = torch.Generator().manual_seed(0)
-    try:
-        sums, ratios = _tried(loss_fn, outputs, targets, generator)
-        if sums:
-            return [1.0] * len(targets)
-        counts = [float((each != IGNORED).reshape(len(each), -1).sum()) for each in targets]
-        largest = ratios.index(max(ratios))
-        for weights in (sizes, counts, ratios):
-            scale = weights[largest] / ratios[largest]
-            if all(abs(w - scale * r) <= TOLERANCE * max(weights) for w, r in zip(weights, ratios, strict=True)):
-                break
-        again = _tried(loss_fn, outputs, targets, generator)[1]
-    except (RuntimeError, ValueError, IndexError):
-        return [each / sum(sizes) for each in sizes]
-    if any(abs(one - other) > 10 * TOLERANCE * max(ratios) for one, other in zip(again, ratios, strict=True)):
-        raise UserError("the loss is neither a sum nor a mean over inputs, so it cannot be computed in chunks")
-    return [each / sum(weights) for each in weights]
+    found = [_weights(loss_fn, [_mixed(each, share) for each in outputs], targets) for share in (0.3, 0.8)]
+    for one, other in zip(*found, strict=True):
+        if one is not None and other is not None and abs(one - other) > TOLERANCE * max(abs(one), abs(other)):
+            raise UserError(DIFFERENT)
+    total = sum(map(len, targets))
+    # A chunk without any slope adds nothing to a derivative, whatever its weight.
+    return [
+        len(each) / total if one is None and other is None else float(other if one is None else one)
+        for each, one, other in zip(targets, *found, strict=True)
+    ]
 
 
-def _tried(
-    loss_fn: LossFn, outputs: Any, targets: Sequence[Tensor], generator: torch.Generator
-) -> tuple[bool, list[float]]:
-    """Whether the loss is a sum, and else the weight of each chunk over that of a reference chunk."""
-    shapes = outputs
-
-    def noise(count: int, scale: float) -> Any:
-        def draw(each: Any) -> Any:
-            if not isinstance(each, Tensor) or not each.dim():
-                return each
-            drawn = scale * torch.randn((count, *each.shape[1:]), generator=generator, dtype=torch.float64)
-            return drawn.to(each.device, each.dtype)
-
-        return tree_map(draw, shapes)
-
-    reference = next((each for each in targets if bool((each != IGNORED).any())), targets[0])
-    quiet = noise(len(reference), 0.1)
-    low = float(loss_value(loss_fn, quiet, reference))
-    ratios, sums = [], True
-    for chunk in targets:
-        loud = noise(len(chunk), 5.0)
-        high = float(loss_value(loss_fn, loud, chunk))
-        if not math.isfinite(high):  # a mean over no target at all
-            ratios.append(0.0)
+def _weights(loss_fn: LossFn, outputs: Sequence[Any], targets: Sequence[Tensor]) -> list[float | None]:
+    """Weight of each chunk; None where neither the whole loss nor the chunk's has a slope."""
+    _, whole = _slopes(loss_fn, _joined(outputs), torch.cat(list(targets)))
+    weights: list[float | None] = []
+    for together, each, target in zip(whole.split([len(each) for each in targets]), outputs, targets, strict=True):
+        finite, alone = _slopes(loss_fn, each, target)
+        if not together.any() and not (finite and alone.any()):
+            weights.append(None if finite else 0.0)  # a mean over no target is not finite
             continue
-        both = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() else a, quiet, loud)
-        whole = float(loss_value(loss_fn, both, torch.cat([reference, chunk])))
-        sums = sums and abs(whole - low - high) <= TOLERANCE * max(abs(low), abs(high), abs(whole))
-        ratios.append((whole - low) / (high - whole) if high != whole else math.inf)
-    return sums, ratios
+        weight = float((together * alone).sum() / alone.square().sum())
+        if not torch.allclose(together, weight * alone, rtol=0.0, atol=TOLERANCE * float(together.abs().max())):
+            raise UserError(DIFFERENT)
+        weights.append(weight)
+    return weights
+
+
+def _slopes(loss_fn: LossFn, outputs: Any, targets: Tensor) -> tuple[bool, Tensor]:
+    """Whether the loss is finite, and its gradient in the outputs of every input (n, k), in float64."""
+    with torch.enable_grad():
+        leaves: list[Tensor] = []
+
+        def leaf(each: Any) -> Any:
+            if not isinstance(each, Tensor) or not each.is_floating_point() or not each.dim():
+                return each
+            leaves.append(each.detach().requires_grad_())
+            return leaves[-1]
+
+        value = loss_value(loss_fn, tree_map(leaf, outputs), targets)
+        parts = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    slopes = torch.cat([each.reshape(len(targets), -1).double() for each in parts], dim=1)
+    return bool(value.isfinite()) and bool(slopes.isfinite().all()), slopes
+
+
+def _mixed(outputs: Any, share: float) -> Any:
+    """Outputs, each mixed with those of the next input."""
+
+    def mix(each: Any) -> Any:
+        if not isinstance(each, Tensor) or not each.is_floating_point() or not each.dim():
+            return each
+        return (1 - share) * each.detach() + share * each.detach().roll(1, 0)
+
+    return tree_map(mix, outputs)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if not any(isinstance(each, Tensor) and each.dim() for each in tree_leaves(parts[0])):
+        raise UserError(DIFFERENT)
+    return tree_map(lambda *each: torch.cat(each) if isinstance(each[0], Tensor) and each[0].dim() else each[0], *parts)

@@ -48,12 +48,29 @@ def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 def loss_value(loss_fn: LossFn, outputs: Any, targets: Tensor) -> Tensor:
     """Return ``loss_fn(outputs, targets)``.
 
-    A loss of torch, or a built-in one, gets the logits if the model returns a dict that has them; a loss of one's own
-    gets the outputs as the model returns them.
+    A loss of torch, or a built-in one, gets the logits if the model returns a dict that has them, in the shape of
+    floating point targets; cross-entropy of tokens gets them with the classes in the second dimension. A loss of one's
+    own gets the outputs as the model returns them.
+
+    Raises:
+        UserError: a loss of torch, and outputs that do not fit floating point targets.
     """
-    if not isinstance(outputs, Tensor) and _takes_logits(loss_fn):
-        outputs = logits(outputs)
-    return loss_fn(outputs, targets)
+    if not is_known(loss_fn):
+        return loss_fn(outputs, targets)
+    found = logits(outputs)
+    if targets.is_floating_point():
+        if found.shape != targets.shape and found.numel() != targets.numel():
+            raise UserError(
+                f"outputs have shape {tuple(found.shape)} and targets {tuple(targets.shape)}; they must agree"
+            )
+        found = found.reshape(targets.shape)
+    elif found.dim() == targets.dim() + 1 > 2 and found.shape[:-1] == targets.shape != _without(found.shape, 1):
+        found = found.movedim(-1, 1)
+    return loss_fn(found, targets)
+
+
+def _without(shape: torch.Size, dimension: int) -> torch.Size:
+    return shape[:dimension] + shape[dimension + 1 :]
 
 
 def logits(outputs: Any) -> Tensor:
@@ -81,7 +98,8 @@ def in_dtype(outputs: Any, dtype: torch.dtype) -> Any:
     return cast(outputs) if isinstance(outputs, Tensor) else tree_map(cast, outputs)
 
 
-def _takes_logits(loss_fn: Any) -> bool:
+def is_known(loss_fn: Any) -> bool:
+    """Whether a loss is one of torch or a built-in one."""
     while isinstance(loss_fn, functools.partial):
         loss_fn = loss_fn.func
     module = getattr(loss_fn, "__module__", None) or ""

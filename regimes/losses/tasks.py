@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from regimes.errors import UserError
-from regimes.losses.functions import IGNORED, LossFn, logits, loss_value
+from regimes.losses.functions import IGNORED, LossFn, is_known, logits, loss_value
 
+TRIED_ROWS = 8  # inputs on which a loss is tried
 FAR = 10.0  # logit at which a classification loss has nearly no slope, and a regression loss a large one
 
 
@@ -23,7 +24,7 @@ class ErrorFunction:
     Attributes:
         function: (outputs, targets) -> number; outputs as the model returns them.
         name: name for captions, e.g. "F1".
-        unit: unit of the value; "1" for fractions.
+        unit: unit of the value; "1" for errors between 0 and 1, any other text for errors without such bounds.
         better: whether a lower or a higher value is better. Of a score, the error is ``best - value``.
         best: largest possible score.
     """
@@ -98,6 +99,10 @@ class Task:
         moved = outputs.movedim(self.dimension, -1)
         return moved.reshape(len(outputs), -1, moved.shape[-1])
 
+    def counted(self, targets: Tensor, loss_fn: LossFn) -> Tensor:
+        """Return which targets count: all but -100 and the loss's own ``ignore_index``."""
+        return (targets != IGNORED) & (targets != _ignored(loss_fn))
+
     def errors(self, outputs: Any, targets: Tensor, loss_fn: LossFn) -> InputErrors:
         """Return the errors of each input."""
         if self.kind == "loss":
@@ -106,11 +111,11 @@ class Task:
         predicted = logits(outputs)
         if self.kind == "binary":
             wrong = (predicted > 0) != (targets.reshape(predicted.shape) > 0.5)
-            counted = targets.reshape(predicted.shape) != IGNORED
+            counted = self.counted(targets, loss_fn).reshape(predicted.shape)
         else:
             wanted = targets.argmax(self.dimension) if targets.is_floating_point() else targets
             wrong = predicted.argmax(dim=self.dimension) != wanted
-            counted = wanted != _ignored(loss_fn)
+            counted = self.counted(wanted, loss_fn)
         rows = len(targets)
         count = counted.reshape(rows, -1).double().sum(dim=1)
         return InputErrors((wrong & counted).reshape(rows, -1).double().sum(dim=1), count)
@@ -119,29 +124,33 @@ class Task:
 def infer_task(outputs: Any, targets: Tensor, loss_fn: LossFn) -> Task:
     """Return the task that outputs (n, ...), targets (n, ...) and loss belong to.
 
-    Class numbers match logits with one dimension more, the one of the classes. Where two dimensions fit (a sequence as
-    long as there are classes), it is the one along which raising the target's logit lowers the loss. As many targets as
-    logits are binary if the loss keeps falling, however far a logit lies on the target's side; else the error is the
-    loss. Probabilities as targets are judged by the largest.
+    Class numbers match logits with one dimension more, the one of the classes, if raising the target's logit lowers the
+    loss and raising others does not; that also decides where two dimensions fit (a sequence as long as there are
+    classes). As many targets as logits are binary if the loss keeps falling, however far a logit lies on the target's
+    side. Probabilities as targets are judged by the largest. Else the error is the loss. The loss is tried on a few
+    inputs.
+
+    Raises:
+        UserError: outputs (n,) and targets (n, 1), or the reverse, which the loss would broadcast to (n, n).
     """
-    if not isinstance(outputs, Tensor):
-        try:
-            outputs = logits(outputs)
-        except UserError:
-            return Task("loss")
-    if outputs.numel() == targets.numel():
-        several = targets.is_floating_point() and outputs.dim() > 1 and outputs.shape[1] > 1
-        if several and outputs.shape == targets.shape and _shift_invariant(outputs, targets, loss_fn):
+    try:
+        found = logits(outputs)
+    except UserError:
+        return Task("loss")
+    trial = _Trial(outputs, found, targets, loss_fn)
+    if found.numel() == targets.numel():
+        trial.refuse_broadcasting()
+        several = targets.is_floating_point() and found.dim() > 1 and found.shape[1] > 1
+        if several and found.shape == targets.shape and trial.is_shift_invariant():
             return Task("class")
-        return Task("binary" if _keeps_falling(outputs, targets, loss_fn) else "loss")
+        return Task("binary" if trial.keeps_falling() else "loss")
     if targets.is_floating_point():
         return Task("loss")
-    shape = tuple(outputs.shape)
-    fits = [d for d in range(1, len(shape)) if shape[:d] + shape[d + 1 :] == tuple(targets.shape)]
-    if len(fits) > 1:
-        slopes = {d: _slope_at_target(outputs, targets, loss_fn, d) for d in fits}
-        fits = sorted(fits, key=lambda d: slopes[d])
-    return Task("class", fits[0]) if fits else Task("loss")
+    fits = [d for d in range(1, found.dim()) if found.shape[:d] + found.shape[d + 1 :] == targets.shape]
+    if len(fits) == 1 and is_known(loss_fn):
+        return Task("class", fits[0])
+    agreeing = [d for d in fits if trial.lowers_at_target(d)]
+    return Task("class", agreeing[0]) if agreeing else Task("loss")
 
 
 def task_of_outputs(outputs: Tensor) -> Task:
@@ -177,41 +186,77 @@ def _row(outputs: Any, row: int) -> Any:
     return tree_map(lambda each: each[row : row + 1] if isinstance(each, Tensor) and each.dim() else each, outputs)
 
 
-def _noise(like: Tensor) -> Tensor:
-    drawn = torch.randn(like.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return drawn.to(like.device, like.dtype)
+class _Trial:
+    """A loss, tried on noise in place of the logits of a few inputs that have a target."""
 
+    def __init__(self, outputs: Any, found: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+        rows = (targets.reshape(len(targets), -1) != _ignored(loss_fn)).any(dim=1).nonzero()[:TRIED_ROWS, 0]
+        if len(found) != len(targets):
+            rows = rows[:0]
+        self.outputs, self.loss_fn = outputs, loss_fn
+        self.logits, self.targets, self.rows = found.detach()[rows], targets[rows], rows
 
-def _slope(outputs: Tensor, targets: Tensor, loss_fn: LossFn) -> Tensor | None:
-    """Gradient of the loss in the outputs; None if it cannot be computed."""
-    try:
-        with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(loss_fn(leaf, targets).sum(), leaf)
-        return slope
-    except (RuntimeError, ValueError, IndexError, TypeError, UserError):
-        return None
+    def slope(self, values: Tensor, targets: Tensor) -> Tensor | None:
+        """Gradient of the loss in the logits; None if it cannot be computed."""
+        try:
+            with torch.enable_grad():
+                leaf = values.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(loss_value(self.loss_fn, self._with(leaf), targets).sum(), leaf)
+            return slope
+        except Exception:  # a user's function may raise anything
+            return None
 
+    def _with(self, values: Tensor) -> Any:
+        """The model's outputs with other logits."""
+        if isinstance(self.outputs, Tensor):
+            return values
+        rows = tree_map(lambda each: each[self.rows] if isinstance(each, Tensor) and each.dim() else each, self.outputs)
+        rows["logits"] = values
+        return rows
 
-def _slope_at_target(outputs: Tensor, targets: Tensor, loss_fn: LossFn, dimension: int) -> float:
-    slope = _slope(_noise(outputs), targets, loss_fn)
-    if slope is None:
-        return float("inf")
-    counted = targets != _ignored(loss_fn)
-    at = slope.gather(dimension, targets.clamp(min=0).unsqueeze(dimension)).squeeze(dimension)
-    return float(at[counted].sum())
+    def noise(self) -> Tensor:
+        """Normal numbers in the shape of the logits."""
+        drawn = torch.randn(self.logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return drawn.to(self.logits.device, self.logits.dtype)
 
+    def refuse_broadcasting(self) -> None:
+        """Raise `UserError` if the loss changes when the logits take the targets' shape."""
+        if is_known(self.loss_fn) or self.logits.shape == self.targets.shape or not len(self.rows):
+            return
+        try:
+            given = loss_value(self.loss_fn, self._with(self.noise()), self.targets)
+            fitted = loss_value(self.loss_fn, self._with(self.noise().reshape(self.targets.shape)), self.targets)
+        except Exception:  # a user's function may raise anything
+            return
+        if not torch.allclose(given, fitted, rtol=1e-4):
+            shapes = f"{tuple(self.logits.shape[1:])} and targets {tuple(self.targets.shape[1:])} per input"
+            raise UserError(
+                f"outputs have shape {shapes}, which the loss broadcasts; let the model return the targets'"
+            )
 
-def _keeps_falling(outputs: Tensor, targets: Tensor, loss_fn: LossFn) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    wanted = torch.randint(0, 2, targets.shape, generator=generator).to(targets)
-    sign = (2 * wanted - 1).reshape(outputs.shape).to(outputs.dtype)
-    slope = _slope(FAR * sign, wanted, loss_fn)
-    return slope is not None and bool((slope * sign <= 0).all())
+    def lowers_at_target(self, dimension: int) -> bool:
+        """Whether raising the target's logit lowers the loss, and raising another one does not."""
+        slope = self.slope(self.noise(), self.targets)
+        counted = self.targets != _ignored(self.loss_fn)
+        if slope is None:  # not to be tried; shapes decide
+            return True
+        if not counted.any() or int(self.targets[counted].max()) >= slope.shape[dimension]:
+            return False
+        place = self.targets.masked_fill(~counted, 0).unsqueeze(dimension)
+        at = slope.gather(dimension, place).squeeze(dimension)[counted]
+        rest = slope.scatter(dimension, place, 0.0)
+        return bool((at <= 0).all() and at.any() and (rest >= -1e-6 * slope.abs().max()).all())
 
+    def keeps_falling(self) -> bool:
+        """Whether the loss falls, however far a logit lies on its target's side."""
+        generator = torch.Generator().manual_seed(0)
+        wanted = torch.randint(0, 2, self.targets.shape, generator=generator).to(self.targets)
+        sign = (2 * wanted - 1).reshape(self.logits.shape).to(self.logits.dtype)
+        slope = self.slope(FAR * sign, wanted)
+        return slope is not None and bool((slope * sign <= 0).all())
 
-def _shift_invariant(outputs: Tensor, targets: Tensor, loss_fn: LossFn) -> bool:
-    """Whether the loss does not change if a constant is added to all logits of an input: a softmax."""
-    noise = _noise(outputs)
-    slope = _slope(noise, torch.softmax(_noise(targets).flip(0, 1), dim=1), loss_fn)
-    return slope is not None and bool((slope.sum(1).abs() <= 1e-4 * slope.abs().sum(1)).all())
+    def is_shift_invariant(self) -> bool:
+        """Whether the loss does not change if a constant is added to all logits of an input: a softmax."""
+        noise = self.noise()
+        slope = self.slope(noise, torch.softmax(noise.flip(0, 1), dim=1).to(self.targets.dtype))
+        return slope is not None and bool((slope.sum(1).abs() <= 1e-4 * slope.abs().sum(1)).all())

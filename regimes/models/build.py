@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from regimes.errors import UserError
 from regimes.models import MODELS
 from regimes.registry import lookup
 
@@ -50,11 +52,18 @@ def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], c
         seed: seed of the initial weights.
 
     Raises:
-        UserError: an unknown name, or options or inputs that the model does not support.
+        UserError: an unknown name, options or inputs that the model does not support, or lazy layers without values.
     """
     builder = lookup(MODELS, name, "model")
     with seeded(seed):
         model: nn.Module = builder(input_shape=input_shape, classes=classes, **options)
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = [where for where, each in tensors if is_lazy(each)]
+    if lazy:
+        raise UserError(
+            f"model '{name}': {lazy[0]} of a lazy layer has no values yet; call the model on an input, e.g. "
+            "torch.zeros(1, *input_shape), before it is returned"
+        )
     return model
 
 

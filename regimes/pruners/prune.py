@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regimes.errors import UserError
+from regimes.losses.functions import cross_entropy
 from regimes.pruners import ALLOCATIONS, PRUNERS
 from regimes.pruners.mask import Mask
 from regimes.pruners.prunable_weights import needed_by_norm, plain_name, prunable, without_parametrizations
@@ -54,7 +54,7 @@ def prune(
     allocation: str = "uniform",
     data: Dataset | None = None,
     generator: torch.Generator | None = None,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     within: Mask | None = None,
     embeddings: bool = False,
 ) -> Mask:

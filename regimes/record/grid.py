@@ -201,7 +201,8 @@ def _check_numbers(data: xr.Dataset, name: str) -> None:
         raise UserError(
             f"{name}: lmc from {np.nanmin(lmc):g} to {np.nanmax(lmc):g}; allowed: -1 to 1; divide percentages by 100"
         )
-    if np.nanmax(lmc) > 0.1 and np.nanmax(lmc) > 3 * abs(min(0.0, float(np.nanmin(lmc)))):
+    own = data.attrs.get("source") == "regimes"  # whose sign is known
+    if not own and np.nanmax(lmc) > 0.1 and np.nanmax(lmc) > 3 * abs(min(0.0, float(np.nanmin(lmc)))):
         raise UserError(
             f"{name}: lmc is mostly positive (up to {np.nanmax(lmc):g}); flip its sign? lmc = (E(0)+E(1))/2 - E(t*), "
             "negative at a barrier"

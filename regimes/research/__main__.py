@@ -12,6 +12,7 @@ import typer
 from regimes.cli.errors import report_user_errors
 from regimes.cli.options import Device, Json
 from regimes.errors import UserError
+from regimes.experiment.warning_lines import print_warnings
 from regimes.registry import lookup
 from regimes.research.hpo_benchmark import HPO_STUDIES
 from regimes.research.speed import BENCHES
@@ -76,4 +77,5 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
+    print_warnings()
     app()

@@ -109,3 +109,52 @@ def test_checkpoints_are_seen_and_may_go_once_they_are_taken_in(
             resolve_sweep({**tiny, "dense": {"checkpoints": entries}})
     with pytest.raises(UserError, match="a single value in each checkpoint"):
         resolve_sweep({**tiny, "dense": {"checkpoints": [{"path": "x.pt", "epochs": [1]}]}})
+
+
+def test_patterns_find_values_and_seeds_by_the_numbers_in_names(tiny: Sweep, run_tiny: Run, tmp_path: Path) -> None:
+    """Values are those in the names, in any order of the list; seeds are in natural order, 9 before 10."""
+    del tiny["temperature"], tiny["dense_seeds"]
+    for rate in ("0.1", "0.01", "1.0"):
+        (tmp_path / f"lr{rate}").mkdir()
+        for seed in (10, 9):
+            (tmp_path / f"lr{rate}/seed{seed}.pt").write_text("")
+    entry = {"path": "lr*/seed*.pt", "learning_rate": [1.0, 0.01, 0.1]}
+    sweep = resolve_sweep({**tiny, "dense": {"checkpoints": [entry]}}, folder=tmp_path)
+    assert sweep.dense_seeds == 2
+    assert sweep.checkpoint({"learning_rate": 0.01}, 0) == str(tmp_path / "lr0.01/seed9.pt")
+    assert sweep.checkpoint({"learning_rate": 1.0}, 1) == str(tmp_path / "lr1.0/seed10.pt")
+    single = [{"path": f"lr{rate}/*.pt", "learning_rate": rate} for rate in (0.1, 0.01)]
+    apart = resolve_sweep({**tiny, "dense": {"checkpoints": single}}, folder=tmp_path)
+    assert apart.checkpoint({"learning_rate": 0.1}, 1) == str(tmp_path / "lr0.1/seed10.pt")
+
+    def refused(line: str, **entry: Any) -> None:
+        with pytest.raises(UserError, match=line):
+            resolve_sweep({**tiny, "dense": {"checkpoints": [entry]}}, folder=tmp_path)
+
+    refused("no file matches 'x.*'", path="x*", learning_rate=0.1)
+    refused(
+        r"no \* stands for learning_rate = \[0.1, 0.2\], but for 0.01, 0.1, 1.0; 9, 10",
+        **{**entry, "learning_rate": [0.1, 0.2]},
+    )
+    refused("remove dense_seed", **entry, dense_seed=1)
+    (tmp_path / "lr0.1/seed9.pt").unlink()
+    refused("2 with learning_rate = 1.0, 2 with learning_rate = 0.01, 1 with learning_rate = 0.1", **entry)
+
+
+def test_pruned_checkpoints_are_retrained_with_the_optimiser_they_came_from(
+    tiny: Sweep, run_tiny: Run, tmp_path: Path
+) -> None:
+    del tiny["temperature"], tiny["dense_seeds"]
+    tiny["dense"] = {"checkpoints": trained_elsewhere(tiny, tmp_path)[:1]}
+    tiny["load"]["density"] = [0.6]
+    tiny["recipe"] |= {"optimizer": "adamw", "learning_rate": 0.01, "momentum": 0.9}
+    assert resolve_sweep(tiny).retrain.optimizer == "adamw"
+    errors = {
+        name: regimes.open(run_tiny({**tiny, **more}, name).folder).test_error.values.tolist()
+        for name, more in {
+            "inherited": {},
+            "same": {"retrain": {"optimizer": "adamw"}},
+            "sgd": {"retrain": {"optimizer": "sgd"}},
+        }.items()
+    }
+    assert errors["inherited"] == errors["same"] != errors["sgd"]

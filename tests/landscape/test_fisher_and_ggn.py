@@ -168,7 +168,7 @@ def test_chunks_are_refused_where_they_would_change_the_value() -> None:
     def spread(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, reduction="none").std()
 
-    with pytest.raises(UserError, match="chunk = 7: the loss is neither a sum nor a mean over inputs"):
+    with pytest.raises(UserError, match="chunk = 7: the loss is neither a sum nor a weighted mean over inputs"):
         hessian_trace(network(), spread, data(), chunk=7)
 
 

@@ -63,12 +63,32 @@ def focal(outputs: Tensor, targets: Tensor) -> Tensor:
         (draw(8, 4), draw(8, 4), F.l1_loss, "loss", 1),
         (draw(8, 1), choose(9, 8, 1).float(), F.poisson_nll_loss, "loss", 1),
         ((draw(8, 3), draw(8, 3)), choose(3, 8), lambda o, t: F.cross_entropy(o[0], t), "loss", 1),
+        ({"logits": draw(8, 5, 5)}, choose(5, 8, 5), lambda o, t: tokens_last(o["logits"], t), "class", 2),
+        ({"logits": draw(8, 1)}, choose(2, 8), lambda o, t: binary_cross_entropy(o["logits"], t), "binary", 1),
+        (draw(8, 16), choose(10, 8), lambda o, t: (o @ o.T).square().mean(), "loss", 1),  # an embedding, no logits
+        (draw(8, 3), choose(9, 8), lambda o, t: (o - t[:, None]).abs().mean(), "loss", 1),  # quantiles of counts
         ({"logits": draw(8, 3), "hidden": None}, choose(3, 8), F.cross_entropy, "class", 1),
     ],
 )
 def test_task(outputs: Any, targets: Tensor, loss: Loss, kind: str, dimension: int) -> None:
     found = infer_task(outputs, targets, loss)
     assert (found.kind, found.dimension) == (kind, dimension)
+
+
+def test_a_loss_that_would_broadcast_is_refused() -> None:
+    for outputs, targets in ((draw(8), draw(8, 1)), (draw(8, 1), draw(8))):
+        with pytest.raises(UserError, match="which the loss broadcasts"):
+            infer_task(outputs, targets, lambda o, t: (o - t).square().mean())
+        assert loss_value(F.mse_loss, outputs, targets) == F.mse_loss(outputs.flatten(), targets.flatten())
+    with pytest.raises(UserError, match=r"outputs have shape \(8, 3\) and targets \(8, 1\); they must agree"):
+        loss_value(F.mse_loss, draw(8, 3), draw(8, 1))
+
+
+def test_the_loss_of_torch_takes_tokens() -> None:
+    outputs, targets = draw(4, 6, 3), choose(3, 4, 6)
+    expected = F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+    assert torch.allclose(loss_value(F.cross_entropy, outputs, targets), expected)
+    assert torch.allclose(loss_value(nn.CrossEntropyLoss(), outputs, targets), expected)
 
 
 def test_ignored_targets_do_not_count() -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from regimes.config.keys import SCHEMA, digest
 from regimes.config.recipe import Recipe
@@ -22,8 +19,7 @@ from regimes.experiment.stages.train import VARIABLES
 from regimes.experiment.store import Store
 from regimes.landscape.error import error_and_loss
 from regimes.models.build import load_weights
-
-WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # of checkpoints that wrap a state dict
+from regimes.models.state_dict_file import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -86,51 +82,6 @@ def content_hash(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:20]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def read_checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint: a state dict saved by ``torch.save`` or in safetensors.
-
-    It may be wrapped (``{"state_dict": ...}``), and names may begin with ``module.``. Only weights are loaded: nothing
-    in the file is executed.
-
-    Raises:
-        UserError: the file has no state dict, or it does not fit the model.
-    """
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            held: Any = load_file(path)
-        else:
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # invalid files raise anything
-        reason = (str(error).splitlines() or [""])[0].partition(". ")[0]  # torch adds advice to load it unsafely
-        raise UserError(f"{path}: cannot read weights: {reason}") from error
-    for name in WRAPPER_KEYS:
-        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
-            held = held[name]
-    if not isinstance(held, Mapping) or not all(isinstance(each, Tensor) for each in held.values()):
-        raise UserError(f"{path}: no state dict (a mapping of names to tensors) in this file")
-    weights = {str(name).removeprefix("module."): each for name, each in held.items()}
-    _check_fits(path, weights, model)
-    return {name: weights[name] for name in model.state_dict()}
-
-
-def _check_fits(path: str, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    wanted = model.state_dict()
-    missing = [name for name in wanted if name not in weights]
-    more = [name for name in weights if name not in wanted]
-    if missing or more:
-        problems = [f"lacks {', '.join(missing[:3])}"] if missing else []
-        problems += [f"has {', '.join(more[:3])}, which the model does not"] if more else []
-        raise UserError(f"{path}: does not fit the model: it {' and '.join(problems)}")
-    for name, each in wanted.items():
-        if weights[name].shape != each.shape:
-            raise UserError(
-                f"{path}: {name} has shape {tuple(weights[name].shape)}, the model's "
-                f"{tuple(each.shape)}; check [model] and the number of classes"
-            )
 
 
 def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, store: Store, report: Report) -> None:
