@@ -142,7 +142,9 @@ AGREEMENT = Metric(
     table="agreement",
     variables={
         "disagreement": Variable("1", "share of images on which two retrained copies answer differently"),
-        "js_divergence": Variable("nat", "Jensen-Shannon divergence of two retrained copies' probabilities"),
+        "js_divergence": Variable(
+            "nat", "Jensen-Shannon divergence of two retrained copies' probabilities", of_loss=False
+        ),
         "weight_distance": Variable("1", "L2 distance of two retrained copies' weights"),
     },
     measure=_measure,

@@ -20,6 +20,7 @@ from regimes.landscape.error import network_task
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import Data, pair
 from regimes.landscape.metric import Curve, LossFn, Metric, Probe, Trained
+from regimes.landscape.trial import protected
 from regimes.losses.functions import cross_entropy
 from regimes.losses.tasks import ErrorFunction, Task
 from regimes.pruners.mask import Mask
@@ -83,7 +84,7 @@ def measure(
         raise UserError("models: expected a list of at least one network")
     if masks is not None and len(masks) != len(models):
         raise UserError(f"masks: expected one per network, or None: got {len(masks)} for {len(models)}")
-    held = data if isinstance(data, Dataset) else _dataset(data, test, models[0])
+    held = _protected(data, models[0]) if isinstance(data, Dataset) else _dataset(data, test, models[0])
     subjects = [Trained(*each) for each in zip(models, masks or [None] * len(models), strict=True)]
     chosen = _chosen(metrics, options or {}, len(models), network_task(models[0], held.train, loss_fn))
     found = []
@@ -142,6 +143,14 @@ def _dataset(train: Data, test: Data | None, model: nn.Module) -> Dataset:
     numbers = split.targets.is_floating_point()
     classes = split.targets[0].numel() if numbers else 1 + int(max(split.targets.max(), other.targets.max()))
     return Dataset(split, other, other, classes, "given")
+
+
+def _protected(data: Dataset, model: nn.Module) -> Dataset:
+    """The data set, with inputs that are copied for a model that changes them in place."""
+    train, val, test = (
+        Split(protected(model, each.inputs), each.targets) for each in (data.train, data.val, data.test)
+    )
+    return dataclasses.replace(data, train=train, val=val, test=test)
 
 
 def mask_of_zeros(model: nn.Module, embeddings: bool = False) -> Mask | None:

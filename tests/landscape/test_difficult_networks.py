@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import regimes
-from regimes import UserError
+from regimes import Dataset, UserError
 from regimes.landscape.trial import NetworkWarning, try_network, warn_of
 from regimes.models.build import copied, seeded
 
@@ -123,6 +123,9 @@ def test_inputs_stay_as_they_were() -> None:
         assert regimes.cka(moved, moved, X).value == 1
     (error, *_) = regimes.measure([moved], (X, Y), ["error"])
     assert error.value.value == float((plain(X - 0.1).argmax(1) != Y).double().mean())  # type: ignore[union-attr]
+    held = Dataset.from_arrays((X, Y), (X, Y), val=(X, Y), title="one")
+    assert next(each.value for each in regimes.measure([moved], held, ["error"])).value == error.value.value  # type: ignore[union-attr]
+    assert torch.equal(held.train.inputs, kept)
     assert torch.equal(X, kept)
     assert torch.equal(torch.get_rng_state(), state)
 
