@@ -35,12 +35,14 @@ def snip(candidate: Candidate) -> dict[str, Tensor]:
     names, weights = list(candidate.weights), list(candidate.weights.values())
     total = {name: torch.zeros_like(weight) for name, weight in candidate.weights.items()}
     targets = images.targets.split(BATCH_IMAGES)
-    shares: list[float] = []
+    batches = list(images.inputs.split(BATCH_IMAGES))
     with torch.enable_grad(), _differentiable(candidate.model, weights):
-        for number, (inputs, wanted) in enumerate(zip(images.inputs.split(BATCH_IMAGES), targets, strict=True)):
+        with torch.no_grad():
+            answers = [call(candidate.model, each.clone()) for each in batches] if len(batches) > 1 else []
+        shares = chunk_weights(candidate.loss_fn, answers, targets)
+        for inputs, wanted, share in zip(batches, targets, shares, strict=True):
             outputs = call(candidate.model, inputs.clone())  # the network may change them in place
-            shares = shares or chunk_weights(candidate.loss_fn, outputs, targets)
-            loss = loss_value(candidate.loss_fn, outputs, wanted) * (shares[number] * len(images.targets))
+            loss = loss_value(candidate.loss_fn, outputs, wanted) * (share * len(images.targets))
             for name, gradient in zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                 if gradient is not None:
                     total[name] += gradient

@@ -189,7 +189,7 @@ class InPlace(nn.Module):
 
 
 def test_snip_leaves_the_data_of_a_network_that_changes_its_inputs() -> None:
-    inputs, targets = torch.randn(60, 6), torch.arange(60) % 3
+    inputs, targets = random(300, 6), torch.arange(300) % 3
     moved, plain = InPlace(0.1), InPlace(0.0)
     plain.load_state_dict(moved.state_dict())
     data, shifted = (
