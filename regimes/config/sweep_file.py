@@ -243,7 +243,7 @@ class SweepChecker(Checker):
 
 
 def _problems_of(knob: Knob, value: Value, recipe: Recipe) -> list[str]:
-    """What is wrong with the dense recipe at a value of a knob and right without."""
+    """Return what a value of a knob makes wrong with the dense recipe."""
     try:
         changed = Recipe.model_validate({**recipe.model_dump(), **knob.changes(recipe, value)})
     except ValidationError as error:

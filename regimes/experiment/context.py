@@ -158,7 +158,7 @@ class RunContext:
         return in_layout(model, self.layout)
 
     def _build(self, seed: int) -> Any:
-        """What the model's function returns."""
+        """Return the model of a seed as its function builds it."""
         data = self.loaded
         return build(self.spec.model.name, self.spec.model.options, data.input_shape, data.classes, seed)
 
