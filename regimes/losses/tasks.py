@@ -125,7 +125,7 @@ def infer_task(outputs: Any, targets: Tensor, loss_fn: LossFn) -> Task:
     """Return the task that outputs (n, ...), targets (n, ...) and loss belong to.
 
     Class numbers match logits with one dimension more, the one of the classes, if raising the target's logit lowers the
-    loss and raising others does not; that also decides where two dimensions fit (a sequence as long as there are
+    loss, and more than raising the others does; that also decides where two dimensions fit (a sequence as long as there are
     classes). As many targets as logits are binary if the loss keeps falling, however far a logit lies on the target's
     side. Probabilities as targets are judged by the largest. Else the error is the loss. The loss is tried on a few
     inputs.
@@ -176,7 +176,9 @@ def _ignored(loss_fn: Any) -> int:
 
 def _losses_alone(outputs: Any, targets: Tensor, loss_fn: LossFn) -> Tensor:
     if isinstance(outputs, Tensor):
-        alone: Tensor = torch.func.vmap(lambda answer, target: loss_fn(answer[None], target[None]))(outputs, targets)
+        alone: Tensor = torch.func.vmap(lambda answer, target: loss_value(loss_fn, answer[None], target[None]))(
+            outputs, targets
+        )
         return alone
     rows = range(len(targets))
     return torch.stack([loss_value(loss_fn, _row(outputs, row), targets[row : row + 1]) for row in rows]).reshape(-1)
@@ -235,7 +237,7 @@ class _Trial:
             )
 
     def lowers_at_target(self, dimension: int) -> bool:
-        """Whether raising the target's logit lowers the loss, and raising another one does not."""
+        """Whether raising the target's logit lowers the loss, and more than raising the others does on average."""
         slope = self.slope(self.noise(), self.targets)
         counted = self.targets != _ignored(self.loss_fn)
         if slope is None:  # not to be tried; shapes decide
@@ -244,8 +246,8 @@ class _Trial:
             return False
         place = self.targets.masked_fill(~counted, 0).unsqueeze(dimension)
         at = slope.gather(dimension, place).squeeze(dimension)[counted]
-        rest = slope.scatter(dimension, place, 0.0)
-        return bool((at <= 0).all() and at.any() and (rest >= -1e-6 * slope.abs().max()).all())
+        rest = (slope.sum(dimension)[counted] - at) / max(1, slope.shape[dimension] - 1)
+        return bool((at <= 0).all() and (at <= rest).all() and (at < rest).any())
 
     def keeps_falling(self) -> bool:
         """Whether the loss falls, however far a logit lies on its target's side."""

@@ -30,6 +30,10 @@ def tokens_last(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
 
+def penalised(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets) + 0.1 * outputs.square().mean()
+
+
 def focal(outputs: Tensor, targets: Tensor) -> Tensor:
     plain = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs), reduction="none")
     return ((1 - torch.exp(-plain)) ** 2 * plain).mean()
@@ -65,6 +69,7 @@ def focal(outputs: Tensor, targets: Tensor) -> Tensor:
         ((draw(8, 3), draw(8, 3)), choose(3, 8), lambda o, t: F.cross_entropy(o[0], t), "loss", 1),
         ({"logits": draw(8, 5, 5)}, choose(5, 8, 5), lambda o, t: tokens_last(o["logits"], t), "class", 2),
         ({"logits": draw(8, 1)}, choose(2, 8), lambda o, t: binary_cross_entropy(o["logits"], t), "binary", 1),
+        (draw(8, 3), choose(3, 8), penalised, "class", 1),
         (draw(8, 16), choose(10, 8), lambda o, t: (o @ o.T).square().mean(), "loss", 1),  # an embedding, no logits
         (draw(8, 3), choose(9, 8), lambda o, t: (o - t[:, None]).abs().mean(), "loss", 1),  # quantiles of counts
         ({"logits": draw(8, 3), "hidden": None}, choose(3, 8), F.cross_entropy, "class", 1),
