@@ -125,10 +125,10 @@ def infer_task(outputs: Any, targets: Tensor, loss_fn: LossFn) -> Task:
     """Return the task that outputs (n, ...), targets (n, ...) and loss belong to.
 
     Class numbers match logits with one dimension more, the one of the classes, if raising the target's logit lowers the
-    loss, and more than raising the others does; that also decides where two dimensions fit (a sequence as long as there are
-    classes). As many targets as logits are binary if the loss keeps falling, however far a logit lies on the target's
-    side. Probabilities as targets are judged by the largest. Else the error is the loss. The loss is tried on a few
-    inputs.
+    loss, and more than raising the others does; that also decides where two dimensions fit (a sequence as long as there
+    are classes). As many targets as logits are binary if the loss keeps falling, however far a logit lies on the
+    target's side. Probabilities as targets are judged by the largest. Else the error is the loss. The loss is tried on
+    a few inputs.
 
     Raises:
         UserError: outputs (n,) and targets (n, 1), or the reverse, which the loss would broadcast to (n, n).
