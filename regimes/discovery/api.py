@@ -16,6 +16,8 @@ from regimes.discovery.complexity import size_of
 from regimes.discovery.gated_training import GatedTraining, Row
 from regimes.discovery.prunable_graph import widths
 from regimes.errors import UserError
+from regimes.landscape.trial import copy_inputs, try_network
+from regimes.models.build import copied
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ def discover(
         raise UserError(*lines) from error
     if pressure.settle_error:
         raise UserError(f"settle: {pressure.settle_error}")
+    if try_network(model, data.train.inputs[:2]).changes_inputs:
+        model = copied(model)
+        model.register_forward_pre_hook(copy_inputs, with_kwargs=True)
     training = GatedTraining(model, data, recipe or Recipe(), pressure, ("dense", seed))
     for _ in train_epochs(training):
         if watch is not None:

@@ -43,7 +43,7 @@ def unit_norms(model: nn.Module, graph: PrunableGraph) -> Tensor:
         if layer.reads_units and layer.cols is not None:
             weight = model.get_submodule(name).weight
             assert isinstance(weight, Tensor)
-            squares = weight.detach().float().square().transpose(0, 1).flatten(1).sum(1)
+            squares = weight.detach().abs().float().square().transpose(0, 1).flatten(1).sum(1)
             total.index_add_(0, layer.cols.to(device) % len(total), squares)  # ALWAYS_KEPT is the last entry
     return total[:-1].sqrt()
 
@@ -55,5 +55,5 @@ def block_norms(model: nn.Module, graph: PrunableGraph) -> Tensor:
     for number in graph.remaining_blocks:
         *_, last = (layer.name for layer in graph.layers.values() if layer.block == number)
         weight = model.get_submodule(last).weight
-        out[number] = weight.detach().float().norm() if isinstance(weight, Tensor) else 0.0
+        out[number] = weight.detach().abs().float().norm() if isinstance(weight, Tensor) else 0.0
     return out

@@ -87,3 +87,25 @@ def test_discovery(kind: str) -> None:
         assert outputs(done.model, kind).shape == outputs(model, kind).shape
         error = mean_error(done.model, data(kind).to(torch.device("cpu"), torch.float64).val, recipe.loss_fn)
         assert done.history[-1]["val_error"] == pytest.approx(error)
+
+
+class InPlace(nn.Module):
+    """Changes its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x -= 0.1
+        out: torch.Tensor = self.body(x)
+        return out
+
+
+def test_discovery_leaves_the_data_as_they_were() -> None:
+    held = data("mlp").to(torch.device("cpu"), torch.float32)
+    kept = [split.inputs.clone() for split in (held.train, held.val, held.test)]
+    recipe = Recipe(epochs=2, batch_size=16, augment="none", learning_rate=0.02)
+    found = regimes.discover(InPlace(), held, nu=0.1, recipe=recipe)
+    assert all(torch.equal(a.inputs, b) for a, b in zip((held.train, held.val, held.test), kept, strict=True))
+    assert not any("hook" in name for name in found.model.state_dict())
