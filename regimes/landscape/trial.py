@@ -69,8 +69,8 @@ class Trial:
 
 def try_network(model: nn.Module, inputs: Inputs) -> Trial:
     """Try a network on a few inputs, which are copied; one that raises counts as well-behaved."""
-    few = _copy(inputs)
-    before = _copy(few)
+    few = inputs.clone()
+    before = few.clone()
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -81,9 +81,9 @@ def try_network(model: nn.Module, inputs: Inputs) -> Trial:
                 first, rows = _tensors(outputs), _rows(outputs)
             changes = not _same(_parts(few), _parts(before), exact=True)
             with seeded(2):
-                second = _tensors(call(model, _copy(before)))
+                second = _tensors(call(model, before.clone()))
             with seeded(1):
-                alone = _tensors(call(model, _copy(before)[:2]))
+                alone = _tensors(call(model, before.clone()[:2]))
     except Exception:  # the measure itself reports what a network raises
         return Trial()
     finally:
@@ -111,10 +111,6 @@ def _warn(message: str) -> None:
 
 def _group(inputs: Inputs) -> TensorGroup:
     return inputs if isinstance(inputs, TensorGroup) else TensorGroup([inputs[:]])
-
-
-def _copy(inputs: Inputs) -> Any:
-    return inputs.clone()
 
 
 def _parts(inputs: Inputs) -> list[Tensor]:

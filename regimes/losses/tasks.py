@@ -137,8 +137,12 @@ def infer_task(outputs: Any, targets: Tensor, loss_fn: LossFn) -> Task:
         found = logits(outputs)
     except UserError:
         return Task("loss")
+    fits = [d for d in range(1, found.dim()) if found.shape[:d] + found.shape[d + 1 :] == targets.shape]
+    same = found.numel() == targets.numel()
+    if not same and not targets.is_floating_point() and len(fits) == 1 and is_known(loss_fn):
+        return Task("class", fits[0])
     trial = _Trial(outputs, found, targets, loss_fn)
-    if found.numel() == targets.numel():
+    if same:
         trial.refuse_broadcasting()
         several = targets.is_floating_point() and found.dim() > 1 and found.shape[1] > 1
         if several and found.shape == targets.shape and trial.is_shift_invariant():
@@ -146,9 +150,6 @@ def infer_task(outputs: Any, targets: Tensor, loss_fn: LossFn) -> Task:
         return Task("binary" if trial.keeps_falling() else "loss")
     if targets.is_floating_point():
         return Task("loss")
-    fits = [d for d in range(1, found.dim()) if found.shape[:d] + found.shape[d + 1 :] == targets.shape]
-    if len(fits) == 1 and is_known(loss_fn):
-        return Task("class", fits[0])
     agreeing = [d for d in fits if trial.lowers_at_target(d)]
     return Task("class", agreeing[0]) if agreeing else Task("loss")
 

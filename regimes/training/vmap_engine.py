@@ -25,8 +25,9 @@ from torch.utils._pytree import tree_map
 
 from regimes.data.dataset import Dataset, Split
 from regimes.data.inputs import Inputs, TensorGroup, arguments
-from regimes.landscape.error import input_errors, inputs_per_pass, joined_outputs
+from regimes.landscape.error import inputs_per_pass, joined_outputs
 from regimes.losses.functions import in_dtype, loss_value
+from regimes.losses.tasks import Task, infer_task
 from regimes.models.build import dtype_of, load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
 from regimes.training.precision import precision_context
@@ -219,6 +220,7 @@ class VmapEngine:
         self.base.eval()
         recipe = self.recipe
         wrong, count = torch.zeros(2, self.count, dtype=torch.float64, device=split.targets.device)
+        task: Task | None = None
         whole: list[list[Any]] = [[] for _ in self.lanes]  # outputs, for an error function of one's own
         size = inputs_per_pass(split.inputs, lanes=8)  # of every lane; the same for any number of lanes
         for inputs, targets in zip(split.inputs.split(size), split.targets.split(size), strict=True):
@@ -228,7 +230,8 @@ class VmapEngine:
                 if recipe.error_function is not None:
                     whole[lane].append(one)
                     continue
-                judged = input_errors(one, targets, recipe.loss_fn)
+                task = task or infer_task(one, targets, recipe.loss_fn)
+                judged = task.errors(one, targets, recipe.loss_fn)
                 wrong[lane] += judged.total.sum()
                 count[lane] += judged.predictions.sum()
         if recipe.error_function is not None:
