@@ -29,6 +29,9 @@ threadpool_limits(1, "blas")  # two test processes share two cores
 hypothesis.settings.register_profile("regimes", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("regimes")
 
+# Tests for a GPU, pretended or real; see cuda/test_pretended_gpu.py.
+collect_ignore = [] if "PRETENDED_CUDA" in os.environ else ["cuda/device"]
+
 # Options that make each model small enough for a test that trains it.
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"widths": [16, 16], "batch_norm": True},

@@ -54,10 +54,11 @@ def check_fits(recipe: Recipe, data: Dataset) -> None:
 
 
 def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe") -> None:
-    """Call a recipe's loss on two inputs, those with the smallest and the largest class.
+    """Call a recipe's loss, and its gradient, on two inputs, those with the smallest and the largest class.
 
     Raises:
-        UserError: the loss raises, or does not return one number that depends on the outputs.
+        UserError: the loss or its gradient raises, e.g. for want of a deterministic kernel on a GPU, or the loss does
+            not return one number that depends on the outputs.
     """
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mismatching shapes warn first, then raise
@@ -71,10 +72,23 @@ def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe") -> None
             advice = ""
             if isinstance(answers, Tensor) and answers.numel() == 2 == few.targets.numel():
                 advice = f" (the model returns one logit; {table}.loss = 'binary-cross-entropy' takes it)"
-            raise UserError(f"{where} raised {type(error).__name__}: {reason}{advice}") from error
+            raise UserError(f"{where} raised {type(error).__name__}: {_shorter(reason)}{advice}") from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{where} returned {got}; expected the mean loss of the batch, one number of torch")
+        try:
+            value.backward()
+        except Exception as error:  # a user's network may do anything
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"the gradient of {where} raised {type(error).__name__}: {_shorter(reason)}") from error
+
+
+def _shorter(reason: str) -> str:
+    """Torch's message about an operation without deterministic kernel, in words of a sweep; others as they are."""
+    name, found, _ = reason.partition(" does not have a deterministic implementation")
+    if not found:
+        return reason
+    return f"torch has no deterministic kernel for {name} on a GPU; use another operation, or --device cpu"
 
 
 def _extreme_two(split: Split) -> Split:

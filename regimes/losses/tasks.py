@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -189,6 +190,17 @@ def _row(outputs: Any, row: int) -> Any:
     return tree_map(lambda each: each[row : row + 1] if isinstance(each, Tensor) and each.dim() else each, outputs)
 
 
+@contextmanager
+def _any_kernels() -> Iterator[None]:
+    """Allow kernels that are not deterministic: the signs of a trial do not depend on rounding."""
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
 class _Trial:
     """A loss, tried on noise in place of the logits of a few inputs that have a target."""
 
@@ -202,7 +214,7 @@ class _Trial:
     def slope(self, values: Tensor, targets: Tensor) -> Tensor | None:
         """Gradient of the loss in the logits; None if it cannot be computed."""
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), _any_kernels():
                 leaf = values.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(loss_value(self.loss_fn, self._with(leaf), targets).sum(), leaf)
             return slope
@@ -227,8 +239,9 @@ class _Trial:
         if is_known(self.loss_fn) or self.logits.shape == self.targets.shape or not len(self.rows):
             return
         try:
-            given = loss_value(self.loss_fn, self._with(self.noise()), self.targets)
-            fitted = loss_value(self.loss_fn, self._with(self.noise().reshape(self.targets.shape)), self.targets)
+            with _any_kernels():
+                given = loss_value(self.loss_fn, self._with(self.noise()), self.targets)
+                fitted = loss_value(self.loss_fn, self._with(self.noise().reshape(self.targets.shape)), self.targets)
         except Exception:  # a user's function may raise anything
             return
         if not torch.allclose(given, fitted, rtol=1e-4):

@@ -266,7 +266,7 @@ def _side_by_side(batches: list[Any]) -> Any:
 
 def _squares(gradients: Tensors) -> list[Tensor]:
     """Squared norm of each parameter's gradient, in every lane."""
-    return [each.flatten(1).square().sum(dim=1) for each in gradients.values()]
+    return [(each.abs() if each.is_complex() else each).flatten(1).square().sum(dim=1) for each in gradients.values()]
 
 
 def _view(per_lane: Tensor, like: Tensor) -> Tensor:

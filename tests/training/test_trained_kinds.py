@@ -15,6 +15,7 @@ from regimes.training.train import train_fleet
 
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.05},
+    "sam": {"learning_rate": 0.05, "sam_rho": 0.05, "clip_norm": 1.0},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01, "eps": 1e-4, "warmup": 0.2, "clip_norm": 1.0},
 }
 

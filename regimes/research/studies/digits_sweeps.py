@@ -29,7 +29,8 @@ FIVE_SEED_CHANGES = (
     "dense_seeds=5",
     "retrain_seeds=2",
     "load.density=[0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5]",
-    'measure.metrics=["error", "lmc", "cka"]',
+    'measure.metrics=["error", "lmc", "cka", "hessian_trace"]',
+    "measure.hessian.images=128",
 )
 FIVE_SEED_TEMPERATURES = {
     "digits": "temperature.batch_size=[8, 16, 32, 64, 128, 256, 512]",
@@ -38,7 +39,10 @@ FIVE_SEED_TEMPERATURES = {
     "digits-sam-rho": "temperature.sam_rho=[0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6]",
     "digits-weight-decay": "temperature.weight_decay=[0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.03]",
 }
-SAVED_VARIABLES = ("lmc", "lmc_stderr", "cka", "cka_stderr", "test_error", "dense_test_error")
+SAVED_VARIABLES = (
+    *("lmc", "lmc_stderr", "cka", "cka_stderr", "test_error", "dense_test_error"),
+    *("train_error", "hessian_trace", "hessian_trace_stderr"),
+)
 
 
 def one_seed_grids(runs: Path, say: Say) -> tuple[Mapping[str, xr.Dataset], str]:
