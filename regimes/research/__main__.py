@@ -16,8 +16,11 @@ from regimes.experiment.warning_lines import print_warnings
 from regimes.registry import lookup
 from regimes.research.hpo_benchmark import HPO_STUDIES
 from regimes.research.speed import BENCHES
+from regimes.research.speed.harness import BenchOptions
 from regimes.research.studies import STUDIES
 
+Images = Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg, test/CLASS/*.jpg (default: digits).")]
+Count = Annotated[int, typer.Option(min=0, help="Images for PreResNet-20 (0: the benchmark's own number).")]
 PROGRAM = "python -m regimes.research"
 app = typer.Typer(name=PROGRAM, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -46,7 +49,8 @@ def bench(
     name: Annotated[str, typer.Argument(metavar="|".join(BENCHES), help="Benchmark to run.")],
     device: Device = "cpu",
     rounds: Annotated[int, typer.Option(min=1, help="Number of interleaved runs of each contender.")] = 3,
-    images: Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg, test/CLASS/*.jpg (default: digits).")] = "",
+    images: Images = "",
+    count: Count = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for NAME.md, NAME.json and figures.")] = None,
     as_json: Json = False,
     recording: Annotated[Path | None, typer.Option(help="hpo only: recorded table to replay.")] = None,
@@ -56,16 +60,41 @@ def bench(
     from regimes.experiment.numerics import numerics_of
 
     numerics_of(device, "eager", "eager")  # rejects a device that does not exist
-    if images and not (Path(images) / "train").is_dir():
-        raise UserError(f"--images {images}: no folder train/; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
-    options: dict[str, Any] = {"recording": recording, "live": live}
-    if name != "hpo" and any(options.values()):
+    _check_images(images)
+    more: dict[str, Any] = {"recording": recording, "live": live}
+    if name != "hpo" and any(more.values()):
         raise UserError("--recording and --live are options of `bench hpo` only")
-    result = lookup(BENCHES, name, "benchmark")(device, rounds, images, _progress, **(options if name == "hpo" else {}))
+    options = BenchOptions(device, rounds, images, count)
+    result = lookup(BENCHES, name, "benchmark")(options, _progress, **(more if name == "hpo" else {}))
     typer.echo(result.json() if as_json else result.text())
     if out is not None:
         files = result.write(out, _command())
         typer.echo(f"wrote {', '.join(str(file) for file in files)}", err=True)
+
+
+@app.command()
+@report_user_errors
+def gpu(
+    out: Annotated[Path, typer.Option("--out", help="Folder of results; parts that are done there are kept.")],
+    device: Device = "cuda",
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time limit.")] = 8.0,
+    only: Annotated[list[str] | None, typer.Option(help="A part to do, repeatable (default: all).")] = None,
+    images: Images = "",
+    count: Count = 0,
+) -> None:
+    """Measure everything that needs a GPU, part by part; repeat the command until no part is left."""
+    from regimes.experiment.numerics import numerics_of
+    from regimes.research.gpu import measure_gpu
+
+    numerics_of(device, "eager", "eager")
+    _check_images(images)
+    left = measure_gpu(out, device, minutes, only or [], count, images, _progress)
+    raise typer.Exit(1 if left else 0)
+
+
+def _check_images(images: str) -> None:
+    if images and not (Path(images) / "train").is_dir():
+        raise UserError(f"--images {images}: no folder train/; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
 
 
 def _progress(line: str) -> None:

@@ -170,6 +170,8 @@ class _Member:
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
+                for each in (self.step, self.place):
+                    each.zero_()  # a pass may have fewer steps
                 self._step()
             for each, before in zip(state, kept, strict=True):
                 each.detach().copy_(before)

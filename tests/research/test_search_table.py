@@ -34,6 +34,7 @@ from regimes.research.hpo_benchmark.run_method import replay
 from regimes.research.hpo_benchmark.scores import Scores
 from regimes.research.hpo_benchmark.table import write_table
 from regimes.research.hpo_benchmark.timing import time_fidelities
+from regimes.research.speed.harness import BenchOptions
 from regimes.training.train import train
 
 RUNNABLE = [
@@ -123,7 +124,7 @@ def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("regimes.research.hpo_benchmark.ranking_quality.BOOTSTRAP_DRAWS", 20)
     monkeypatch.setattr("regimes.research.hpo_benchmark.optimum_shift.BOOTSTRAP_DRAWS", 5)
     write_table(tables.recorded(), tmp_path / "recording.nc")
-    found = bench.bench("cpu", 1, "", lambda text: None, tmp_path / "recording.nc")
+    found = bench.bench(BenchOptions(), lambda text: None, tmp_path / "recording.nc")
     files = found.write(tmp_path / "out", "python -m regimes.research bench hpo")
     assert {path.name for path in files} >= {"hpo.md", "hpo.json", "best-so-far.png", "fidelity.svg"}
     methods = json.loads(found.json())["sheets"][0]["facts"]
@@ -138,7 +139,7 @@ def test_the_bench_on_a_known_recording(tmp_path: Path, monkeypatch: pytest.Monk
         assert each["searches"] == 6
         times, seconds = each["quartiles"]["times"], each["quartiles"]["seconds"]
         assert all(time is None or time <= seconds[-1] + 1e-6 for time in times)
-    again = bench.bench("cpu", 1, "", lambda text: None, tmp_path / "recording.nc")
+    again = bench.bench(BenchOptions(), lambda text: None, tmp_path / "recording.nc")
     assert again.json() == found.json()
 
 

@@ -27,6 +27,7 @@ from regimes.research.hpo_benchmark.scores import Scores
 from regimes.research.hpo_benchmark.table import SearchTable, fidelities_of, open_table
 from regimes.research.hpo_benchmark.tables import methods_table, targets_table
 from regimes.research.page import Page, benchmark_page
+from regimes.research.speed.harness import BenchOptions
 
 RECORDING, MAP = Path("reports/hpo-digits/recording.nc"), "map.nc"
 SEARCHES = 300  # of each method, paired by seed
@@ -34,11 +35,11 @@ INTRODUCTION = "Searches replayed on `recording.nc`; [README.md](README.md) desc
 PARTIAL_TRAINING = (0.1, 0.25, 0.5)  # shares of the full training whose ranking quality is reported too
 
 
-def bench(device: str, rounds: int, images: str, say: Say, recording: Path | None = None, live: bool = False) -> Page:
+def bench(options: BenchOptions, say: Say, recording: Path | None = None, live: bool = False) -> Page:
     """Replay every search method and score every fidelity.
 
     Args:
-        device, rounds, images: not used.
+        options: not used.
         say: reports progress.
         recording: recorded table; default: `RECORDING`.
         live: whether to run some of the searches with real training as well.

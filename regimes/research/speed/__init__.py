@@ -7,6 +7,7 @@ BENCHES = {
     "engine": "regimes.research.speed.engine:bench",
     "hessian": "regimes.research.speed.hessian:bench",
     "pair": "regimes.research.speed.pair:bench",
+    "steps": "regimes.research.speed.steps:bench",
     "check": "regimes.research.speed.device_conformance:bench",
     "growth": "regimes.research.speed.scaling:bench",
     "hpo": "regimes.research.hpo_benchmark.bench:bench",

@@ -20,7 +20,7 @@ from regimes.models.build import build
 from regimes.plots.text_table import TextTable
 from regimes.pruners.prune import prune
 from regimes.research.page import Page, Say, benchmark_page
-from regimes.research.speed.harness import Case, Contender, run_contenders
+from regimes.research.speed.harness import BenchOptions, Case, Contender, run_contenders
 from regimes.training import ENGINES
 from regimes.training.fleet import Lane
 from regimes.training.train import train_fleet
@@ -33,15 +33,15 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Page:
-    """Run the comparison; ``rounds`` and ``images`` are not used."""
+def bench(options: BenchOptions, say: Say) -> Page:
+    """Run the comparison."""
     (found,) = run_contenders(
-        [Contender(f"{device} against a CPU", f"{MODULE}:differences")], {"device": device}, 1, say
+        [Contender(f"{options.device} against a CPU", f"{MODULE}:differences")], {"device": options.device}, 1, say
     )
     rows = [["", "relative difference", ""]]
     for name, difference in found.checks[0].items():
         rows.append([name, f"{difference:.1e}", "equal" if difference <= MAX_RELATIVE_DIFFERENCE else "NOT EQUAL"])
-    title = f"{device} against eager training and measures on a CPU, float64"
+    title = f"{options.device} against eager training and measures on a CPU, float64"
     return benchmark_page(
         "check", [TextTable(title, rows, [f"equal: at most {MAX_RELATIVE_DIFFERENCE:g}"], found.checks[0])]
     )

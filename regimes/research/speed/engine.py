@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regimes.research.page import Page, Say, benchmark_page
-from regimes.research.speed.harness import Contender, run_contenders
+from regimes.research.speed.harness import BenchOptions, Contender, run_contenders
 from regimes.research.speed.rate_table import CORES_NOTE, RateTable
 from regimes.research.speed.regimes_arm import workers_of
 
@@ -29,11 +29,10 @@ SWEEP = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Page:
+def bench(options: BenchOptions, say: Say) -> Page:
     """Run the comparison."""
-    workers = workers_of(device)
     tables = []
-    if device == "cpu":
+    if options.device == "cpu":
         say("digits sweep: train, prune, retrain three copies, measure (error, LMC, CKA, Hessian trace and top)")
         contenders = [
             Contender("regimes run", f"{MODULE}.regimes_arm:sweep", lean=True),
@@ -41,24 +40,24 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Page:
             Contender("reference pipeline, one thread", f"{MODULE}.reference_pipeline:sweep"),
             Contender("reference pipeline, torch's threads", f"{MODULE}.reference_pipeline:sweep", threads=0),
         ]
-        timings = run_contenders(contenders, SWEEP, rounds, say)
+        timings = run_contenders(contenders, SWEEP, options.rounds, say)
         tables.append(
             RateTable("Digits sweep, cells", "cells/hour", 3600.0, timings, ["test_error", "lmc"], NOTES).table()
         )
-    tables.append(_training(device, rounds, images, workers, say).table())
+    tables.append(_training(options, say).table())
     return benchmark_page("engine", tables)
 
 
-def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> RateTable:
-    small = device == "cpu"
+def _training(options: BenchOptions, say: Say) -> RateTable:
+    small, workers = options.device == "cpu", workers_of(options.device)
     case: dict[str, Any] = {
         "model": "preresnet20",
         "epochs": 3 if small else 2,
         "batch": 128,
         "augment": True,
-        "count": 5120 if small else 50_000,
-        "images": images,
-        "device": device,
+        "count": options.count or (5120 if small else 50_000),
+        "images": options.images,
+        "device": options.device,
         "workers": workers,
     }
     say(f"PreResNet-20: {case['epochs']} epochs on {case['count']} images of 32x32, batch {case['batch']}")
@@ -68,14 +67,14 @@ def _training(device: str, rounds: int, images: str, workers: int, say: Say) -> 
         for lanes, precision in ((8, "float32"), (8, "bfloat16"), (16, "bfloat16"))
     ]
     contenders = [
-        *([] if small else [Contender(name, ours, lean=True, options=options) for name, options in graphed]),
+        *([] if small else [Contender(name, ours, lean=True, options=each) for name, each in graphed]),
         Contender("regimes, float32", ours, lean=True),
         Contender("regimes, bfloat16", ours, lean=True, options={"precision": "bfloat16"}),
         Contender("plain PyTorch, one thread", f"{MODULE}.pytorch_arm:training"),
         Contender("reference pipeline, one thread", f"{MODULE}.reference_pipeline:training"),
         Contender("reference pipeline, torch's threads", f"{MODULE}.reference_pipeline:training", threads=0),
     ]
-    timings = run_contenders(contenders, case, rounds, say)
+    timings = run_contenders(contenders, case, options.rounds, say)
     (limit,) = run_contenders([Contender("limit", f"{MODULE}.roofline:measure")], case, 1, say)
     title, plain = "PreResNet-20 on 32x32, training", 2 if small else 5
     table = RateTable(title, "model-epochs/hour", 3600.0, timings, ["test_error"], NOTES, ours=plain)

@@ -20,6 +20,23 @@ Case = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class BenchOptions:
+    """Options of a benchmark; each uses those it has a need for.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1", ...
+        rounds: number of interleaved runs of each contender.
+        images: folder of train/CLASS/*.jpg and test/CLASS/*.jpg; "": digits.
+        count: images for PreResNet-20; 0: the benchmark's own number.
+    """
+
+    device: str = "cpu"
+    rounds: int = 3
+    images: str = ""
+    count: int = 0
+
+
+@dataclass(frozen=True)
 class Contender:
     """One implementation of the work that is compared.
 

@@ -18,10 +18,10 @@ from regimes.landscape.pyhessian import reference_top, reference_trace
 from regimes.landscape.trace_estimators import Method, hutchinson
 from regimes.plots.text_table import TextTable
 from regimes.research.page import Page, Say, benchmark_page
-from regimes.research.speed.harness import Case, Contender, run_contenders
+from regimes.research.speed.harness import BenchOptions, Case, Contender, run_contenders
 from regimes.research.speed.rate_table import CORES_NOTE, RateTable
 from regimes.research.speed.regimes_arm import Ready, in_workers, workers_of
-from regimes.research.speed.workloads import data_of, fixed_subset, load_trained, mean
+from regimes.research.speed.workloads import by_worth, data_of, fixed_subset, load_trained, mean
 
 Once = Callable[[torch.Generator], dict[str, float]]
 MODULE = "regimes.research.speed.hessian"
@@ -45,14 +45,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Page:
+def bench(options: BenchOptions, say: Say) -> Page:
     """Run the comparison."""
     tables: list[TextTable] = []
-    for title, base in CASES.items():
+    for title, base in by_worth(CASES, options.device):
         with tempfile.TemporaryDirectory() as folder:
-            case = {**base, "folder": folder, "images": images, "device": device, "augment": False, "seeds": [0]}
-            case["workers"] = workers_of(device)
-            case["count"] = 2560 if base["model"] == "preresnet20" else 0
+            case = {**base, "folder": folder, "augment": False, "seeds": [0]}
+            case |= {"images": options.images, "device": options.device}
+            case["workers"] = workers_of(options.device)
+            case["count"] = options.count or 2560 if base["model"] == "preresnet20" else 0
             say(f"{title}: training a network")
             run_contenders(
                 [Contender("network", "regimes.research.speed.workloads:train_and_save", threads=0)], case, 1, say
@@ -67,7 +68,7 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Page:
                 Contender("PyHessian, torch's threads", f"{MODULE}:trace_pyhessian", threads=0),
                 Contender("curvlinops, XTrace, as many products as ours", f"{MODULE}:trace_curvlinops"),
             ]
-            timings = run_contenders(traces, case, rounds, say)
+            timings = run_contenders(traces, case, options.rounds, say)
             noted = [
                 f"to a standard error of {TRACE_REL_STDERR:.0%}, for which PyHessian needs {case['probes']} probes; "
                 f"products: Hessian-vector products, or gradients where the Hessian is split (regimes)",
@@ -85,7 +86,7 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Page:
                 Contender("PyHessian, torch's threads", f"{MODULE}:top_pyhessian", threads=0),
                 Contender("curvlinops, Lanczos of SciPy", f"{MODULE}:top_curvlinops"),
             ]
-            timings = run_contenders(values, case, rounds, say)
+            timings = run_contenders(values, case, options.rounds, say)
             noted = [
                 f"to a relative error of {TOP_REL_ERROR:g} of {case['top']:.6g}; PyHessian's tolerance has to be "
                 f"{case['tolerance']:g}",

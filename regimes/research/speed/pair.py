@@ -7,9 +7,10 @@ from typing import Any
 
 from regimes.research.page import Page, Say, benchmark_page
 from regimes.research.speed.engine import NOTES
-from regimes.research.speed.harness import Contender, run_contenders
+from regimes.research.speed.harness import BenchOptions, Contender, run_contenders
 from regimes.research.speed.rate_table import RateTable
 from regimes.research.speed.regimes_arm import workers_of
+from regimes.research.speed.workloads import by_worth
 
 MODULE = "regimes.research.speed"
 CASES: dict[str, dict[str, Any]] = {
@@ -18,14 +19,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Page:
+def bench(options: BenchOptions, say: Say) -> Page:
     """Run the comparison."""
     tables = []
-    for title, base in CASES.items():
-        count = (2560 if device == "cpu" else 0) if base["model"] == "preresnet20" else 0
+    for title, base in by_worth(CASES, options.device):
+        usual = 2560 if options.device == "cpu" else 0
+        count = options.count or usual if base["model"] == "preresnet20" else 0
         title = title.format(count=count or "all")
         with tempfile.TemporaryDirectory() as folder:
-            case = {**base, "folder": folder, "images": images, "device": device, "workers": workers_of(device)}
+            case = {**base, "folder": folder, "images": options.images, "device": options.device}
+            case["workers"] = workers_of(options.device)
             case |= {"augment": False, "count": count, "seeds": [0, 1]}
             say(f"{title}: training two copies")
             run_contenders([Contender("networks", f"{MODULE}.workloads:train_and_save", threads=0)], case, 1, say)
@@ -42,7 +45,7 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Page:
                 Contender("reference pipeline, one thread", f"{MODULE}.reference_pipeline:pair"),
                 Contender("reference pipeline, torch's threads", f"{MODULE}.reference_pipeline:pair", threads=0),
             ]
-            timings = run_contenders(contenders, case, rounds, say)
+            timings = run_contenders(contenders, case, options.rounds, say)
         tables.append(
             RateTable(
                 f"LMC and CKA of a pair: {title}", "pairs/hour", 3600.0, timings, ["lmc", "cka"], NOTES, ours=2

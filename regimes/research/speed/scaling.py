@@ -8,15 +8,15 @@ from typing import Any
 
 from regimes.plots.text_table import TextTable
 from regimes.research.page import Page, Say, benchmark_page
-from regimes.research.speed.harness import Contender, run_contenders
+from regimes.research.speed.harness import BenchOptions, Contender, run_contenders
 
 MODULE = "regimes.research.speed.scaling_points"
 IMAGENET = 1_281_167  # training images
 
 
-def bench(device: str, rounds: int, images: str, say: Say) -> Page:
-    """Run the measurements; ``images`` is not used."""
-    case = {"device": device}
+def bench(options: BenchOptions, say: Say) -> Page:
+    """Run the measurements."""
+    case = {"device": options.device}
     one: dict[str, list[dict[str, Any]]] = {
         "cells": [{"cells": count} for count in (100, 1_000, 10_000)],
         "model": [{"width": width} for width in (4, 8, 16, 32, 64)],
@@ -30,7 +30,7 @@ def bench(device: str, rounds: int, images: str, say: Say) -> Page:
         found = []
         for point in points:
             (timing,) = run_contenders(
-                [Contender(f"{name} {point}", f"{MODULE}:{name}", lean=True, options=point)], case, rounds, say
+                [Contender(f"{name} {point}", f"{MODULE}:{name}", lean=True, options=point)], case, options.rounds, say
             )
             found.append({**point, "seconds": 1 / timing.rate, **timing.checks[-1]})
         tables.append(_table(name, found))

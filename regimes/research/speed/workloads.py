@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ def enlarged_digits(count: int = 0) -> Dataset:
 
     splits = grow(digits.train, count), grow(digits.val, 0), grow(digits.test, 0)
     return Dataset(*splits, digits.classes, "digits at 32x32")
+
+
+def by_worth(cases: Mapping[str, Any], device: str) -> list[tuple[str, Any]]:
+    """Return the cases of a benchmark in order: on a GPU the large network first, for time may be short."""
+    return list(cases.items()) if device == "cpu" else list(cases.items())[::-1]
 
 
 def new_network(case: Case, seed: int) -> nn.Module:

@@ -89,9 +89,11 @@ def network(seed: int) -> torch.nn.Module:
     return build("preresnet", {"depth": 8, "width": 4}, (3, 8, 8), 4, seed)
 
 
+@pytest.mark.parametrize("batch_size", [16, 64])
 @pytest.mark.parametrize("engine", ["eager", "graphed", "stacked"])
-def test_byte_images(engine: str) -> None:
-    recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05, augment="crop-flip", last=1)
+def test_byte_images(engine: str, batch_size: int) -> None:
+    """Also with one step in a pass, fewer than the warm-up of a capture."""
+    recipe = Recipe(epochs=2, batch_size=batch_size, learning_rate=0.05, augment="crop-flip", last=1)
 
     def ends(engine: str, device: torch.device) -> Any:
         lanes = [Lane(network(seed).double().to(device), recipe, ("x", seed)) for seed in (0, 1)]
