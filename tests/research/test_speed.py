@@ -20,16 +20,18 @@ from regimes import UserError, cka, hessian_top, linear_connectivity
 from regimes.data.dataset import Split
 from regimes.landscape.hessian_operator import HessianOperator
 from regimes.landscape.trace_estimators import hutchinson
+from regimes.pruners import PRUNERS
 from regimes.registry import lookup
 from regimes.research.page import benchmark_page
 from regimes.research.speed import BENCHES, pytorch_arm, reference_pipeline
-from regimes.research.speed.harness import Case, Contender, Timing, run_contenders
+from regimes.research.speed.harness import BenchOptions, Case, Contender, Timing, run_contenders
 from regimes.research.speed.rate_table import RateTable
 from regimes.research.speed.regimes_arm import Ready, in_workers
 from regimes.research.speed.roofline import step
 from regimes.research.speed.scaling import _slope
 from regimes.research.speed.workloads import data_of, enlarged_digits, load_trained, new_network, train_and_save
 from regimes.training import ENGINES
+from regimes.training.precision import PRECISIONS
 
 CASE: dict[str, Any] = {"model": "preresnet14-w8", "epochs": 1, "batch": 64, "augment": False, "seeds": [0, 1]}
 
@@ -192,8 +194,8 @@ def test_enlarged_digits_are_as_many_as_asked() -> None:
 
 
 def test_this_cpu_computes_what_it_should() -> None:
-    (sheet,) = lookup(BENCHES, "check", "bench")("cpu", 1, "", lambda line: None).tables
-    assert len(sheet.rows) == 1 + 2 * len(ENGINES) + 2 * 5
+    (sheet,) = lookup(BENCHES, "check", "bench")(BenchOptions(), lambda line: None).tables
+    assert len(sheet.rows) == 1 + 2 * len(ENGINES) + 2 * 5 + len(PRUNERS) + 2 + 1 + len(PRECISIONS)
     assert all(row[2] == "equal" for row in sheet.rows[1:])
 
 
