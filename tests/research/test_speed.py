@@ -193,7 +193,7 @@ def test_enlarged_digits_are_as_many_as_asked() -> None:
 
 def test_this_cpu_computes_what_it_should() -> None:
     (sheet,) = lookup(BENCHES, "check", "bench")("cpu", 1, "", lambda line: None).tables
-    assert len(sheet.rows) == 1 + 2 * len(ENGINES) + 2 * 5
+    assert len(sheet.rows) == 1 + 2 * len(ENGINES) + 2 * 6 + 1
     assert all(row[2] == "equal" for row in sheet.rows[1:])
 
 

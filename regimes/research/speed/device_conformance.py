@@ -16,9 +16,11 @@ from regimes.experiment.context import in_layout
 from regimes.landscape.cka import cka
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.landscape.linear_path import linear_connectivity
-from regimes.models.build import build
+from regimes.models.build import build, seeded
 from regimes.plots.text_table import TextTable
-from regimes.pruners.prune import prune
+from regimes.pruners.prunable_weights import prunable
+from regimes.pruners.prune import Candidate, prune
+from regimes.pruners.snip import snip
 from regimes.research.page import Page, Say, benchmark_page
 from regimes.research.speed.harness import Case, Contender, run_contenders
 from regimes.training import ENGINES
@@ -59,9 +61,10 @@ def differences(case: Case) -> dict[str, Any]:
             found[f"{name}, engine {engine}"] = max(
                 _apart(one, other) for one, other in zip(expected, ends, strict=True)
             )
+        others = _measures(name, options, case["device"], expected)
         for measure, values in _measures(name, options, "cpu", expected).items():
-            other = _measures(name, options, case["device"], expected)[measure]
-            found[f"{name}, {measure}"] = _apart(values, other)
+            found[f"{name}, {measure}"] = _apart(values, others[measure])
+    found["LSTM in eval mode, SNIP scores and top eigenvalue"] = _apart(_recurrent("cpu"), _recurrent(case["device"]))
     return {"seconds": 1.0, "units": 1, **found}
 
 
@@ -92,11 +95,33 @@ def _measures(name: str, options: dict[str, Any], device: str, weights: list[Ten
     measured: dict[str, Callable[[], float]] = {
         "CKA": lambda: cka(a, b, split.inputs).value,
         "Hessian trace": lambda: hessian_trace(a, F.cross_entropy, split, probes=8).value,
-        "Hessian trace, XTrace": lambda: hessian_trace(a, F.cross_entropy, split, rel_stderr=0.1).value,
+        "Hessian trace to 10 %": lambda: hessian_trace(a, F.cross_entropy, split, rel_stderr=0.1).value,
+        "XTrace": lambda: hessian_trace(a, F.cross_entropy, split, rel_stderr=0.1, method="xtrace").value,
         "top eigenvalue": lambda: hessian_top(a, F.cross_entropy, split, tolerance=1e-6).value,
     }
     found = {measure: torch.tensor([work()], dtype=torch.float64) for measure, work in measured.items()}
     return {"error and loss on the linear path": torch.tensor([*line.error, *line.loss], dtype=torch.float64), **found}
+
+
+class Rows(torch.nn.Module):
+    """An LSTM over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = torch.nn.LSTM(8, 6, batch_first=True), torch.nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.rows(images[:, 0])[0][:, -1])
+        return answers
+
+
+def _recurrent(device: str) -> Tensor:
+    with seeded(0):
+        model = Rows().double()
+    model, data = model.to(device), _data(device)
+    scores = snip(Candidate(model, prunable(model), 0.5, data, F.cross_entropy, torch.Generator()))
+    top = hessian_top(model, F.cross_entropy, data.train, tolerance=1e-6).value
+    return torch.cat([*(each.cpu().flatten() for each in scores.values()), torch.tensor([top], dtype=torch.float64)])
 
 
 def _filled(model: torch.nn.Module, flat: Tensor) -> torch.nn.Module:
