@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from regimes.config.recipe import Recipe
 from regimes.data.inputs import Inputs, call
 from regimes.experiment.context import RunContext, one_thread
+from regimes.landscape.convolution_derivatives import FastConvolutionDerivatives
 from regimes.landscape.hessian_operator import dense_gradients
 from regimes.losses.functions import loss_value
 from regimes.models.build import seeded
@@ -76,7 +77,7 @@ def bytes_in_measuring(
         loss = loss_value(loss_fn, call(model, inputs), targets)
         return torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
 
-    with dense_gradients(model):  # as in HessianOperator
+    with dense_gradients(model), FastConvolutionDerivatives():  # as in HessianOperator
         weights, graph = _kept_for_backward(model, gradient)
     return int(
         (WEIGHT_COPIES + vectors) * weights + PER_SAMPLE_BYTES + DOUBLE_BACKWARD_FACTOR * graph * images / len(inputs)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.data.inputs import Inputs, arguments, call
 from regimes.errors import UserError
+from regimes.landscape.convolution_derivatives import FastConvolutionDerivatives
 from regimes.landscape.metric import LossFn
 from regimes.losses.chunks import chunk_weights
 from regimes.losses.functions import loss_value
@@ -188,7 +189,7 @@ class HessianOperator:
         return loss_value(self.loss_fn, outputs, targets)
 
     def _gradient(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, ...]:
-        with dense_gradients(self.model), twice_differentiable():
+        with dense_gradients(self.model), twice_differentiable(), FastConvolutionDerivatives():
             loss = self._loss(self.leaves, inputs, targets)
             leaves = list(self.leaves.values())
             return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
