@@ -24,10 +24,11 @@ from regimes.discovery.prunable_graph import widths
 from regimes.discovery.removal_criterion import block_norms, is_removable, unit_norms
 from regimes.discovery.shrinking_network import ShrinkingNetwork
 from regimes.discovery.trace_graph import trace_graph
-from regimes.landscape.error import eval_mode, input_errors, inputs_per_pass, joined_outputs, network_task
+from regimes.landscape.error import input_errors, inputs_per_pass, joined_outputs, network_task
 from regimes.losses.functions import in_dtype, loss_value
 from regimes.losses.tasks import joined_errors
 from regimes.models.build import dtype_of, seeded
+from regimes.models.eval_mode import eval_mode
 from regimes.registry import lookup
 from regimes.training.batches import BatchStream
 from regimes.training.precision import precision_context

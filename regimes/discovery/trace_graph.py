@@ -16,8 +16,8 @@ from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, Prunabl
 from regimes.discovery.save_network import is_plain
 from regimes.discovery.verify_removal import removable_blocks, removable_units
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode
 from regimes.models.build import copied
+from regimes.models.eval_mode import eval_mode
 from regimes.models.residual_blocks import ResidualBlock, blocks_containing
 from regimes.pruners.removable_channels import channel_groups, sharing_layers
 

@@ -15,8 +15,8 @@ from regimes.discovery.gates import GateDraw, Gates, constant_gates
 from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, UnitGroup
 from regimes.discovery.removal import remove
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode
 from regimes.losses.functions import logits
+from regimes.models.eval_mode import eval_mode
 from regimes.models.residual_blocks import ResidualBlock, find_blocks, remove_block
 from regimes.pruners.removable_channels import sharing_layers
 

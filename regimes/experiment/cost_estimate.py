@@ -22,8 +22,9 @@ from regimes.experiment.stages.stage import Stage, size_of
 from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
-from regimes.landscape.error import eval_mode, inputs_per_pass
+from regimes.landscape.error import inputs_per_pass
 from regimes.landscape.metric import Metric
+from regimes.models.eval_mode import eval_mode
 from regimes.registry import lookup
 from regimes.training.update_rules import buffers_per_weight
 

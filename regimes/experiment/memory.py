@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.config.recipe import Recipe
 from regimes.data.inputs import Inputs, call
 from regimes.experiment.context import RunContext, one_thread
+from regimes.landscape.convolution_derivatives import FastConvolutionDerivatives
+from regimes.landscape.hessian_operator import dense_gradients
 from regimes.losses.functions import loss_value
 from regimes.models.build import seeded
 from regimes.training.update_rules import buffers_per_weight
@@ -70,14 +71,13 @@ def bytes_in_measuring(
 ) -> int:
     """Return the bytes of Hessian-vector products: ``vectors`` of the size of the weights, the graph of the gradient of
     ``images`` images, extrapolated from a few, and per-sample gradients."""
-    model.eval()
 
     def gradient() -> tuple[Tensor, ...]:
         trained = [each for each in model.parameters() if each.requires_grad]
         loss = loss_value(loss_fn, call(model, inputs), targets)
         return torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
 
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
+    with dense_gradients(model), FastConvolutionDerivatives():  # as in HessianOperator
         weights, graph = _kept_for_backward(model, gradient)
     return int(
         (WEIGHT_COPIES + vectors) * weights + PER_SAMPLE_BYTES + DOUBLE_BACKWARD_FACTOR * graph * images / len(inputs)

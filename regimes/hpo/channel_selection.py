@@ -12,6 +12,7 @@ from regimes.data.dataset import Dataset
 from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.losses.functions import loss_value
+from regimes.models.eval_mode import eval_gradients
 from regimes.pruners.removable_channels import channel_groups
 
 Scores = Callable[[nn.Module], Mapping[str, Tensor]]  # model -> {name in the state dict: score of each weight}
@@ -134,11 +135,9 @@ def saliencies(data: Dataset, loss_fn: Callable[..., Tensor], images: int) -> Sc
 
     def scores(model: nn.Module) -> dict[str, Tensor]:
         weights = layer_weights(model)
-        training = model.training
-        model.eval()  # BatchNorm statistics stay
-        loss = loss_value(loss_fn, call(model, data.train.inputs[:images]), data.train.targets[:images])
-        slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-        model.train(training)
+        with eval_gradients(model):  # BatchNorm statistics stay
+            loss = loss_value(loss_fn, call(model, data.train.inputs[:images]), data.train.targets[:images])
+            slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
         pairs = zip(weights.items(), slopes, strict=True)
         return {name: (each.detach() * slope).square() for (name, each), slope in pairs}
 

@@ -13,7 +13,6 @@ from regimes.data.inputs import Inputs, call
 from regimes.errors import UserError
 from regimes.landscape.error import (
     JACKKNIFE_GROUPS,
-    eval_mode,
     inputs_per_pass,
     jackknife_stderr,
     network_task,
@@ -23,6 +22,7 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.inputs import inputs_of
 from regimes.landscape.metric import Images, Metric, MetricValues, Probe, Trained, Variable, image_count, subset
 from regimes.losses.tasks import Task, task_of_outputs
+from regimes.models.eval_mode import eval_mode
 from regimes.registry import nearest
 
 MAX_FEATURE_BYTES = 2**32  # float64 features of both networks together

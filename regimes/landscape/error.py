@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import LossFn, Metric, MetricValues, Probe, Trained, Variable
 from regimes.losses.functions import IGNORED, logits, loss_value
 from regimes.losses.tasks import ErrorFunction, InputErrors, Task, infer_task, joined_errors
+from regimes.models.eval_mode import eval_mode
 
 # Input values per forward pass. This bounds memory and does not change results beyond rounding. On a CPU activations
 # should fit into the cache; a GPU needs large batches.
@@ -38,19 +38,6 @@ def inputs_per_pass(inputs: Inputs, numbers: int | None = None, lanes: int = 1) 
     """
     numbers = numbers or INPUT_VALUES_PER_PASS.get(inputs.device.type, INPUT_VALUES_PER_PASS["cpu"]) // lanes
     return min(8192, max(16, numbers // max(1, values_per_input(inputs))))
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Context manager for eval mode without gradients; restores the mode of every module on exit."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module in training:
-            module.training = True
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> Tensor:

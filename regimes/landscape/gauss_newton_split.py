@@ -24,6 +24,7 @@ ROOT_COPIES = 5  # temporary copies of the output Hessians
 MAX_ROOT_WORK = 2**32  # inputs times outputs cubed; beyond it, matrix roots take longer than probing the whole Hessian
 CHECKED_INPUTS = 4  # inputs on which the diagonal of the rest is checked
 MAX_NEGATIVE_CURVATURE = 1e-4  # tolerated negative curvature, relative to the largest
+DEGENERATE = 1e-6  # relative difference up to which eigenvalues count as equal
 
 
 class NotSplittable(Exception):
@@ -41,7 +42,8 @@ class GaussNewtonSplit:
 
     *tr G* needs gradients only: ``tr J' A J = sum_c |J' a_c|^2`` over the columns a_c of a root of A. One pass per
     column is exact; random combinations of the columns estimate it, drawn independently for every input, so that errors
-    average out over the inputs too.
+    average out over the inputs too. The columns are eigenvectors of A times the roots of their eigenvalues; those of
+    A's symmetric root would be as good for the exact value, but draws of them vary more.
 
     *tr R* is zero if the network is piecewise linear in each parameter tensor alone (layers with ReLU, pooling and
     BatchNorm in eval mode, each tensor used once), because then the diagonal blocks of R vanish. This is checked on a
@@ -79,9 +81,12 @@ class GaussNewtonSplit:
             answers = outputs(self.model, data[0])
         except UserError as error:
             raise NotSplittable(str(error)) from None
-        slopes, self.roots = _in_outputs(loss_fn, answers, data[1])
-        self.slopes = slopes
-        self.rest = HessianOperator(self.model, _linear, (data[0], slopes), mask, self.chunk)
+        slopes, values, vectors = _in_outputs(loss_fn, answers, data[1])
+        self.slopes, self.vectors = slopes.to(answers), vectors.to(answers)
+        self.roots = (vectors * values[:, None].sqrt()).to(answers)  # (n, outputs, columns)
+        level = (values.diff(dim=1, prepend=values[:, :1]) > DEGENERATE * values).cumsum(dim=1)
+        self.equal = (level[:, :, None] == level[:, None]).to(answers)  # (n, columns, columns): of equal eigenvalues
+        self.rest = HessianOperator(self.model, _linear, (data[0], self.slopes), mask, self.chunk)
         self.columns = self.roots.shape[2]
         alive = self.rest.live.split([leaf.numel() for leaf in self.rest.leaves.values()])
         named = zip(self.rest.leaves, alive, strict=True)
@@ -107,9 +112,16 @@ class GaussNewtonSplit:
         return self._squares(self.slopes[:, None])
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return an unbiased estimate of `exact` (n, tensors), from one random sum of root columns per input."""
-        signs = torch.randint(0, 2, (len(self.inputs), self.columns, 1), generator=generator, dtype=torch.int8)
-        return self._squares((self.roots @ (2 * signs - 1).to(self.roots)).transpose(1, 2))
+        """Return an unbiased estimate of `exact` (n, tensors), from one random sum of root columns per input.
+
+        A column gets the random sign of ``v'z``, with v its eigenvector and z Gaussian; the d columns of a degenerate
+        eigenvalue, with P the projection onto their span, the coefficients of ``sqrt(d) P z / |P z|``. The sum depends
+        on A and z alone, not on which eigenvectors a library returns.
+        """
+        z = torch.randn(*self.roots.shape[:2], 1, generator=generator, dtype=torch.float64).to(self.roots)
+        along = self.vectors.transpose(1, 2) @ z  # (n, columns, 1)
+        shares = along * (self.equal.sum(dim=2, keepdim=True) / (self.equal @ along.square())).sqrt()
+        return self._squares((self.roots @ shares).transpose(1, 2))
 
     def rest_has_zero_diagonal(self) -> bool:
         """Return whether the diagonal blocks of R are zero, by multiplying each with a random vector on a few inputs.
@@ -171,8 +183,9 @@ def _linear(answers: Any, slopes: Tensor) -> Tensor:
     return (logits(answers).reshape(slopes.shape) * slopes).sum(dim=1).mean()
 
 
-def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients (n, k) of each input's loss in its k outputs, and roots (n, k, c) of its Hessian in them."""
+def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (n, k) of each input's loss in its k outputs, and eigenvalues (n, c) and eigenvectors (n, k, c) of its
+    Hessian in them, without the k - c columns whose eigenvalues are zero for all inputs."""
     count, width = len(answers), answers[0].numel()
     if count * width**2 * 8 * ROOT_COPIES > MAX_ROOT_BYTES or count * width**3 > MAX_ROOT_WORK:
         raise NotSplittable("too many outputs")
@@ -190,8 +203,7 @@ def _in_outputs(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tens
     if not float(values.min()) >= -MAX_NEGATIVE_CURVATURE * largest - below:
         raise NotSplittable("the loss is not convex in the outputs")
     idle = int((values <= 1e-9 * largest).all(dim=0).sum())  # eigenvalues ascend: the first ones
-    roots = vectors[:, :, idle:] * values[:, None, idle:].clamp(min=0).sqrt()
-    return slopes.to(answers), roots.to(answers)
+    return slopes, values[:, idle:].clamp(min=0), vectors[:, :, idle:]
 
 
 def _derivatives(loss_fn: LossFn, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.data.inputs import Inputs, arguments, call
 from regimes.errors import UserError
-from regimes.landscape.error import eval_mode
+from regimes.landscape.convolution_derivatives import FastConvolutionDerivatives
 from regimes.landscape.metric import LossFn
 from regimes.losses.chunks import chunk_weights
 from regimes.losses.functions import loss_value
+from regimes.models.eval_mode import eval_gradients, eval_mode
 from regimes.pruners.mask import Mask
 
 AnyMask = Mask | Mapping[str, Tensor] | None
@@ -188,7 +189,7 @@ class HessianOperator:
         return loss_value(self.loss_fn, outputs, targets)
 
     def _gradient(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, ...]:
-        with dense_gradients(self.model), twice_differentiable():
+        with dense_gradients(self.model), twice_differentiable(), FastConvolutionDerivatives():
             loss = self._loss(self.leaves, inputs, targets)
             leaves = list(self.leaves.values())
             return torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
@@ -225,14 +226,12 @@ def dense_gradients(model: nn.Module) -> Iterator[None]:
     attention or encoder layers, no cuDNN recurrent layers, no sparse gradients of embeddings."""
     fast = torch.backends.mha.get_fastpath_enabled()
     sparse = [each for each in model.modules() if getattr(each, "sparse", False) is True]
-    recurrent = any(isinstance(each, nn.RNNBase) for each in model.modules())
-    with eval_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with eval_gradients(model), sdpa_kernel(SDPBackend.MATH):
         for each in sparse:
             each.sparse = False  # type: ignore[assignment]
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
-                yield
+            yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             for each in sparse:

@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 from regimes.data.inputs import Inputs, call
 from regimes.errors import UserError
 from regimes.landscape.estimate import Estimate
+from regimes.landscape.hessian_operator import dense_gradients
 from regimes.landscape.metric import LossFn
 from regimes.losses.functions import loss_value
 from regimes.models.build import seeded
@@ -71,7 +72,8 @@ class _reference:  # noqa: N801 - used as a function
     def __init__(self, model: nn.Module, loss_fn: LossFn, data: tuple[Inputs, Tensor], mask: Any) -> None:
         copied = copy.deepcopy(model).eval()
         copied.zero_grad(set_to_none=True)
-        self._freeze_unused(copied, loss_fn, data)
+        with dense_gradients(copied):
+            self._freeze_unused(copied, loss_fn, data)
         layers = mask.layers if isinstance(mask, Mask) else dict(mask or {})
         for name, layer in layers.items():
             owner, _, leaf = name.rpartition(".")
@@ -84,7 +86,7 @@ class _reference:  # noqa: N801 - used as a function
     def __enter__(self) -> Any:
         from pyhessian import hessian
 
-        with warnings.catch_warnings():
+        with dense_gradients(self.model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*backward.*create_graph.*")
             return hessian(self.model, self.loss_fn, data=self.data, cuda=self.data[0].is_cuda)
 

@@ -13,6 +13,7 @@ from regimes.data.inputs import call
 from regimes.errors import UserError
 from regimes.losses.chunks import chunk_weights
 from regimes.losses.functions import loss_value
+from regimes.models.eval_mode import eval_gradients
 from regimes.pruners.prune import Candidate
 
 SENSITIVITY_IMAGES = 512  # training images used, drawn once
@@ -36,7 +37,7 @@ def snip(candidate: Candidate) -> dict[str, Tensor]:
     total = {name: torch.zeros_like(weight) for name, weight in candidate.weights.items()}
     targets = images.targets.split(BATCH_IMAGES)
     batches = list(images.inputs.split(BATCH_IMAGES))
-    with torch.enable_grad(), _differentiable(candidate.model, weights):
+    with eval_gradients(candidate.model), _not_frozen(weights):
         with torch.no_grad():
             answers = [call(candidate.model, each.clone()) for each in batches] if len(batches) > 1 else []
         shares = chunk_weights(candidate.loss_fn, answers, targets)
@@ -50,11 +51,9 @@ def snip(candidate: Candidate) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _differentiable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Context manager for eval mode in which weights have gradients, also frozen ones."""
-    training = [module for module in model.modules() if module.training]
+def _not_frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Context manager in which all weights require gradients."""
     frozen = [weight for weight in weights if not weight.requires_grad]
-    model.eval()
     try:
         for weight in frozen:
             weight.requires_grad = True
@@ -62,5 +61,3 @@ def _differentiable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterat
     finally:
         for weight in frozen:
             weight.requires_grad = False
-        for module in training:
-            module.training = True

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regimes.data.inputs import Inputs, TensorGroup, call
 from regimes.errors import UserError
 from regimes.losses.functions import logits
+from regimes.models.eval_mode import eval_gradients
 from regimes.pruners.prune import Candidate
 
 ROUNDS = 100  # as in the paper; a single round may remove whole layers
@@ -64,7 +65,7 @@ def _ones(inputs: Tensor) -> Tensor:
 
 
 def _flow(model: nn.Module, weights: Mapping[str, Tensor], ones: Inputs) -> Tensor:
-    with torch.enable_grad():
+    with eval_gradients(model):
         total = logits(call(model, ones)).sum()
         gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
     flows = [

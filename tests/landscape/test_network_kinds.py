@@ -21,6 +21,12 @@ from regimes.landscape.hessian_operator import HessianOperator, dense_gradients
 NAMES = list(KINDS)
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second derivatives of small convolutions as on a GPU; other tests take those of a CPU."""
+    monkeypatch.setattr("regimes.landscape.convolution_derivatives.MIN_CPU_MULTIPLICATIONS", 0)
+
+
 def loss_at(kind: Kind, model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
     with dense_gradients(model):
         return kind.loss(plain(functional_call(model, weights, *arguments(kind.inputs))), kind.targets)

@@ -195,7 +195,7 @@ def test_enlarged_digits_are_as_many_as_asked() -> None:
 
 def test_this_cpu_computes_what_it_should() -> None:
     (sheet,) = lookup(BENCHES, "check", "bench")(BenchOptions(), lambda line: None).tables
-    assert len(sheet.rows) == 1 + 2 * len(ENGINES) + 2 * 5 + len(PRUNERS) + 2 + 1 + len(PRECISIONS)
+    assert len(sheet.rows) == 1 + 2 * len(ENGINES) + 2 * 6 + len(PRUNERS) + 2 + 1 + len(PRECISIONS)
     assert all(row[2] == "equal" for row in sheet.rows[1:])
 
 

@@ -23,7 +23,9 @@ from regimes.landscape.linear_path import linear_connectivity
 from regimes.models.build import build, seeded
 from regimes.plots.text_table import TextTable
 from regimes.pruners import ALLOCATIONS, PRUNERS
-from regimes.pruners.prune import prune
+from regimes.pruners.prunable_weights import prunable
+from regimes.pruners.prune import Candidate, prune
+from regimes.pruners.snip import snip
 from regimes.research.page import Page, Say, benchmark_page
 from regimes.research.speed.harness import BenchOptions, Case, Contender, run_contenders
 from regimes.training import ENGINES
@@ -80,7 +82,7 @@ def _comparisons(device: str) -> dict[str, Callable[[], float]]:
         found[f"masks of {pruner}"] = partial(_masks_apart, pruner, device)
     for measure in ("error and loss on the linear path", "CKA"):
         found[f"byte images, {measure}"] = partial(_byte_images_apart, measure, device)
-    found["LSTM, Hessian trace"] = partial(_recurrent_apart, device)
+    found["LSTM in eval mode, SNIP scores and top eigenvalue"] = partial(_recurrent_apart, device)
     for precision in PRECISIONS:
         found[f"graphed in {precision}, alone and among eight"] = partial(_neighbours_apart, precision, device)
     return found
@@ -127,23 +129,29 @@ def _byte_images_apart(measure: str, device: str) -> float:
     return _apart(*found)
 
 
-class _Recurrent(nn.Module):
+class Rows(nn.Module):
+    """An LSTM over the rows of an image."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
+        self.rows, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.head(self.layer(inputs.flatten(1, 2))[0][:, -1])
-        return found
+    def forward(self, images: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.rows(images[:, 0])[0][:, -1])
+        return answers
 
 
 def _recurrent_apart(device: str) -> float:
+    """Relative difference of SNIP scores and the top eigenvalue of a recurrent network, taken in eval mode."""
     found = []
     for where in ("cpu", device):
         with seeded(0):
-            model = _Recurrent().double().to(where)
-        trace = hessian_trace(model, F.cross_entropy, _data(where).train, probes=8)
-        found.append(torch.tensor([trace.value], dtype=torch.float64))
+            model = Rows().double()
+        model, data = model.to(where), _data(where)
+        scores = snip(Candidate(model, prunable(model), 0.5, data, F.cross_entropy, torch.Generator()))
+        top = hessian_top(model, F.cross_entropy, data.train, tolerance=1e-6).value
+        flat = [*(each.cpu().flatten() for each in scores.values()), torch.tensor([top], dtype=torch.float64)]
+        found.append(torch.cat(flat))
     return _apart(*found)
 
 
@@ -190,7 +198,8 @@ MEASURES: dict[str, Callable[..., list[float]]] = {
     "error and loss on the linear path": _path,
     "CKA": lambda a, b, split: [cka(a, b, split.inputs).value],
     "Hessian trace": lambda a, b, split: [hessian_trace(a, F.cross_entropy, split, probes=8).value],
-    "Hessian trace, XTrace": lambda a, b, split: [hessian_trace(a, F.cross_entropy, split, rel_stderr=0.1).value],
+    "Hessian trace to 10 %": lambda a, b, split: [hessian_trace(a, F.cross_entropy, split, rel_stderr=0.1).value],
+    "XTrace": lambda a, b, split: [hessian_trace(a, F.cross_entropy, split, rel_stderr=0.1, method="xtrace").value],
     "top eigenvalue": lambda a, b, split: [hessian_top(a, F.cross_entropy, split, tolerance=1e-6).value],
 }
 
