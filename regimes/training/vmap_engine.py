@@ -30,7 +30,6 @@ from regimes.losses.functions import in_dtype, loss_value
 from regimes.losses.tasks import Task, infer_task
 from regimes.models.build import dtype_of, load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
-from regimes.training.precision import precision_context
 from regimes.training.update_rules import MEAN, SQUARE
 
 Arguments = tuple[tuple[Tensor, ...], dict[str, Tensor]]
@@ -50,15 +49,17 @@ class VmapEngine:
     """Engine that trains up to `MAX_LANES` networks in lock-step; see `Engine`.
 
     Raises:
-        ValueError: the models have tied weights or extra state, or the optimiser is Muon, which cannot be stacked.
+        ValueError: the models have tied weights or extra state, or the optimiser is Muon, which cannot be stacked; or
+            the precision is not float32: within ``vmap``, autocast leaves convolutions in float32 on a CPU.
     """
 
     capacity = MAX_LANES
 
     def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
+        if precision != "float32":
+            raise ValueError(f"{precision} steps cannot be stacked; use the engine eager")
         self.count = padded_lanes(len(lanes), lanes[0].model)
         self.lanes = [*lanes, *[lanes[-1]] * (self.count - len(lanes))]
-        self.precision = precision
         self.data = data
         self.recipe = lanes[0].recipe
         self.dtype = dtype_of(lanes[0].model)
@@ -176,8 +177,7 @@ class VmapEngine:
             parameter.sub_(_view(steps, parameter) * mean / scale)
 
     def _gradients(self, inputs: Inputs, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
-        with precision_context(self.precision, targets.device):
-            outputs = in_dtype(self.train_forward(self.parameters, buffers, arguments(inputs)), self.dtype)
+        outputs = in_dtype(self.train_forward(self.parameters, buffers, arguments(inputs)), self.dtype)
         losses = vmap(lambda one, wanted: loss_value(self.recipe.loss_fn, one, wanted))(outputs, targets)  # (lanes,)
         if any(lane.recipe.label_smoothing for lane in self.lanes):  # a lane's 0 changes no bit of it
             if not isinstance(outputs, Tensor) or outputs.dim() != 3:  # (lanes, batch, classes)
