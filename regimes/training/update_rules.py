@@ -100,7 +100,7 @@ class Adam:
             means,
             squares,
             [],
-            [torch.tensor(float(number)) for _ in moved],
+            list(torch.full((len(moved),), float(number)).unbind()),  # torch's form advances each
             beta1=self.recipe.beta1,
             beta2=self.recipe.beta2,
             eps=self.recipe.eps,
