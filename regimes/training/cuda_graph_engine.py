@@ -63,15 +63,16 @@ class CudaGraphEngine:
     def epoch(self, number: int) -> list[float]:
         """Train every lane for one scheduled epoch; return each lane's mean batch loss."""
         steps = self.members[0].batches.schedule.steps_per_epoch
+        begins = self.members[0].turned < 0
         with seeded(0):
-            before = self._generators()
+            before = self._generators() if begins else []
             for member in self.members:
                 member.begin()
             self._synchronize()
             for step in range(number * steps, (number + 1) * steps):
                 for member in self.members:
                     member.advance(step)
-                if step == number * steps and self._generators() != before:
+                if begins and step == number * steps and self._generators() != before:
                     raise ValueError("the model draws random numbers during training; use the engine eager")
             self._synchronize()
         return [float(member.total) / steps for member in self.members]
@@ -100,7 +101,7 @@ class CudaGraphEngine:
         if self.device.type == "cuda":
             states.append(torch.cuda.get_rng_state(self.device))
         numpy_state: Any = np.random.get_state()
-        return [random.getstate(), numpy_state[1].tolist(), numpy_state[2], *(each.tolist() for each in states)]
+        return [random.getstate(), numpy_state[1].tobytes(), numpy_state[2], *(bytes(each.numpy()) for each in states)]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
