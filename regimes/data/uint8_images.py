@@ -56,9 +56,10 @@ class Uint8Images:
 
     def __getitem__(self, index: Any) -> Tensor:
         rows = self.rows[index.to(self.rows.device) if isinstance(index, Tensor) else index]
-        images = self.bytes[rows].to(self.device, self.dtype)
+        # Much faster than an index in brackets, which takes one number at a time.
+        images = self.bytes.index_select(0, rows) if rows.dim() == 1 else self.bytes[rows]
         mean, deviation = (each.to(self.device, self.dtype)[:, None, None] for each in (self.mean, self.deviation))
-        images = (images / 255 - mean) / deviation
+        images = images.to(self.device, self.dtype).div_(255).sub_(mean).div_(deviation)
         return images.contiguous(memory_format=self.layout) if images.dim() == 4 else images
 
     def split(self, size: int) -> Iterator[Tensor]:

@@ -112,7 +112,7 @@ class GatedTraining(ShrinkingNetwork):
         return value
 
     def _loss(self, step: int, inputs: Inputs, targets: Tensor, drawn: GateDraw | None) -> Tensor:
-        torch.manual_seed(self.stream.noise(step))  # dropout draws the same in every pass of a step
+        self.stream.seed_noise(step)  # dropout draws the same in every pass of a step
         with precision_context(self.precision, self.device):
             if drawn is None or self.gates is None:
                 answers = call(self.model, inputs)

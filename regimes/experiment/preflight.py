@@ -16,10 +16,12 @@ from regimes.discovery import ESTIMATORS
 from regimes.discovery.trace_graph import trace_graph
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
+from regimes.experiment.numerics import Numerics
 from regimes.losses.functions import IGNORED, loss_value
 from regimes.pruners.channels import shrink
 from regimes.pruners.prune import check_kept, prunable, prune
 from regimes.registry import lookup
+from regimes.training.precision import ProductDtypes, precision_context
 from regimes.training.schedule import TrainingSchedule
 
 RUNS_MODEL = ("snip", "synflow")  # pruners that may fail on a model
@@ -89,6 +91,44 @@ def _shorter(reason: str) -> str:
     if not found:
         return reason
     return f"torch has no deterministic kernel for {name} on a GPU; use another operation, or --device cpu"
+
+
+def check_precision(sweep: Sweep, context: RunContext, numerics: Numerics) -> None:
+    """Check that training steps would be in the precision of the numerics, with a trial of a new model.
+
+    Warns of matrix products and convolutions that stay in another precision, e.g. those of complex weights.
+
+    Raises:
+        UserError: the steps are those of the engine "stacked", or of a loop of one's own, and not in float32; or the
+            model raises in that precision.
+    """
+    if numerics.precision == "float32":
+        return
+    asked = f"--precision {numerics.precision}"
+    if "stacked" in (numerics.dense, numerics.engine):
+        raise UserError(
+            f"{asked}: the engine stacked trains in float32 only; use --engine eager, or --precision float32"
+        )
+    for table, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
+        if recipe.train:
+            raise UserError(
+                f"{asked}: {table}.train = '{recipe.train}' chooses its own precision; use torch.autocast in it, and "
+                "--precision float32"
+            )
+    model, few = context.new_model(seed=0), context.data.train.inputs[:2]
+    try:
+        with one_thread(), ProductDtypes() as products, precision_context(numerics.precision, context.device):
+            call(model, few)
+    except Exception as error:  # a user's model may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{asked}: the model raised {type(error).__name__}: {reason}") from error
+    others = [name for name, dtype in products.found if dtype != getattr(torch, numerics.precision)]
+    if others:
+        warnings.warn(
+            f"{asked}: {len(others)} of {len(products.found)} matrix products and convolutions of the model stay in "
+            f"another precision ({', '.join(sorted(set(others)))})",
+            stacklevel=2,
+        )
 
 
 def _extreme_two(split: Split) -> Split:

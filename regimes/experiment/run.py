@@ -19,6 +19,7 @@ from regimes.experiment.environment import default_workers
 from regimes.experiment.executors import StopRun, by_processes, in_process
 from regimes.experiment.expand import check_sweep, dense_stages, measure_stages, pruning_branches, without_duplicates
 from regimes.experiment.numerics import Numerics, numerics_of
+from regimes.experiment.preflight import check_precision
 from regimes.experiment.run_metadata import check_numerics, log, start_run
 from regimes.experiment.schedule import Progress, fleets, scan_store, with_dependencies
 from regimes.experiment.stages.retrain import RetrainStage
@@ -173,7 +174,7 @@ def prepare(
     """Load the data, list the stages and scan the folder, without writing anything; for the arguments see `run`.
 
     Raises:
-        UserError: an error in the sweep, or numerics that differ from the run's.
+        UserError: an error in the sweep, numerics that differ from the run's, or steps that cannot be in its precision.
     """
     if sweep is None:
         sweep, origin = stored_sweep(out or "")
@@ -199,6 +200,7 @@ def prepare(
     if engine is None and began is None:
         known = numerics_from_records(numerics, store, precision)
         numerics, lanes = (known, {}) if known else _choose(numerics, select_engines(context, sweep, stages, workers))
+    check_precision(sweep, context, numerics)
     lanes = lanes or lane_counts(numerics, (info or {}).get("lanes", {}), sweep, context, workers)
     if not mixed and (began is not None or store.run_info is None):
         check_numerics(store, numerics)  # else another process has just begun the run: `start_run` adopts its engines

@@ -56,9 +56,16 @@ class BatchStream:
             which = self.order[here]
             yield step, self.augmentation.apply(self.split.inputs[which], self.draws[here]), self.split.targets[which]
 
-    def noise(self, step: int) -> int:
-        """Return the seed of a step's own randomness (dropout)."""
-        return (seed_of(*self.role, "noise") + step) % 2**63
+    def seed_noise(self, step: int) -> None:
+        """Seed the generators that a step's own randomness (dropout) comes from: the CPU's and the data's device's.
+
+        `torch.manual_seed` would also seed every other device, and those that are not initialised at the cost of a
+        stack trace.
+        """
+        seed, device = (seed_of(*self.role, "noise") + step) % 2**63, self.split.targets.device
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(seed)
 
     def start_pass(self, number: int) -> None:
         """Draw the image order and augmentation of a pass, on the CPU, and move them to the device."""

@@ -7,12 +7,18 @@ are stored on the device and selected by counters there.
 
 Networks share no memory, so the bits of a network depend neither on the others nor on their number. On a CPU, which has
 no graphs, the same step is run directly.
+
+Models that draw random numbers in training (dropout) are refused: a replayed graph goes on drawing from the device's
+generator, whereas the draws must be a function of the lane and the step, and the same in both passes of SAM.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +33,16 @@ from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.precision import precision_context
 
 MAX_STREAMS = 8  # per device; graphs on different streams run concurrently
-WARM_UP_STEPS = 3  # steps before the capture that let libraries initialise; their effects are undone
+WARM_UP_STEPS = 3  # steps before the capture that let libraries initialise; each is undone
 
 
 class CudaGraphEngine:
-    """Engine that trains up to ``capacity`` networks concurrently, each with its own captured step; see `Engine`."""
+    """Engine that trains up to ``capacity`` networks concurrently, each with its own captured step; see `Engine`.
+
+    Raises:
+        ValueError: the optimiser is Muon, the images do not fit on the device, or, in the first epoch, a model draws
+            random numbers or replaces a buffer in training.
+    """
 
     capacity = 64
 
@@ -52,13 +63,17 @@ class CudaGraphEngine:
     def epoch(self, number: int) -> list[float]:
         """Train every lane for one scheduled epoch; return each lane's mean batch loss."""
         steps = self.members[0].batches.schedule.steps_per_epoch
+        begins = self.members[0].turned < 0
         with seeded(0):
+            before = self._generators() if begins else []
             for member in self.members:
                 member.begin()
             self._synchronize()
             for step in range(number * steps, (number + 1) * steps):
                 for member in self.members:
                     member.advance(step)
+                if begins and step == number * steps and self._generators() != before:
+                    raise ValueError("the model draws random numbers during training; use the engine eager")
             self._synchronize()
         return [float(member.total) / steps for member in self.members]
 
@@ -79,6 +94,14 @@ class CudaGraphEngine:
         member = self.members[lane]
         weights, momentum = member.model.state_dict(), member.stepper.momentum()
         return tuple({name: each.detach().cpu().clone() for name, each in part.items()} for part in (weights, momentum))  # type: ignore[return-value]
+
+    def _generators(self) -> list[Any]:
+        """States of the global generators that a model may draw from."""
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        numpy_state: Any = np.random.get_state()
+        return [random.getstate(), numpy_state[1].tobytes(), numpy_state[2], *(bytes(each.numpy()) for each in states)]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -158,33 +181,27 @@ class _Member:
         self.place += 1
 
     def _capture(self, stream: torch.cuda.Stream) -> None:
-        """Capture the step after a few warm-up steps, whose effects are undone.
-
-        Raises:
-            ValueError: the model draws random numbers in training; a replayed graph would repeat them.
-        """
-        counters = (self.step, self.place, self.total)
-        state = [*self.model.state_dict().values(), *self.stepper.momentum().values(), *counters]
-        kept = [each.clone() for each in state]
-        seen = _generators(stream.device)
         stream.wait_stream(torch.cuda.current_stream(stream.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
-                for each in (self.step, self.place):
-                    each.zero_()  # a pass may have fewer steps
-                self._step()
-            for each, before in zip(state, kept, strict=True):
-                each.detach().copy_(before)
-        torch.cuda.synchronize(stream.device)
-        if any(not torch.equal(one, other) for one, other in zip(seen, _generators(stream.device), strict=True)):
-            raise ValueError("the model draws random numbers during training")
-        for each in self.stepper.parameters:
-            each.grad = None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self._step()
+        with torch.cuda.stream(stream):  # which a capture that fails may not leave by itself
+            self._warm_up()
+            torch.cuda.synchronize(stream.device)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self._step()
         self.graph = graph
 
-
-def _generators(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    def _warm_up(self) -> None:
+        """Take some steps, each from the same state, and leave that state and no gradients."""
+        held = [*self.model.parameters(), *self.model.buffers()]
+        state = [*held, *self.stepper.momentum().values(), self.step, self.place, self.total]
+        kept = [each.detach().clone() for each in state]
+        for _ in range(WARM_UP_STEPS):  # further on there might be no batch
+            self._step()
+            for each, before in zip(state, kept, strict=True):
+                if not torch.equal(each, before):
+                    each.detach().copy_(before)
+        now = [*self.model.parameters(), *self.model.buffers()]
+        if any(one is not other for one, other in zip(held, now, strict=True)):
+            raise ValueError("the model replaces a buffer during training, which a CUDA graph would not see")
+        for each in self.stepper.parameters:
+            each.grad = None

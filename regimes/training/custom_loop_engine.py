@@ -46,13 +46,18 @@ STATE = "state"  # name of the loop's state, as bytes, among the buffers of a sn
 class CustomLoopEngine:
     """Engine that trains one network with the loop of its recipe; see `Engine`.
 
-    ``precision`` is the loop's own business.
+    Raises:
+        ValueError: the precision is not float32: a loop chooses its own.
     """
 
     capacity: ClassVar[int] = 1
 
     def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
         (self.lane,) = lanes
+        if precision != "float32":
+            raise ValueError(
+                f"a training loop of one's own chooses its precision itself; it cannot be set to {precision}"
+            )
         self.data, self.model, self.name = data, self.lane.model, self.lane.recipe.train
         function: Callable[..., Iterator[Any]] = lookup({}, self.name, "training loop")
         named, _ = options_of(function, given=())

@@ -47,7 +47,7 @@ class EagerEngine:
             for step, inputs, targets in self.stream.batches(number * steps, (number + 1) * steps):
 
                 def loss(step: int = step, inputs: Inputs = inputs, targets: Tensor = targets) -> Tensor:
-                    torch.manual_seed(self.stream.noise(step))  # the same dropout in both passes of SAM
+                    self.stream.seed_noise(step)  # the same dropout in both passes of SAM
                     with precision_context(self.precision, targets.device):
                         answers = call(self.model, inputs)
                     value: Tensor = loss_value(loss_fn, in_dtype(answers, self.dtype), targets)

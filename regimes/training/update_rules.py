@@ -100,7 +100,7 @@ class Adam:
             means,
             squares,
             [],
-            [torch.tensor(float(number)) for _ in moved],
+            list(torch.full((len(moved),), float(number)).unbind()),  # torch's form advances each
             beta1=self.recipe.beta1,
             beta2=self.recipe.beta2,
             eps=self.recipe.eps,
@@ -175,7 +175,8 @@ class Muon:
         )
         for part in (0, 2):
             for tensor, matrix in zip(tensors[part], matrices[part], strict=True):
-                tensor.copy_(matrix.view_as(tensor))
+                if matrix.data_ptr() != tensor.data_ptr():
+                    tensor.copy_(matrix.view_as(tensor))
 
 
 def update_rule(model: nn.Module, recipe: Recipe) -> Sgd | Adam | Muon:

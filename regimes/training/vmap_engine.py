@@ -30,7 +30,6 @@ from regimes.losses.functions import in_dtype, loss_value
 from regimes.losses.tasks import Task, infer_task
 from regimes.models.build import dtype_of, load_weights, seeded
 from regimes.training.fleet import Lane, Row, Tensors
-from regimes.training.precision import precision_context
 from regimes.training.update_rules import MEAN, SQUARE
 
 Arguments = tuple[tuple[Tensor, ...], dict[str, Tensor]]
@@ -50,15 +49,17 @@ class VmapEngine:
     """Engine that trains up to `MAX_LANES` networks in lock-step; see `Engine`.
 
     Raises:
-        ValueError: the models have tied weights or extra state, or the optimiser is Muon, which cannot be stacked.
+        ValueError: the models have tied weights or extra state, or the optimiser is Muon, which cannot be stacked; or
+            the precision is not float32: within ``vmap``, autocast leaves convolutions in float32 on a CPU.
     """
 
     capacity = MAX_LANES
 
     def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
+        if precision != "float32":
+            raise ValueError(f"{precision} steps cannot be stacked; use the engine eager")
         self.count = padded_lanes(len(lanes), lanes[0].model)
         self.lanes = [*lanes, *[lanes[-1]] * (self.count - len(lanes))]
-        self.precision = precision
         self.data = data
         self.recipe = lanes[0].recipe
         self.dtype = dtype_of(lanes[0].model)
@@ -70,6 +71,8 @@ class VmapEngine:
         self.smooth = self._per_lane([lane.recipe.label_smoothing for lane in self.lanes])
         self.clip = self._per_lane([lane.recipe.clip_norm or math.inf for lane in self.lanes])
         self.betas = list(zip(*((lane.recipe.beta1, lane.recipe.beta2) for lane in self.lanes), strict=True))
+        self.kept = [self._per_lane(each) for each in self.betas]
+        self.fresh = [self._per_lane([1 - beta for beta in each]) for each in self.betas]
         self.train_forward = vmap(self._one, in_dims=(0, 0, 1), out_dims=0)
         self.eval_forward = vmap(self._one, in_dims=(0, 0, None), out_dims=0)
         if _has_signals(self.base):  # a third of the time
@@ -126,15 +129,16 @@ class VmapEngine:
             return self._walk(number, steps, total)
 
     def _walk(self, number: int, steps: int, total: Tensor) -> list[float]:
-        walks = [stream.batches(number * steps, (number + 1) * steps) for stream in self.streams]
-        for batches in zip(*walks, strict=True):
-            step = batches[0][0]
+        span = range(number * steps, (number + 1) * steps)
+        walks = [stream.batches(span.start, span.stop) for stream in self.streams]
+        rates = self._per_lane([[each.schedule.learning_rate(step) for each in self.streams] for step in span])
+        for step, rate, batches in zip(span, rates, zip(*walks, strict=True), strict=True):
             inputs = _side_by_side([inputs for _, inputs, _ in batches])
             targets = torch.stack([targets for _, _, targets in batches])  # (lanes, batch)
-            total += self._step(inputs, targets, step)
+            total += self._step(inputs, targets, rate, step)
         return [float(each) / steps for each in total]
 
-    def _step(self, inputs: Inputs, targets: Tensor, step: int) -> Tensor:
+    def _step(self, inputs: Inputs, targets: Tensor, rates: Tensor, step: int) -> Tensor:
         losses, gradients = self._gradients(inputs, targets, self.buffers)
         if self.recipe.sam_rho:
             gradients = self._sharpness_aware(inputs, targets, gradients)
@@ -142,7 +146,6 @@ class VmapEngine:
             norms = torch.stack(_squares(gradients), dim=1).sum(dim=1).sqrt()  # over dim 0 it would depend on the lanes
             shrunk = (self.clip / (norms + 1e-6)).clamp(max=1)
             gradients = {name: each * _view(shrunk, each) for name, each in gradients.items()}
-        rates = self._per_lane([stream.schedule.learning_rate(step) for stream in self.streams])
         with torch.no_grad():
             if self.recipe.optimizer == "sgd":
                 self._sgd(gradients, rates)
@@ -161,8 +164,6 @@ class VmapEngine:
     def _adam(self, gradients: Tensors, rates: Tensor, step: int) -> None:
         """Adam and AdamW of each lane; see `regimes.training.update_rules.Adam`."""
         corrections = [self._per_lane([1 - beta ** (step + 1) for beta in each]) for each in self.betas]
-        kept = [self._per_lane(each) for each in self.betas]
-        fresh = [self._per_lane([1 - beta for beta in each]) for each in self.betas]
         steps, roots = rates / corrections[0], corrections[1].sqrt()
         for name, parameter in self.parameters.items():
             gradient, mean, square = gradients[name], self.momentum[f"{MEAN}{name}"], self.momentum[f"{SQUARE}{name}"]
@@ -170,14 +171,13 @@ class VmapEngine:
                 parameter.mul_(1 - _view(rates * self.decay, parameter))
             else:
                 gradient = gradient + _view(self.decay, parameter) * parameter
-            mean.mul_(_view(kept[0], parameter)).add_(_view(fresh[0], parameter) * gradient)
-            square.mul_(_view(kept[1], parameter)).add_(_view(fresh[1], parameter) * gradient.square())
+            mean.mul_(_view(self.kept[0], parameter)).add_(_view(self.fresh[0], parameter) * gradient)
+            square.mul_(_view(self.kept[1], parameter)).add_(_view(self.fresh[1], parameter) * gradient.square())
             scale = square.sqrt() / _view(roots, parameter) + self.recipe.eps
             parameter.sub_(_view(steps, parameter) * mean / scale)
 
     def _gradients(self, inputs: Inputs, targets: Tensor, buffers: Tensors) -> tuple[Tensor, Tensors]:
-        with precision_context(self.precision, targets.device):
-            outputs = in_dtype(self.train_forward(self.parameters, buffers, arguments(inputs)), self.dtype)
+        outputs = in_dtype(self.train_forward(self.parameters, buffers, arguments(inputs)), self.dtype)
         losses = vmap(lambda one, wanted: loss_value(self.recipe.loss_fn, one, wanted))(outputs, targets)  # (lanes,)
         if any(lane.recipe.label_smoothing for lane in self.lanes):  # a lane's 0 changes no bit of it
             if not isinstance(outputs, Tensor) or outputs.dim() != 3:  # (lanes, batch, classes)
@@ -205,7 +205,7 @@ class VmapEngine:
                 parameter.copy_(here[name])
         return worst
 
-    def _per_lane(self, values: Sequence[float]) -> Tensor:
+    def _per_lane(self, values: Sequence[float] | list[list[float]]) -> Tensor:
         return torch.tensor(values, dtype=self.dtype, device=self.data.train.targets.device)
 
     # -- results --------------------------------------------------------------------------------------------------

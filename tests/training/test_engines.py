@@ -30,7 +30,7 @@ from regimes.pruners.prune import prune
 from regimes.training import ENGINES
 from regimes.training.fleet import Lane, Snapshot
 from regimes.training.train import train_fleet
-from regimes.training.vmap_engine import MIN_LANES, VmapEngine
+from regimes.training.vmap_engine import VmapEngine
 
 # On images this small MobileNetV2 ends in single pixels, where BatchNorm makes differences of rounding grow a
 # thousandfold a step: it has a test of its own. What torchvision has beside is tried by each run.
@@ -228,7 +228,7 @@ def test_networks_of_several_shapes_share_a_fleet(engine: str) -> None:
         assert torch.equal(flat(together[seed]), flat(alone))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["eager", "graphed"])
 @pytest.mark.parametrize("model", ["preresnet", "mlp"])
 def test_bfloat16_steps_repeat_themselves_and_learn_alike(engine: str, model: str) -> None:
     def trained(precision: str) -> list[Snapshot]:
@@ -284,11 +284,11 @@ def test_memory_does_not_depend_on_how_many_images_there_are(tiny: dict[str, Any
 def test_a_run_without_its_head_goes_on_as_it_began(
     tiny: dict[str, Any], run_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:
-    begun = run_tiny(tiny, "half", precision="bfloat16", engine="stacked")
+    begun = run_tiny(tiny, "half", precision="bfloat16", engine="graphed")
     (begun.folder / "run.json").unlink()
     found = prepare(resolve_sweep(tiny), begun.folder)
-    assert (found.spec.numerics.engine, found.spec.numerics.precision) == ("stacked", "bfloat16")
-    assert found.lanes["retrain"] >= MIN_LANES
+    assert (found.spec.numerics.engine, found.spec.numerics.precision) == ("graphed", "bfloat16")
+    assert found.lanes["retrain"] > 1
 
 
 def test_a_fleet_is_as_large_as_fits(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

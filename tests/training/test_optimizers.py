@@ -19,7 +19,7 @@ from regimes.training.fleet import Lane
 from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.schedule import TrainingSchedule
 from regimes.training.train import Snapshot, train
-from regimes.training.update_rules import hidden_matrices
+from regimes.training.update_rules import hidden_matrices, update_rule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 BASE = {"epochs": 4, "batch_size": 32, "augment": "none", "weight_decay": 0.02, "warmup": 0.3, "schedule": "cosine"}
@@ -193,6 +193,20 @@ def test_muon_moves_hidden_matrices_and_convolutions_only() -> None:
     assert hidden_matrices(language) == {"1.weight"}
     (end,) = train(net(), data(), recipe_of("muon"), ("x",), [1])
     assert {name for name in end.momentum if "/" not in name} == {"body.1.weight", "body.4.weight"}
+
+
+def test_muon_does_not_depend_on_the_memory_format() -> None:
+    """A convolution of one pixel has the same memory in both, with other strides."""
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = build("preresnet", {"depth": 8, "width": 4}, (3, 8, 8), 4, 0).to(memory_format=layout)
+        assert any(each.shape[-2:] == (1, 1) for each in model.parameters() if each.dim() == 4)
+        rule, named = update_rule(model, recipe_of("muon")), dict(model.named_parameters())
+        with torch.no_grad():
+            for step in range(2):
+                rule(named, {name: each.sin() for name, each in named.items()}, 0.01, step)
+        moved.append(torch.cat([each.detach().flatten() for each in named.values()]))
+    assert torch.equal(*moved)
 
 
 class Sequences(nn.Module):

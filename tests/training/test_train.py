@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
-from regimes.data.augment import CROP_FLIP
+from regimes.data.augment import CROP_FLIP, NONE
 from regimes.data.dataset import Dataset
 from regimes.data.synthetic import synthetic
 from regimes.errors import UserError
-from regimes.models.build import build
+from regimes.models.build import build, seeded
 from regimes.training.batches import BatchStream
 from regimes.training.optimizer_step import OptimizerStep
 from regimes.training.schedule import TrainingSchedule
@@ -150,6 +151,23 @@ def test_equals_a_plain_torch_loop() -> None:
         schedule.step()
     for name, value in theirs.state_dict().items():
         assert torch.allclose(end.weights[name].double(), value.double(), atol=1e-12)
+
+
+def test_dropout_is_that_of_torchs_generator_seeded_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `torch.manual_seed`, which would also queue a seed for every device that is not initialised yet."""
+    theirs, d = net(dropout=0.5), data()
+    stream = BatchStream(("x",), TrainingSchedule(RECIPE, len(d.train.targets)), d.train, NONE)
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=RECIPE.weight_decay, foreach=True)
+    theirs.train()
+    with seeded(0):
+        for step, inputs, targets in stream.batches(0, stream.schedule.steps_per_epoch):
+            torch.manual_seed((seed_of("x", "noise") + step) % 2**63)
+            sgd.zero_grad()
+            F.cross_entropy(theirs(inputs), targets).backward()
+            sgd.step()
+    monkeypatch.delattr(torch, "manual_seed")
+    (end,) = train(net(dropout=0.5), d, RECIPE, ("x",), [1])
+    assert all(torch.equal(end.weights[name], value) for name, value in theirs.state_dict().items())
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.2])
