@@ -53,9 +53,9 @@ def bench(
     live: Annotated[bool, typer.Option("--live", help="hpo only: also run some searches with real training.")] = False,
 ) -> None:
     """Compare this package with other implementations on this machine."""
-    from regimes.experiment.numerics import numerics_of
+    from regimes.experiment.devices import device_of
 
-    numerics_of(device, "eager", "eager")  # rejects a device that does not exist
+    device = device_of(device)
     if images and not (Path(images) / "train").is_dir():
         raise UserError(f"--images {images}: no folder train/; expected train/CLASS/*.jpg and test/CLASS/*.jpg")
     options: dict[str, Any] = {"recording": recording, "live": live}
