@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "regimes"
 # A folder imports only folders above it.
 ORDER = [
     "errors",
+    "device_faults",
     "source_hash",
     "torchvision_import",
     "registry",

@@ -34,7 +34,6 @@ def prepare_measurement(
     from regimes.config.overrides import apply_overrides
     from regimes.config.sweep_file import resolve_sweep
     from regimes.experiment.context import ContextSpec, RunContext
-    from regimes.experiment.numerics import numerics_of
     from regimes.registry import allow_imports_from
 
     allow_imports_from(os.getcwd())
@@ -47,7 +46,7 @@ def prepare_measurement(
         "load": {"density": [1.0]},
     }
     sweep = resolve_sweep(apply_overrides(raw, changes), f"regimes {command}", command)
-    context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics_of(device, "eager", "eager"), ""))
+    context = RunContext(ContextSpec.eager(sweep.data, sweep.model, device))
     context.check_model()
     if context.loaded.regression and sweep.recipe.loss == "cross-entropy":
         raise UserError("the targets are numbers, not classes; add --set recipe.loss=mse")

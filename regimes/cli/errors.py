@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from regimes.errors import UserError
+from regimes.device_faults import fault_of
+from regimes.errors import RunFailed, UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -15,7 +16,10 @@ INTERRUPTED = 130
 
 
 def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Print a UserError and exit with its code; exit with 130 on Ctrl-C. Other exceptions are bugs and propagate."""
+    """Print a UserError and exit with its code, a device fault and exit with 1; exit with 130 on Ctrl-C.
+
+    Other exceptions are bugs and propagate.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -36,5 +40,11 @@ def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             print(f"regimes: {error.filename}: {error.strerror}", file=sys.stderr)
             sys.exit(UserError.exit_code)
+        except Exception as error:
+            fault = fault_of(error)
+            if not fault:
+                raise
+            print(f"regimes: {fault}; what is finished is kept: run the same command again", file=sys.stderr)
+            sys.exit(RunFailed.exit_code)
 
     return wrapped

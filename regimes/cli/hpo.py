@@ -15,7 +15,7 @@ import typer
 
 from regimes.cli.errors import report_user_errors
 from regimes.cli.formatting import duration
-from regimes.cli.options import Device, Json, Set
+from regimes.cli.options import Devices, Json, Set
 
 if TYPE_CHECKING:
     import optuna
@@ -44,8 +44,10 @@ def hpo(
         typer.Option(min=0, help="Start no trial after this many seconds (an unfinished map is completed first)."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: runs/NAME).")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes working on the study, one core each.")] = 1,
-    device: Device = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes working on the study, one core each (default: one per device).")
+    ] = None,
+    device: Devices = "cpu",
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Requeue trials held by other machines (when those are gone).")
     ] = False,
@@ -57,6 +59,7 @@ def hpo(
 
     from regimes.cli.progress import exit_interrupted
     from regimes.config.hpo_file import read_hpo
+    from regimes.experiment.devices import devices_of
     from regimes.hpo.search import SearchOptions, search
     from regimes.plots.hpo_plots import draw_search
 
@@ -66,7 +69,8 @@ def hpo(
         spec = spec.model_copy(update={"trials": trials})
     folder = out or Path("runs") / spec.name
     limit = math.inf if timeout is None else timeout
-    options = SearchOptions(folder, chart, storage, limit, workers, device, take_over)
+    processes = workers or len(devices_of(device))
+    options = SearchOptions(folder, chart, storage, limit, processes, device, take_over)
     progress = SearchProgress(spec.trials)
     try:
         result = search(spec, options, progress.message, progress.segment, progress.poll)

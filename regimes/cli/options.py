@@ -20,9 +20,21 @@ Grid = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).")]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes (default: one per core; 0: run in this process).")
+    int | None,
+    typer.Option(min=0, help="Worker processes (default: one per core, or per CUDA device; 0: run in this process)."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Devices = Annotated[
+    str,
+    typer.Option("--device", help="cpu, cuda, cuda:1, ..., or several for the workers in turn: cuda:0,cuda:1."),
+]
+Lanes = Annotated[
+    int | None,
+    typer.Option(
+        help="Networks trained at once by the engines stacked (rounded to a power of two) and graphed, at most 64 "
+        "(default: the run's own, or the fastest found that fits into memory)."
+    ),
+]
 Engine = Annotated[
     str | None,
     typer.Option(help="Training engine: eager, stacked, graphed (default: the run's own, or the fastest found)."),

@@ -10,7 +10,7 @@ import typer
 
 from regimes.cli.errors import report_user_errors
 from regimes.cli.formatting import STAGE_NOUNS, duration, echo_problems, size, stage_name
-from regimes.cli.options import Device, Engine, Json, Out, Precision, Set, SweepFile, Workers
+from regimes.cli.options import Devices, Engine, Json, Lanes, Out, Precision, Set, SweepFile, Workers
 
 
 @report_user_errors
@@ -18,19 +18,21 @@ def plan(
     sweep: SweepFile,
     out: Out = None,
     workers: Workers = None,
-    device: Device = "cpu",
+    device: Devices = "cpu",
     engine: Engine = None,
     precision: Precision = None,
+    lanes: Lanes = None,
     changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
     as_json: Json = False,
 ) -> None:
     """Show what a sweep would do: cells, trainings, what is done already, expected time, disk space and memory."""
     from regimes.experiment.cost_estimate import estimate
+    from regimes.experiment.devices import devices_of
     from regimes.experiment.environment import default_workers
     from regimes.experiment.run import prepare
 
-    workers = default_workers(device) if workers is None else max(1, workers)
-    prepared = prepare(sweep, out, device, engine, precision=precision, workers=workers, changes=changes)
+    workers = default_workers(devices_of(device)) if workers is None else max(1, workers)
+    prepared = prepare(sweep, out, device, engine, False, precision, workers, changes, lanes)
     facts = _facts(prepared, estimate(prepared, workers), workers)
     typer.echo(json.dumps(facts, indent=1)) if as_json else _print(facts, prepared)
 
@@ -62,7 +64,7 @@ def _facts(prepared: Any, cost: Any, workers: int) -> dict[str, Any]:
         "wall_seconds": round(cost.wall_seconds(workers), 1) if progress.todo else 0.0,
         "disk_bytes": cost.disk_bytes,
         "memory_bytes_per_worker": cost.memory_bytes,
-        "lanes": prepared.lanes,
+        **prepared.engine_facts,
         "estimate": cost.source,
         "numerics": str(prepared.spec.numerics),
     }
@@ -84,6 +86,7 @@ def _decay_product(prepared: Any) -> list[float]:
 
 def _print(facts: dict[str, Any], prepared: Any) -> None:
     from regimes.experiment.memory import free_bytes
+    from regimes.plots.run_info import engine_line
 
     typer.echo(f"{facts['name']} -> {facts['folder']}   ({facts['data']})")
     typer.echo(f"  cells (temperature x load x dense seed)     {facts['cells']}")
@@ -109,5 +112,5 @@ def _print(facts: dict[str, Any], prepared: Any) -> None:
     if prepared.context.device.type == "cpu" and memory * workers > free:
         fits = max(1, free // memory)
         typer.echo(f"  that exceeds the free memory ({size(free)}): use --workers {fits} or a smaller batch size")
-    lanes = "; ".join(f"{kind} {count} networks at once" for kind, count in facts["lanes"].items())
-    typer.echo(f"  numerics: {facts['numerics']}; {lanes}")
+    typer.echo(f"  numerics: {facts['numerics']}")
+    typer.echo(f"  engines: {engine_line(facts)}")

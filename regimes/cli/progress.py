@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from regimes.cli.errors import INTERRUPTED
 from regimes.cli.formatting import duration, stage_name
 from regimes.errors import RunFailed
+from regimes.plots.run_info import engine_line
 
 if TYPE_CHECKING:
     from regimes.experiment.run import Prepared
@@ -52,7 +53,8 @@ class RunProgress:
         for line in prepared.progress.damaged.values():
             self.console.print(f"damaged: {line}; will be recomputed", highlight=False, markup=False)
         if prepared.progress.todo:
-            self.console.print(f"{prepared.spec.numerics}", highlight=False, markup=False)
+            for line in (str(prepared.spec.numerics), f"engines: {engine_line(prepared.engine_facts)}"):
+                self.console.print(line, highlight=False, markup=False)
         for stage in prepared.stages:
             if stage.kind != "train":
                 self.open.setdefault(_cell(stage), set())

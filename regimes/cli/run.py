@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regimes.cli.errors import report_user_errors
-from regimes.cli.options import Device, Engine, FailFast, Mixed, Out, Precision, Set, Workers
+from regimes.cli.options import Devices, Engine, FailFast, Lanes, Mixed, Out, Precision, Set, Workers
 from regimes.errors import UserError
 
 
@@ -19,9 +19,10 @@ def run(
     ],
     out: Out = None,
     workers: Workers = None,
-    device: Device = "cpu",
+    device: Devices = "cpu",
     engine: Engine = None,
     precision: Precision = None,
+    lanes: Lanes = None,
     changes: Set = [],  # noqa: B006
     fail_fast: FailFast = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed stages again.")] = False,
@@ -41,7 +42,7 @@ def run(
     if resume and (out is not None or changes or adaptive):
         raise UserError(f"{sweep}: is a run folder; --out, --set and --adaptive need the sweep file instead")
     options = {"workers": workers, "device": device, "engine": engine, "precision": precision, "changes": changes}
-    options |= {"fail_fast": fail_fast, "allow_mixed": allow_mixed, "retry_failed": retry_failed}
+    options |= {"lanes": lanes, "fail_fast": fail_fast, "allow_mixed": allow_mixed, "retry_failed": retry_failed}
     if adaptive:
         run_adaptively(sweep, out, budget, options)
     else:

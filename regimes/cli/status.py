@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
+from typing import Any
 
 import typer
 
@@ -17,9 +19,13 @@ def status(run: Run, as_json: Json = False) -> None:
     """Show the progress of a run: stages done, pending or failed with their errors, damaged files."""
     from regimes.experiment.atomic_files import DamagedFile
     from regimes.experiment.store import open_store
+    from regimes.plots.run_info import engine_line
 
     store = open_store(run)
     layout = store.layout
+    info: dict[str, Any] = {}
+    with contextlib.suppress(DamagedFile):  # `regimes run` says so
+        info = store.read_json("run.json") or {}
     states: dict[str, Counter[str]] = {kind: Counter() for kind in STAGE_NOUNS}
     failed: dict[str, str] = {}
     damaged: list[str] = []
@@ -41,9 +47,12 @@ def status(run: Run, as_json: Json = False) -> None:
     states = {kind: counts for kind, counts in states.items() if counts}
     if as_json:
         facts = {"name": layout["name"], "stages": states, "failed": failed, "damaged": damaged}
+        facts |= {name: info[name] for name in ("engines", "lanes") if name in info}
         typer.echo(json.dumps(facts, indent=1))
         return
     typer.echo(f"{layout['name']} in {run}")
+    if engines := engine_line(info):
+        typer.echo(f"  engines: {engines}")
     for kind, counts in states.items():
         typer.echo(f"  {kind:<8} " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     echo_problems(failed, damaged)

@@ -69,7 +69,7 @@ def svhn(
     for split, count in (("train", images), ("test", test_images)):
         found = _open("SVHN", "SVHN", f"{split}_32x32.mat", root, download, split=split)
         parts.append(_some(found.data, found.labels, count, size))
-    return from_bytes(parts[0], parts[1], None, 10, "SVHN", val_fraction)
+    return from_bytes(parts[0], parts[1], None, 10, "SVHN", val_fraction, (images, test_images, size))
 
 
 def _cifar(
@@ -87,7 +87,8 @@ def _cifar(
     for train, count in ((True, images), (False, test_images)):
         found = _open(kind, title, folder, root, download, train=train)
         parts.append(_some(found.data.transpose(0, 3, 1, 2), np.array(found.targets), count, size))
-    return from_bytes(parts[0], parts[1], None, len(found.classes), title, val_fraction)
+    reduced = (images, test_images, size)
+    return from_bytes(parts[0], parts[1], None, len(found.classes), title, val_fraction, reduced)
 
 
 def _open(kind: str, title: str, expected: str, root: str, download: bool, **split: Any) -> Any:

@@ -44,6 +44,11 @@ class Split(NamedTuple):
         inputs = held.to(device, dtype if held.is_floating_point() else None)
         return Split(inputs.to(memory_format=layout) if inputs.dim() == 4 else inputs, targets)
 
+    def first(self, count: int) -> Split:
+        """Return the first ``count`` inputs and targets; images stay bytes."""
+        held = self.inputs.first(count) if isinstance(self.inputs, Uint8Images) else self.inputs[:count]
+        return Split(held, self.targets[:count])
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -37,4 +37,5 @@ def digits(test_fraction: float = 0.2, val_fraction: float = 0.2, label_noise: f
         wrong = random.random(len(train.targets)) < label_noise
         shift = torch.from_numpy(np.where(wrong, random.integers(1, 10, len(wrong)), 0))
         train = Split(train.inputs, (train.targets + shift) % 10)
-    return Dataset(train, val, test, classes=10, title="handwritten digits (scikit-learn)")
+    noise = f", {label_noise:.3g} of the training labels wrong" if label_noise else ""
+    return Dataset(train, val, test, classes=10, title=f"handwritten digits (scikit-learn){noise}")

@@ -30,7 +30,7 @@ def imagefolder(
             all.
         test_images: number of test images to use, balanced over classes; 0: all.
         val_fraction: fraction of each class of the training images held out if there is no ``val/``.
-        title: name for captions; "": the folder's name.
+        title: caption; "": the folder's name, with the numbers of images and the size if they are given.
         size: side in pixels of the squares that the images are cropped and reduced to; 0: as they are.
 
     Raises:
@@ -42,7 +42,8 @@ def imagefolder(
     val, val_classes = _read(folder, "val", 0, size) if (folder / "val").is_dir() else (None, classes)
     if not classes == test_classes == val_classes:
         raise UserError(f"data.root = '{root}': train, test and val must have the same class folders")
-    return from_bytes(train, test, val, len(classes), title or folder.resolve().name, val_fraction)
+    name, reduced = (title, (0, 0, 0)) if title else (folder.resolve().name, (images, test_images, size))
+    return from_bytes(train, test, val, len(classes), name, val_fraction, reduced)
 
 
 def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction: float = 0.1, size: int = 0) -> Dataset:
@@ -75,7 +76,7 @@ def tinyimagenet(root: str, images: int = 0, test_images: int = 0, val_fraction:
         name, category = line.split("\t")[:2]
         judged.append((folder / "val" / "images" / name, label[category]))
     train, test = (_decoded(files, count, root, size) for files, count in ((known, images), (judged, test_images)))
-    return from_bytes(train, test, None, len(names), "TinyImageNet", val_fraction)
+    return from_bytes(train, test, None, len(names), "TinyImageNet", val_fraction, (images, test_images, size))
 
 
 def _read(root: Path, split: str, count: int, size: int) -> tuple[Pair, list[str]]:

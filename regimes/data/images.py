@@ -19,7 +19,13 @@ Pair = tuple[np.ndarray, Any]  # bytes (m, c, h, w) and a label for each
 
 
 def from_bytes(
-    train: Pair, test: Pair, val: Pair | None, classes: int, title: str, val_fraction: float = 0.1
+    train: Pair,
+    test: Pair,
+    val: Pair | None,
+    classes: int,
+    title: str,
+    val_fraction: float = 0.1,
+    reduced: tuple[int, int, int] = (0, 0, 0),
 ) -> Dataset:
     """Return a data set of images stored as bytes, each channel standardised by the training images.
 
@@ -29,6 +35,8 @@ def from_bytes(
         classes: number of classes.
         title: name for captions.
         val_fraction: fraction of each class held out if ``val`` is None; the draw is the same on every machine.
+        reduced: (training images, test images, size) as asked for, 0: all images, or their own size; the title states
+            the others.
 
     Raises:
         UserError: images of different size, or a fraction outside (0, 1).
@@ -49,7 +57,11 @@ def from_bytes(
         name: _split(Uint8Images(*_tensors(images, rows[name]), mean, deviation), np.asarray(labels)[rows[name]])
         for name, (images, labels) in named.items()
     }
-    return Dataset(splits["train"], splits["val"], splits["test"], classes, title)
+    images, test_images, size = reduced
+    parts = [f"{len(splits['train'].targets):,} training images"] if images else []
+    parts += [f"{len(splits['test'].targets):,} test images"] if test_images else []
+    parts += [f"resized to {size}x{size}"] if size else []
+    return Dataset(splits["train"], splits["val"], splits["test"], classes, ", ".join([title, *parts]))
 
 
 def decode_images(files: Sequence[Path], load: Callable[[str], Any], what: str, size: int = 0) -> np.ndarray:

@@ -62,6 +62,10 @@ class Uint8Images:
         images = images.to(self.device, self.dtype).div_(255).sub_(mean).div_(deviation)
         return images.contiguous(memory_format=self.layout) if images.dim() == 4 else images
 
+    def first(self, count: int) -> Uint8Images:
+        """Return the first ``count`` images, still as bytes."""
+        return replace(self, rows=self.rows[:count])
+
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield consecutive batches of ``size`` images."""
         return (self[start : start + size] for start in range(0, len(self), size))

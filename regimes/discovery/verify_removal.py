@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes.data.inputs import Inputs, call
+from regimes.device_faults import reraise_device_fault
 from regimes.discovery.gates import GateDraw, Gates, constant_gates
 from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, UnitGroup
 from regimes.discovery.removal import remove
@@ -57,7 +58,8 @@ def _removal_matches_gating(model: nn.Module, blocks: list[ResidualBlock], input
             remove_block(small, block)
         with eval_mode(gated), eval_mode(small):
             return _alike(call(gated, inputs), call(small, inputs))
-    except Exception:  # code that uses the block's attributes or passes several arguments
+    except Exception as error:  # code that uses the block's attributes or passes several arguments
+        reraise_device_fault(error)
         return False
 
 
@@ -116,7 +118,8 @@ def _unit_removal_matches_gating(
         remove(small, graph, units, [], {})
         with eval_mode(small), gates.at(constant_gates(~units.to(inputs.device), _all_on(graph, inputs))):
             gated, removed = call(trial, inputs), call(small, inputs)
-    except Exception:  # code that depends on a width
+    except Exception as error:  # code that depends on a width
+        reraise_device_fault(error)
         return False
     return _alike(gated, removed)
 
@@ -142,7 +145,8 @@ def _check_inputs(trial: nn.Module, gates: Gates, graph: PrunableGraph, inputs: 
             with gates.at(GateDraw(units[one], blocks[one])):
                 alone.append(logits(call(trial, inputs[one])))
         sound = _alike(torch.cat(alone), together)
-    except (IndexError, RuntimeError):
+    except (IndexError, RuntimeError) as error:
+        reraise_device_fault(error)
         sound = False
     if not sound:
         raise UserError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from regimes.data import DATASETS
 from regimes.data.dataset import Dataset, Split, predictions_per_input
 from regimes.data.inputs import call
 from regimes.errors import UserError
-from regimes.experiment.numerics import Numerics, device_of, use_deterministic_kernels
+from regimes.experiment.devices import device_of
+from regimes.experiment.numerics import Numerics, numerics_of, use_deterministic_kernels
 from regimes.experiment.store import Store
 from regimes.landscape.error import network_task
 from regimes.landscape.metric import Variable, in_nats
@@ -39,7 +41,7 @@ class ContextSpec:
 
     Attributes:
         data, model: names and options.
-        device: "cpu", "cuda", "cuda:1", ...
+        device: normalised name of the device, "cpu" or "cuda:1"; see `devices_of`.
         numerics: the numerics of the run.
         folder: the run folder.
         fingerprint: fingerprint of the data, which must be the same in every process; None: not loaded yet.
@@ -52,17 +54,29 @@ class ContextSpec:
     folder: str
     fingerprint: str | None = None
 
+    @classmethod
+    def eager(cls, data: Named, model: Named, device: str, folder: str | Path = "") -> ContextSpec:
+        """Return the description of a context whose networks are trained one by one, on a device as typed.
+
+        Raises:
+            UserError: see `device_of`.
+        """
+        device = device_of(device)
+        return cls(data, model, device, numerics_of(device, "eager", "eager"), str(folder))
+
 
 class RunContext:
     """Data, model and device of a run; the data are loaded on first use.
 
-    On a CUDA device it enables deterministic kernels and full float32.
+    A CUDA device becomes the process's current one, with deterministic kernels and full float32.
     """
 
     def __init__(self, spec: ContextSpec) -> None:
         self.spec = spec
         use_deterministic_kernels(spec.numerics.device)
-        self.device = device_of(spec.device)
+        self.device = torch.device(spec.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.dtype: torch.dtype = getattr(torch, spec.numerics.dtype)
         self.layout: torch.memory_format = getattr(torch, spec.numerics.layout)
         self._tasks: dict[str, Task] = {}

@@ -15,7 +15,7 @@ from regimes.config.sweep import Sweep
 from regimes.data.inputs import call
 from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext, one_thread
-from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
+from regimes.experiment.engine_selection import EngineChoice, recipes_of, seconds_per_image
 from regimes.experiment.memory import PROCESS_BYTES, bytes_in_measuring, bytes_per_network
 from regimes.experiment.run import Prepared
 from regimes.experiment.stages.stage import Stage, size_of
@@ -64,7 +64,7 @@ def estimate(prepared: Prepared, workers: int) -> Cost:
     rates = dict(measured)
     for size in prepared.sweep.sizes():
         if any(_rate_key(stage) not in measured for stage in todo if size_of(stage.coords) == size):
-            found = _calibrated(context.sized(size), prepared.lanes, prepared.sweep.retrain)
+            found = _calibrated(context.sized(size), prepared.engines, prepared.sweep.retrain)
             rates = {(kind, *size.values()): rate for kind, rate in found.items()} | rates
     seconds = sum(work * rates[key] for key, work in _work(todo))
     source = "measured in this run" if rates == measured else "calibrated on this machine"
@@ -76,10 +76,9 @@ def memory(prepared: Prepared) -> int:
     context, sweep = prepared.context, prepared.sweep
     splits = (context.data.train, context.data.val, context.data.test)
     data = 2 * sum(split.inputs.nbytes + split.targets.nbytes for split in splits)  # as loaded, and as trained on
-    recipes = {"train": [sweep.dense_recipe(each) for each in sweep.temperatures()], "retrain": [sweep.retrain]}
     fleets = [
         bytes_per_network(context.sized(size), max(each, key=lambda recipe: recipe.batch_size)) * prepared.lanes[kind]
-        for kind, each in recipes.items()
+        for kind, each in recipes_of(sweep).items()
         for size in sweep.sizes()
     ]
     return PROCESS_BYTES + data + max([*fleets, *(_measuring(sweep, context.sized(size)) for size in sweep.sizes())])
@@ -150,19 +149,18 @@ def _rates(stages: Iterable[Stage], store: Store) -> dict[RateKey, float]:
     return {key: seconds[key] / work[key] for key in seconds if work[key]}
 
 
-def _calibrated(context: RunContext, lanes: Mapping[str, int], recipe: Recipe) -> dict[str, float]:
+def _calibrated(context: RunContext, engines: Mapping[str, EngineChoice], recipe: Recipe) -> dict[str, float]:
     """Seconds per forward pass of one image, in training and in measuring, of a new model on one thread."""
     plain = recipe.model_copy(update={"sam_rho": 0.0})
-    numerics = context.spec.numerics
     # A step is about three forward passes.
-    dense, other = EngineChoice(numerics.dense, lanes["train"]), EngineChoice(numerics.engine, lanes["retrain"])
-    rates = {choice: seconds_per_image(context, choice, plain) / 3 for choice in {dense, other}}
+    rates = {choice: seconds_per_image(context, choice, plain) / 3 for choice in set(engines.values())}
     with one_thread():
         model = context.new_model(seed=0)
         inputs = context.data.train.inputs[: inputs_per_pass(context.data.train.inputs)]
         with eval_mode(model):
             forward = _seconds(lambda: call(model, inputs), 3) / len(inputs)
-    trained = {"train": rates[dense], "discover": rates[dense], "retrain": rates[other]}
+    dense, other = rates[engines["train"]], rates[engines["retrain"]]
+    trained = {"train": dense, "discover": dense, "retrain": other}
     return {**trained, "given": forward, "prune": forward, "measure": forward}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": default_workers("cpu"),
+        "cores": default_workers(),
         "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def default_workers(device: str) -> int:
-    """Return the default number of worker processes: one per available core, or one for a CUDA device."""
-    if device != "cpu":
-        return 1
+def default_workers(devices: Sequence[str] = ("cpu",)) -> int:
+    """Return the default number of worker processes: one per available core, or one per CUDA device."""
+    if devices[0] != "cpu":
+        return len(devices)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
+from regimes.device_faults import DeviceFault
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.dispatch import run_fleet
 from regimes.experiment.schedule import Fleet, ReadyQueue
@@ -50,12 +52,16 @@ class _Worker:
     """A worker process that reads fleets from standard input and writes outcomes to standard output.
 
     Attributes:
+        device: its device.
+        fault: the device fault that it ends by; "": none so far.
         fleet: the fleet that it computes; None: it is idle.
         given: fleets with an outcome pending, also those that are computed but not yet written.
         owed: keys of the stages with an outcome pending.
     """
 
     process: subprocess.Popen[bytes]
+    device: str
+    fault: str = ""
     fleet: Fleet | None = None
     given: list[Fleet] = field(default_factory=list)
     owed: set[str] = field(default_factory=set)
@@ -92,13 +98,16 @@ class Supervisor:
         spec: description of the run context.
         report: function that receives the outcomes.
         workers: number of worker processes.
+        devices: devices of the workers, in turn; a worker that replaces a dead one has its device.
     """
 
-    def __init__(self, fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int) -> None:
+    def __init__(
+        self, fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int, devices: Sequence[str]
+    ) -> None:
         self.waiting = ReadyQueue(fleets)
         self.spec = spec
         self.report = report
-        self.count = workers
+        self.count, self.devices = workers, devices
         self.store = Store(spec.folder)
         self.deaths: dict[str, int] = {}
         self.workers: list[_Worker] = []
@@ -108,7 +117,8 @@ class Supervisor:
     def run(self) -> None:
         """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first."""
         try:
-            self.workers = [self._spawn() for _ in range(max(1, min(self.count, len(self.waiting))))]
+            count = max(1, min(self.count, len(self.waiting)))
+            self.workers = [self._spawn(self.devices[number % len(self.devices)]) for number in range(count)]
             for worker in list(self.workers):
                 self._hand_out(worker)
             while any(worker.fleet or worker.owed for worker in self.workers):
@@ -119,7 +129,7 @@ class Supervisor:
             for worker in self.workers:
                 worker.process.wait()
 
-    def _spawn(self) -> _Worker:
+    def _spawn(self, device: str) -> _Worker:
         environment = {**MALLOC_SETTINGS, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "regimes.experiment.worker"],
@@ -129,10 +139,10 @@ class Supervisor:
             # A process group of its own: only the supervisor receives Ctrl-C, and kills its workers.
             process_group=0 if os.name == "posix" else None,
         )
-        worker = _Worker(process)
+        worker = _Worker(process, device)
         try:
             pickle.dump(sys.path, worker.stdin)
-            pickle.dump(self.spec, worker.stdin)
+            pickle.dump(replace(self.spec, device=device), worker.stdin)
             worker.stdin.flush()
         except BrokenPipeError:
             pass
@@ -162,6 +172,9 @@ class Supervisor:
             self._wake_idle()
         elif isinstance(event, WorkerWarning):
             event.issue(self.warned)
+        elif isinstance(event, DeviceFault):
+            worker.fault = event.text
+            warnings.warn(f"{worker.device} failed in a worker, which is replaced: {event.text}", stacklevel=2)
         elif isinstance(event, EOFError):
             if worker in self.workers:
                 self._replace_dead(worker)
@@ -194,12 +207,14 @@ class Supervisor:
             if given is not fleet:  # computed but not fully written: not the cause, to be done again
                 self.waiting.put_back(Fleet(given.kind, worker.left_of(given)))
         if fleet is not None:
-            self._retry_or_fail(fleet.kind, worker.left_of(fleet), code)
+            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+            cause = worker.fault or f"{ended}, out of memory or a native crash?"
+            self._retry_or_fail(fleet.kind, worker.left_of(fleet), cause)
         if fleet is not None or worker.given:  # an idle one is not replaced
-            self.workers.append(self._spawn())
+            self.workers.append(self._spawn(worker.device))
         self._wake_idle()
 
-    def _retry_or_fail(self, kind: str, left: tuple[Stage, ...], code: int) -> None:
+    def _retry_or_fail(self, kind: str, left: tuple[Stage, ...], cause: str) -> None:
         """Bisect, retry or fail the fleet that a dead worker was computing."""
         halves = Fleet(kind, left).halves()
         deaths = max((self.deaths.get(stage.key, 0) for stage in left), default=0) + 1
@@ -210,8 +225,7 @@ class Supervisor:
             self.deaths |= {stage.key: deaths for stage in left}
             self.waiting.put_back(halves[0])
         else:
-            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-            line = f"the worker process died {deaths} times on this stage ({cause}): out of memory, or a native crash?"
+            line = f"the worker process died {deaths} times on this stage: {cause}"
             for stage in left:
                 self.store.fail(stage.key, line, "", stage.coords)
                 self._close(Outcome(stage.key, line))
@@ -225,6 +239,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
 
 
-def by_processes(fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int) -> None:
-    """Do the fleets in ``workers`` spawned single-threaded processes."""
-    Supervisor(fleets, spec, report, workers).run()
+def by_processes(
+    fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int, devices: Sequence[str]
+) -> None:
+    """Do the fleets in ``workers`` spawned single-threaded processes, which get a device each in turn."""
+    Supervisor(fleets, spec, report, workers, devices).run()

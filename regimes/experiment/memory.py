@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -21,7 +22,7 @@ from regimes.losses.functions import loss_value
 from regimes.models.build import seeded
 from regimes.training.update_rules import buffers_per_weight
 
-MAX_MEMORY_SHARE = 0.6  # of the free memory, for the fleets of all workers
+MAX_MEMORY_SHARE = 0.6  # of a device's free memory, for the fleets of all workers on it
 PROCESS_BYTES = 450_000_000  # a worker process with torch, training a small model
 WEIGHT_COPIES = 6  # in training: weights, gradients, momentum, and temporaries of a step
 BACKWARD_FACTOR = 2.0  # peak of a backward pass over what the forward pass saved for it
@@ -115,9 +116,17 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min(free))
 
 
-def networks_that_fit(context: RunContext, recipe: Recipe, workers: int) -> int:
-    """Return how many networks each of a number of workers can train at once; at least 1."""
-    budget = MAX_MEMORY_SHARE * free_bytes(context.device) / max(1, workers)
+def release_memory(device: torch.device) -> None:
+    """Return the memory of discarded tensors to a CUDA device, for other processes."""
+    if device.type == "cuda":
+        gc.collect()  # engines contain reference cycles
+        torch.cuda.empty_cache()
+
+
+def networks_that_fit(context: RunContext, recipe: Recipe, sharing: int) -> int:
+    """Return the number of networks that each of the ``sharing`` workers on the context's device can train at once; at
+    least 1."""
+    budget = MAX_MEMORY_SHARE * free_bytes(context.device) / max(1, sharing)
     if context.device.type == "cpu":
         budget -= PROCESS_BYTES
     return max(1, int(budget // bytes_per_network(context, recipe)))

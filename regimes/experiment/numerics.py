@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 from dataclasses import dataclass
 
 import torch
 
 from regimes.config.keys import digest
 from regimes.errors import UserError
+from regimes.experiment.devices import processor_of
 from regimes.training.precision import PRECISIONS
 
 
@@ -52,32 +52,17 @@ class Numerics:
 
 
 def numerics_of(device: str, dense: str, engine: str, precision: str = "float32") -> Numerics:
-    """Return the numerics of a device of this machine.
+    """Return the numerics of a device, given in its normalised form (see `devices_of`).
 
     The memory format is that of `memory_layout`.
 
     Raises:
-        UserError: the device does not exist, or the precision is not in `PRECISIONS`.
+        UserError: the precision is not in `PRECISIONS`.
     """
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: allowed: {', '.join(PRECISIONS)}")
-    kind = device.partition(":")[0]
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {device}: no CUDA device available; allowed here: cpu")
-        try:
-            processor = torch.cuda.get_device_name(device)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            count = torch.cuda.device_count()
-            raise UserError(
-                f"--device {device}: no such device; this machine has {count} CUDA devices, starting with cuda:0"
-            ) from error
-    elif device == "cpu":
-        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    else:
-        raise UserError(f"--device {device}: allowed: cpu, cuda, cuda:0, cuda:1, ...")
-    version = torch.__version__.partition("+")[0]
-    return Numerics(dense, engine, "float32", kind, processor, version, precision, memory_layout(kind))
+    kind, version = device.partition(":")[0], torch.__version__.partition("+")[0]
+    return Numerics(dense, engine, "float32", kind, processor_of(device), version, precision, memory_layout(kind))
 
 
 def memory_layout(kind: str) -> str:
@@ -89,12 +74,6 @@ def memory_layout(kind: str) -> str:
     """
     avx2 = kind == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return "contiguous_format" if avx2 else "channels_last"
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device of a name, "cuda" as "cuda:0": torch does not treat the two as equal."""
-    device = torch.device(name)
-    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
 
 
 def use_deterministic_kernels(device: str) -> None:

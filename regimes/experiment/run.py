@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from regimes.config.sweep import Sweep
 from regimes.config.sweep_file import read_sweep
+from regimes.errors import UserError
+from regimes.experiment.atomic_files import Record
 from regimes.experiment.context import ContextSpec, RunContext
-from regimes.experiment.engine_selection import EngineChoice, lanes_that_fit, select_engines
+from regimes.experiment.devices import devices_of
+from regimes.experiment.engine_selection import EngineChoice, select_engines, with_lanes
 from regimes.experiment.environment import default_workers
 from regimes.experiment.executors import StopRun, by_processes, in_process
 from regimes.experiment.expand import check_sweep, dense_stages, measure_stages, pruning_branches, without_duplicates
 from regimes.experiment.numerics import Numerics, numerics_of
 from regimes.experiment.preflight import check_precision
-from regimes.experiment.run_metadata import check_numerics, log, start_run
+from regimes.experiment.run_metadata import check_numerics, engines_in, log, start_run
 from regimes.experiment.schedule import Progress, fleets, scan_store, with_dependencies
 from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Outcome, Stage
@@ -28,6 +33,7 @@ from regimes.experiment.store import Store, open_store
 from regimes.registry import allow_imports_from, lookup
 from regimes.training import ENGINES
 from regimes.training.precision import PRECISIONS
+from regimes.training.vmap_engine import MAX_LANES
 
 Watch = Callable[[Stage, Outcome], None]
 
@@ -44,7 +50,8 @@ class Prepared:
         stages: all stages of the sweep, each after those it needs.
         progress: the stages that are done, pending and failed.
         origin: the file that the sweep was read from, and the folder of user modules.
-        lanes: number of networks trained at once, {"train": n, "retrain": m}.
+        engines: {"train": ..., "retrain": ...}, the engines with the number of networks they train at once.
+        devices: normalised names of the workers' devices; the context is on the first one.
     """
 
     sweep: Sweep
@@ -54,7 +61,19 @@ class Prepared:
     stages: list[Stage]
     progress: Progress
     origin: dict[str, str]
-    lanes: dict[str, int]
+    engines: dict[str, EngineChoice]
+    devices: tuple[str, ...]
+
+    @property
+    def lanes(self) -> dict[str, int]:
+        """Number of networks trained at once, {"train": n, "retrain": m}."""
+        return {kind: choice.lanes for kind, choice in self.engines.items()}
+
+    @property
+    def engine_facts(self) -> dict[str, Any]:
+        """The engines as in run.json: ``lanes`` and, with the reasons, ``engines``."""
+        chosen = {kind: {"engine": each.engine, "reason": each.reason} for kind, each in self.engines.items()}
+        return {"lanes": self.lanes, "engines": chosen}
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,7 @@ def run(
     device: str = "cpu",
     engine: str | None = None,
     precision: str | None = None,
+    lanes: int | None = None,
     fail_fast: bool = False,
     allow_mixed: bool = False,
     retry_failed: bool = False,
@@ -95,10 +115,13 @@ def run(
     Args:
         sweep: a sweep, or the path of its TOML file; None: the sweep that the folder was last run with.
         out: the run folder; None: ``runs/NAME``.
-        workers: worker processes; None: one per core (one on a CUDA device); 0: run in this process.
-        device: "cpu", "cuda", "cuda:1", ...
+        workers: worker processes; None: one per core, or one per CUDA device; 0: run in this process, on the first
+            device.
+        device: "cpu", "cuda", "cuda:1", or several of one model for the workers in turn, "cuda:0,cuda:1".
         engine: a name in `ENGINES`; None: the run's own, or the fastest for this model on this machine.
         precision: precision of training steps, "float32" or "bfloat16"; None: the run's own, or float32.
+        lanes: number of networks that the engines stacked and graphed train at once, at most 64; fewer if they do not
+            fit into memory, and a power of two with stacked. None: the run's own, or the fastest.
         fail_fast: stop at the first failure instead of continuing with the rest.
         allow_mixed: resume although the run's numerics (device type, torch version, ...) differ.
         retry_failed: run failed stages again.
@@ -108,11 +131,12 @@ def run(
         watch: called for every finished or failed stage.
 
     Raises:
-        UserError: an error in the sweep, or numerics that differ from the run's.
+        UserError: an error in the sweep, numerics that differ from the run's, ``lanes`` without an engine for them, or
+            steps that cannot be in the run's precision.
     """
     started = time.perf_counter()
-    processes = default_workers(device) if workers is None else workers
-    prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1, changes)
+    processes = default_workers(devices_of(device)) if workers is None else workers
+    prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1, changes, lanes)
     store, stages = prepared.store, prepared.stages
     prepared = start_run(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
     if retry_failed:
@@ -134,7 +158,7 @@ def run(
     work = fleets(prepared.progress.todo, prepared.lanes, processes or 1)
     try:
         if processes:
-            by_processes(work, prepared.spec, report, processes)
+            by_processes(work, prepared.spec, report, processes, prepared.devices)
         else:
             in_process(work, prepared.spec, report)
     except StopRun:
@@ -170,12 +194,16 @@ def prepare(
     precision: str | None = None,
     workers: int = 1,
     changes: Sequence[str] = (),
+    lanes: int | None = None,
 ) -> Prepared:
     """Load the data, list the stages and scan the folder, without writing anything; for the arguments see `run`.
 
     Raises:
-        UserError: an error in the sweep, numerics that differ from the run's, or steps that cannot be in its precision.
+        UserError: as for `run`.
     """
+    devices = devices_of(device)
+    if lanes is not None and not 1 <= lanes <= MAX_LANES:
+        raise UserError(f"--lanes {lanes}: allowed: 1 to {MAX_LANES}")
     if sweep is None:
         sweep, origin = stored_sweep(out or "")
     elif isinstance(sweep, Sweep):
@@ -191,22 +219,27 @@ def prepare(
     began = Numerics(**info["numerics"]) if info else None
     usual = began or Numerics("eager", "eager", "", "", "", "")
     dense, other = (engine or usual.dense, engine or usual.engine)
-    numerics = numerics_of(device, dense, other, precision or usual.precision)
-    context = RunContext(ContextSpec(sweep.data, sweep.model, device, numerics, str(store.folder)))
+    numerics = numerics_of(devices[0], dense, other, precision or usual.precision)
+    context = RunContext(ContextSpec(sweep.data, sweep.model, devices[0], numerics, str(store.folder)))
     for size in sweep.sizes():
         context.sized(size).check_model()
-    stages = expand(sweep, context)
-    lanes: dict[str, int] = {}
-    if engine is None and began is None:
-        known = numerics_from_records(numerics, store, precision)
-        numerics, lanes = (known, {}) if known else _choose(numerics, select_engines(context, sweep, stages, workers))
+    stages, sharing = expand(sweep, context), math.ceil(workers / len(devices))
+    known = numerics if engine or info else numerics_from_records(numerics, store, precision)
+    if known is None:
+        engines = select_engines(context, sweep, stages, workers, sharing, lanes)
+        numerics = dataclasses.replace(numerics, dense=engines["train"].engine, engine=engines["retrain"].engine)
+    else:
+        numerics, reason = known, "chosen with --engine" if engine else "as in the run's records"
+        engines = with_lanes(_given_engines(numerics, info, reason), context, sweep, sharing, lanes)
+    if lanes is not None and all(choice.engine == "eager" for choice in engines.values()):
+        reasons = "; ".join(dict.fromkeys(choice.reason for choice in engines.values()))
+        raise UserError(f"--lanes {lanes}: networks are trained one by one, by the engine eager ({reasons})")
     check_precision(sweep, context, numerics)
-    lanes = lanes or lane_counts(numerics, (info or {}).get("lanes", {}), sweep, context, workers)
     if not mixed and (began is not None or store.run_info is None):
         check_numerics(store, numerics)  # else another process has just begun the run: `start_run` adopts its engines
     spec = dataclasses.replace(context.spec, numerics=numerics, fingerprint=context.loaded.fingerprint)
     context.spec = spec
-    return Prepared(sweep, spec, context, store, stages, scan_store(stages, store), origin, lanes)
+    return Prepared(sweep, spec, context, store, stages, scan_store(stages, store), origin, engines, devices)
 
 
 def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
@@ -221,29 +254,12 @@ def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
     return Sweep.model_validate(layout["sweep"]), origin
 
 
-def _choose(numerics: Numerics, choices: dict[str, EngineChoice]) -> tuple[Numerics, dict[str, int]]:
-    engines = {"dense": choices["train"].engine, "engine": choices["retrain"].engine}
-    return dataclasses.replace(numerics, **engines), {kind: choice.lanes for kind, choice in choices.items()}
-
-
-def lane_counts(
-    numerics: Numerics, usual: Mapping[str, int], sweep: Sweep, context: RunContext, workers: int
-) -> dict[str, int]:
-    """Return the number of lanes for "train" and "retrain": the run's own or the default, fewer if memory is short.
-
-    The number is not part of the numerics, because bits do not depend on it.
-    """
-    dense = [sweep.dense_recipe(temperature) for temperature in sweep.temperatures()]
-    largest = {"train": max(dense, key=lambda recipe: recipe.batch_size), "retrain": sweep.retrain}
-    engines = {"train": numerics.dense, "retrain": numerics.engine}
-    contexts = [context.sized(size) for size in sweep.sizes()]
-    wanted = {kind: count for kind, count in usual.items() if count > 1}
-    return {
-        kind: 1
-        if engine == "eager"
-        else min(lanes_that_fit(each, engine, largest[kind], wanted.get(kind, 0), workers) for each in contexts)
-        for kind, engine in engines.items()
-    }
+def _given_engines(numerics: Numerics, info: Record | None, reason: str) -> dict[str, EngineChoice]:
+    """The engines of the numerics, with the run's own lanes and reasons if it began with them."""
+    found = {"train": EngineChoice(numerics.dense, 0, reason), "retrain": EngineChoice(numerics.engine, 0, reason)}
+    if info is not None:
+        found |= {kind: own for kind, own in engines_in(info).items() if own.engine == found[kind].engine}
+    return found
 
 
 def numerics_from_records(numerics: Numerics, store: Store, precision: str | None) -> Numerics | None:

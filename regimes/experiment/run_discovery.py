@@ -23,7 +23,6 @@ from regimes.discovery.save_network import PLAN, WEIGHTS, save
 from regimes.errors import RunFailed, UserError
 from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, write_atomic, write_checked
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
-from regimes.experiment.numerics import numerics_of
 from regimes.experiment.preflight import check_recipe
 from regimes.landscape.error import mean_error
 from regimes.registry import source_id
@@ -68,8 +67,7 @@ def tasks(config: DiscoveryConfig, out: Path) -> list[DiscoveryTask]:
 
 def context_of(config: DiscoveryConfig, device: str, folder: Path) -> RunContext:
     """Return the run context of a discovery file, after checking that the model fits the data."""
-    numerics = numerics_of(device, "eager", "eager")
-    context = RunContext(ContextSpec(config.data, config.model, device, numerics, str(folder)))
+    context = RunContext(ContextSpec.eager(config.data, config.model, device, folder))
     context.check_model()
     return context
 
@@ -154,7 +152,7 @@ def inference_seconds(model: nn.Module, inputs: Inputs) -> float:
             started = time.perf_counter()
             call(model, batch)
             if batch.device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(batch.device)
             found.append(time.perf_counter() - started)
     model.train(training)
     return 1000 * sorted(found[1:])[TIMING_PASSES // 2] / len(batch)

@@ -8,6 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 from regimes.errors import UserError
+from regimes.experiment.atomic_files import Record
+from regimes.experiment.engine_selection import EngineChoice
 from regimes.experiment.environment import environment
 from regimes.experiment.expand import layout_of
 from regimes.experiment.numerics import Numerics
@@ -47,23 +49,33 @@ def start_run(prepared: Prepared, adopt: bool, mixed: bool) -> Prepared:
     store, spec = prepared.store, prepared.spec
     store.remove_leftovers()
     if store.run_info is None:
-        new = {"numerics": dataclasses.asdict(spec.numerics), "lanes": prepared.lanes, **environment()}
+        new = {"numerics": dataclasses.asdict(spec.numerics), **prepared.engine_facts, **environment()}
         store.write_json("run.json", new, keep_existing=True)
     store.write_json(
         "layout.json",
         {**layout_of(prepared.sweep, prepared.stages, prepared.context), "origin": prepared.origin},
     )
     info = store.run_info or {}
-    began, lanes = Numerics(**info["numerics"]), prepared.lanes
+    began, engines = Numerics(**info["numerics"]), prepared.engines
     if adopt:
         changed = (began.dense, began.engine) != (spec.numerics.dense, spec.numerics.engine)
-        lanes = info.get("lanes", lanes) if changed else lanes
+        engines = engines_in(info) if changed else engines
         spec = dataclasses.replace(
             spec, numerics=dataclasses.replace(spec.numerics, dense=began.dense, engine=began.engine)
         )
     if not mixed:
         check_numerics(store, spec.numerics)
-    return dataclasses.replace(prepared, spec=spec, lanes=lanes)
+    return dataclasses.replace(prepared, spec=spec, engines=engines)
+
+
+def engines_in(info: Record) -> dict[str, EngineChoice]:
+    """Return the engines in the content of run.json, with numbers of lanes and reasons."""
+    engines = {"train": info["numerics"]["dense"], "retrain": info["numerics"]["engine"]}
+    lanes, said = info.get("lanes", {}), info.get("engines", {})  # not in files of earlier versions
+    return {
+        kind: EngineChoice(engine, lanes.get(kind, 0), said.get(kind, {}).get("reason", "as the run began"))
+        for kind, engine in engines.items()
+    }
 
 
 def log(store: Store, seconds: float) -> None:

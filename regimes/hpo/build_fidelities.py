@@ -11,9 +11,11 @@ from torch import nn
 
 from regimes.config.keys import digest, seed_of
 from regimes.config.recipe import Recipe
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, in_layout, one_thread
 from regimes.experiment.engine_selection import EngineChoice, seconds_per_image, select_engine
+from regimes.experiment.memory import release_memory
 from regimes.hpo.fidelities import Fidelity
 from regimes.hpo.proxies import Proxy, make_proxy, selector_of
 
@@ -54,7 +56,7 @@ class ProxyBuilder:
         share: the proxies' epochs as a share of the recipe's.
         batch: number of proxies trained together.
         seed: seed of the network on which the structure of a proxy is decided.
-        workers: number of processes that share the memory.
+        sharing: number of processes that share the device's memory.
         extremes: recipes on which an engine is also tested before it is selected.
     """
 
@@ -64,7 +66,7 @@ class ProxyBuilder:
     share: float = 1.0
     batch: int = 1
     seed: int = 0
-    workers: int = 1
+    sharing: int = 1
     extremes: tuple[Recipe, ...] = ()
 
 
@@ -113,9 +115,10 @@ def _timed(
     epochs: int,
     size: Mapping[str, Any] | None = None,
 ) -> Fidelity:
-    choice = select_engine(context, [*builder.extremes, builder.recipe], builder.batch, builder.workers)
+    choice = select_engine(context, [*builder.extremes, builder.recipe], builder.batch, builder.sharing)
     alone = seconds_per_image(context, EngineChoice("eager", 1), builder.recipe)
-    seconds = alone if choice.lanes == 1 else seconds_per_image(context, choice, builder.recipe)
+    seconds = alone if choice.engine == "eager" else seconds_per_image(context, choice, builder.recipe)
+    release_memory(context.device)
     return Fidelity(density, kept, context, epochs, choice, seconds, alone, size or {})
 
 
@@ -135,7 +138,8 @@ def proxy_with_step_time(builder: ProxyBuilder, max_share: float, full: Fidelity
         density = math.sqrt(low * high)
         try:
             rung = proxy_fidelity(builder, density)
-        except UserError:
+        except UserError as error:
+            reraise_device_fault(error)
             low = density  # too small for whole channels
             continue
         if rung.seconds <= max_share * full.seconds:

@@ -204,6 +204,6 @@ def _seconds(model: nn.Module, inputs: Inputs) -> float:
                     f"ladder: {type(model).__name__} raised {type(error).__name__} for these inputs: {reason}"
                 ) from error
             if few.device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(few.device)
             found.append(time.perf_counter() - started)
     return sorted(found[1:])[TIMED_STEPS // 2]

@@ -16,6 +16,7 @@ import torch
 from regimes.config.keys import SCHEMA, digest, seed_of
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext, one_thread
@@ -118,6 +119,7 @@ class FidelityTrainer:
         except UserError:
             raise
         except Exception as error:
+            reraise_device_fault(error)
             why = _why(error)
         if len(jobs) == 1:
             return [FidelityResult(math.inf, math.inf, 0.0, why=why)]

@@ -25,7 +25,6 @@ from regimes.config.sweep import Named
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
 from regimes.experiment.context import ContextSpec, RunContext
-from regimes.experiment.numerics import numerics_of
 from regimes.hpo.map_guidance import MapGuidance, open_guidance
 from regimes.hpo.optimize_loop import Limits, run_trials, trial_runner_of
 from regimes.hpo.plan import Plan, check_search, plan
@@ -42,7 +41,7 @@ class ObjectContext(RunContext):
 
     def __init__(self, make: Callable[[], nn.Module], data: Dataset, device: str) -> None:
         own = Named(name=OBJECT_NAME)
-        super().__init__(ContextSpec(own, own, device, numerics_of(device, "eager", "eager"), ""))
+        super().__init__(ContextSpec.eager(own, own, device))
         self.make, self.loaded = make, data
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
 from regimes.experiment.context import ContextSpec, RunContext
-from regimes.experiment.numerics import numerics_of
 from regimes.experiment.preflight import check_recipe
 from regimes.hpo.build_fidelities import (
     ProxyBuilder,
@@ -60,7 +60,7 @@ class Plan:
 
 def context_of(spec: Hpo, device: str, folder: Path) -> RunContext:
     """Build data, model and device of a search, and check that they and the recipe fit together."""
-    context = RunContext(ContextSpec(spec.data, spec.model, device, numerics_of(device, "eager", "eager"), str(folder)))
+    context = RunContext(ContextSpec.eager(spec.data, spec.model, device, folder))
     check_search(spec, context)
     return context
 
@@ -95,7 +95,7 @@ def guidance_of(spec: Hpo, given: Path | None, folder: Path, workers: int, devic
         given: path of a run or grid; None: a map is made with ``[map] make = true``, unless densities are given.
         folder: folder of the search; a map that is made is stored there and resumed.
         workers: number of processes that make the map.
-        device: device on which it is made.
+        device: device, or devices of the processes, on which it is made.
         say: called with progress messages.
     """
     if given is not None:
@@ -147,7 +147,12 @@ def _temperature(spec: Hpo) -> dict[str, list[float]]:
 
 
 def plan(
-    spec: Hpo, context: RunContext, map_guidance: MapGuidance | None, workers: int = 1, say: Say = lambda text: None
+    spec: Hpo,
+    context: RunContext,
+    map_guidance: MapGuidance | None,
+    workers: int = 1,
+    say: Say = lambda text: None,
+    devices: int = 1,
 ) -> Plan:
     """Choose the fidelities, build and time them, and narrow the space by the map.
 
@@ -157,15 +162,16 @@ def plan(
         map_guidance: the regime map; None without one.
         workers: number of processes of the search.
         say: called with each decision, in words.
+        devices: number of devices of the processes.
 
     Raises:
         UserError: the model cannot be reduced to a density.
     """
     started = time.perf_counter()
     middle = recipe_with(spec.recipe, {})
-    batch = max(1, spec.batch // workers)
+    batch, sharing = max(1, spec.batch // workers), math.ceil(workers / devices)
     asked = spec.ladder
-    make = ProxyBuilder(context, middle, asked.proxy, asked.epochs, batch, spec.seed, workers, extremes(spec))
+    make = ProxyBuilder(context, middle, asked.proxy, asked.epochs, batch, spec.seed, sharing, extremes(spec))
     full = full_fidelity(make)
     notes: list[str] = []
     rungs = [*_proxies(spec, make, map_guidance, full, notes), full]

@@ -17,6 +17,7 @@ from regimes.config.keys import digest
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
 from regimes.experiment.context import RunContext
+from regimes.experiment.devices import devices_of
 from regimes.hpo.optimize_loop import (
     Limits,
     enqueue_priors,
@@ -50,8 +51,8 @@ class SearchOptions:
         map: path of a run or grid; None: a map is made, or none is used.
         storage: URL of the study's storage; None: a journal in the folder.
         timeout: seconds after which nothing new is started.
-        workers: number of processes; 1: this process.
-        device: "cpu", "cuda", ...
+        workers: number of processes; 1: this process, on the first device.
+        device: "cpu", "cuda", or several of one model for the workers in turn, "cuda:0,cuda:1".
         take_over: whether running trials of other machines count as dead.
     """
 
@@ -85,14 +86,15 @@ def search(
     """
     started = time.monotonic()
     deadline = started + options.timeout
+    devices = devices_of(options.device)
     options.folder.mkdir(parents=True, exist_ok=True)
     url = options.storage or str(options.folder / JOURNAL)
     storage = open_storage(url)
-    context = context_of(spec, options.device, options.folder)
+    context = context_of(spec, devices[0], options.folder)
     whole = load_plan(spec, context, options.folder)
     if whole is None:
         guidance = guidance_of(spec, options.map, options.folder, options.workers, options.device, say)
-        whole = plan(spec, context, guidance, options.workers, say)
+        whole = plan(spec, context, guidance, options.workers, say, len(devices))
         save_plan(whole, options.folder)
         whole = load_plan(spec, context, options.folder) or whole
     _check_same(whole, options)
@@ -167,7 +169,7 @@ class _SearchRunner:
         on_poll = (lambda: look(study, part)) if look else (lambda: None)
         ends = time.time() + self.deadline - time.monotonic()
         batch = max(1, part.spec.batch // options.workers)
-        config = WorkerConfig(options.folder, self.url, options.device, phase, batch, trials, ends)
+        config = WorkerConfig(options.folder, self.url, devices_of(options.device), phase, batch, trials, ends)
         run_workers(config, self.plan.spec, study, options.workers, on_poll)
 
 
@@ -176,8 +178,9 @@ def _check_same(whole: Plan, options: SearchOptions) -> None:
     name = whole.map_guidance.name if whole.map_guidance else None
     if options.map is not None and str(options.map.resolve()) != name:
         raise UserError(f"--map {options.map}: this search was started with {name or 'no map'}; use another --out")
-    if options.device != whole.device:
-        raise UserError(f"--device {options.device}: this search was started on {whole.device}; use another --out")
+    started_on = "cuda:0" if whole.device == "cuda" else whole.device  # the name in plans of earlier versions
+    if started_on not in devices_of(options.device):
+        raise UserError(f"--device {options.device}: this search was started on {started_on}; use another --out")
 
 
 def _all_done(proxies: optuna.Study, spec: Hpo) -> bool:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regimes.device_faults import fault_of
 from regimes.errors import RunFailed, UserError
 from regimes.experiment.parent_watchdog import exit_with_parent
-from regimes.experiment.warning_lines import WorkerWarning, send_warnings
+from regimes.experiment.warning_lines import send_warnings
 
 if TYPE_CHECKING:
     import optuna
@@ -31,7 +32,7 @@ class WorkerConfig:
     Attributes:
         folder: folder of the search, from which the plan is read.
         url: URL of the storage.
-        device: device to train on.
+        devices: devices of the workers, in turn.
         phase: phase of the search.
         batch: number of trials that it asks for together.
         trials: total number of trials.
@@ -40,7 +41,7 @@ class WorkerConfig:
 
     folder: Path
     url: str
-    device: str
+    devices: tuple[str, ...]
     phase: str
     batch: int
     trials: int
@@ -60,7 +61,7 @@ def run_workers(
         on_poll: called at every check of the workers.
 
     Raises:
-        RunFailed: more than `MAX_WORKER_DEATHS` workers died.
+        RunFailed: more than `MAX_WORKER_DEATHS` workers died, or one met a device fault.
         UserError: a worker raised one.
     """
     from regimes.hpo.requeue import requeue_dead_trials
@@ -70,18 +71,19 @@ def run_workers(
     warned: dict[Any, Any] = {}
     processes: list[Any] = []
 
-    def start(number: int) -> Any:
-        process = context.Process(target=_worker, args=(config, spec, number, os.getpid(), messages))
+    def start(place: int, number: int) -> Any:
+        device = config.devices[place % len(config.devices)]
+        process = context.Process(target=_worker, args=(config, spec, device, number, os.getpid(), messages))
         process.start()
         return process
 
     try:
-        processes = [start(number) for number in range(workers)]
+        processes = [start(place, place) for place in range(workers)]
         while any(process.exitcode != 0 for process in processes):
             time.sleep(POLL_SECONDS)
             on_poll()
             _heed(messages, warned)
-            for number, process in enumerate(processes):
+            for place, process in enumerate(processes):
                 if process.exitcode not in (None, 0):
                     deaths += 1
                     if deaths > MAX_WORKER_DEATHS:
@@ -90,7 +92,7 @@ def run_workers(
                             "memory; run the same command with fewer --workers to resume"
                         )
                     requeue_dead_trials(study)
-                    processes[number] = start(workers * deaths + number)
+                    processes[place] = start(place, workers * deaths + place)
         _heed(messages, warned)
     finally:
         for process in processes:
@@ -104,12 +106,12 @@ def _heed(messages: Any, warned: dict[Any, Any]) -> None:
     """Issue the workers' warnings, and raise their errors."""
     while not messages.empty():
         message = messages.get()
-        if not isinstance(message, WorkerWarning):
-            raise UserError(message)
+        if isinstance(message, UserError):
+            raise message
         message.issue(warned)
 
 
-def _worker(config: WorkerConfig, spec: Hpo, number: int, command: int, messages: Any) -> None:
+def _worker(config: WorkerConfig, spec: Hpo, device: str, number: int, command: int, messages: Any) -> None:
     """Main function of a worker process."""
     send_warnings(messages.put)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and ends its workers
@@ -126,7 +128,7 @@ def _worker(config: WorkerConfig, spec: Hpo, number: int, command: int, messages
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        context = context_of(spec, config.device, config.folder)
+        context = context_of(spec, device, config.folder)
         plan = load_plan(spec, context, config.folder)
         assert plan is not None
         plan = phase_of(plan, config.phase)
@@ -134,9 +136,13 @@ def _worker(config: WorkerConfig, spec: Hpo, number: int, command: int, messages
         study = study_of(plan, context, open_storage(config.url), number)
         runner = trial_runner_of(plan, context, config.folder, None, deadline)
         run_trials(study, runner, config.batch, Limits(config.trials, deadline, config.phase != FULL_PHASE))
-    except UserError as error:
-        messages.put(str(error))
-        os._exit(2)
+    except Exception as error:
+        fault = fault_of(error)
+        said = RunFailed(f"{fault}; what is finished is kept: run the same command again") if fault else error
+        if not isinstance(said, UserError):
+            raise
+        messages.put(said)
+        os._exit(said.exit_code)
 
 
 def _leave(*_: Any) -> None:

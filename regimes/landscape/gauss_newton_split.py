@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jacrev, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from regimes.data.inputs import Inputs, TensorGroup, arguments
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.landscape.error import inputs_per_pass, outputs
 from regimes.landscape.hessian_operator import AnyMask, HessianOperator, dense_gradients, twice_differentiable
@@ -74,6 +75,7 @@ class GaussNewtonSplit:
         except (NotSplittable, UserError):
             raise
         except Exception as broken:  # code not written for single inputs may raise anything
+            reraise_device_fault(broken)
             raise NotSplittable((str(broken).splitlines() or [type(broken).__name__])[0]) from None
 
     def _take_apart(self, loss_fn: LossFn, data: tuple[Inputs, Tensor], mask: AnyMask) -> None:
@@ -175,6 +177,7 @@ class GaussNewtonSplit:
             try:
                 return torch.cat([vmap(one)(arguments(inputs), part) for inputs, part in parts]).double().cpu()
             except (RuntimeError, NotImplementedError) as broken:  # an operation whose derivative has no batched form
+                reraise_device_fault(broken)
                 raise NotSplittable((str(broken).splitlines() or [""])[0]) from None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regimes.data.inputs import Inputs, TensorGroup, call
+from regimes.device_faults import reraise_device_fault
 from regimes.models.build import seeded
 
 TRIED_INPUTS = 4
@@ -84,7 +85,8 @@ def try_network(model: nn.Module, inputs: Inputs) -> Trial:
                 second = _tensors(call(model, before.clone()))
             with seeded(1):
                 alone = _tensors(call(model, before.clone()[:2]))
-    except Exception:  # the measure itself reports what a network raises
+    except Exception as error:  # the measure itself reports what a network raises
+        reraise_device_fault(error)
         return Trial()
     finally:
         for module in training:

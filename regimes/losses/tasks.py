@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.losses.functions import IGNORED, LossFn, is_known, logits, loss_value
 
@@ -218,7 +219,8 @@ class _Trial:
                 leaf = values.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(loss_value(self.loss_fn, self._with(leaf), targets).sum(), leaf)
             return slope
-        except Exception:  # a user's function may raise anything
+        except Exception as error:  # a user's function may raise anything
+            reraise_device_fault(error)
             return None
 
     def _with(self, values: Tensor) -> Any:
@@ -242,7 +244,8 @@ class _Trial:
             with _any_kernels():
                 given = loss_value(self.loss_fn, self._with(self.noise()), self.targets)
                 fitted = loss_value(self.loss_fn, self._with(self.noise().reshape(self.targets.shape)), self.targets)
-        except Exception:  # a user's function may raise anything
+        except Exception as error:  # a user's function may raise anything
+            reraise_device_fault(error)
             return
         if not torch.allclose(given, fitted, rtol=1e-4):
             shapes = f"{tuple(self.logits.shape[1:])} and targets {tuple(self.targets.shape[1:])} per input"

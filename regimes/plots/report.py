@@ -14,6 +14,7 @@ from regimes.landscape.estimate import MAX_RELATIVE_STDERR
 from regimes.plots.advice_section import advice_section
 from regimes.plots.grid_matrix import axis_titles, best_rows, percent, table
 from regimes.plots.metric_panel import panel_names
+from regimes.plots.run_info import engine_line
 from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean, cell_stderr, seeds_of
 from regimes.regime_map.classify import REGIMES, meaning_of, present
@@ -147,6 +148,8 @@ def _run(facts: dict[str, Any]) -> Iterator[str]:
     numerics = facts.get("numerics", {})
     yield f"- Hardware: {facts.get('processor')}, {facts.get('cores')} cores, {facts.get('system')}."
     yield f"- Numerics: {', '.join(f'{key} {value}' for key, value in numerics.items())}."
+    if engines := engine_line(facts):
+        yield f"- Engines: {engines}."
     versions = ", ".join(f"{name} {value}" for name, value in facts.get("versions", {}).items())
     yield f"- Versions: Python {facts.get('python')}, {versions}."
     for kind, (count, hours) in facts["stages"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from regimes.regime_map import ROUNDS_FILE
 def run_facts(run: str | Path) -> dict[str, Any]:
     """Return information about a run, read from its folder.
 
-    Keys: ``name``, ``sweep`` (with all defaults), ``file``, ``folder``, ``numerics``, ``processor``, ``cores``,
-    ``versions``, ``python``, ``system``; ``stages`` {kind: [number, core-hours]}, ``wall_hours`` over all commands.
+    Keys: ``name``, ``sweep`` (with all defaults), ``file``, ``folder``, ``numerics``, ``lanes``, ``engines``,
+    ``processor``, ``cores``, ``versions``, ``python``, ``system``; ``stages`` {kind: [number, core-hours]},
+    ``wall_hours`` over all commands.
     """
     store = open_store(run)
     head, layout = store.run_info or {}, store.layout
@@ -41,6 +43,20 @@ def run_facts(run: str | Path) -> dict[str, Any]:
         "wall_hours": wall,
     }
     return {**head, **about}
+
+
+def engine_line(facts: Mapping[str, Any]) -> str:
+    """Return the engines of a run with their reasons in one line; "" for runs of earlier versions.
+
+    Args:
+        facts: ``engines`` and ``lanes`` as in run.json.
+    """
+    said: dict[str, list[str]] = {}
+    for kind, each in sorted(facts.get("engines", {}).items(), reverse=True):  # training first
+        lanes = facts["lanes"][kind]
+        at_once = f", {lanes} networks at once" if lanes > 1 else ""
+        said.setdefault(f"{each['engine']}{at_once} ({each['reason']})", []).append(kind)
+    return "; ".join(f"{' and '.join(kinds)} {text}" for text, kinds in said.items())
 
 
 def _seconds(line: str) -> float:

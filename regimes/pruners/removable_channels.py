@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from regimes.data.inputs import Inputs, TensorGroup, call
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.losses.functions import logits
 from regimes.pruners.prune import prunable
@@ -64,6 +65,7 @@ def _reason_against(model: nn.Module, inputs: Inputs, numbers: Iterable[int]) ->
                 if number in wanted and lost:
                     graph.get_pruning_group(root.target.module, root.handler, idxs=lost).prune()
     except Exception as error:  # unsupported operations raise many kinds of errors
+        reraise_device_fault(error)
         return (str(error).splitlines() or [""])[0] or type(error).__name__
     return reason_not_running(small, model, inputs)
 
@@ -82,6 +84,7 @@ def reason_not_running(small: nn.Module, whole: nn.Module, inputs: Inputs) -> st
         with torch.no_grad():
             shapes = [logits(call(copy.deepcopy(each).eval(), inputs)).shape for each in (small, whole)]
     except Exception as error:  # code that depends on a width
+        reraise_device_fault(error)
         return (str(error).splitlines() or [""])[0] or type(error).__name__
     return "" if shapes[0] == shapes[1] else "its outputs change shape"
 

@@ -57,9 +57,9 @@ def bench(
     live: Annotated[bool, typer.Option("--live", help="hpo only: also run some searches with real training.")] = False,
 ) -> None:
     """Compare this package with other implementations on this machine."""
-    from regimes.experiment.numerics import numerics_of
+    from regimes.experiment.devices import device_of
 
-    numerics_of(device, "eager", "eager")  # rejects a device that does not exist
+    device = device_of(device)
     _check_images(images)
     more: dict[str, Any] = {"recording": recording, "live": live}
     if name != "hpo" and any(more.values()):
@@ -83,10 +83,10 @@ def gpu(
     count: Count = 0,
 ) -> None:
     """Measure everything that needs a GPU, part by part; repeat the command until no part is left."""
-    from regimes.experiment.numerics import numerics_of
+    from regimes.experiment.devices import device_of
     from regimes.research.gpu import measure_gpu
 
-    numerics_of(device, "eager", "eager")
+    device = device_of(device)
     _check_images(images)
     left = measure_gpu(out, device, minutes, only or [], count, images, _progress)
     raise typer.Exit(1 if left else 0)

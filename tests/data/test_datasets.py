@@ -14,7 +14,7 @@ from PIL import Image
 
 from regimes import UserError
 from regimes.data import DATASETS
-from regimes.data.dataset import Dataset
+from regimes.data.dataset import Dataset, Split
 from regimes.data.images import decode_images, from_bytes
 from regimes.data.uint8_images import Uint8Images
 from regimes.registry import lookup
@@ -67,6 +67,17 @@ def test_splits_share_the_bytes_and_the_fingerprint_sees_each() -> None:
     assert from_bytes((other, labels), made(30), None, 3, "made").fingerprint != data.fingerprint
 
 
+def test_the_first_images_stay_bytes() -> None:
+    whole = from_bytes(made(), made(30), None, 3, "made").to(CPU, torch.float64, torch.channels_last).train
+    few = whole.first(5)
+    assert isinstance(few.inputs, Uint8Images)
+    assert few.inputs.bytes.data_ptr() == whole.inputs.bytes.data_ptr()
+    assert torch.equal(few.inputs[:], whole.inputs[:5])
+    assert torch.equal(few.targets, whole.targets[:5])
+    plain = Split(torch.arange(6.0), torch.arange(6)).first(4)
+    assert [each.tolist() for each in plain] == [[0, 1, 2, 3]] * 2
+
+
 def test_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = []
@@ -105,6 +116,8 @@ def test_images_are_reduced_by_averaging(tmp_path: Path, monkeypatch: pytest.Mon
     read = lookup(DATASETS, "imagefolder", "data set")
     data: Dataset = read(root=str(tmp_path / "images"), size=4)
     assert data.input_shape == (3, 4, 4)
+    assert data.title == "images, resized to 4x4"
+    assert read(root=str(tmp_path / "images"), size=4, title="mine, 4x4").title == "mine, 4x4"
     assert np.abs(data.train.inputs.bytes[0].numpy() - expected).max() <= 1  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"images of different size.*set data.size = N"):
         read(root=str(tmp_path / "images"))
@@ -130,10 +143,14 @@ def test_archives_are_read_as_published(name: str, classes: int, shape: tuple[in
     assert data.input_shape == shape
     assert len(data.train.targets) + len(data.val.targets) == 30 * classes // 10
     assert torch.bincount(data.test.targets, minlength=classes).tolist() == [1] * classes
+    counts = f"{len(data.train.targets)} training images, {classes} test images"
+    assert data.title.endswith(counts)
     small: Dataset = lookup(DATASETS, name, "data set")(
         root=str(archives), images=30 * classes // 10, test_images=classes, size=2
     )
     assert small.input_shape == (3, 2, 2)
+    assert small.title == f"{data.title}, resized to 2x2"
+    assert "," not in lookup(DATASETS, name, "data set")(root=str(archives)).title
     assert torch.equal(small.test.targets, data.test.targets)
 
 
@@ -177,3 +194,9 @@ def test_a_users_module_may_import_torchvision_itself(tmp_path: Path) -> None:
 def test_what_is_no_data_is_refused_in_one_line(inputs: Any, targets: Any, line: str) -> None:
     with pytest.raises(UserError, match=f"^data set 'own': {line}"):
         Dataset.from_arrays((inputs, targets), (inputs, targets), title="own")
+
+
+def test_wrong_labels_are_in_the_caption() -> None:
+    digits = lookup(DATASETS, "digits", "data set")
+    assert digits().title == "handwritten digits (scikit-learn)"
+    assert digits(label_noise=0.2).title.endswith(", 0.2 of the training labels wrong")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
-from conftest import done, prepared
+from conftest import done, prepared, write_toml
 from torch import Tensor, nn
 
+from regimes import UserError
 from regimes.config.recipe import Recipe
 from regimes.config.sweep_file import resolve_sweep
+from regimes.data.dataset import Dataset
+from regimes.data.images import from_bytes
 from regimes.data.synthetic import synthetic
+from regimes.data.uint8_images import Uint8Images
 from regimes.experiment import engine_selection as choosing
 from regimes.experiment.engine_selection import EngineChoice, equals_eager, keeps_bits, select_engine
 from regimes.experiment.run import Result, prepare
@@ -24,6 +30,8 @@ from regimes.training import ENGINES
 from regimes.training.fleet import Lane, Tensors
 from regimes.training.train import train_fleet
 from regimes.training.vmap_engine import MAX_LANES, MIN_LANES, VmapEngine, padded_lanes
+
+HERE = "test_engine_selection"
 
 
 class Deciding(nn.Module):
@@ -71,6 +79,15 @@ class Unused(nn.Module):
         return out
 
 
+class Broken(Unused):
+    """Cannot be trained in batches of more than a few inputs."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and len(inputs) > 8:
+            raise ValueError("not like this\nat all")
+        return super().forward(inputs)
+
+
 class Frozen(Unused):
     """Has a layer that is not trained."""
 
@@ -94,16 +111,23 @@ def test_a_frozen_layer_stays_where_it_was_in_every_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("model", "reason"),
     [
-        {"name": "mlp", "dropout": 0.5},
-        *({"name": f"test_engine_selection:{each}"} for each in ("Deciding", "Drifting", "Unused")),
+        ({"name": "mlp", "dropout": 0.5}, "networks with dropout draw random numbers in training"),
+        ({"name": f"{HERE}:Deciding"}, "stacked raised RuntimeError: vmap: It looks like you're calling .item()"),
+        ({"name": f"{HERE}:Drifting"}, "stacked trains other weights"),
+        ({"name": f"{HERE}:Unused"}, "stacked trains other weights"),
+        ({"name": f"{HERE}:Broken"}, "eager raised ValueError: not like this"),
     ],
 )
-def test_what_cannot_be_stacked_is_trained_one_by_one(
-    tiny: dict[str, Any], tmp_path: Path, model: dict[str, Any]
+def test_what_cannot_be_stacked_is_trained_one_by_one_and_the_reason_is_known(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], reason: str
 ) -> None:
-    assert prepared(tiny, tmp_path, model).spec.numerics.engine == "eager"
+    monkeypatch.setattr(choosing, "LANE_COUNTS", {"stacked": (8,)})
+    monkeypatch.setattr(choosing, "MAX_TIME_SHARE", 1e6)  # however busy the machine is
+    found = prepared(tiny, tmp_path, model)
+    assert found.spec.numerics.engine == "eager"
+    assert found.engines["retrain"].reason.startswith(reason)
 
 
 class SlotDependent(VmapEngine):
@@ -123,7 +147,9 @@ def test_an_engine_that_does_not_keep_bits_is_not_chosen(
     monkeypatch.setitem(ENGINES, "stacked", "test_engine_selection:SlotDependent")
     assert equals_eager(found.context, "stacked", found.sweep.recipe)
     assert not keeps_bits(found.context, EngineChoice("stacked", 8), found.sweep.recipe)
-    assert select_engine(found.context, [found.sweep.recipe], 100) == EngineChoice("eager", 1)
+    monkeypatch.setattr(choosing, "seconds_per_image", lambda context, choice, recipe: 1e-4 / choice.lanes)
+    chosen = select_engine(found.context, [found.sweep.recipe], 8)
+    assert (chosen, chosen.reason) == (EngineChoice("eager", 1), "stacked bits depend on the fleet of 8 lanes")
 
 
 @pytest.mark.parametrize(("most", "chosen"), [(32, 32), (16, 16), (8, 8), (4, 1)])
@@ -140,7 +166,136 @@ def test_fewer_lanes_are_chosen_where_many_do_not_keep_bits(
 
 def test_a_handful_of_networks_is_not_stacked(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["temperature"], tiny["load"]["density"] = {"epochs": [4]}, [0.2]
-    assert prepared(tiny, tmp_path, tiny["model"]).spec.numerics.engine == "eager"
+    found = prepared(tiny, tmp_path, tiny["model"])
+    assert found.spec.numerics.engine == "eager"
+    assert [each.reason for each in found.engines.values()] == ["1 network only", "2 networks only"]
+
+
+def test_an_engine_that_saves_no_time_is_not_chosen(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
+    monkeypatch.setattr(choosing, "seconds_per_image", lambda context, choice, recipe: 1e-4 * choice.lanes**0.5)
+    assert (
+        select_engine(found.context, [found.sweep.recipe], 32).reason
+        == "stacked: 8 lanes train in 2.83 of eager's time"
+    )
+    monkeypatch.setattr(choosing, "seconds_per_image", lambda context, choice, recipe: 1.0)
+    assert select_engine(found.context, [found.sweep.recipe], 32).reason.startswith("a step takes 32 s")
+    monkeypatch.setattr(choosing, "networks_that_fit", lambda context, recipe, sharing: 3)
+    assert select_engine(found.context, [found.sweep.recipe], 32).reason == (
+        "only 3 networks at once fit into the free memory"
+    )
+    assert select_engine(found.context, [found.sweep.recipe], 0).reason == "nothing to train"
+
+
+class Looking(VmapEngine):
+    """Notes the inputs that it is given."""
+
+    seen: ClassVar[list[type]] = []
+
+    def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
+        self.seen += [type(each.inputs) for each in (data.train, data.val, data.test)]
+        super().__init__(lanes, data, precision)
+
+
+def test_images_stay_bytes_in_every_trial(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
+    random = np.random.default_rng(0)
+    pairs = [(random.integers(0, 256, (count, 1, 2, 4), dtype=np.uint8), np.arange(count) % 4) for count in (200, 80)]
+    found.context.data = from_bytes(pairs[0], pairs[1], None, 4, "bytes").to(torch.device("cpu"), torch.float32)
+    found.context.new_model = lambda seed: build("mlp", {"widths": [4]}, (1, 2, 4), 4, seed)
+    monkeypatch.setitem(ENGINES, "stacked", f"{HERE}:Looking")
+    monkeypatch.setattr(choosing, "MAX_TIME_SHARE", 1e6)
+    assert select_engine(found.context, [found.sweep.recipe], 8) == EngineChoice("stacked", 8)
+    assert set(Looking.seen) == {Uint8Images}
+
+
+def test_reasons_are_kept_and_shown(tiny: dict[str, Any], cli: Callable[..., Any], tmp_path: Path) -> None:
+    toml = write_toml(tmp_path / "tiny.toml", tiny)
+    line = "train and retrain stacked, 16 networks at once (chosen with --engine)"
+    ran = cli("run", toml, "--workers", 0, "--engine", "stacked", "--lanes", 16)
+    assert f"engines: {line}" in " ".join(ran.stderr.split())
+    info = Store(tmp_path / "runs/tiny").run_info
+    assert info is not None
+    chosen = {"engine": "stacked", "reason": "chosen with --engine"}
+    assert info["engines"] == {"train": chosen, "retrain": chosen}
+    assert f"  engines: {line}\n" in cli("plan", toml).stdout  # the run's own, not tried again
+    assert json.loads(cli("plan", toml, "--json").stdout)["engines"] == info["engines"]
+    assert f"  engines: {line}\n" in cli("status", "runs/tiny").stdout
+    assert json.loads(cli("status", "runs/tiny", "--json").stdout)["engines"] == info["engines"]
+    assert cli("map", "runs/tiny").returncode == 0
+    assert f"- Engines: {line}." in (tmp_path / "runs/tiny/map/README.md").read_text()
+
+
+# -- lanes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "lanes"), [(1, 4), (4, 4), (7, 4), (8, 8), (64, 64)])
+def test_lanes_are_rounded_to_what_the_engine_can_fill(
+    tiny: dict[str, Any], tmp_path: Path, asked: int, lanes: int
+) -> None:
+    plain = {"name": "mlp", "widths": [12]}
+    found = prepared(tiny, tmp_path, plain, engine="stacked", lanes=asked)
+    assert found.lanes == {"train": lanes, "retrain": lanes}
+    assert prepared(tiny, tmp_path, plain, engine="graphed", lanes=asked).lanes == {"train": asked, "retrain": asked}
+
+
+def test_the_number_of_lanes_changes_no_bit_and_is_kept(tiny: dict[str, Any], run_tiny: Callable[..., Result]) -> None:
+    few, many = (run_tiny(tiny, str(lanes), engine="stacked", lanes=lanes) for lanes in (8, 32))
+    info = Store(many.folder).run_info
+    assert info is not None
+    assert info["lanes"] == {"train": 32, "retrain": 32}
+    assert done(Store(few.folder)) == done(Store(many.folder))
+    grown = {**tiny, "load": {"density": [0.2, 0.4, 0.6]}}
+    assert prepare(resolve_sweep(grown), many.folder).lanes == {"train": 32, "retrain": 32}
+    assert prepare(resolve_sweep(grown), many.folder, lanes=16).lanes == {"train": 16, "retrain": 16}
+
+
+def test_selection_tries_the_lanes_that_are_asked_for(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared(tiny, tmp_path, tiny["model"], engine="eager")
+    monkeypatch.setattr(choosing, "seconds_per_image", lambda context, choice, recipe: 1e-4 / choice.lanes)
+    assert select_engine(found.context, [found.sweep.recipe], 64, lanes=8) == EngineChoice("stacked", 8)
+    assert select_engine(found.context, [found.sweep.recipe], 10, lanes=64) == EngineChoice("stacked", 16)
+
+
+def test_fewer_lanes_than_asked_for_are_said(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "networks_that_fit", lambda context, recipe, sharing: 9)
+    with pytest.warns(UserWarning, match="8 instead of 32 networks are trained at once: more do not fit"):
+        found = prepared(tiny, tmp_path, tiny["model"], engine="stacked", lanes=32)
+    assert found.lanes == {"train": 8, "retrain": 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "line"),
+    [
+        ({}, {"engine": "eager"}, r"trained one by one, by the engine eager \(chosen with --engine\)"),
+        ({"dropout": 0.1}, {}, r"one by one, by the engine eager \(1 network only; networks with dropout"),
+        ({}, {"lanes": 0}, "--lanes 0: allowed: 1 to 64"),
+        ({}, {"lanes": 65}, "--lanes 65: allowed: 1 to 64"),
+    ],
+)
+def test_lanes_that_no_engine_has_are_refused(
+    tiny: dict[str, Any], tmp_path: Path, change: dict[str, Any], how: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        prepared(tiny, tmp_path, {**tiny["model"], **change}, **{"lanes": 8, **how})
+
+
+def test_an_engine_with_a_flaw_at_the_lanes_asked_for_is_refused(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="--lanes 8: stacked raised RuntimeError: vmap"):
+        prepared(tiny, tmp_path, {"name": f"{HERE}:Deciding"}, engine="stacked", lanes=8)
+    monkeypatch.setitem(ENGINES, "stacked", f"{HERE}:SlotDependent")
+    with pytest.raises(UserError, match="--lanes 8: stacked bits depend on the fleet of 8 lanes; leave --lanes out"):
+        prepared(tiny, tmp_path, tiny["model"], engine="stacked", lanes=8)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,4 +1,4 @@
-"""Numerics of this machine: the memory format is one in which every convolution is safe, devices have an index."""
+"""Numerics of this machine: the memory format is one in which every convolution is safe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from regimes.experiment.numerics import device_of, memory_layout
+from regimes.experiment.numerics import memory_layout
 
 CONVOLUTIONS = """
 import torch
@@ -36,9 +36,3 @@ def test_gradients_of_strided_convolutions_keep_the_heap_sound() -> None:
     """In a process of its own, which a write out of bounds would end."""
     out = subprocess.run([sys.executable, "-c", CONVOLUTIONS], capture_output=True, text=True, check=False)
     assert out.stdout.strip() == "sound", out.stderr
-
-
-def test_a_cuda_device_has_an_index() -> None:
-    assert device_of("cuda") == torch.device("cuda", 0)
-    assert device_of("cuda:1") == torch.device("cuda", 1)
-    assert device_of("cpu") == torch.device("cpu")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from regimes.config.sweep import Size
+from regimes.device_faults import reraise_device_fault
 from regimes.experiment.context import RunContext
 from regimes.experiment.store import Store
 from regimes.landscape.estimate import Estimate
@@ -72,7 +73,7 @@ Member = TypeVar("Member")
 def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[Report]:
     """Context manager that writes an exception as the failure of all stages not yet reported as done.
 
-    Yields the function to report with.
+    Yields the function to report with. A device fault is raised again: it would make all later stages fail.
     """
     done: set[str] = set()
 
@@ -83,6 +84,7 @@ def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[R
     try:
         yield note
     except (Exception, SystemExit) as error:  # user code may raise anything
+        reraise_device_fault(error)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         for stage in stages:
             if stage.key not in done:
@@ -118,8 +120,8 @@ def bisect_on_failure(
     try:
         work(left, note)
         return
-    except (Exception, SystemExit):
-        pass  # leave this block first: the exception's frames hold the memory of the failed fleet
+    except (Exception, SystemExit) as error:
+        reraise_device_fault(error)  # else leave this block first: the error's frames hold the failed fleet's memory
     middle = len(left) // 2
     for half in (left[:middle], left[middle:]):
         bisect_on_failure(half, stages_of, work, store, report, frozenset(reported))

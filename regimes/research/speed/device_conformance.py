@@ -16,7 +16,7 @@ from regimes.data.dataset import Dataset, Split
 from regimes.data.synthetic import synthetic
 from regimes.data.uint8_images import Uint8Images
 from regimes.experiment.context import in_layout
-from regimes.experiment.numerics import device_of, use_deterministic_kernels
+from regimes.experiment.numerics import use_deterministic_kernels
 from regimes.landscape.cka import cka
 from regimes.landscape.hessian import hessian_top, hessian_trace
 from regimes.landscape.linear_path import linear_connectivity
@@ -123,7 +123,7 @@ def _byte_images_apart(measure: str, device: str) -> float:
     plain = Split(images, torch.randint(0, 4, (96,), generator=draw))
     found = []
     for where in ("cpu", device):
-        data = Dataset(plain, plain, plain, 4, "bytes").to(device_of(where), torch.float64, torch.channels_last)
+        data = Dataset(plain, plain, plain, 4, "bytes").to(torch.device(where), torch.float64, torch.channels_last)
         models = [_network("preresnet", seed, where) for seed in (0, 1)]
         found.append(torch.tensor(MEASURES[measure](*models, data.train), dtype=torch.float64))
     return _apart(*found)
@@ -158,7 +158,7 @@ def _recurrent_apart(device: str) -> float:
 def _neighbours_apart(precision: str, device: str) -> float:
     """Fraction of weights that differ in any bit between a network trained alone and among eight."""
     recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
-    data = _data(device).to(device_of(device), torch.float32, torch.channels_last)
+    data = _data(device).to(torch.device(device), torch.float32, torch.channels_last)
     ends = []
     for count in (1, 8):
         models = [_network("preresnet", seed, device).float() for seed in range(count)]

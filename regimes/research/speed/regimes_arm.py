@@ -98,7 +98,7 @@ def _measure_one(case: Case, number: int, ready: Ready) -> dict[str, Any]:
 
 def workers_of(device: str) -> int:
     """Return the number of workers that the package would use."""
-    return default_workers(device)
+    return default_workers([device])
 
 
 def in_workers(

@@ -191,10 +191,7 @@ def _context(width: int, device: str) -> Any:
     from regimes.config.recipe import Recipe
     from regimes.config.sweep import Named
     from regimes.experiment.context import ContextSpec, RunContext
-    from regimes.experiment.numerics import numerics_of
 
-    numerics = numerics_of(device, "eager", "eager")
     model = Named(name="preresnet", depth=14, width=width)  # type: ignore[call-arg]
-    return RunContext(ContextSpec(Named(name="digits"), model, device, numerics, "")), Recipe(
-        batch_size=64, augment="none"
-    )
+    context = RunContext(ContextSpec.eager(Named(name="digits"), model, device))
+    return context, Recipe(batch_size=64, augment="none")

@@ -14,7 +14,7 @@ from regimes.data.dataset import Dataset, Split
 from regimes.data.uint8_images import Uint8Images
 from regimes.experiment.context import in_layout
 from regimes.experiment.engine_selection import engine_of
-from regimes.experiment.numerics import device_of, use_deterministic_kernels
+from regimes.experiment.numerics import use_deterministic_kernels
 from regimes.plots.text_table import TextTable
 from regimes.research.page import Page, Say, benchmark_page
 from regimes.research.speed.harness import BenchOptions
@@ -55,7 +55,7 @@ WAYS = {
 
 def bench(options: BenchOptions, say: Say) -> Page:
     """Run the comparison on random byte images with crop and flip."""
-    where = device_of(options.device)
+    where = torch.device(options.device)
     use_deterministic_kernels(options.device)
     torch.set_num_threads(1)
     count = options.count or STEPS * BATCH

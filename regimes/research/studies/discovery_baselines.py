@@ -25,7 +25,6 @@ from regimes.discovery.complexity import size_of
 from regimes.discovery.gated_training import GatedTraining
 from regimes.discovery.trace_graph import trace_graph
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
-from regimes.experiment.numerics import numerics_of
 from regimes.experiment.parent_watchdog import exit_with_parent
 from regimes.experiment.run_discovery import inference_seconds
 from regimes.landscape.error import mean_error
@@ -124,8 +123,7 @@ def train_networks(experiment: BaselineExperiment, workers: int, say: Say) -> li
 
 
 def _seed(experiment: BaselineExperiment, seed: int) -> list[dict[str, Any]]:
-    numerics = numerics_of("cpu", "eager", "eager")
-    context = RunContext(ContextSpec(experiment.data, experiment.model, "cpu", numerics, ""))
+    context = RunContext(ContextSpec.eager(experiment.data, experiment.model, "cpu"))
     with one_thread():
         return [{**record, "seed": seed} for record in _networks(experiment, context, seed)]
 

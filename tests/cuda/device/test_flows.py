@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import write_toml
+from conftest import done, write_toml
 from PIL import Image
 
 import regimes
@@ -84,6 +84,20 @@ def test_automatic_choice_and_resumption(folder: Path) -> None:
     assert (info["numerics"]["device"], info["numerics"]["processor"]) == ("cuda", torch.cuda.get_device_name())
 
 
+def test_two_devices(folder: Path) -> None:
+    few = ["--set", 'measure.metrics=["error", "cka"]', "--engine", "graphed", "--lanes", "2"]
+    plan = json.loads(typed(folder, "plan", "flow.toml", *few, "--device", "cuda,cuda:1", "--json"))
+    assert (plan["workers"], plan["lanes"]) == (2, {"train": 2, "retrain": 2})
+    typed(folder, "run", "flow.toml", *few, "--out", "one", "--workers", "0", "--device", "cuda:1")
+    typed(folder, "run", "flow.toml", *few, "--out", "two", "--workers", "3", "--device", "cuda:0,cuda:1")
+    assert done(Store(folder / "one")) == done(Store(folder / "two"))
+    words = ["measure", "a.pt", "--model", "mlp", "--data", "digits", "--device", "cuda:0,cuda:1"]
+    command = [str(Path(sys.executable).with_name("regimes")), *words]
+    refused = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr == "regimes: --device cuda:0,cuda:1: one device is allowed here, e.g. --device cuda:0\n"
+
+
 def test_measure_and_diagnose(folder: Path) -> None:
     paths = []
     for seed in (0, 1):
@@ -131,7 +145,7 @@ def test_search(folder: Path) -> None:
             "ladder": {"densities": [0.3], "reports": [0.5], "proxy_reports": []},
         },
     )
-    found = json.loads(typed(folder, "hpo", "hpo.toml", "--out", "search", "--device", "cuda", "--json"))
+    found = json.loads(typed(folder, "hpo", "hpo.toml", "--out", "search", "--device", "cuda:0,cuda:1", "--json"))
     assert found["winner"]
 
 

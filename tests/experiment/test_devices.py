@@ -1,0 +1,182 @@
+"""Devices as typed: one normalised form or one line; workers get one each in turn and share its memory only with those
+on the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import done
+
+from regimes import UserError
+from regimes.config.sweep_file import resolve_sweep
+from regimes.experiment import engine_selection, executors, numerics
+from regimes.experiment import run as running
+from regimes.experiment.devices import device_of, devices_of
+from regimes.experiment.environment import default_workers
+from regimes.experiment.run import Result, prepare
+from regimes.experiment.store import Store
+from regimes.hpo import worker_pool
+from regimes.hpo.worker_pool import WorkerConfig, run_workers
+
+NAMES = ["H100", "H100", "A100"]
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with three CUDA devices, two of one model."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(NAMES))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAMES[torch.device(device).index])
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(
+    ("typed", "devices"),
+    [
+        ("cpu", ["cpu"]),
+        (" CPU ", ["cpu"]),
+        ("cuda", ["cuda:0"]),
+        ("CUDA:1", ["cuda:1"]),
+        ("cuda:2", ["cuda:2"]),
+        ("cuda,cuda:1", ["cuda:0", "cuda:1"]),
+        (" cuda:1 , cuda:00 ", ["cuda:1", "cuda:0"]),
+        (torch.device("cuda", 1), ["cuda:1"]),
+    ],
+)
+def test_names_have_one_form(typed: str, devices: list[str]) -> None:
+    assert list(devices_of(typed)) == devices
+    assert [str(torch.device(each)) for each in devices] == devices
+
+
+ALLOWED = "; allowed here: cpu, cuda:0, cuda:1, cuda:2, or several for the workers, cuda:0,cuda:1"
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("", f"--device : '' is not a CPU or CUDA device{ALLOWED}"),
+        ("cuda:x", f"--device cuda:x: 'cuda:x' is not a CPU or CUDA device{ALLOWED}"),
+        ("cuda:-1", f"--device cuda:-1: 'cuda:-1' is not a CPU or CUDA device{ALLOWED}"),
+        ("cuda:0,", f"--device cuda:0,: '' is not a CPU or CUDA device{ALLOWED}"),
+        ("xpu:0", f"--device xpu:0: 'xpu:0' is not a CPU or CUDA device{ALLOWED}"),
+        ("cuda:3", f"--device cuda:3: no device cuda:3{ALLOWED}"),
+        ("mps", f"--device mps: sums are in float64, which MPS does not have{ALLOWED}"),
+        (
+            "cuda,cuda:0",
+            "--device cuda,cuda:0: names cuda:0 twice; several workers share a device with --workers N",
+        ),
+        (
+            "cuda:0,cuda:2",
+            "--device cuda:0,cuda:2: different processors, on which the bits of a result depend: cuda:0 (H100), "
+            "cuda:2 (A100); allowed: CUDA devices of one model",
+        ),
+    ],
+)
+def test_other_names_are_refused_with_what_is_allowed(typed: str, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        devices_of(typed)
+    assert error.value.lines == (line,)
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_a_cpu_and_a_gpu_are_different_processors() -> None:
+    with pytest.raises(UserError, match=r"different processors.*cpu \(.*\), cuda:0 \(H100\)"):
+        devices_of("cpu,cuda:0")
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_one_device_where_one_is_used() -> None:
+    assert device_of("cuda") == "cuda:0"
+    with pytest.raises(UserError, match="--device cuda:1,cuda:0: one device is allowed here"):
+        device_of("cuda:1,cuda:0")
+
+
+def test_the_default_is_a_worker_per_gpu_or_core() -> None:
+    assert default_workers(("cuda:0", "cuda:1")) == 2
+    assert default_workers(("cuda:1",)) == 1
+    assert default_workers(("cpu",)) == default_workers() >= 1
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU under two names."""
+    monkeypatch.setattr(running, "devices_of", lambda names: ("cpu:0", "cpu:1"))
+    monkeypatch.setattr(numerics, "processor_of", lambda device: "two")
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_workers_get_a_device_in_turn_and_a_new_worker_that_of_the_dead_one(
+    tiny: dict[str, Any], run_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = done(Store(run_tiny(tiny, "alone", engine="eager").folder))
+    seen: list[Counter[str]] = []
+    killed: list[str] = []
+    handle = executors.Supervisor._handle
+
+    def murderous(self: executors.Supervisor, worker: Any, event: Any) -> None:
+        if len(killed) < 3 and worker.fleet is not None and worker.process.poll() is None:
+            killed.append(worker.device)
+            worker.process.kill()
+        handle(self, worker, event)
+        seen.append(Counter(each.device for each in self.workers))
+
+    monkeypatch.setattr(executors.Supervisor, "_handle", murderous)
+    result = run_tiny(tiny, "together", engine="eager", workers=3)
+    assert len(killed) == 3
+    assert seen[0] == {"cpu:0": 2, "cpu:1": 1}
+    assert all(each == seen[0] for each in seen)  # before and after every death
+    assert done(Store(result.folder)) == expected
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_workers_share_the_memory_of_their_own_device(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[int] = []
+    monkeypatch.setattr(
+        engine_selection, "networks_that_fit", lambda context, recipe, sharing: shares.append(sharing) or 64
+    )
+    for workers, most in ((1, 1), (2, 1), (3, 2), (4, 2)):
+        found = prepare(resolve_sweep(tiny), tmp_path / "none", "both", workers=workers)
+        assert set(shares) == {most}
+        shares.clear()
+        assert found.spec.device == "cpu:0"  # of the process itself
+        assert found.devices == ("cpu:0", "cpu:1")
+
+
+def test_workers_of_a_search_keep_their_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[tuple[str, int]] = []
+
+    class Process:
+        """The second worker dies once."""
+
+        def __init__(self, target: object, args: tuple[Any, ...]) -> None:
+            _, _, device, number, *_ = args
+            started.append((device, number))
+            self.exitcode = 1 if len(started) == 2 else 0
+
+        def start(self) -> None: ...
+        def join(self) -> None: ...
+        def is_alive(self) -> bool:
+            return False
+
+    class Queue:
+        def empty(self) -> bool:
+            return True
+
+    class Context:
+        def __init__(self, way: str) -> None:
+            self.Process, self.SimpleQueue = Process, Queue
+
+    monkeypatch.setattr(worker_pool.multiprocessing, "get_context", Context)
+    monkeypatch.setattr(worker_pool, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr("regimes.hpo.requeue.requeue_dead_trials", lambda study: [])
+    config = WorkerConfig(tmp_path, "", ("cuda:0", "cuda:1"), "full", 1, 1, 0.0)
+    run_workers(config, None, None, 3)  # type: ignore[arg-type]
+    assert started == [("cuda:0", 0), ("cuda:1", 1), ("cuda:0", 2), ("cuda:1", 4)]
