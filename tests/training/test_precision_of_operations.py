@@ -80,6 +80,10 @@ def one_epoch(kind: str, engine: str, precision: str = "bfloat16", **change: Any
 @pytest.mark.parametrize("engine", ["eager", "graphed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_of_a_step_take_bfloat16(kind: str, engine: str) -> None:
+    if engine == "graphed" and kind in ("encoder", "dict", "bert"):  # have dropout
+        with pytest.raises(ValueError, match="draws random numbers"):
+            one_epoch(kind, engine)
+        return
     trained, products = one_epoch(kind, engine)
     assert products.found
     assert products.of_other_dtype(torch.bfloat16) == FULL.get(kind, set())
