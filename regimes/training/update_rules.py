@@ -7,7 +7,7 @@ to the host; `Sgd` and `Adam` have a form of their own for that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -89,14 +89,15 @@ class Adam:
 
     def __call__(self, moved: Named, gradients: Named, learning_rate: float | Tensor, number: int | Tensor) -> None:
         """Update parameters in place; see `Sgd`."""
-        means, squares = ([self.buffers[f"{slot}{name}"] for name in moved] for slot in (MEAN, SQUARE))
+        means, squares = (_real(self.buffers[f"{slot}{name}"] for name in moved) for slot in (MEAN, SQUARE))
+        weights, slopes = _real(moved.values()), _real(gradients.values())
         if isinstance(learning_rate, Tensor):
             assert isinstance(number, Tensor)
-            self._on_device(list(moved.values()), list(gradients.values()), means, squares, learning_rate, number)
+            self._on_device(weights, slopes, means, squares, learning_rate, number)
             return
         adam(
-            list(moved.values()),
-            list(gradients.values()),
+            weights,
+            slopes,
             means,
             squares,
             [],
@@ -136,6 +137,11 @@ class Adam:
         torch._foreach_add_(scale, recipe.eps)
         step = list(torch._foreach_mul(means, -learning_rate / corrections[0]))
         torch._foreach_addcdiv_(weights, step, scale)
+
+
+def _real(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Complex tensors as views of real ones, the last dimension being real and imaginary part; others as they are."""
+    return [torch.view_as_real(each) if each.is_complex() else each for each in tensors]
 
 
 class Muon:

@@ -96,6 +96,8 @@ class VmapEngine:
         frozen = {name: each for name, each in parameters.items() if name not in trained}
         self.buffers = {name: each.detach().clone() for name, each in {**frozen, **self.buffers}.items()}
         self.leaves = list(self.parameters.values())
+        if self.recipe.optimizer != "sgd" and any(each.is_complex() for each in self.leaves):
+            raise ValueError("Adam of complex weights cannot be stacked; use the engine eager")
         slots = ("",) if self.recipe.optimizer == "sgd" else (MEAN, SQUARE)
         self.momentum = {f"{s}{name}": torch.zeros_like(each) for s in slots for name, each in self.parameters.items()}
         for slot, lane in enumerate(self.lanes):

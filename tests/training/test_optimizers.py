@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -89,6 +90,26 @@ def test_steps_are_those_of_torchs_classes(options: dict[str, Any]) -> None:
             optimizer.step()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_complex_weights_are_pairs_of_real_ones(optimizer: str, captured: bool) -> None:
+    recipe = recipe_of(optimizer=optimizer, nesterov=False)
+    ours = nn.Linear(3, 2, dtype=torch.complex128)
+    theirs = copy.deepcopy(ours)
+    inputs = torch.randn(5, 3, dtype=torch.complex128)
+    stepper, (optimizer_of_torch,) = OptimizerStep(ours, recipe, None), torchs_own(recipe, theirs)
+    if captured and optimizer == "sgd":
+        stepper.set_momentum({name: torch.zeros_like(each) for name, each in stepper.named.items()})
+    for number in range(4):
+        rate = torch.tensor(recipe.learning_rate) if captured else recipe.learning_rate
+        stepper(lambda: ours(inputs).abs().mean(), rate, torch.tensor(number) if captured else number)
+        theirs.zero_grad()
+        theirs(inputs).abs().mean().backward()
+        optimizer_of_torch.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-6)
 
 
 def test_adamw_with_warm_up_and_clipping_equals_a_plain_torch_loop() -> None:
