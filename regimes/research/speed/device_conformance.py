@@ -15,6 +15,7 @@ from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
 from regimes.data.synthetic import synthetic
 from regimes.data.uint8_images import Uint8Images
+from regimes.device_faults import fault_of
 from regimes.experiment.context import in_layout
 from regimes.experiment.numerics import use_deterministic_kernels
 from regimes.landscape.cka import cka
@@ -67,6 +68,8 @@ def differences(case: Case) -> dict[str, Any]:
             found[name] = work()
         except Exception as error:
             found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            if fault_of(error):  # the others would fail, too
+                break
     return {"seconds": 1.0, "units": 1, **found}
 
 

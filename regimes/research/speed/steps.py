@@ -12,6 +12,7 @@ from torch import Tensor
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
 from regimes.data.uint8_images import Uint8Images
+from regimes.device_faults import fault_of
 from regimes.experiment.context import in_layout
 from regimes.experiment.engine_selection import engine_of
 from regimes.experiment.numerics import use_deterministic_kernels
@@ -69,6 +70,8 @@ def bench(options: BenchOptions, say: Say) -> Page:
         except Exception as error:  # what fails on a device is a result
             rows.append([str(way), f"{type(error).__name__}: {' '.join(str(error).split())[:120]}", "", ""])
             say(rows[-1][1])
+            if fault_of(error):  # the others would fail, too
+                break
             continue
         middle, limit = statistics.median(found), 1e3 * max(floors[way.precision].values())
         rows.append([str(way), f"{middle:.3g}", f"{min(found):.3g}-{max(found):.3g}", f"{limit / middle:.0%}"])

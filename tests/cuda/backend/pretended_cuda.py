@@ -184,6 +184,7 @@ def patch() -> None:
         "manual_seed_all": lambda seed: torch.default_generator.manual_seed(seed),
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "default_generators": (torch.default_generator,) * DEVICES,
     }
     for name, each in replacements.items():
         setattr(torch.cuda, name, each)
