@@ -22,6 +22,7 @@ from scipy.special import expit, ndtr
 
 from regimes.regime_map.measured_grid import MeasuredGrid, Numbers
 
+NEVER = -1e3  # log density of what is not to be chosen; finite, for there may be nothing else
 CUT_DRAWS = 200
 OFFSET = 0.01  # of the square root, in units of the error of guessing
 PRIOR_CUT, PRIOR_LOG_SPREAD = 0.15, 0.8  # of the barrier at the cut, in units of the error of guessing
@@ -141,10 +142,10 @@ def _lmc(root: Numbers) -> Numbers:
 
 
 def _log_prior(cut: Numbers) -> Numbers:
-    """Log prior density of cuts on the square-root scale; minus infinity for positive LMC."""
+    """Log prior density of cuts on the square-root scale; `NEVER` for positive LMC."""
     root, barrier = np.abs(cut) + np.sqrt(OFFSET), np.clip(np.abs(_lmc(cut)), 1e-12, None)
     density = -0.5 * (np.log(barrier / PRIOR_CUT) / PRIOR_LOG_SPREAD) ** 2 + np.log(root / barrier)
-    return np.where(cut < 0, density, -np.inf)
+    return np.where(cut < 0, density, NEVER)
 
 
 def _cliff_evidence(m: MeasuredGrid, barrier: Numbers, beyond: NDArray[np.bool_]) -> tuple[float, float]:

@@ -33,7 +33,7 @@ sys.exit(not same)
 
 
 @dataclass(frozen=True)
-class Part:
+class GpuPart:
     """One measurement.
 
     Attributes:
@@ -49,7 +49,7 @@ class Part:
     commands: Sequence[Sequence[str]]
 
 
-def parts(out: Path, device: str, count: int, images: str) -> list[Part]:
+def parts(out: Path, device: str, count: int, images: str) -> list[GpuPart]:
     """Return the parts, by worth; for the arguments see `measure_gpu`."""
     folder = ["--images", images] if images else []
 
@@ -72,14 +72,14 @@ def parts(out: Path, device: str, count: int, images: str) -> list[Part]:
     same = ["-c", SAME, str(out / "one.csv"), str(out / "four.csv")]
     discovery = regimes("discover", "sweeps/cifar10-discover.toml", "--device", device, to="discovery")
     return [
-        Part("check", "engines, measures and pruners compared with a CPU", 90, [bench("check", 1)]),
-        Part("steps", "time of a training step by engine, precision and lanes", 150, [bench("steps", 3)]),
-        Part("workers", "one sweep by one worker and by four", 150, [*workers(1, "one"), *workers(4, "four"), same]),
-        Part("engine", "training compared with the reference pipeline", 200, [bench("engine", 1, *folder)]),
-        Part("pair", "LMC and CKA compared with the reference pipeline", 90, [bench("pair", 2, *folder)]),
-        Part("hessian", "Hessian compared with PyHessian and curvlinops", 120, [bench("hessian", 2)]),
-        Part("grid", "the study's setting in a grid of 4 x 5, and its map", 600, grid),
-        Part("discovery", "a ResNet-56 loses units and blocks", 400, [discovery]),
+        GpuPart("check", "engines, measures and pruners compared with a CPU", 90, [bench("check", 1)]),
+        GpuPart("steps", "time of a training step by engine, precision and lanes", 150, [bench("steps", 3)]),
+        GpuPart("workers", "one sweep by one worker and by four", 150, [*workers(1, "one"), *workers(4, "four"), same]),
+        GpuPart("engine", "training compared with the reference pipeline", 200, [bench("engine", 1, *folder)]),
+        GpuPart("pair", "LMC and CKA compared with the reference pipeline", 90, [bench("pair", 2, *folder)]),
+        GpuPart("hessian", "Hessian compared with PyHessian and curvlinops", 120, [bench("hessian", 2)]),
+        GpuPart("grid", "the study's setting in a grid of 4 x 5, and its map", 600, grid),
+        GpuPart("discovery", "a ResNet-56 loses units and blocks", 400, [discovery]),
     ]
 
 
@@ -129,7 +129,7 @@ def done_parts(out: Path) -> set[str]:
     return {row["part"] for row in rows if row["code"] == 0}
 
 
-def _do(part: Part, out: Path, limit: float, say: Say) -> None:
+def _do(part: GpuPart, out: Path, limit: float, say: Say) -> None:
     say(f"{part.name}: {part.about} (at most {limit:.0f} s)")
     started, code = time.perf_counter(), 0
     with open(out / f"{part.name}.log", "w", encoding="utf-8") as log:

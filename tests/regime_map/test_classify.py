@@ -85,6 +85,14 @@ def test_a_gradual_increase_is_no_cliff() -> None:
     assert "no cliff of the barrier is seen" in found.regime.attrs["thresholds"]
 
 
+@pytest.mark.parametrize("base", [-0.02, -0.1])
+def test_a_path_below_its_ends_everywhere_is_no_barrier(base: float) -> None:
+    """As of networks trained with dropout, whose error falls in the middle of the path."""
+    values = base + 0.01 * np.random.default_rng(0).random((6, 6))
+    assert present(classify(barriers(values, noise=0.0)))["I"] == 0
+    assert present(classify(barriers(values[:2, :2], noise=0.0)))["I"] == 0
+
+
 @pytest.mark.parametrize("height", [0.12, 0.3, 0.6])
 def test_one_dense_seed_shows_a_cliff(height: float) -> None:
     values = np.where(np.add.outer(np.arange(6), -np.arange(6)) > 0, height, 0.01)

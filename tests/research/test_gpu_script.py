@@ -11,7 +11,7 @@ import pytest
 
 from regimes.errors import UserError
 from regimes.research import gpu
-from regimes.research.gpu import Part, measure_gpu, parts
+from regimes.research.gpu import GpuPart, measure_gpu, parts
 from regimes.research.speed import BENCHES
 
 Typed = Callable[..., subprocess.CompletedProcess[str]]
@@ -23,9 +23,9 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three parts: one works, one fails in its first of two commands, one never ends."""
     touched = [str(tmp_path / name) for name in "ab"]
     listed = [
-        Part("works", "", 60, [["-c", APPEND, touched[0]]]),
-        Part("fails", "", 60, [["-c", "raise SystemExit(3)"], ["-c", APPEND, touched[1]]]),
-        Part("hangs", "", 2, [["-c", "import time; print('begun', flush=True); time.sleep(600)"]]),
+        GpuPart("works", "", 60, [["-c", APPEND, touched[0]]]),
+        GpuPart("fails", "", 60, [["-c", "raise SystemExit(3)"], ["-c", APPEND, touched[1]]]),
+        GpuPart("hangs", "", 2, [["-c", "import time; print('begun', flush=True); time.sleep(600)"]]),
     ]
     monkeypatch.setattr(gpu, "parts", lambda *_: listed)
     return tmp_path
