@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretended_gpu import compile_backend, environment_with
 
-HERE = Path(__file__).parent
-BACKEND = HERE / "backend"
-SCRIPTS = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
+DEVICE = Path(__file__).parent / "device"
+SCRIPTS = sorted(path.name for path in DEVICE.glob("test_*.py"))
 
 
 @pytest.fixture(scope="session")
@@ -21,18 +20,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled backend."""
     if torch.version.cuda is not None or shutil.which("g++") is None:
         pytest.skip("needs a CPU build of torch and g++")
-    file, root = tmp_path_factory.mktemp("backend") / "pretended_cuda.so", Path(torch.__file__).parent
-    include = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
-    link = [f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-lc10", "-ltorch_cpu"]
-    source = str(BACKEND / "pretended_cuda.cpp")
-    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", source, *include, *link, "-o", str(file)], check=True)
-    return file
+    return compile_backend(tmp_path_factory.mktemp("backend"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_on_pretended_gpus(library: Path, script: str) -> None:
-    path = os.pathsep.join([str(BACKEND), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PRETENDED_CUDA": str(library), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(HERE / "device" / script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(DEVICE / script)]
+    done = subprocess.run(command, env=environment_with(library), capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"

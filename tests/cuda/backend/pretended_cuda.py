@@ -82,7 +82,7 @@ class Operations(TorchDispatchMode):
         results = _tensors(result)
         if any(each.is_cuda for each in (*given, *results)) and not _view(func):
             self.launches[name] += 1
-            self.bytes += sum(each.nbytes for each in (*given, *results))
+            self.bytes += bytes_of(args, kwargs, results)
             if self.recorded is not None:
                 self.recorded.append((func, args, kwargs, results))
         return result
@@ -104,6 +104,11 @@ def capture(graph: Graph, *_: Any, **__: Any) -> Iterator[None]:
         yield
     for whole, contents in before.values():
         whole.copy_(contents)
+
+
+def bytes_of(*trees: Any) -> int:
+    """Return the bytes of all tensors."""
+    return sum(each.nbytes for each in _tensors(trees))
 
 
 def _tensors(tree: Any) -> list[Tensor]:
