@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -159,5 +160,8 @@ def _convolve(call: dict[str, Any], dimensions: int, transposed: bool) -> Tensor
 
 def _each(value: Any, dimensions: int) -> list[int]:
     """A setting of every dimension."""
-    values = [value] if isinstance(value, int) else list(value)
+    try:
+        return [operator.index(value)] * dimensions
+    except TypeError:  # a sequence
+        values = [operator.index(each) for each in value]
     return values * dimensions if len(values) == 1 else values

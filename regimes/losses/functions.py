@@ -30,10 +30,10 @@ def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0
     if targets.dim() > 1 and not targets.is_floating_point():
         last = outputs.shape[:-1] == targets.shape
         second = (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape)
-        if not last or (second and targets.dim() > 2):
+        if second and (not last or targets.dim() > 2):
             outputs = outputs.movedim(1, -1)
-        # Flat: with several dimensions torch has no deterministic kernel on a GPU.
-        outputs, targets = outputs.flatten(0, -2), targets.flatten()
+        if last or second:  # flat: with several dimensions torch has no deterministic kernel on a GPU
+            outputs, targets = outputs.flatten(0, -2), targets.flatten()
     return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ def bench(
     if out is not None:
         files = result.write(out, _command())
         typer.echo(f"wrote {', '.join(str(file) for file in files)}", err=True)
+    raise typer.Exit(1 if result.failed else 0)
 
 
 @app.command()
@@ -88,6 +90,7 @@ def gpu(
 
     device = device_of(device)
     _check_images(images)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in work is stopped, too
     left = measure_gpu(out, device, minutes, only or [], count, images, _progress)
     raise typer.Exit(1 if left else 0)
 

@@ -29,6 +29,7 @@ class Page:
         tables: the tables.
         figures: {file name without extension: figure}.
         facts: further numbers, for the JSON file of a study.
+        failed: whether a benchmark found a fault; its command then exits with 1.
         kind: a "study" is written to README.md and study.json, a "bench" to NAME.md and NAME.json.
     """
 
@@ -39,6 +40,7 @@ class Page:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     facts: Any = None
     kind: Literal["study", "bench"] = "study"
+    failed: bool = False
 
     def text(self) -> str:
         """Return the tables as text for a terminal."""

@@ -50,8 +50,7 @@ class BatchStream:
         size = self.schedule.recipe.batch_size
         for step in range(first, last):
             number, place = divmod(step, self.schedule.steps_per_pass)
-            if number != self._pass:
-                self.start_pass(number)
+            self.start_pass(number)
             here = slice(place * size, (place + 1) * size)
             which = self.order[here]
             yield step, self.augmentation.apply(self.split.inputs[which], self.draws[here]), self.split.targets[which]
@@ -68,7 +67,10 @@ class BatchStream:
             torch.cuda.default_generators[device.index].manual_seed(seed)
 
     def start_pass(self, number: int) -> None:
-        """Draw the image order and augmentation of a pass, on the CPU, and move them to the device."""
+        """Draw the image order and augmentation of a pass, on the CPU, and move them to the device, unless it has
+        begun."""
+        if number == self._pass:
+            return
         device = self.split.targets.device
         count = len(self.split.targets)
         shape = input_shape(self.split.inputs)

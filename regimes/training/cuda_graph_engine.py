@@ -8,14 +8,15 @@ are stored on the device and selected by counters there.
 Networks share no memory, so the bits of a network depend neither on the others nor on their number. On a CPU, which has
 no graphs, the same step is run directly.
 
-Models that draw random numbers in training (dropout) are refused: a replayed graph goes on drawing from the device's
-generator, whereas the draws must be a function of the lane and the step, and the same in both passes of SAM.
+Models that draw from global random generators in training (dropout) are refused: a replayed graph goes on drawing from
+the device's generator, whereas the draws must be a function of the lane and the step, the same in both passes of SAM.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class CudaGraphEngine:
 
     Raises:
         ValueError: the optimiser is Muon, the images do not fit on the device, or, in the first epoch, a model draws
-            random numbers or replaces a buffer in training.
+            random numbers or, on a GPU, replaces a buffer in training.
     """
 
     capacity = 64
@@ -69,12 +70,14 @@ class CudaGraphEngine:
             for member in self.members:
                 member.begin()
             self._synchronize()
-            for step in range(number * steps, (number + 1) * steps):
-                for member in self.members:
-                    member.advance(step)
-                if begins and step == number * steps and self._generators() != before:
-                    raise ValueError("the model draws random numbers during training; use the engine eager")
-            self._synchronize()
+            try:
+                for step in range(number * steps, (number + 1) * steps):
+                    for member in self.members:
+                        member.advance(step)
+                    if begins and step == number * steps and self._generators() != before:
+                        raise ValueError("the model draws random numbers during training; use the engine eager")
+            finally:
+                self._synchronize()  # also before the memory of a failed epoch is reused
         return [float(member.total) / steps for member in self.members]
 
     def errors(self) -> list[Row]:
@@ -151,7 +154,7 @@ class _Member:
     def advance(self, step: int) -> None:
         """Run one step of the schedule."""
         number, place = divmod(step, self.batches.schedule.steps_per_pass)
-        with torch.cuda.stream(self.stream):  # a no-op if the stream is None
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             if number != self.turned:
                 self.batches.start_pass(number)
                 self.order.copy_(self.batches.order)
@@ -200,8 +203,7 @@ class _Member:
             for each, before in zip(state, kept, strict=True):
                 if not torch.equal(each, before):
                     each.detach().copy_(before)
-        now = [*self.model.parameters(), *self.model.buffers()]
-        if any(one is not other for one, other in zip(held, now, strict=True)):
+        if list(map(id, held)) != list(map(id, [*self.model.parameters(), *self.model.buffers()])):
             raise ValueError("the model replaces a buffer during training, which a CUDA graph would not see")
         for each in self.stepper.parameters:
             each.grad = None

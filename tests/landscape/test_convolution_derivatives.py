@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ FORMS: dict[str, Form] = {  # function, shapes of inputs and weights, options
     "2d": (F.conv2d, (2, 3, 5, 6), (4, 3, 3, 2), {}),
     "2d, 1x1, stride 2": (F.conv2d, (2, 3, 5, 5), (4, 3, 1, 1), {"stride": 2}),
     "2d, one number in a list": (F.conv2d, (2, 3, 5, 6), (4, 3, 3, 3), {"stride": [2], "padding": [1]}),
+    "2d, numbers of NumPy": (F.conv2d, (2, 3, 6, 6), (4, 3, 3, 3), {"stride": np.int64(2), "padding": np.int64(1)}),
     "2d, a number for each dimension": (
         F.conv2d, (2, 2, 7, 8), (2, 2, 3, 2), {"stride": (1, 2), "padding": (2, 0), "dilation": (2, 1)},
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from functools import partial
@@ -54,9 +55,9 @@ def bench(options: BenchOptions, say: Say) -> Page:
         else:
             rows.append([name, f"{difference:.1e}", "equal" if difference <= MAX_RELATIVE_DIFFERENCE else "NOT EQUAL"])
     title = f"{options.device} against eager training and measures on a CPU, float64"
-    return benchmark_page(
-        "check", [TextTable(title, rows, [f"equal: at most {MAX_RELATIVE_DIFFERENCE:g}"], found.checks[0])]
-    )
+    table = TextTable(title, rows, [f"equal: at most {MAX_RELATIVE_DIFFERENCE:g}"], found.checks[0])
+    failed = any(row[2] != "equal" for row in rows[1:])
+    return dataclasses.replace(benchmark_page("check", [table]), failed=failed)
 
 
 def differences(case: Case) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def bench(options: BenchOptions, say: Say) -> Page:
     batch, data = min(BATCH, count), _data(where, count)
     floors = {precision: _floor(where, batch, precision, count < SMALL_COUNT) for precision in ("float32", "bfloat16")}
     rows = [["", "ms per network and step", "least-greatest", "share of the limit"]]
-    facts = []
+    facts, failed = [], False
     for way in WAYS[where.type]:
         try:
             found = [1e3 * seconds for seconds in _seconds(way, data, batch, options.rounds)]
@@ -71,6 +72,7 @@ def bench(options: BenchOptions, say: Say) -> Page:
             rows.append([str(way), f"{type(error).__name__}: {' '.join(str(error).split())[:120]}", "", ""])
             say(rows[-1][1])
             if fault_of(error):  # the others would fail, too
+                failed = True
                 break
             continue
         middle, limit = statistics.median(found), 1e3 * max(floors[way.precision].values())
@@ -83,7 +85,7 @@ def bench(options: BenchOptions, say: Say) -> Page:
         for precision, floor in floors.items()
     ]
     title = f"PreResNet-20 on 32x32, batch size {batch}: gather, augmentation, forward, backward, SGD"
-    return benchmark_page("steps", [TextTable(title, rows, notes, facts)])
+    return dataclasses.replace(benchmark_page("steps", [TextTable(title, rows, notes, facts)]), failed=failed)
 
 
 def _data(device: torch.device, count: int) -> Dataset:

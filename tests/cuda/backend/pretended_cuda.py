@@ -1,11 +1,14 @@
 """Pretended GPUs: the Python side of `pretended_cuda.cpp`, in place of what CPU builds of torch lack in `torch.cuda`.
 
 Tensors, autograd, vmap and autocast are torch's own. Streams do nothing, and a CUDA graph records the operations of its
-capture and repeats them in its replay, on the same memory. Kernels, cuDNN, memory limits and time are not emulated.
+capture and repeats them in its replay, on the same memory. Kernels, cuDNN, memory limits and time are not emulated, and
+global random numbers are the CPU's.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+LIBRARY = ctypes.CDLL(os.environ["PRETENDED_CUDA"])
 DEVICES = 2
 NAME = "Pretended GPU"
 BYTES = 80 * 2**30
@@ -149,7 +153,7 @@ def _line() -> str:
 
 def _index(device: Any = None) -> int:
     if device is None:
-        return 0
+        return int(LIBRARY.pretended_get_device())
     index = device if isinstance(device, int) else torch.device(device).index or 0
     if not 0 <= index < DEVICES:
         raise AssertionError("Invalid device id")
@@ -172,8 +176,8 @@ def patch() -> None:
         "is_initialized": lambda: True,
         "_lazy_init": lambda: None,
         "device_count": lambda: DEVICES,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
+        "current_device": lambda: int(LIBRARY.pretended_get_device()),
+        "set_device": lambda device: LIBRARY.pretended_set_device(_index(device)),
         "get_device_name": lambda device=None: NAME if _index(device) >= 0 else "",
         "get_device_capability": lambda device=None: (9, 0),
         "mem_get_info": lambda device=None: (BYTES, BYTES),
@@ -193,5 +197,5 @@ def patch() -> None:
     }
     for name, each in replacements.items():
         setattr(torch.cuda, name, each)
-    torch._C._cuda_getDevice = lambda: 0  # type: ignore[attr-defined]
+    torch._C._cuda_getDevice = lambda: int(LIBRARY.pretended_get_device())  # type: ignore[attr-defined]
     torch.UntypedStorage.clone = _clone_storage  # type: ignore[method-assign]

@@ -28,6 +28,16 @@ def test_one_device() -> None:
         x.numpy()
 
 
+def test_current_device() -> None:
+    torch.cuda.set_device(1)
+    try:
+        assert torch.cuda.current_device() == 1
+        assert torch.ones(1, device="cuda").device == torch.device("cuda", 1)
+    finally:
+        torch.cuda.set_device(0)
+    assert torch.ones(1).to("cuda").device == GPU
+
+
 def test_generator() -> None:
     with pytest.raises(RuntimeError, match="generator"):
         torch.randn(3, device=GPU, generator=torch.Generator())
