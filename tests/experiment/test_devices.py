@@ -15,7 +15,7 @@ from torch import nn
 
 from regimes import UserError
 from regimes.config.sweep_file import resolve_sweep
-from regimes.experiment import engine_selection, executors, numerics
+from regimes.experiment import engine_selection, executors, memory, numerics
 from regimes.experiment import run as running
 from regimes.experiment.devices import device_of, devices_of
 from regimes.experiment.environment import default_workers
@@ -201,6 +201,18 @@ def test_workers_share_the_memory_of_their_own_device(
         shares.clear()
         assert found.spec.device == "cpu:0"  # of the process itself
         assert found.devices == ("cpu:0", "cpu:1")
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_fleets_fit_into_the_device_with_the_least_free_memory(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(memory, "free_bytes", lambda device: asked.append(str(device)) or 10**12 * (device.index == 0))
+    with pytest.warns(UserWarning, match="instead of 32 networks are trained at once"):
+        found = prepare(resolve_sweep(tiny), tmp_path / "none", "both", engine="graphed", lanes=32)
+    assert set(asked) == {"cpu:0", "cpu:1"}
+    assert found.lanes == {"train": 1, "retrain": 1}
 
 
 def test_workers_of_a_search_keep_their_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
