@@ -8,18 +8,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-EXIT_CODE = 86  # of a worker process that ends because of a device fault
-
-FAULT = re.compile(r"((CUDA|HIP) error|Triton Error \[CUDA\]|cuDNN error: CUDNN_STATUS_EXECUTION_FAILED).*")
+FAULT = re.compile(r"((CUDA|HIP)( driver)? error|Triton Error \[CUDA\]|cuDNN error: CUDNN_STATUS_EXECUTION_FAILED).*")
 # Errors that leave the device usable: lack of memory, and what a library or a CUDA graph cannot do.
 HARMLESS = re.compile(
     "out of memory|STATUS_ALLOC_FAILED|STATUS_NOT_INITIALIZED|STATUS_NOT_SUPPORTED|captur|invalid argument|"
-    "invalid configuration argument|invalid device ordinal|no kernel image"
+    "invalid configuration argument|invalid device ordinal|no kernel image|invalid device function|"
+    "too many resources requested|operation not supported|STATUS_INVALID_VALUE"
 )
 
 
 @dataclass(frozen=True)
-class DeviceFault:
+class DeviceFaultMessage:
     """The last message of a worker process, which ends because of a device fault."""
 
     text: str

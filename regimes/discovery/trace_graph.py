@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from regimes.data.inputs import Inputs, call
+from regimes.device_faults import reraise_device_fault
 from regimes.discovery.complexity import size_of
 from regimes.discovery.count_macs import count_macs
 from regimes.discovery.prunable_graph import ALWAYS_KEPT, PrunableGraph, PrunableLayer, UnitGroup
@@ -40,6 +41,7 @@ def trace_graph(model: nn.Module, inputs: Inputs) -> PrunableGraph:
     except UserError:
         raise
     except Exception as error:  # a user's code, and what tracing makes of it, may raise anything
+        reraise_device_fault(error)
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{type(model).__name__} cannot be traced: {type(error).__name__}: {reason}") from error
 

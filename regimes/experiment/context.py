@@ -19,6 +19,7 @@ from regimes.config.sweep import Named, Size
 from regimes.data import DATASETS
 from regimes.data.dataset import Dataset, Split, predictions_per_input
 from regimes.data.inputs import call
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.experiment.devices import device_of
 from regimes.experiment.numerics import Numerics, numerics_of, use_deterministic_kernels
@@ -45,6 +46,7 @@ class ContextSpec:
         numerics: the numerics of the run.
         folder: the run folder.
         fingerprint: fingerprint of the data, which must be the same in every process; None: not loaded yet.
+        devices: normalised names of the devices of all workers; (): ``device`` only.
     """
 
     data: Named
@@ -53,6 +55,7 @@ class ContextSpec:
     numerics: Numerics
     folder: str
     fingerprint: str | None = None
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def eager(cls, data: Named, model: Named, device: str, folder: str | Path = "") -> ContextSpec:
@@ -229,6 +232,7 @@ def _as_user_error(table: str, name: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
+        reraise_device_fault(error)
         lines = str(error).splitlines() or [""]
         raise UserError(f"[{table}] name = '{name}' raised {type(error).__name__}: {lines[0]}") from error
 

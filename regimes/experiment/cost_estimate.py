@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from regimes.data.inputs import call
 from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.engine_selection import EngineChoice, recipes_of, seconds_per_image
-from regimes.experiment.memory import PROCESS_BYTES, bytes_in_measuring, bytes_per_network
+from regimes.experiment.memory import PROCESS_BYTES, bytes_in_measuring, bytes_per_network, synchronize
 from regimes.experiment.run import Prepared
 from regimes.experiment.stages.stage import Stage, size_of
 from regimes.experiment.stages.train import TrainStage
@@ -158,20 +158,18 @@ def _calibrated(context: RunContext, engines: Mapping[str, EngineChoice], recipe
         model = context.new_model(seed=0)
         inputs = context.data.train.inputs[: inputs_per_pass(context.data.train.inputs)]
         with eval_mode(model):
-            forward = _seconds(lambda: call(model, inputs), 3) / len(inputs)
+            forward = _seconds(lambda: call(model, inputs), 3, context.device) / len(inputs)
     dense, other = rates[engines["train"]], rates[engines["retrain"]]
     trained = {"train": dense, "discover": dense, "retrain": other}
     return {**trained, "given": forward, "prune": forward, "measure": forward}
 
 
-def _seconds(work: object, times: int) -> float:
+def _seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
     """Shortest of a few timings, after one warm-up."""
-    assert callable(work)
     found = []
     for _ in range(times + 1):
         started = time.perf_counter()
         work()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        synchronize(device)
         found.append(time.perf_counter() - started)
     return min(found[1:])

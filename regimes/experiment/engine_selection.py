@@ -92,7 +92,8 @@ def select_engine(
     """Return the fastest engine whose results are correct and do not depend on the fleet, with the reason.
 
     Short trials time the engine of the device, and check it at every batch size of the sweep, and with SAM and clipping
-    if a recipe uses them; see `flaw_of`. If it fails, raises or gains nothing, the result is "eager".
+    if a recipe uses them; see `flaw_of`. If it fails, raises or gains nothing, the result is "eager". With ``lanes`` it
+    is checked only: it need not be faster.
 
     Args:
         context: data, model and device.
@@ -102,43 +103,50 @@ def select_engine(
         workers: number of workers that share the networks.
         lanes: number of networks to train at once; None: the fastest.
     """
-    kinds = {(each.batch_size, each.sam_rho > 0, each.clip_norm > 0, each.optimizer): each for each in recipes}
-    recipes, model = list(kinds.values()), context.new_model(seed=0)
+    recipes, model = _distinct(recipes), context.new_model(seed=0)
     name, tried = ("graphed" if context.device.type == "cuda" else "stacked"), "eager"
-    heaviest, timed = max(recipes, key=lambda each: each.batch_size), recipes[-1]
     if any(each.train for each in recipes):
-        return _alone("a training loop of one's own trains one network at a time")
+        return _alone("a custom training loop trains one network at a time")
     if networks < MIN_NETWORKS[name]:
         return _alone(f"{networks} network{'s' * (networks > 1)} only" if networks else "nothing to train")
     if has_private_randomness(model):
         return _alone("networks with dropout draw random numbers in training")
     try:
+        heaviest = max(recipes, key=lambda each: each.batch_size)
         least, most = (engine_of(name).slots(count, model) for count in (1, networks))
         if lanes is not None:
-            sizes = [lanes_that_fit(context, name, heaviest, min(lanes, most), sharing)]
-        elif most < LANE_COUNTS[name][0]:
+            lanes = lanes_that_fit(context, name, heaviest, min(lanes, most), sharing)
+            flaw = flaw_of(context, EngineChoice(name, lanes), recipes)
+            return _alone(flaw) if flaw else EngineChoice(name, lanes, "chosen with --lanes")
+        if most < LANE_COUNTS[name][0]:
             return _alone(f"{networks} networks only")
-        else:
-            fit = networks_that_fit(context, heaviest, sharing)
-            sizes = [each for each in LANE_COUNTS[name] if least <= each <= min(most, fit)]
+        fit = networks_that_fit(context, heaviest, sharing)
+        sizes = [each for each in LANE_COUNTS[name] if least <= each <= min(most, fit)]
         if not sizes:
             return _alone(f"only {fit} networks at once fit into the free memory")
-        seconds = seconds_per_image(context, EngineChoice("eager", 1), timed)
-        if context.device.type == "cpu" and seconds * timed.batch_size > MAX_STEP_SECONDS:
-            return _alone(f"a step takes {seconds * timed.batch_size:.2g} s, which stacking does not shorten")
-        tried = name
-        padding = {each: _padding(name, networks, each, workers, model) for each in sizes}
-        return _fastest(context, name, recipes, padding, seconds)
+        tried, padding = name, {each: _padding(name, networks, each, workers, model) for each in sizes}
+        return _fastest(context, name, recipes, padding)
     except Exception as error:  # unsupported operations and lack of memory raise anything
         return _alone(_raised(tried, error))
     finally:
         release_memory(context.device)
 
 
-def _fastest(
-    context: RunContext, name: str, recipes: Sequence[Recipe], padding: Mapping[int, float], eager: float
-) -> EngineChoice:
+def _distinct(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """The recipes that trials tell apart."""
+    kinds = {(each.batch_size, each.sam_rho > 0, each.clip_norm > 0, each.optimizer): each for each in recipes}
+    return list(kinds.values())
+
+
+def _fastest(context: RunContext, name: str, recipes: Sequence[Recipe], padding: Mapping[int, float]) -> EngineChoice:
     """The number of lanes, of {lanes: lanes computed per network}, that is fastest and without a flaw, or "eager"."""
+    batch = recipes[-1].batch_size
+    try:
+        eager = seconds_per_image(context, EngineChoice("eager", 1), recipes[-1])
+    except Exception as error:
+        return _alone(_raised("eager", error))
+    if context.device.type == "cpu" and eager * batch > MAX_STEP_SECONDS:
+        return _alone(f"a step takes {eager * batch:.2g} s, which stacking does not shorten")
     faster, fastest = list[EngineChoice](), eager
     for lanes, idle in padding.items():
         trial = EngineChoice(name, lanes)
@@ -174,7 +182,12 @@ def flaw_of(context: RunContext, choice: EngineChoice, recipes: Iterable[Recipe]
 
 
 def with_lanes(
-    choices: Mapping[str, EngineChoice], context: RunContext, sweep: Sweep, sharing: int, lanes: int | None
+    choices: Mapping[str, EngineChoice],
+    context: RunContext,
+    sweep: Sweep,
+    sharing: int,
+    lanes: int | None,
+    new: bool = False,
 ) -> dict[str, EngineChoice]:
     """Return engines that are not selected by trials with their numbers of lanes: fewer if memory is short.
 
@@ -186,9 +199,10 @@ def with_lanes(
         sweep: the sweep.
         sharing: number of workers that share the device's memory.
         lanes: number of networks to train at once; None: the usual ones.
+        new: whether the run has not begun, so that its engines, chosen by hand, are to be checked.
 
     Raises:
-        UserError: an engine has a flaw with this number of ``lanes``; see `flaw_of`.
+        UserError: a new run's engine, or this number of ``lanes``, has a flaw; see `flaw_of`.
     """
     contexts, found = [context.sized(size) for size in sweep.sizes()], dict(choices)
     for kind, recipes in recipes_of(sweep).items():
@@ -199,11 +213,16 @@ def with_lanes(
             for each in contexts
         ]
         found[kind] = dataclasses.replace(choices[kind], lanes=min(fit))
-        if lanes is not None and found[kind].lanes > max(1, usual):  # not used by this run before
-            flaw = next(filter(None, (flaw_of(each, found[kind], recipes) for each in contexts)), "")
-            if flaw:
-                raise UserError(f"--lanes {lanes}: {flaw}; leave --lanes out, or use --engine eager")
-    release_memory(context.device)
+    for kind, recipes in recipes_of(sweep).items():
+        more = lanes is not None and found[kind].lanes > max(1, choices[kind].lanes)  # not used by this run before
+        untrained = (kind == "train" and sweep.dense is not None) or any(each.train for each in recipes)
+        if found[kind].engine == "eager" or untrained or not (new or more):
+            continue
+        flaw = next(filter(None, (flaw_of(each, found[kind], _distinct(recipes)) for each in contexts)), "")
+        if flaw and lanes is not None:
+            raise UserError(f"--lanes {lanes}: {flaw}; leave --lanes out, or use --engine eager")
+        if flaw and "OutOfMemoryError" not in flaw:  # a fleet that exceeds the memory is halved
+            raise UserError(f"--engine {found[kind].engine}: {flaw}; leave --engine out, or use --engine eager")
     return found
 
 
@@ -269,7 +288,7 @@ def seconds_per_image(context: RunContext, choice: EngineChoice, recipe: Recipe)
 
 def keeps_bits(context: RunContext, choice: EngineChoice, recipe: Recipe) -> bool:
     """Return whether a network gets the same bits in the first slot, in the last slot, and in smaller fleets."""
-    fleets = [[*range(choice.lanes)], [20, 0]]
+    fleets = [[*range(choice.lanes)]] + [[20, 0]] * (engine_of(choice.engine).capacity > 1)
     lanes = engine_of(choice.engine).slots(3, context.new_model(seed=0))
     while lanes <= choice.lanes:  # every number of lanes that a fleet may have
         fleets.append([*range(20, 20 + lanes - 1), 0])

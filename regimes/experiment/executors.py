@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
-from regimes.device_faults import DeviceFault
+from regimes.device_faults import DeviceFaultMessage
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.dispatch import run_fleet
 from regimes.experiment.schedule import Fleet, ReadyQueue
@@ -27,6 +27,7 @@ from regimes.experiment.warning_lines import WorkerWarning
 # keeping it makes forward passes on 32x32 images 1.5 times as fast. Other systems ignore these variables.
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 MAX_ATTEMPTS = 3  # of a fleet whose worker dies, before it counts as failed
+MAX_FAULTS = 2  # device faults in a row, after which a worker is not replaced if there are workers on another device
 
 
 class StopRun(BaseException):
@@ -53,6 +54,7 @@ class _Worker:
 
     Attributes:
         device: its device.
+        faults: device faults in a row, before any outcome, of the workers that it replaces and of itself.
         fault: the device fault that it ends by; "": none so far.
         fleet: the fleet that it computes; None: it is idle.
         given: fleets with an outcome pending, also those that are computed but not yet written.
@@ -61,6 +63,7 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     device: str
+    faults: int = 0
     fault: str = ""
     fleet: Fleet | None = None
     given: list[Fleet] = field(default_factory=list)
@@ -83,6 +86,7 @@ class _Worker:
             pass  # it has just died; its listener reports that
 
     def receive(self, outcome: Outcome) -> None:
+        self.faults = 0
         self.owed.discard(outcome.key)
         self.given = [fleet for fleet in self.given if self.left_of(fleet)]
 
@@ -98,7 +102,8 @@ class Supervisor:
         spec: description of the run context.
         report: function that receives the outcomes.
         workers: number of worker processes.
-        devices: devices of the workers, in turn; a worker that replaces a dead one has its device.
+        devices: devices of the workers, in turn; a worker that replaces a dead one has its device. After two device
+            faults in a row it is not replaced if there are workers on another device.
     """
 
     def __init__(
@@ -109,7 +114,7 @@ class Supervisor:
         self.report = report
         self.count, self.devices = workers, devices
         self.store = Store(spec.folder)
-        self.deaths: dict[str, int] = {}
+        self.deaths: dict[str, list[str]] = {}  # key of a stage: devices of the workers that died on it
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
         self.warned: dict[Any, Any] = {}
@@ -129,7 +134,7 @@ class Supervisor:
             for worker in self.workers:
                 worker.process.wait()
 
-    def _spawn(self, device: str) -> _Worker:
+    def _spawn(self, device: str, faults: int = 0) -> _Worker:
         environment = {**MALLOC_SETTINGS, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "regimes.experiment.worker"],
@@ -139,7 +144,7 @@ class Supervisor:
             # A process group of its own: only the supervisor receives Ctrl-C, and kills its workers.
             process_group=0 if os.name == "posix" else None,
         )
-        worker = _Worker(process, device)
+        worker = _Worker(process, device, faults)
         try:
             pickle.dump(sys.path, worker.stdin)
             pickle.dump(replace(self.spec, device=device), worker.stdin)
@@ -172,9 +177,8 @@ class Supervisor:
             self._wake_idle()
         elif isinstance(event, WorkerWarning):
             event.issue(self.warned)
-        elif isinstance(event, DeviceFault):
-            worker.fault = event.text
-            warnings.warn(f"{worker.device} failed in a worker, which is replaced: {event.text}", stacklevel=2)
+        elif isinstance(event, DeviceFaultMessage):
+            worker.fault, worker.faults = event.text, worker.faults + 1
         elif isinstance(event, EOFError):
             if worker in self.workers:
                 self._replace_dead(worker)
@@ -198,8 +202,13 @@ class Supervisor:
             worker.send(fleet)
 
     def _replace_dead(self, worker: _Worker) -> None:
-        """Replace a worker that died; requeue its fleets, or fail them after too many attempts."""
+        """Replace a worker that died, unless its device seems lost; requeue its fleets, or fail them."""
         self.workers.remove(worker)
+        elsewhere = any(other.device != worker.device for other in self.workers)
+        lost = elsewhere and worker.faults >= MAX_FAULTS
+        if worker.fault:
+            then = f"not replaced after {worker.faults} device faults in a row" if lost else "replaced"
+            warnings.warn(f"{worker.device} failed in a worker, which is {then}: {worker.fault}", stacklevel=2)
         code = worker.process.wait()
         _kill(worker.process)
         fleet = worker.fleet
@@ -209,24 +218,26 @@ class Supervisor:
         if fleet is not None:
             ended = f"signal {-code}" if code < 0 else f"exit code {code}"
             cause = worker.fault or f"{ended}, out of memory or a native crash?"
-            self._retry_or_fail(fleet.kind, worker.left_of(fleet), cause)
-        if fleet is not None or worker.given:  # an idle one is not replaced
-            self.workers.append(self._spawn(worker.device))
+            left = Fleet(fleet.kind, worker.left_of(fleet))
+            self._retry_or_fail(left, cause, worker.device, elsewhere=elsewhere and worker.fault != "")
+        if (fleet is not None or worker.given) and not lost:  # an idle one is not replaced
+            self.workers.append(self._spawn(worker.device, worker.faults))
         self._wake_idle()
 
-    def _retry_or_fail(self, kind: str, left: tuple[Stage, ...], cause: str) -> None:
-        """Bisect, retry or fail the fleet that a dead worker was computing."""
-        halves = Fleet(kind, left).halves()
-        deaths = max((self.deaths.get(stage.key, 0) for stage in left), default=0) + 1
+    def _retry_or_fail(self, left: Fleet, cause: str, device: str, elsewhere: bool) -> None:
+        """Bisect, retry or fail what a dead worker left of its fleet; with ``elsewhere``, it does not fail by deaths on
+        this device only."""
+        halves = left.halves()
+        deaths = [*max((self.deaths.get(stage.key, []) for stage in left.stages), key=len, default=[]), device]
         if len(halves) > 1:  # a single network may be the cause: bisect to find it
             for half in reversed(halves):
                 self.waiting.put_back(half)
-        elif deaths < MAX_ATTEMPTS and left:
-            self.deaths |= {stage.key: deaths for stage in left}
+        elif left.stages and (len(deaths) < MAX_ATTEMPTS or (elsewhere and set(deaths) == {device})):
+            self.deaths |= {stage.key: deaths for stage in left.stages}
             self.waiting.put_back(halves[0])
         else:
-            line = f"the worker process died {deaths} times on this stage: {cause}"
-            for stage in left:
+            line = f"the worker process died {len(deaths)} times on this stage: {cause}"
+            for stage in left.stages:
                 self.store.fail(stage.key, line, "", stage.coords)
                 self._close(Outcome(stage.key, line))
 

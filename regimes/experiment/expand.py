@@ -41,8 +41,8 @@ def check_sweep(sweep: Sweep, context: RunContext) -> None:
         for temperature in sweep.temperatures():
             check_fits(sweep.dense_recipe(temperature), context.loaded)
     _check_metrics(sweep, context)
-    for table, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
-        try_loss(recipe, context, table)
+    try_loss(sweep.recipe, context, "recipe", trained=sweep.dense is None)
+    try_loss(sweep.retrain, context, "retrain")
     for size in sweep.sizes():
         try_load = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
         (try_load if sweep.load.structured else try_pruner)(sweep, context.sized(size))

@@ -123,10 +123,17 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for all work that was launched on a CUDA device; its asynchronous errors are raised here."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def networks_that_fit(context: RunContext, recipe: Recipe, sharing: int) -> int:
-    """Return the number of networks that each of the ``sharing`` workers on the context's device can train at once; at
-    least 1."""
-    budget = MAX_MEMORY_SHARE * free_bytes(context.device) / max(1, sharing)
+    """Return the number of networks that each of the ``sharing`` workers on a device can train at once, on that of the
+    run's devices with the least free memory; at least 1."""
+    devices = context.spec.devices or (context.spec.device,)
+    budget = MAX_MEMORY_SHARE * min(free_bytes(torch.device(each)) for each in devices) / max(1, sharing)
     if context.device.type == "cpu":
         budget -= PROCESS_BYTES
     return max(1, int(budget // bytes_per_network(context, recipe)))

@@ -12,10 +12,12 @@ from regimes.config.sweep import Sweep
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, Split
 from regimes.data.inputs import call
+from regimes.device_faults import reraise_device_fault
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.trace_graph import trace_graph
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
+from regimes.experiment.memory import synchronize
 from regimes.experiment.numerics import Numerics
 from regimes.losses.functions import IGNORED, loss_value
 from regimes.pruners.channels import shrink
@@ -55,8 +57,11 @@ def check_fits(recipe: Recipe, data: Dataset) -> None:
     lookup(AUGMENTATIONS, recipe.augment, "augmentation").check(data.input_shape, recipe.augment)
 
 
-def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe") -> None:
+def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe", trained: bool = True) -> None:
     """Call a recipe's loss, and its gradient, on two inputs, those with the smallest and the largest class.
+
+    The gradient is left out with a custom training loop (``recipe.train``), and with ``trained`` false: the recipe of
+    given checkpoints, whose loss is only evaluated.
 
     Raises:
         UserError: the loss or its gradient raises, e.g. for want of a deterministic kernel on a GPU, or the loss does
@@ -69,7 +74,9 @@ def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe") -> None
         try:
             answers = call(model, few.inputs)
             value = loss_value(recipe.training_loss, answers, few.targets)
+            synchronize(context.device)  # on a GPU a class out of range is an asynchronous error
         except Exception as error:  # a user's function may raise anything
+            reraise_device_fault(error)
             reason = (str(error).splitlines() or [""])[0]
             advice = ""
             if isinstance(answers, Tensor) and answers.numel() == 2 == few.targets.numel():
@@ -78,9 +85,13 @@ def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe") -> None
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{where} returned {got}; expected the mean loss of the batch, one number of torch")
+        if recipe.train or not trained:
+            return
         try:
             value.backward()
+            synchronize(context.device)
         except Exception as error:  # a user's network may do anything
+            reraise_device_fault(error)
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"the gradient of {where} raised {type(error).__name__}: {_shorter(reason)}") from error
 
@@ -99,7 +110,7 @@ def check_precision(sweep: Sweep, context: RunContext, numerics: Numerics) -> No
     Warns of matrix products and convolutions that stay in another precision, e.g. those of complex weights.
 
     Raises:
-        UserError: the steps are those of the engine "stacked", or of a loop of one's own, and not in float32; or the
+        UserError: the steps are those of the engine "stacked", or of a custom training loop, and not in float32; or the
             model raises in that precision.
     """
     if numerics.precision == "float32":
@@ -110,24 +121,32 @@ def check_precision(sweep: Sweep, context: RunContext, numerics: Numerics) -> No
             f"{asked}: the engine stacked trains in float32 only; use --engine eager, or --precision float32"
         )
     for table, recipe in (("recipe", sweep.recipe), ("retrain", sweep.retrain)):
-        if recipe.train:
+        if recipe.train and not (table == "recipe" and sweep.dense):  # given checkpoints are not trained
             raise UserError(
                 f"{asked}: {table}.train = '{recipe.train}' chooses its own precision; use torch.autocast in it, and "
                 "--precision float32"
             )
+    for size in sweep.sizes():
+        _try_precision(context.sized(size), numerics.precision, asked)
+
+
+def _try_precision(context: RunContext, precision: str, asked: str) -> None:
+    """Run a new model in a precision; warn of products in another one."""
     model, few = context.new_model(seed=0), context.data.train.inputs[:2]
     try:
-        with one_thread(), ProductDtypes() as products, precision_context(numerics.precision, context.device):
+        with one_thread(), ProductDtypes() as products, precision_context(precision, context.device):
             call(model, few)
+            synchronize(context.device)
     except Exception as error:  # a user's model may raise anything
+        reraise_device_fault(error)
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{asked}: the model raised {type(error).__name__}: {reason}") from error
-    others = [name for name, dtype in products.found if dtype != getattr(torch, numerics.precision)]
+    others = [name for name, dtype in products.found if dtype != getattr(torch, precision)]
     if others:
         warnings.warn(
             f"{asked}: {len(others)} of {len(products.found)} matrix products and convolutions of the model stay in "
             f"another precision ({', '.join(sorted(set(others)))})",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
@@ -165,8 +184,10 @@ def try_pruner(sweep: Sweep, context: RunContext) -> None:
         try:
             prune(model, density, load.pruner, load.allocation, data, generator, loss_fn, embeddings=load.embeddings)
         except UserError as error:
+            reraise_device_fault(error)
             raise UserError(f"{where}: {error}") from error
         except (Exception, SystemExit) as error:  # a user's function may raise anything
+            reraise_device_fault(error)
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{where} raised {type(error).__name__}: {reason}") from error
 

@@ -23,6 +23,7 @@ from regimes.experiment.engine_selection import EngineChoice, select_engines, wi
 from regimes.experiment.environment import default_workers
 from regimes.experiment.executors import StopRun, by_processes, in_process
 from regimes.experiment.expand import check_sweep, dense_stages, measure_stages, pruning_branches, without_duplicates
+from regimes.experiment.memory import release_memory
 from regimes.experiment.numerics import Numerics, numerics_of
 from regimes.experiment.preflight import check_precision
 from regimes.experiment.run_metadata import check_numerics, engines_in, log, start_run
@@ -204,14 +205,7 @@ def prepare(
     devices = devices_of(device)
     if lanes is not None and not 1 <= lanes <= MAX_LANES:
         raise UserError(f"--lanes {lanes}: allowed: 1 to {MAX_LANES}")
-    if sweep is None:
-        sweep, origin = stored_sweep(out or "")
-    elif isinstance(sweep, Sweep):
-        origin = {"file": "a sweep made in Python", "imports_from": os.getcwd()}
-    else:
-        overrides = "".join(f" --set {shlex.quote(change)}" for change in changes)
-        origin = {"file": f"{sweep}{overrides}", "imports_from": str(Path(sweep).resolve().parent)}
-        sweep = read_sweep(sweep, changes)
+    sweep, origin = _sweep_and_origin(sweep, out, changes)
     store = Store(Path("runs") / sweep.name if out is None else out)
     if engine is not None:
         lookup(ENGINES, engine, "engine")
@@ -220,26 +214,40 @@ def prepare(
     usual = began or Numerics("eager", "eager", "", "", "", "")
     dense, other = (engine or usual.dense, engine or usual.engine)
     numerics = numerics_of(devices[0], dense, other, precision or usual.precision)
-    context = RunContext(ContextSpec(sweep.data, sweep.model, devices[0], numerics, str(store.folder)))
+    context = RunContext(ContextSpec(sweep.data, sweep.model, devices[0], numerics, str(store.folder), None, devices))
     for size in sweep.sizes():
         context.sized(size).check_model()
     stages, sharing = expand(sweep, context), math.ceil(workers / len(devices))
     known = numerics if engine or info else numerics_from_records(numerics, store, precision)
+    check_precision(sweep, context, known or numerics)
     if known is None:
         engines = select_engines(context, sweep, stages, workers, sharing, lanes)
         numerics = dataclasses.replace(numerics, dense=engines["train"].engine, engine=engines["retrain"].engine)
     else:
         numerics, reason = known, "chosen with --engine" if engine else "as in the run's records"
-        engines = with_lanes(_given_engines(numerics, info, reason), context, sweep, sharing, lanes)
+        given, new = _given_engines(numerics, info, reason), engine is not None and info is None
+        engines = with_lanes(given, context, sweep, sharing, lanes, new)
     if lanes is not None and all(choice.engine == "eager" for choice in engines.values()):
         reasons = "; ".join(dict.fromkeys(choice.reason for choice in engines.values()))
         raise UserError(f"--lanes {lanes}: networks are trained one by one, by the engine eager ({reasons})")
-    check_precision(sweep, context, numerics)
+    release_memory(context.device)
     if not mixed and (began is not None or store.run_info is None):
         check_numerics(store, numerics)  # else another process has just begun the run: `start_run` adopts its engines
     spec = dataclasses.replace(context.spec, numerics=numerics, fingerprint=context.loaded.fingerprint)
     context.spec = spec
     return Prepared(sweep, spec, context, store, stages, scan_store(stages, store), origin, engines, devices)
+
+
+def _sweep_and_origin(
+    sweep: Sweep | str | Path | None, out: str | Path | None, changes: Sequence[str]
+) -> tuple[Sweep, dict[str, str]]:
+    if sweep is None:
+        return stored_sweep(out or "")
+    if isinstance(sweep, Sweep):
+        return sweep, {"file": "a sweep made in Python", "imports_from": os.getcwd()}
+    overrides = "".join(f" --set {shlex.quote(change)}" for change in changes)
+    origin = {"file": f"{sweep}{overrides}", "imports_from": str(Path(sweep).resolve().parent)}
+    return read_sweep(sweep, changes), origin
 
 
 def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:

@@ -23,6 +23,7 @@ from regimes.discovery.save_network import PLAN, WEIGHTS, save
 from regimes.errors import RunFailed, UserError
 from regimes.experiment.atomic_files import DamagedFile, Record, read_checked, write_atomic, write_checked
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
+from regimes.experiment.memory import synchronize
 from regimes.experiment.preflight import check_recipe
 from regimes.landscape.error import mean_error
 from regimes.registry import source_id
@@ -151,8 +152,7 @@ def inference_seconds(model: nn.Module, inputs: Inputs) -> float:
         for _ in range(TIMING_PASSES + 1):
             started = time.perf_counter()
             call(model, batch)
-            if batch.device.type == "cuda":
-                torch.cuda.synchronize(batch.device)
+            synchronize(batch.device)
             found.append(time.perf_counter() - started)
     model.train(training)
     return 1000 * sorted(found[1:])[TIMING_PASSES // 2] / len(batch)

@@ -22,7 +22,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from regimes.device_faults import EXIT_CODE, DeviceFault, fault_of
+    from regimes.device_faults import DeviceFaultMessage, fault_of
     from regimes.experiment.async_store import AsyncStore
     from regimes.experiment.context import RunContext
     from regimes.experiment.dispatch import run_fleet
@@ -44,17 +44,18 @@ def main() -> None:
             os._exit(0)  # the supervisor has exited
 
     send_warnings(answer)
-    context, store = RunContext(spec), AsyncStore(spec.folder, answer)
-    while True:
-        try:
+    store = AsyncStore(spec.folder, answer)
+    try:
+        context = RunContext(spec)
+        while True:
             run_fleet(inbox.get(), context, store, store.report)
-        except (Exception, SystemExit) as error:
-            if not fault_of(error):
-                raise
-            store.flush()  # what was computed before
-            answer(DeviceFault(fault_of(error)))
-            os._exit(EXIT_CODE)
-        answer("computed")  # ready for the next fleet; the outcomes follow as they are written
+            answer("computed")  # ready for the next fleet; the outcomes follow as they are written
+    except (Exception, SystemExit) as error:
+        if not fault_of(error):
+            raise
+        store.flush()  # what was computed before
+        answer(DeviceFaultMessage(fault_of(error)))
+        os._exit(1)
 
 
 def _receive(orders: Any, inbox: queue.Queue[Any]) -> None:

@@ -20,8 +20,10 @@ from regimes.config.keys import seed_of
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
 from regimes.data.inputs import Inputs, TensorGroup, call
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.experiment.context import one_thread
+from regimes.experiment.memory import synchronize
 from regimes.hpo.proxies import Proxy, make_proxy
 from regimes.landscape.trial import TRIED_INPUTS, try_network
 from regimes.models.build import seeded
@@ -199,11 +201,11 @@ def _seconds(model: nn.Module, inputs: Inputs) -> float:
                 parts = [each for each in tree_leaves(call(trial, given)) if isinstance(each, Tensor)]
                 torch.stack([each.sum() for each in parts if each.requires_grad]).sum().backward()
             except Exception as error:  # a user's network may raise anything
+                reraise_device_fault(error)
                 reason = (str(error).splitlines() or [""])[0]
                 raise UserError(
                     f"ladder: {type(model).__name__} raised {type(error).__name__} for these inputs: {reason}"
                 ) from error
-            if few.device.type == "cuda":
-                torch.cuda.synchronize(few.device)
+            synchronize(few.device)
             found.append(time.perf_counter() - started)
     return sorted(found[1:])[TIMED_STEPS // 2]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
 from regimes.data.inputs import call
+from regimes.device_faults import reraise_device_fault
 from regimes.discovery.api import discover
 from regimes.errors import UserError
 from regimes.hpo import PROXIES
@@ -121,6 +122,7 @@ def make_proxy(kind: str, whole: nn.Module, data: Dataset, density: float, recip
     except UserError as error:
         raise UserError(f"{error}; {OWN_PROXIES}") from error
     except Exception as error:  # surgery on code that depends on a width raises many kinds of errors
+        reraise_device_fault(error)
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(f"proxy '{kind}': {type(whole).__name__} cannot be cut: {reason}; {OWN_PROXIES}") from error
     return proxy

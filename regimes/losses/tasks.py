@@ -46,6 +46,7 @@ class ErrorFunction:
         try:
             value = float(self.function(outputs, targets))
         except Exception as error:  # a user's function may raise anything
+            reraise_device_fault(error)
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"error function '{self.name}' raised {type(error).__name__}: {reason}") from error
         return self.best - value if self.better == "higher" else value

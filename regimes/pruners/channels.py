@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from regimes.data.inputs import Inputs
+from regimes.device_faults import reraise_device_fault
 from regimes.errors import UserError
 from regimes.models.build import load_weights, seeded
 from regimes.pruners.prune import prunable
@@ -174,6 +175,7 @@ def _without(
             )
             worker.step()
         except Exception as error:  # unsupported operations raise many kinds of errors
+            reraise_device_fault(error)
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
     for each in small.parameters():

@@ -152,6 +152,7 @@ def channel_groups(
                 for group in graph.get_all_groups(ignored_layers=[traced.get_submodule(own[each]) for each in ignored])
             ]
         except Exception as error:  # unsupported operations raise many kinds of errors
+            reraise_device_fault(error)
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"torch-pruning cannot trace {type(model).__name__}: {reason}") from error
 

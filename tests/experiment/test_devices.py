@@ -3,7 +3,7 @@ on the same."""
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import done
+from torch import nn
 
 from regimes import UserError
 from regimes.config.sweep_file import resolve_sweep
-from regimes.experiment import engine_selection, executors, numerics
+from regimes.experiment import engine_selection, executors, memory, numerics
 from regimes.experiment import run as running
 from regimes.experiment.devices import device_of, devices_of
 from regimes.experiment.environment import default_workers
@@ -22,6 +23,7 @@ from regimes.experiment.run import Result, prepare
 from regimes.experiment.store import Store
 from regimes.hpo import worker_pool
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
+from regimes.models.mlp import MLP
 
 NAMES = ["H100", "H100", "A100"]
 
@@ -115,23 +117,74 @@ def test_workers_get_a_device_in_turn_and_a_new_worker_that_of_the_dead_one(
     tiny: dict[str, Any], run_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = done(Store(run_tiny(tiny, "alone", engine="eager").folder))
-    seen: list[Counter[str]] = []
+    started: list[str] = []
     killed: list[str] = []
-    handle = executors.Supervisor._handle
+    replacing: list[tuple[str, list[str]]] = []
+    handle, spawn, replace_dead = (
+        getattr(executors.Supervisor, name) for name in ("_handle", "_spawn", "_replace_dead")
+    )
 
-    def murderous(self: executors.Supervisor, worker: Any, event: Any) -> None:
+    def handle_and_kill(self: executors.Supervisor, worker: Any, event: Any) -> None:
         if len(killed) < 3 and worker.fleet is not None and worker.process.poll() is None:
             killed.append(worker.device)
             worker.process.kill()
         handle(self, worker, event)
-        seen.append(Counter(each.device for each in self.workers))
 
-    monkeypatch.setattr(executors.Supervisor, "_handle", murderous)
+    def noting_spawn(self: executors.Supervisor, device: str, *rest: Any) -> Any:
+        started.append(device)
+        return spawn(self, device, *rest)
+
+    def noting_replace(self: executors.Supervisor, worker: Any) -> None:
+        before = len(started)
+        replace_dead(self, worker)
+        replacing.append((worker.device, started[before:]))
+
+    monkeypatch.setattr(executors.Supervisor, "_handle", handle_and_kill)
+    monkeypatch.setattr(executors.Supervisor, "_spawn", noting_spawn)
+    monkeypatch.setattr(executors.Supervisor, "_replace_dead", noting_replace)
     result = run_tiny(tiny, "together", engine="eager", workers=3)
     assert len(killed) == 3
-    assert seen[0] == {"cpu:0": 2, "cpu:1": 1}
-    assert all(each == seen[0] for each in seen)  # before and after every death
+    assert started[:3] == ["cpu:0", "cpu:1", "cpu:0"]
+    assert len(replacing) == 3
+    assert all(new in ([device], []) for device, new in replacing)  # [] if it had become idle: not replaced
     assert done(Store(result.folder)) == expected
+
+
+def faulty_on_the_first(input_shape: tuple[int, ...], classes: int) -> MLP:
+    """A network that meets a device fault in every worker on cpu:0."""
+    model = MLP(input_shape, classes, [12])
+
+    def hook(module: nn.Module, inputs: Any) -> None:
+        if os.environ.get("DEVICE_OF_TEST") == "cpu:0":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    model.register_forward_pre_hook(hook)
+    return model
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_a_lost_device_is_left_and_no_stage_fails_by_it(
+    tiny: dict[str, Any], run_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["model"] = {"name": "test_devices:faulty_on_the_first"}
+    started: list[str] = []
+    spawn = executors.Supervisor._spawn
+
+    def telling_spawn(self: executors.Supervisor, device: str, *rest: Any) -> Any:
+        started.append(device)
+        monkeypatch.setenv("DEVICE_OF_TEST", device)
+        worker = spawn(self, device, *rest)
+        monkeypatch.delenv("DEVICE_OF_TEST")
+        return worker
+
+    monkeypatch.setattr(executors.Supervisor, "_spawn", telling_spawn)
+    with pytest.warns(
+        UserWarning, match="cpu:0 failed in a worker, which is not replaced after 2 device faults in a row"
+    ):
+        result = run_tiny(tiny, engine="eager", workers=2)
+    assert started == ["cpu:0", "cpu:1", "cpu:0"]
+    assert not result.progress.todo
+    assert not result.progress.failed
 
 
 @pytest.mark.usefixtures("two_devices")
@@ -148,6 +201,18 @@ def test_workers_share_the_memory_of_their_own_device(
         shares.clear()
         assert found.spec.device == "cpu:0"  # of the process itself
         assert found.devices == ("cpu:0", "cpu:1")
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_fleets_fit_into_the_device_with_the_least_free_memory(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(memory, "free_bytes", lambda device: asked.append(str(device)) or 10**12 * (device.index == 0))
+    with pytest.warns(UserWarning, match="instead of 32 networks are trained at once"):
+        found = prepare(resolve_sweep(tiny), tmp_path / "none", "both", engine="graphed", lanes=32)
+    assert set(asked) == {"cpu:0", "cpu:1"}
+    assert found.lanes == {"train": 1, "retrain": 1}
 
 
 def test_workers_of_a_search_keep_their_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

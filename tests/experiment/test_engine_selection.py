@@ -23,6 +23,7 @@ from regimes.data.uint8_images import Uint8Images
 from regimes.experiment import engine_selection as choosing
 from regimes.experiment.engine_selection import EngineChoice, equals_eager, keeps_bits, select_engine
 from regimes.experiment.run import Result, prepare
+from regimes.experiment.run_metadata import start_run
 from regimes.experiment.schedule import fleets
 from regimes.experiment.store import Store
 from regimes.models.build import build
@@ -261,6 +262,8 @@ def test_selection_tries_the_lanes_that_are_asked_for(
     monkeypatch.setattr(choosing, "seconds_per_image", lambda context, choice, recipe: 1e-4 / choice.lanes)
     assert select_engine(found.context, [found.sweep.recipe], 64, lanes=8) == EngineChoice("stacked", 8)
     assert select_engine(found.context, [found.sweep.recipe], 10, lanes=64) == EngineChoice("stacked", 16)
+    monkeypatch.setattr(choosing, "seconds_per_image", lambda context, choice, recipe: 1.0)  # slow, and no faster
+    assert select_engine(found.context, [found.sweep.recipe], 64, lanes=8) == EngineChoice("stacked", 8)
 
 
 def test_fewer_lanes_than_asked_for_are_said(
@@ -296,6 +299,26 @@ def test_an_engine_with_a_flaw_at_the_lanes_asked_for_is_refused(
     monkeypatch.setitem(ENGINES, "stacked", f"{HERE}:SlotDependent")
     with pytest.raises(UserError, match="--lanes 8: stacked bits depend on the fleet of 8 lanes; leave --lanes out"):
         prepared(tiny, tmp_path, tiny["model"], engine="stacked", lanes=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"recipe": {"optimizer": "muon"}}, "graphed raised ValueError: Muon cannot be captured in a CUDA graph"),
+        ({"model": {"dropout": 0.2}}, "graphed raised ValueError: the model draws random numbers during training"),
+    ],
+)
+def test_an_engine_chosen_by_hand_is_tried_before_a_new_run_only(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], reason: str
+) -> None:
+    sweep = {**tiny, **{table: {**tiny[table], **keys} for table, keys in change.items()}}
+    with pytest.raises(UserError, match=f"--engine graphed: {reason}; .*leave --engine out"):
+        prepare(resolve_sweep(sweep), tmp_path / "none", engine="graphed")
+    begun = prepare(resolve_sweep(sweep), tmp_path / "begun", engine="eager")
+    start_run(begun, adopt=False, mixed=False)
+    monkeypatch.setattr(choosing, "flaw_of", lambda *_: pytest.fail("tried again"))
+    assert prepare(resolve_sweep(sweep), tmp_path / "begun").spec.numerics.engine == "eager"
+    prepare(resolve_sweep(sweep), tmp_path / "begun", engine="graphed", mixed=True)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -90,13 +90,28 @@ def test_losses_are_tried_on_the_smallest_and_the_largest_class() -> None:
         seen.append(targets)
         return outputs.sum()
 
-    recipe: Any = SimpleNamespace(loss="own", training_loss=loss)
+    recipe: Any = SimpleNamespace(loss="own", training_loss=loss, train=None)
     try_loss(recipe, context_of(lambda: nn.Linear(4, 2), classes_after_zeros()))
     tokens = per_token()
     tokens.train.targets[:3] = IGNORED
     try_loss(recipe, context_of(lambda: nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5)), tokens))
     assert seen[0].tolist() == [0, 1]
     assert (int(seen[1][0].min()), int(seen[1][1].max())) == (0, 4)
+
+
+def test_a_gradient_is_tried_only_where_a_recipe_trains_by_it() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        found = outputs.sum()
+        found.register_hook(lambda gradient: 1 / 0)
+        return found
+
+    context = context_of(lambda: nn.Linear(4, 2), classes_after_zeros())
+    trained: Any = SimpleNamespace(loss="own", training_loss=loss, train=None)
+    with pytest.raises(UserError, match=r"the gradient of recipe\.loss = 'own' raised ZeroDivisionError"):
+        try_loss(trained, context)
+    try_loss(trained, context, trained=False)
+    trained.train = "own:loop"
+    try_loss(trained, context)
 
 
 def test_several_inputs_are_not_augmented_in_silence() -> None:
