@@ -16,6 +16,7 @@ from regimes.data.uint8_images import Uint8Images
 from regimes.device_faults import fault_of
 from regimes.experiment.context import in_layout
 from regimes.experiment.engine_selection import engine_of
+from regimes.experiment.memory import synchronize
 from regimes.experiment.numerics import use_deterministic_kernels
 from regimes.plots.text_table import TextTable
 from regimes.research.page import Page, Say, benchmark_page
@@ -108,10 +109,10 @@ def _seconds(way: Way, data: Dataset, batch: int, rounds: int) -> list[float]:
         lanes.append(Lane(model, recipe, ("steps", seed)))
     engine, found = engine_of(way.engine)(lanes, data, way.precision), []
     for number in range(1 + rounds):
-        _synchronize(device)
+        synchronize(device)
         started = time.perf_counter()
         engine.epoch(number)
-        _synchronize(device)
+        synchronize(device)
         found.append((time.perf_counter() - started) / (way.lanes * (len(data.train.targets) // batch)))
     return found[1:]
 
@@ -122,8 +123,3 @@ def _floor(device: torch.device, batch: int, precision: str, few: bool) -> dict[
     flops, moved = step(new_network({**CASE, "device": str(device)}, 0), inputs, precision)
     small = few or device.type == "cpu"
     return {"bytes": moved / bandwidth(device, small), "flops": flops / matrix_rate(device, precision, small)}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
