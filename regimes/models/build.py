@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +19,21 @@ from regimes.errors import UserError
 from regimes.models import MODELS
 from regimes.registry import lookup
 
+_GENERATORS = threading.RLock()  # held while the global generators are seeded
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Context manager that seeds the global generators of torch, numpy and Python, and restores them on exit.
 
-    Layer initialisation and dropout always use torch's global generator, and a user's model may use the others.
+    Layer initialisation and dropout always use torch's global generator, and a user's model may use the others. Other
+    threads of the process wait until it exits.
     """
+    with _GENERATORS:
+        yield from _seeded(seed)
+
+
+def _seeded(seed: int) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:

@@ -110,7 +110,7 @@ def test_dataset_has_three_disjoint_splits_and_is_the_same_every_time(name: str,
 
 def test_imagefolder_takes_as_many_of_each_class(folder: Path) -> None:
     data = lookup(DATASETS, "imagefolder", "data set")(root=str(folder), images=100, test_images=20)
-    assert data.title == folder.name
+    assert data.title == f"{folder.name}, 90 training images, 20 test images"
     assert data.input_shape == (3, 4, 4)
     assert [torch.bincount(split.targets).tolist() for split in (data.train, data.val, data.test)] == [
         [45, 45],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from regimes import UserError
-from regimes.models.build import build
+from regimes.models.build import build, seeded
 from regimes.pruners.prune import prunable
 from regimes.torchvision_import import torchvision
 
@@ -109,3 +111,14 @@ def test_every_convolution_is_prunable_and_the_head_is_not(name: str, options: d
     assert len(names) == layers
     convolutions = [name for name, each in model.named_modules() if isinstance(each, nn.Conv2d)]
     assert set(names) == {f"{name}.weight" for name in convolutions}
+
+
+def test_threads_draw_from_their_own_seeds() -> None:
+    def drawn(seed: int) -> list[float]:
+        with seeded(seed):
+            first = torch.rand(1).item()
+            time.sleep(0.001)
+            return [first, torch.rand(1).item()]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(drawn, range(12))) == [drawn(seed) for seed in range(12)]
