@@ -30,24 +30,20 @@ def seeded(seed: int) -> Iterator[None]:
     threads of the process wait until it exits.
     """
     with _GENERATORS:
-        yield from _seeded(seed)
-
-
-def _seeded(seed: int) -> Iterator[None]:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            # torch.manual_seed would also set a seed for devices that are not initialised yet.
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed_all(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        try:
+            with torch.random.fork_rng(devices=devices):
+                # torch.manual_seed would also set a seed for devices that are not initialised yet.
+                torch.default_generator.manual_seed(seed)
+                if devices:
+                    torch.cuda.manual_seed_all(seed)
+                np.random.seed(seed % 2**32)
+                random.seed(seed)
+                yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 def build(name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:

@@ -55,9 +55,7 @@ class CustomLoopEngine:
     def __init__(self, lanes: Sequence[Lane], data: Dataset, precision: str = "float32") -> None:
         (self.lane,) = lanes
         if precision != "float32":
-            raise ValueError(
-                f"a training loop of one's own chooses its precision itself; it cannot be set to {precision}"
-            )
+            raise ValueError(f"a custom training loop chooses its own precision; it cannot be set to {precision}")
         self.data, self.model, self.name = data, self.lane.model, self.lane.recipe.train
         function: Callable[..., Iterator[Any]] = lookup({}, self.name, "training loop")
         named, _ = options_of(function, given=())

@@ -90,14 +90,14 @@ class Adam:
     def __call__(self, moved: Named, gradients: Named, learning_rate: float | Tensor, number: int | Tensor) -> None:
         """Update parameters in place; see `Sgd`."""
         means, squares = (_real(self.buffers[f"{slot}{name}"] for name in moved) for slot in (MEAN, SQUARE))
-        weights, slopes = _real(moved.values()), _real(gradients.values())
+        weights, real_gradients = _real(moved.values()), _real(gradients.values())
         if isinstance(learning_rate, Tensor):
             assert isinstance(number, Tensor)
-            self._on_device(weights, slopes, means, squares, learning_rate, number)
+            self._on_device(weights, real_gradients, means, squares, learning_rate, number)
             return
         adam(
             weights,
-            slopes,
+            real_gradients,
             means,
             squares,
             [],
