@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Strict, model_validator
 
 from regimes.config.recipe import Count, Flag, Recipe, Section, Share
-from regimes.config.sweep import Density, Named
+from regimes.config.sweep import Density, LoadConfig, MeasureConfig, Named
 
 TUNABLE = (
     *("learning_rate", "weight_decay", "batch_size", "sam_rho", "label_smoothing", "momentum", "gamma"),
     *("warmup", "clip_norm", "beta1", "beta2"),
 )
-INTEGERS = ("batch_size",)  # hyperparameters that take integers
+INTEGERS = ("batch_size", "epochs")  # hyperparameters that take integers
 OptionValue = int | float | bool | str | list[int]  # value of a model's option
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 
@@ -110,8 +110,10 @@ class StudySpec(Section):
     Attributes:
         sampler: a name in `SAMPLERS`.
         stopper: a name in `STOPPERS`.
-        value: objective on the validation split: "calibrated": loss after temperature scaling, independent of
-            confidence; "loss"; "error".
+        value: objective on the validation split: "calibrated" (the default of the objective "full"): loss after
+            temperature scaling, independent of confidence; "loss"; "error" (the default of "pruned").
+        against: second value of a front, see `PrunedSpec`: "density", "parameters", or, if channels are removed, "macs"
+            or "latency".
         pattern: "promote": a first study trains proxies only, a second one trains the best ``promoted`` trials in
             full; "ladder": every trial advances from the cheapest fidelity to the full network until it is stopped.
         promoted: number of trials that are promoted.
@@ -123,6 +125,7 @@ class StudySpec(Section):
     value: Literal["calibrated", "loss", "error"] = "calibrated"
     pattern: Literal["promote", "ladder"] = "promote"
     promoted: Count = 5
+    against: Literal["density", "parameters", "macs", "latency"] = "density"
     sampler_options: Mapping[str, Any] = Field(default_factory=dict)
     stopper_options: Mapping[str, Any] = Field(default_factory=dict)
 
@@ -147,11 +150,34 @@ class MapSpec(Section):
     budget: Annotated[int, Strict(), Field(ge=0)] = 0
 
 
+class PrunedSpec(Section):
+    """How the networks of the objective "pruned" are pruned, retrained and measured, as in a sweep file.
+
+    Attributes:
+        load: densities and pruning method; several densities: the search is for the front of value against cost.
+        retrain: recipe of the pruned networks, the same in every trial.
+        retrain_seeds: retrained copies of each pruned network; a trial's value is their mean.
+        measure: metrics measured besides the validation value.
+    """
+
+    load: LoadConfig
+    retrain: Recipe
+    retrain_seeds: Count = 1
+    measure: MeasureConfig = MeasureConfig(metrics=("error",))
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """The densities, smallest first."""
+        return tuple(sorted(self.load.density))
+
+
 class Hpo(Section):
     """A hyperparameter search.
 
     Attributes:
         name: name of the study.
+        objective: "full": the network as it is; "pruned": after pruning to a density and retraining.
+        pruned: settings of the objective "pruned"; None for "full".
         data, model, recipe: the full network; each trial sets the recipe's fields named in ``space``.
         space: {field of the recipe: dimension}.
         ladder, study, map: see their classes.
@@ -164,9 +190,11 @@ class Hpo(Section):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Strict(), Field(min_length=1)]
+    objective: Literal["full", "pruned"] = "full"
     data: Named
     model: Named
     recipe: Recipe
+    pruned: PrunedSpec | None = None
     space: dict[str, Dimension]
     ladder: LadderSpec = LadderSpec()
     study: StudySpec = StudySpec()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from regimes.config.hpo import INTEGERS, TUNABLE, Dimension, Hpo, LadderSpec, MapSpec, StudySpec
 from regimes.config.overrides import apply_overrides
+from regimes.config.pruned_search import PRUNED_TABLES, TUNABLE_PRUNED, check_pruned
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named
 from regimes.config.sweep_file import SweepChecker, read_toml
@@ -21,6 +22,7 @@ from regimes.registry import lookup, nearest, options_of
 
 TABLES = ("data", "model", "recipe", "space", "ladder", "study", "map")
 PLAIN = ("name", "trials", "batch", "seed", "final_seeds")
+OBJECTIVES = ("full", "pruned")
 REQUIRED = ("data", "model", "space")
 
 
@@ -38,17 +40,26 @@ def read_hpo(path: str | Path, changes: Iterable[str] = ()) -> Hpo:
 def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: str = "search") -> Hpo:
     """Validate a parsed search file (a plain dict); see `read_hpo`."""
     checker = SweepChecker(source)
-    checker.check_names(raw, (*PLAIN, *TABLES))
-    raw = checker.check_tables(raw, TABLES, REQUIRED, "a search")
+    objective = raw.get("objective", "full")
+    if objective not in OBJECTIVES:
+        raise UserError(f"{source}: objective: {objective!r}; allowed: {', '.join(OBJECTIVES)}")
+    pruned = objective == "pruned"
+    tables, required = ((*TABLES, *PRUNED_TABLES), (*REQUIRED, "load")) if pruned else (TABLES, REQUIRED)
+    checker.check_names(raw, ("objective", *PLAIN, *(("retrain_seeds",) if pruned else ()), *tables))
+    raw = checker.check_tables(raw, tables, required, "a search")
     found: dict[str, Any] = {
         "data": checker.named("data", raw, DATASETS, "data set", given=()),
         "model": checker.named("model", raw, MODELS, "model", given=BUILDER_ARGUMENTS),
         "ladder": checker.validate(LadderSpec, "ladder", raw.get("ladder", {})),
-        "study": checker.validate(StudySpec, "study", raw.get("study", {})),
+        "study": checker.validate(
+            StudySpec, "study", {**({"value": "error"} if pruned else {}), **raw.get("study", {})}
+        ),
         "map": checker.validate(MapSpec, "map", raw.get("map", {})),
     }
     found["recipe"] = checker.recipe(raw, found["data"])
-    found["space"] = _space(checker, raw.get("space", {}), found["recipe"]) if "space" in raw else None
+    names = TUNABLE_PRUNED if pruned else TUNABLE
+    found["space"] = _space(checker, raw.get("space", {}), found["recipe"], names) if "space" in raw else None
+    found["pruned"] = check_pruned(checker, raw, found["recipe"]) if pruned and "load" in raw else None
     for key, name, registry, what in (
         ("ladder.proxy", getattr(found["ladder"], "proxy", None), PROXIES, "proxy"),
         ("study.sampler", getattr(found["study"], "sampler", None), SAMPLERS, "sampler"),
@@ -60,7 +71,11 @@ def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: st
         _ladder(checker, found["ladder"])
         _option_ladder(checker, found["ladder"], found["model"])
     UserError.collect(checker.errors)
-    rest = {"name": raw.get("name", default_name), **{key: raw[key] for key in PLAIN[1:] if key in raw}}
+    rest = {
+        "objective": objective,
+        "name": raw.get("name", default_name),
+        **{key: raw[key] for key in PLAIN[1:] if key in raw},
+    }
     try:
         return Hpo(**found, **rest)
     except ValidationError as error:
@@ -102,14 +117,16 @@ def _option_ladder(checker: SweepChecker, ladder: LadderSpec, model: Named | Non
         checker.add_error("ladder.option", f"model '{model.name}' has no option '{ladder.option}'{known}")
 
 
-def _space(checker: SweepChecker, table: Mapping[str, Any], recipe: Recipe | None) -> dict[str, Dimension] | None:
+def _space(
+    checker: SweepChecker, table: Mapping[str, Any], recipe: Recipe | None, allowed: Sequence[str]
+) -> dict[str, Dimension] | None:
     if not table:
-        checker.add_error("space", f"needs at least one hyperparameter; allowed: {', '.join(TUNABLE)}")
+        checker.add_error("space", f"needs at least one hyperparameter; allowed: {', '.join(allowed)}")
     found = {}
     for name, given in table.items():
         key = f"space.{name}"
-        if name not in TUNABLE:
-            checker.add_error(key, f"unknown hyperparameter{nearest(name, TUNABLE)}; allowed: {', '.join(TUNABLE)}")
+        if name not in allowed:
+            checker.add_error(key, f"unknown hyperparameter{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
             continue
         as_floats = [float(each) if type(each) is int else each for each in given] if isinstance(given, list) else given
         if isinstance(as_floats, Mapping):

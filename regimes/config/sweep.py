@@ -141,6 +141,8 @@ class Sweep(Section):
         recipe: recipe of the dense networks, before a knob changes it.
         retrain: recipe of the pruned networks, the same at every temperature.
         temperature: {knob: values}; several knobs form a grid.
+        points: settings {knob or field of the recipe: value} listed one by one, as those of a search are, in place of
+            the grid of ``temperature``.
         load: load axes and pruning method.
         dense: checkpoints that replace the dense training; None: dense networks are trained.
         measure: metrics and their options.
@@ -159,14 +161,19 @@ class Sweep(Section):
     dense: DenseConfig | None = None
     dense_seeds: Count = 1
     retrain_seeds: Count = 2
+    points: tuple[dict[str, Value], ...] = ()
 
     @cached_property
     def knobs(self) -> dict[str, Knob]:
         """The knobs by their name in the file."""
-        return {name: lookup(KNOBS, name, "knob") for name in self.temperature}
+        names = dict.fromkeys(name for point in self.points for name in point if name in KNOBS)
+        return {name: lookup(KNOBS, name, "knob") for name in (*self.temperature, *names)}
 
     def temperatures(self) -> Iterator[Temperature]:
-        """Iterate over the points of the temperature grid, in the file's order."""
+        """Iterate over the points of the temperature grid, in the file's order, or over ``points``."""
+        if self.points:
+            yield from self.points
+            return
         for values in itertools.product(*self.temperature.values()):
             yield dict(zip(self.temperature, values, strict=True))
 
@@ -178,7 +185,7 @@ class Sweep(Section):
         """Return the dense recipe at one temperature."""
         changes: dict[str, Any] = {}
         for name, value in temperature.items():
-            changes |= self.knobs[name].changes(self.recipe, value)
+            changes |= self.knobs[name].changes(self.recipe, value) if name in self.knobs else {name: value}
         return self.recipe.model_copy(update=changes)
 
     def checkpoint(self, temperature: Temperature, dense_seed: int) -> str:

@@ -29,6 +29,8 @@ from regimes.pruners import DISCOVERED
 from regimes.pruners.prunable_weights import Coverage, coverage
 from regimes.registry import lookup
 
+SETTING = "setting"  # dimension of the record of a sweep whose settings are listed one by one
+
 
 def check_sweep(sweep: Sweep, context: RunContext) -> None:
     """Check before any work that data, recipes, metrics and the user's own functions fit together.
@@ -55,7 +57,7 @@ def dense_stages(sweep: Sweep, context: RunContext) -> Iterator[TrainStage | Pre
     imported = Store(context.spec.folder).checkpoints if sweep.dense else {}
     for size, temperature in itertools.product(sweep.sizes(), sweep.temperatures()):
         identity, recipe = context.sized(size).identity, sweep.dense_recipe(temperature)
-        knobs = {sweep.knobs[name].name: value for name, value in temperature.items()}
+        knobs = {sweep.knobs[name].name if name in sweep.knobs else name: value for name, value in temperature.items()}
         for seed in range(sweep.dense_seeds):
             coords = {**knobs, **size, "dense_seed": seed}
             if sweep.dense is None:
@@ -88,6 +90,13 @@ def pruning_branches(
     else:
         for density in sweep.load.density:
             yield _pruning_rounds(sweep, dense, density)
+
+
+def cell_stages(sweep: Sweep, dense: TrainStage | PretrainedStage) -> Iterator[Stage]:
+    """Yield the stages after a dense network: at each point of the load axis, pruning, retraining and measurements."""
+    for rounds, pruned in pruning_branches(sweep, dense):
+        copies = [RetrainStage(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
+        yield from (*rounds, pruned, *copies, *measure_stages(sweep, copies))
 
 
 def _pruning_rounds(
@@ -152,13 +161,15 @@ def layout_of(sweep: Sweep, stages: Iterable[Stage], context: RunContext) -> dic
         "knobs": [{"name": k.name, "units": k.unit, "long_name": k.long_name, "hotter": k.hotter} for k in knobs],
         "coords": {
             **{k.name: list(values) for k, values in zip(knobs, sweep.temperature.values(), strict=True)},
+            **({SETTING: list(range(len(sweep.points)))} if sweep.points else {}),
             **({"width": list(sweep.load.width)} if sweep.load.width else {}),
             sweep.load.axis[0]: list(sweep.load.axis[1]),
             "dense_seed": list(range(sweep.dense_seeds)),
             "retrain_seed": list(range(sweep.retrain_seeds)),
             "pair": list(range(len(sweep.pairs()))),
         },
-        "stages": [_placed(stage) for stage in stages],
+        **({"settings": [dict(each) for each in sweep.points]} if sweep.points else {}),
+        "stages": [_placed(stage, sweep) for stage in stages],
         "coverage": [{**size, **each.as_dict()} for size, each in coverages(sweep, context)],
         "sweep": sweep.model_dump(mode="json"),
     }
@@ -176,8 +187,12 @@ def _first_decay(sweep: Sweep) -> float | None:
     return sweep.recipe.epochs * min(sweep.recipe.milestones) if stepped else None
 
 
-def _placed(stage: Stage) -> dict[str, Any]:
-    place: dict[str, Any] = {"key": stage.key, "kind": stage.kind, "at": dict(stage.coords)}
+def _placed(stage: Stage, sweep: Sweep) -> dict[str, Any]:
+    at = dict(stage.coords)
+    if sweep.points:
+        setting = {name: at.pop(name) for name in sweep.points[0]}
+        at = {SETTING: sweep.points.index(setting), **at}
+    place: dict[str, Any] = {"key": stage.key, "kind": stage.kind, "at": at}
     if isinstance(stage, PretrainedStage):
         place["file"] = [stage.path, stage.content]
     return {**place, "aside": True} if stage.intermediate else place

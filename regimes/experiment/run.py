@@ -22,13 +22,12 @@ from regimes.experiment.devices import devices_of
 from regimes.experiment.engine_selection import EngineChoice, select_engines, with_lanes
 from regimes.experiment.environment import default_workers
 from regimes.experiment.executors import StopRun, by_processes, in_process
-from regimes.experiment.expand import check_sweep, dense_stages, measure_stages, pruning_branches, without_duplicates
+from regimes.experiment.expand import cell_stages, check_sweep, dense_stages, without_duplicates
 from regimes.experiment.memory import release_memory
 from regimes.experiment.numerics import Numerics, numerics_of
 from regimes.experiment.preflight import check_precision
 from regimes.experiment.run_metadata import check_numerics, engines_in, log, start_run
 from regimes.experiment.schedule import Progress, fleets, scan_store, with_dependencies
-from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Outcome, Stage
 from regimes.experiment.store import Store, open_store
 from regimes.registry import allow_imports_from, lookup
@@ -179,10 +178,7 @@ def expand(sweep: Sweep, context: RunContext) -> list[Stage]:
     check_sweep(sweep, context)
     stages: list[Stage] = []
     for dense in dense_stages(sweep, context):
-        stages.append(dense)
-        for rounds, pruned in pruning_branches(sweep, dense):
-            copies = [RetrainStage(pruned, sweep.retrain, seed) for seed in range(sweep.retrain_seeds)]
-            stages += [*rounds, pruned, *copies, *measure_stages(sweep, copies)]
+        stages += [dense, *cell_stages(sweep, dense)]
     return without_duplicates(stages)
 
 

@@ -68,6 +68,23 @@ class Store:
         write_checked(self.record_file(key), {**record, "key": key})
         self.failure_file(key).unlink(missing_ok=True)
 
+    def copy_from(self, other: Store, key: str) -> bool:
+        """Copy a finished stage of another run, with its weights if they are stored; return whether it is intact.
+
+        Same key, same numerics: the same values; a stage that this store has already is left as it is.
+        """
+        try:
+            record = other.read(key)
+            if record is None or self.record_file(key).exists():
+                return record is not None
+            content = other._read_checked_weights(key, record)
+        except DamagedFile:
+            return False
+        if content is not None:
+            write_atomic(self.weights_file(key), content)
+        write_checked(self.record_file(key), record)
+        return True
+
     def numerics(self) -> Iterator[str]:
         """Iterate over the numerics ids of all intact records."""
         for path in (self.folder / "records").glob("*/*.json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import optuna
@@ -21,7 +22,7 @@ MIN_GROUP = 8  # smallest group of trials with one batch size: the size from whi
 RANGE_AS_CHOICES = (0, 1, 2, 3)  # a range counts as this many values
 
 
-def ask(study: optuna.Study, count: int, space: Space, stack_size: int) -> list[Trial]:
+def ask(study: optuna.Study, count: int, space: Space, stack_size: int, held: Collection[str] = ()) -> list[Trial]:
     """Ask a study for new trials and sample their hyperparameters.
 
     If proxies stack, consecutive trials form groups that share the hyperparameters in which lanes of a fleet cannot
@@ -29,17 +30,18 @@ def ask(study: optuna.Study, count: int, space: Space, stack_size: int) -> list[
     not changed.
 
     Args:
-        study: a study that minimises one value.
+        study: the study.
         count: number of trials.
         space: the search space.
-        stack_size: number of proxies that are trained together.
+        stack_size: number of networks that are trained together.
+        held: hyperparameters of the space that do not concern the training.
 
     Raises:
-        UserError: the study has another direction, or its sampler rejects the space.
+        UserError: the study's trials have another space, or its sampler rejects the space.
     """
-    check_minimises(study)
     check_space(study, space)
-    names, size = sorted(set(space) - set(PER_NETWORK_FIELDS)), group_size(study, count, space, stack_size)
+    trained = {name: each for name, each in space.items() if name not in held}
+    names, size = sorted(set(trained) - set(PER_NETWORK_FIELDS)), group_size(study, count, trained, stack_size)
     sampler, trials = study.sampler, list[Trial]()
     try:
         for number in range(count):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 from torch import nn
 
 from regimes.config.keys import seed_of
@@ -25,13 +25,32 @@ from regimes.hpo.fidelity_trainer import FidelityTrainer
 from regimes.hpo.optuna_study import open_study
 from regimes.hpo.plan import Plan
 from regimes.hpo.requeue import count_finished, holders, is_duplicate
-from regimes.hpo.search_space import recipe_with
+from regimes.hpo.search_space import Space, recipe_with
 from regimes.hpo.trial_attrs import PREFIX, note
-from regimes.hpo.trial_runner import RunningTrial, TrialRunner, Watch
+from regimes.hpo.trial_runner import TrialRunner, Watch
 from regimes.landscape.error import error_and_loss
 from regimes.training.train import train
 
 RECORDS = "trials"  # subfolder of stored results
+
+
+class Running(Protocol):
+    """Interface of a trial in progress: Optuna's trial, and whether the study knows its final state."""
+
+    trial: Trial
+    over: bool
+
+
+class BatchRunner(Protocol):
+    """Interface of a runner of batches of trials; see `TrialRunner` and `CellRunner`."""
+
+    space: Space
+
+    def ask(self, study: optuna.Study, count: int) -> list[Any]:
+        """Ask a study for new trials."""
+
+    def run_batch(self, study: optuna.Study, batch: Sequence[Any]) -> None:
+        """Run a batch and tell the study each trial's final state; at the deadline, trials stay open."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ def enqueue_priors(study: optuna.Study, plan: Plan) -> None:
         study.enqueue_trial(allowed, user_attrs={f"{PREFIX}from": "map"})
 
 
-def run_trials(study: optuna.Study, runner: TrialRunner, batch: int, limits: Limits) -> None:
+def run_trials(study: optuna.Study, runner: BatchRunner, batch: int, limits: Limits) -> None:
     """Ask for trials in batches and train them until there are enough, time is up or the sampler has no more settings.
 
     Trials that the deadline interrupts are marked; `requeue_dead_trials` enqueues them again.
@@ -119,7 +138,7 @@ def run_trials(study: optuna.Study, runner: TrialRunner, batch: int, limits: Lim
                 _fail_unfinished(study, started)
 
 
-def _needed(study: optuna.Study, started: list[RunningTrial], limits: Limits) -> list[RunningTrial]:
+def _needed(study: optuna.Study, started: Sequence[Running], limits: Limits) -> Sequence[Running]:
     """Drop duplicates and surplus draws caused by concurrent workers; enqueued trials have priority."""
     trials = study.get_trials(deepcopy=False)
     enqueued = [each for each in started if trials[each.trial.number].system_attrs.get("fixed_params")]
@@ -130,7 +149,7 @@ def _needed(study: optuna.Study, started: list[RunningTrial], limits: Limits) ->
     return [each for each in started if each in enqueued or each in drawn]
 
 
-def _fail_unfinished(study: optuna.Study, started: list[RunningTrial], again: bool = True) -> None:
+def _fail_unfinished(study: optuna.Study, started: Sequence[Running], again: bool = True) -> None:
     """Mark unfinished trials failed, to be requeued (``again``) or as surplus."""
     for running in started:
         if not running.over:

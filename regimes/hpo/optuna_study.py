@@ -78,6 +78,7 @@ def open_study(
     identity: Mapping[str, Any],
     seed: int,
     worker: int = 0,
+    values: int = 1,
 ) -> optuna.Study:
     """Create a study, or open an existing one of that name.
 
@@ -90,6 +91,7 @@ def open_study(
         identity: everything that values depend on (data, model, recipe, fidelities), as plain data.
         seed: seed of the sampler.
         worker: number of the worker; workers sample different points.
+        values: number of values that are minimised.
 
     Raises:
         UserError: a study of that name exists with another space or identity.
@@ -107,7 +109,7 @@ def open_study(
         study_name=name,
         sampler=sampler(seed_of("sampler", seed, worker, len(trials), *others) % 2**31),
         pruner=stopper(),
-        direction="minimize",
+        directions=["minimize"] * values,
         load_if_exists=True,
     )
     check_unchanged(study, space, identity)

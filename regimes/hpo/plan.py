@@ -293,6 +293,8 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 def _key(spec: Hpo) -> str:
     """Hash of the settings on which values depend; number of trials, batch, sampler and stopper may change."""
     content = spec.model_dump(mode="json", exclude={"trials", "final_seeds", "study", "name", "batch"})
+    if spec.objective == "full":
+        del content["objective"], content["pruned"]  # younger than the first searches
     for name in ("option", "values"):
         if content["ladder"][name] is None:
             del content["ladder"][name]  # so that the keys of other searches stay

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,37 +31,14 @@ from regimes.hpo.plan import Plan, Say, context_of, guidance_of, load_plan, plan
 from regimes.hpo.promotion import FULL_PHASE, phase_of, phases, promote, promoted
 from regimes.hpo.requeue import count_finished, holders, is_open, requeue_dead_trials
 from regimes.hpo.savings import savings, stopped_at
+from regimes.hpo.search_options import RESULT, SearchOptions
 from regimes.hpo.trial_attrs import PREFIX
 from regimes.hpo.trial_runner import Watch
 from regimes.hpo.validation import units_of
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
 
-RESULT = "result.json"
 POLL_SECONDS = 1.0  # between two checks of trials held by others
 Look = Callable[[optuna.Study, Plan], None]
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options of a search.
-
-    Attributes:
-        folder: folder of its files.
-        map: path of a run or grid; None: a map is made, or none is used.
-        storage: URL of the study's storage; None: a journal in the folder.
-        timeout: seconds after which nothing new is started.
-        workers: number of processes; 1: this process, on the first device.
-        device: "cpu", "cuda", or several of one model for the workers in turn, "cuda:0,cuda:1".
-        take_over: whether running trials of other machines count as dead.
-    """
-
-    folder: Path
-    map: Path | None = None
-    storage: str | None = None
-    timeout: float = math.inf
-    workers: int = 1
-    device: str = "cpu"
-    take_over: bool = False
 
 
 def search(
@@ -84,6 +60,10 @@ def search(
     Raises:
         UserError: the map, storage or study does not fit; no trial reached the full network.
     """
+    if spec.objective == "pruned":
+        from regimes.hpo.pruned.pruned_search import search_pruned
+
+        return search_pruned(spec, options, say)
     started = time.monotonic()
     deadline = started + options.timeout
     devices = devices_of(options.device)

@@ -92,7 +92,8 @@ class TrialRunner:
     # -- new trials -------------------------------------------------------------------------------------------------
 
     def ask(self, study: optuna.Study, count: int) -> list[RunningTrial]:
-        """Ask a study for new trials; see `batch_ask.ask`."""
+        """Ask a study, which minimises one value, for new trials; see `batch_ask.ask`."""
+        check_minimises(study)
         return [self.prepare(each) for each in ask(study, count, self.space, self.trainer.ladder.rungs[0].stack_size)]
 
     def prepare(self, trial: Trial) -> RunningTrial:

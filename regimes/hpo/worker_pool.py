@@ -120,21 +120,14 @@ def _worker(config: WorkerConfig, spec: Hpo, device: str, number: int, command: 
     import optuna
     import torch
 
-    from regimes.hpo.optimize_loop import Limits, run_trials, study_of, trial_runner_of
-    from regimes.hpo.optuna_study import open_storage
-    from regimes.hpo.plan import context_of, load_plan
-    from regimes.hpo.promotion import FULL_PHASE, phase_of
+    from regimes.hpo.optimize_loop import Limits, run_trials
+    from regimes.hpo.promotion import FULL_PHASE
 
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        context = context_of(spec, device, config.folder)
-        plan = load_plan(spec, context, config.folder)
-        assert plan is not None
-        plan = phase_of(plan, config.phase)
         deadline = time.monotonic() + config.ends - time.time()
-        study = study_of(plan, context, open_storage(config.url), number)
-        runner = trial_runner_of(plan, context, config.folder, None, deadline)
+        study, runner = (_pruned if spec.objective == "pruned" else _full)(config, spec, device, number, deadline)
         run_trials(study, runner, config.batch, Limits(config.trials, deadline, config.phase != FULL_PHASE))
     except Exception as error:
         fault = fault_of(error)
@@ -143,6 +136,32 @@ def _worker(config: WorkerConfig, spec: Hpo, device: str, number: int, command: 
             raise
         messages.put(said)
         os._exit(said.exit_code)
+
+
+def _full(config: WorkerConfig, spec: Hpo, device: str, number: int, deadline: float) -> tuple[Any, Any]:
+    """Study and runner of a worker of a search with the objective "full"."""
+    from regimes.hpo.optimize_loop import study_of, trial_runner_of
+    from regimes.hpo.optuna_study import open_storage
+    from regimes.hpo.plan import context_of, load_plan
+    from regimes.hpo.promotion import phase_of
+
+    context = context_of(spec, device, config.folder)
+    plan = load_plan(spec, context, config.folder)
+    assert plan is not None
+    plan = phase_of(plan, config.phase)
+    study = study_of(plan, context, open_storage(config.url), number)
+    return study, trial_runner_of(plan, context, config.folder, None, deadline)
+
+
+def _pruned(config: WorkerConfig, spec: Hpo, device: str, number: int, deadline: float) -> tuple[Any, Any]:
+    """Study and runner of a worker of a search with the objective "pruned"."""
+    from regimes.hpo.optuna_study import open_storage
+    from regimes.hpo.pruned.cell_runner import CellRunner
+    from regimes.hpo.pruned.pruned_search import open_cells, study_of
+
+    cells, engines = open_cells(spec, config.folder, device)
+    study = study_of(spec, cells.context, open_storage(config.url), number)
+    return study, CellRunner(spec, cells, engines, None, deadline)
 
 
 def _leave(*_: Any) -> None:

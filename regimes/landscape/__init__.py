@@ -5,6 +5,7 @@ A new metric is one module in this folder and one line in `METRICS`; see README.
 
 METRICS = {
     "error": "regimes.landscape.error:ERROR",
+    "val_loss": "regimes.landscape.error:VAL_LOSS",
     "lmc": "regimes.landscape.linear_path:LMC",
     "lmc_test": "regimes.landscape.linear_path:LMC_TEST",
     "lmc_matched": "regimes.landscape.weight_matching:LMC_MATCHED",

@@ -204,7 +204,7 @@ def errors_or_nan(judged: InputErrors, answers: Any) -> InputErrors:
 
 @dataclass(frozen=True)
 class ErrorOptions:
-    """Options of the metric "error"; it has none."""
+    """Options of the metrics "error" and "val_loss"; they have none."""
 
 
 def _measure(subjects: Sequence[Trained], probe: Probe, options: ErrorOptions) -> MetricValues:
@@ -232,4 +232,20 @@ ERROR = Metric(
     },
     measure=_measure,
     work=lambda options, images: 1.3 * images,
+)
+
+
+def _measure_validation(subjects: Sequence[Trained], probe: Probe, options: ErrorOptions) -> MetricValues:
+    (subject,) = subjects
+    return {"val_loss": error_and_loss(subject.model, probe.data.val, probe.loss_fn, probe.error)[1]}
+
+
+VAL_LOSS = Metric(
+    name="val_loss",
+    subject="model",
+    options=ErrorOptions,
+    table="error",
+    variables={"val_loss": Variable("nat", "validation loss, last weights")},
+    measure=_measure_validation,
+    work=lambda options, images: 0.3 * images,
 )

@@ -25,8 +25,9 @@ STATUS_BY_SEVERITY = (1, 2, 0, 3)  # ok < diverged < pending < failed; the worst
 def open_record(run: str | Path) -> xr.Dataset:
     """Return all measurements of a run so far.
 
-    Dimensions: the knobs, ``width`` if it varies, ``density`` (``nu`` if networks are discovered; their densities are
-    in ``kept``), ``dense_seed``, and ``retrain_seed`` or ``pair``.
+    Dimensions: the knobs (of a search: ``setting``, with the hyperparameters as its coordinates), ``width`` if it
+    varies, ``density`` (``nu`` if networks are discovered; their densities are in ``kept``), ``dense_seed``, and
+    ``retrain_seed`` or ``pair``.
     Variables: ``test_error``, ``val_error``, ``dense_test_error``, ``kept``, and those of the metrics, with
     ``<name>_stderr`` for estimates. Cells without a measurement are NaN; ``status`` (pending, ok, diverged, failed)
     gives the reason. Attributes: ``prunable`` (how many weights are, which are not); of variables: ``units``,
@@ -62,7 +63,8 @@ class _Grid:
         self.arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
         self.attrs: dict[str, dict[str, Any]] = {}
         loads = [name for name in LOADS if name in self.coords]
-        self.cell = (*self.knobs, *loads, "dense_seed")
+        settings = ["setting"] if "settings" in layout else []
+        self.cell = (*self.knobs, *settings, *loads, "dense_seed")
         shape = [len(self.coords[name]) for name in self.cell]
         self.status = np.full(shape, 1, dtype=np.int8)
         self.order = (*self.cell, "retrain_seed", "pair")
@@ -118,6 +120,8 @@ class _Grid:
             },
         )
         data = xr.Dataset(variables, {name: values for name, values in self.coords.items() if name in used})
+        for name in (self.layout.get("settings") or [{}])[0]:
+            data = data.assign_coords({name: ("setting", [each[name] for each in self.layout["settings"]])})
         for knob in self.layout["knobs"]:
             data[knob["name"]].attrs = {key: knob[key] for key in ("units", "long_name", "hotter")}
         for name, units, long_name in COORDINATE_ATTRS:

@@ -1,0 +1,176 @@
+"""Training of batches of cells: ask the study, do the stages that are missing, tell the results."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from regimes.config.hpo import Dimension, Hpo
+from regimes.experiment.context import one_thread
+from regimes.experiment.dispatch import run_fleet
+from regimes.experiment.engine_selection import EngineChoice
+from regimes.experiment.schedule import ReadyQueue, fleets, scan_store
+from regimes.experiment.stages.stage import Outcome
+from regimes.hpo import batch_ask
+from regimes.hpo.process_identity import this_worker
+from regimes.hpo.pruned.cells import DENSITY, Cell, CellResult, Cells
+from regimes.hpo.search_space import Space, suggest
+from regimes.hpo.trial_attrs import PREFIX, note
+
+Look = Callable[[optuna.Study], None]
+
+
+@dataclass
+class RunningCell:
+    """A trial in progress.
+
+    Attributes:
+        trial: Optuna's trial.
+        cell: its cell.
+        over: whether the study knows its final state.
+    """
+
+    trial: Trial
+    cell: Cell
+    over: bool = False
+
+
+def space_of(spec: Hpo) -> dict[str, Dimension]:
+    """Return the search space of a search's trials: with several densities, the density is a parameter too."""
+    assert spec.pruned is not None
+    densities = spec.pruned.densities
+    front = {DENSITY: Dimension(choices=densities)} if len(densities) > 1 else {}
+    return {**spec.space, **front}
+
+
+def cell_of(params: Mapping[str, Any], spec: Hpo) -> Cell:
+    """Return the cell of a trial's parameters."""
+    assert spec.pruned is not None
+    items = tuple((name, params[name]) for name in spec.space)
+    return Cell(items, float(params.get(DENSITY, spec.pruned.densities[0])), spec.seed)
+
+
+def cells_of(trials: Iterable[FrozenTrial], spec: Hpo) -> list[Cell]:
+    """Return the cells of the trials that have all parameters, each once, in order."""
+    names = set(space_of(spec))
+    return list(dict.fromkeys(cell_of(each.params, spec) for each in trials if names <= set(each.params)))
+
+
+class CellRunner:
+    """Trains batches of cells of a study.
+
+    Args:
+        spec: the search's settings.
+        cells: the cells' stages and results.
+        engines: {"train": ..., "retrain": ...}.
+        look: called after every trial.
+        deadline: time (``time.monotonic``) after which no fleet is started.
+    """
+
+    def __init__(
+        self,
+        spec: Hpo,
+        cells: Cells,
+        engines: Mapping[str, EngineChoice],
+        look: Look | None = None,
+        deadline: float = math.inf,
+    ) -> None:
+        self.spec, self.cells, self.engines, self.look, self.deadline = spec, cells, engines, look, deadline
+        self.space: Space = space_of(spec)
+
+    def ask(self, study: optuna.Study, count: int) -> list[RunningCell]:
+        """Ask a study for trials.
+
+        A setting that the sampler draws is tried at every density, because its dense training serves all of them;
+        trials that were enqueued are taken as they are.
+        """
+        densities = self.space[DENSITY].choices or () if DENSITY in self.space else ()
+        settings = math.ceil(count / max(1, len(densities)))
+        lanes = self.engines["train"].lanes
+        found: list[RunningCell] = []
+        asked = batch_ask.ask(study, settings, self.space, lanes, held=(DENSITY,))
+        known = study.get_trials(deepcopy=False)
+        for trial in asked:
+            found.append(RunningCell(trial, cell_of(trial.params, self.spec)))
+            if len(found) < count and "fixed_params" not in known[trial.number].system_attrs:
+                others = [each for each in densities if each != trial.params[DENSITY]][: count - len(found)]
+                found += [self._beside(study, trial, density) for density in others]
+        return found
+
+    def _beside(self, study: optuna.Study, drawn: Trial, density: float) -> RunningCell:
+        """A trial of the same setting at another density."""
+        study.enqueue_trial({**drawn.params, DENSITY: density})
+        trial = study.ask()
+        note(trial, "worker", this_worker())
+        suggest(trial, self.space)
+        return RunningCell(trial, cell_of(trial.params, self.spec))
+
+    def run_batch(self, study: optuna.Study, batch: Sequence[RunningCell]) -> None:
+        """Do the stages of a batch that are missing; tell each trial as soon as its last stage is done."""
+        self.write_layout(study)
+        stages = list({stage.key: stage for each in batch for stage in self.cells.stages(each.cell)}.values())
+        progress = scan_store(stages, self.cells.store)
+        queue = ReadyQueue(fleets(progress.todo, {kind: each.lanes for kind, each in self.engines.items()}))
+        left = {stage.key for stage in progress.todo}
+        self._tell_done(study, batch, left)
+
+        def report(outcome: Outcome) -> None:
+            left.discard(outcome.key)
+            queue.close(outcome)
+
+        with one_thread():
+            while time.monotonic() < self.deadline and (fleet := queue.take()) is not None:
+                run_fleet(fleet, self.cells.context, self.cells.store, report)
+                self._tell_done(study, batch, left - queue.failed)
+
+    def _tell_done(self, study: optuna.Study, batch: Sequence[RunningCell], left: set[str]) -> None:
+        for running in batch:
+            if not running.over and not any(stage.key in left for stage in self.cells.stages(running.cell)):
+                self._tell(study, running)
+
+    def _tell(self, study: optuna.Study, running: RunningCell) -> None:
+        """Tell a finished trial. One that diverged is PRUNED, so that samplers avoid its setting; in a front, where
+        Optuna allows no pruned trials, and after an error it is FAIL."""
+        result, trial, front = self.cells.result(running.cell), running.trial, DENSITY in self.space
+        running.over = True
+        try:
+            note(trial, "cell", row_of(running.cell, result))
+            if not result.why:
+                study.tell(trial, [result.value, result.cost] if front else result.value, skip_if_finished=True)
+            else:
+                note(trial, "why", result.why)
+                state = TrialState.PRUNED if result.why == "diverged" and not front else TrialState.FAIL
+                study.tell(trial, state=state, skip_if_finished=True)
+        except UpdateFinishedTrialError:
+            return  # by another process
+        if self.look is not None:
+            self.look(study)
+
+    def write_layout(self, study: optuna.Study) -> None:
+        """Write the layout of the run folder, from all trials of the study."""
+        trials = study.get_trials(deepcopy=False)
+        store = self.cells.store
+        store.write_json("layout.json", {**self.cells.layout(cells_of(trials, self.spec)), "origin": SEARCH_ORIGIN})
+
+
+SEARCH_ORIGIN = {"file": "the trials of a search", "imports_from": "."}
+
+
+def row_of(cell: Cell, result: CellResult) -> dict[str, Any]:
+    """Return a cell's result as plain JSON, for the user attributes of its trial; non-finite numbers become null."""
+    measures = {name: each if math.isfinite(each) else None for name, each in result.measures.items()}
+    return {"density": cell.density, "at": round(time.time(), 3), **measures}
+
+
+def rows(study: optuna.Study) -> list[tuple[FrozenTrial, dict[str, Any]]]:
+    """Return the finished trials with their results, in order of completion."""
+    name = f"{PREFIX}cell"
+    done = [each for each in study.get_trials(deepcopy=False) if name in each.user_attrs and each.state.is_finished()]
+    return sorted(((each, each.user_attrs[name]) for each in done), key=lambda pair: float(pair[1]["at"]))
