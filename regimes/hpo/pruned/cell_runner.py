@@ -116,6 +116,7 @@ class CellRunner:
         """Do the stages of a batch that are missing; tell each trial as soon as its last stage is done."""
         self.write_layout(study)
         stages = list({stage.key: stage for each in batch for stage in self.cells.stages(each.cell)}.values())
+        self.cells.take_known(stages)
         progress = scan_store(stages, self.cells.store)
         queue = ReadyQueue(fleets(progress.todo, {kind: each.lanes for kind, each in self.engines.items()}))
         left = {stage.key for stage in progress.todo}

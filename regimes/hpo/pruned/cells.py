@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from regimes.config.hpo import Hpo
+from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
+from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext
 from regimes.experiment.expand import cell_stages, dense_stages, layout_of, without_duplicates
 from regimes.experiment.stages.prune import PruneStage
@@ -89,10 +92,11 @@ class Cells:
         spec: the search's settings.
         context: data, model and device of the run folder.
         store: the store of the run folder.
+        known: the store of a run whose stages are taken over; None without one.
     """
 
-    def __init__(self, spec: Hpo, context: RunContext, store: Store) -> None:
-        self.spec, self.context, self.store = spec, context, store
+    def __init__(self, spec: Hpo, context: RunContext, store: Store, known: Store | None = None) -> None:
+        self.spec, self.context, self.store, self.known = spec, context, store, known
         self._stages: dict[Cell, tuple[Stage, ...]] = {}
 
     @cached_property
@@ -100,15 +104,28 @@ class Cells:
         """The sweep without settings."""
         return sweep_of(self.spec)
 
-    def stages(self, cell: Cell) -> tuple[Stage, ...]:
-        """Return the stages of a cell, each after those it needs."""
-        if cell not in self._stages:
-            load = self.base.load.model_copy(update={"density": (cell.density,)})
-            sweep = self.base.model_copy(update={"points": (cell.setting,), "load": load})
-            (first,) = dense_stages(sweep, self.context)
-            dense = replace(first, seed=cell.seed, coords={**first.coords, "dense_seed": cell.seed})
-            self._stages[cell] = (dense, *cell_stages(sweep, dense))
+    def stages(self, cell: Cell, recipe: Recipe | None = None) -> tuple[Stage, ...]:
+        """Return the stages of a cell, each after those it needs; with another, equivalent recipe if one is given."""
+        if recipe is None and cell in self._stages:
+            return self._stages[cell]
+        load = self.base.load.model_copy(update={"density": (cell.density,)})
+        sweep = self.base.model_copy(update={"points": (cell.setting,), "load": load})
+        (first,) = dense_stages(sweep, self.context)
+        dense = replace(first, seed=cell.seed, coords={**first.coords, "dense_seed": cell.seed})
+        if recipe is not None:
+            return (other := replace(dense, recipe=recipe), *cell_stages(sweep, other))
+        self._stages[cell] = (dense, *cell_stages(sweep, dense))
         return self._stages[cell]
+
+    def take_known(self, stages: Iterable[Stage]) -> None:
+        """Copy the stages that the known run has already, with the same numerics, into the store."""
+        if self.known is None:
+            return
+        for stage in stages:
+            with contextlib.suppress(DamagedFile):
+                record = self.known.read(stage.key)
+                if record is not None and record["numerics"] == self.context.spec.numerics.id:
+                    self.store.copy_from(self.known, stage.key)
 
     def training(self, cell: Cell) -> str:
         """Return the key of a cell's dense training, which cells of other densities and epochs share."""
@@ -118,11 +135,14 @@ class Cells:
 
     def result(self, cell: Cell) -> CellResult:
         """Return the result of a cell whose stages are done or have failed."""
-        assert self.spec.pruned is not None
+        return self.result_of(self.stages(cell), cell.density, self.store)
+
+    def result_of(self, stages: Sequence[Stage], density: float, store: Store) -> CellResult:
+        """Return the result of a cell's stages in a store."""
         measures: dict[str, list[float]] = {}
-        why, cost = "", cell.density
-        for stage in self.stages(cell):
-            record, failed = self.store.read(stage.key), self.store.failure(stage.key)
+        why, cost = "", density
+        for stage in stages:
+            record, failed = store.read(stage.key), store.failure(stage.key)
             if record is None:
                 why = why or (failed["error"] if failed else "not finished")
                 continue
@@ -139,21 +159,9 @@ class Cells:
         if not why and not math.isfinite(value):
             why = "diverged"
         if not why:
-            cost = network_cost(self._pruned(cell), self.spec.study.against, self.context, self.store)
+            (pruned,) = (each for each in stages if isinstance(each, PruneStage) and not each.intermediate)
+            cost = network_cost(pruned, self.spec.study.against, self.context, store)
         return CellResult(value, cost, why, found)
-
-    def _pruned(self, cell: Cell) -> PruneStage:
-        (pruned,) = (each for each in self.stages(cell) if isinstance(each, PruneStage) and not each.intermediate)
-        return pruned
-
-    def seconds(self, cell: Cell) -> dict[str, float]:
-        """Return {key: seconds} of a cell's finished stages, and of earlier snapshots of its dense training."""
-        found = {}
-        for stage in self.stages(cell):
-            record = self.store.read(stage.key)
-            if record is not None:
-                found[stage.key] = float(record["seconds"])
-        return found
 
     def layout(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """Return the layout of the run folder: settings in the order of their first cell, and the cells' stages."""

@@ -100,6 +100,8 @@ def spending(study: optuna.Study, spec: Hpo, cells: Cells) -> dict[str, Any]:
     finished = rows(study)
     for trial, _ in finished:
         cell = cell_of(trial.params, spec)
+        if f"{PREFIX}adopted" in trial.user_attrs:
+            continue  # the run has paid for it
         trainings.add(cells.training(cell))
         for key, seconds in _seconds(cell, cells).items():
             alone += seconds

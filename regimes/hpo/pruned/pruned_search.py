@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -30,6 +31,7 @@ from regimes.hpo.optuna_study import JOURNAL, open_storage, open_study
 from regimes.hpo.plan import PLAN, Say
 from regimes.hpo.pruned.cell_runner import SEARCH_ORIGIN, CellRunner, Look, space_of
 from regimes.hpo.pruned.cells import DENSITY, Cells, sweep_of
+from regimes.hpo.pruned.known_cells import add_known_cells
 from regimes.hpo.pruned.network_cost import UNITS
 from regimes.hpo.pruned.outcome import best_of, spending, tested
 from regimes.hpo.search_options import RESULT, SearchOptions
@@ -57,6 +59,9 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: Look | None
     cells, engines = begin(spec, options)
     url = options.storage or str(options.folder / JOURNAL)
     study = study_of(spec, cells.context, open_storage(url))
+    if options.map is not None:
+        added, why = add_known_cells(study, cells, options.map)
+        say(f"{options.map}: {added} cells are taken as finished trials" + (f" ({why})" if why else ""))
     processes = options.workers > 1
 
     def work() -> None:
@@ -131,14 +136,23 @@ def begin(spec: Hpo, options: SearchOptions) -> tuple[Cells, dict[str, EngineCho
     """
     folder = options.folder
     _check_folder(spec, options)
-    sharing = options.workers
-    prepared = prepare(sweep_of(spec, sample_settings(spec)), folder, options.device, workers=sharing)
+    if options.map is not None:
+        _begin_as(Store(folder), Store(options.map), options.device)
+    prepared = prepare(sweep_of(spec, sample_settings(spec)), folder, options.device, workers=options.workers)
     store = prepared.store
     store.remove_leftovers()
     facts = {"numerics": dataclasses.asdict(prepared.spec.numerics), **prepared.engine_facts, **environment()}
     store.write_json("run.json", facts, keep_existing=True)
-    write_checked(folder / PLAN, {"key": plan_key(spec)}, keep_existing=True)
+    plan = {"key": plan_key(spec), "map": str(options.map.resolve()) if options.map else None}
+    write_checked(folder / PLAN, plan, keep_existing=True)
     return open_cells(spec, options.folder, devices_of(options.device)[0], prepared)
+
+
+def _begin_as(store: Store, known: Store, device: str) -> None:
+    """Begin a run with the engines of another one on the same kind of device, so that its stages can be taken over."""
+    info = known.run_info
+    if info is not None and info["numerics"]["device"] == devices_of(device)[0].split(":")[0]:
+        store.write_json("run.json", {**info, **environment()}, keep_existing=True)
 
 
 def open_cells(
@@ -154,7 +168,8 @@ def open_cells(
         context = prepared.context
         check_numerics(store, prepared.spec.numerics)
         context.spec = dataclasses.replace(prepared.spec, numerics=numerics)
-    return Cells(spec, context, store), engines_in(info)
+    known = (read_checked(Path(folder) / PLAN) or {}).get("map")
+    return Cells(spec, context, store, Store(known) if known else None), engines_in(info)
 
 
 def _check_folder(spec: Hpo, options: SearchOptions) -> None:
