@@ -166,8 +166,7 @@ class Sweep(Section):
     @cached_property
     def knobs(self) -> dict[str, Knob]:
         """The knobs by their name in the file."""
-        names = dict.fromkeys(name for point in self.points for name in point if name in KNOBS)
-        return {name: lookup(KNOBS, name, "knob") for name in (*self.temperature, *names)}
+        return {name: lookup(KNOBS, name, "knob") for name in self.temperature}
 
     def temperatures(self) -> Iterator[Temperature]:
         """Iterate over the points of the temperature grid, in the file's order, or over ``points``."""
@@ -185,7 +184,8 @@ class Sweep(Section):
         """Return the dense recipe at one temperature."""
         changes: dict[str, Any] = {}
         for name, value in temperature.items():
-            changes |= self.knobs[name].changes(self.recipe, value) if name in self.knobs else {name: value}
+            knob = self.knobs.get(name) or (lookup(KNOBS, name, "knob") if name in KNOBS else None)
+            changes |= knob.changes(self.recipe, value) if knob else {name: value}
         return self.recipe.model_copy(update=changes)
 
     def checkpoint(self, temperature: Temperature, dense_seed: int) -> str:
