@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import Trial
 
+    from regimes.config.hpo import Hpo
     from regimes.hpo.fidelities import Segment
     from regimes.hpo.fidelity_trainer import FidelityResult
     from regimes.hpo.plan import Plan
+    from regimes.hpo.search_options import SearchOptions
 
 LINE_INTERVAL = 5.0  # seconds between progress lines where they do not replace each other
 REDRAW_INTERVAL = 0.2  # seconds between redraws in a terminal
@@ -60,7 +62,8 @@ def hpo(
     from regimes.cli.progress import exit_interrupted
     from regimes.config.hpo_file import read_hpo
     from regimes.experiment.devices import devices_of
-    from regimes.hpo.search import SearchOptions, search
+    from regimes.hpo.search import search
+    from regimes.hpo.search_options import SearchOptions
     from regimes.plots.hpo_plots import draw_search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -71,6 +74,9 @@ def hpo(
     limit = math.inf if timeout is None else timeout
     processes = workers or len(devices_of(device))
     options = SearchOptions(folder, chart, storage, limit, processes, device, take_over)
+    if spec.objective == "pruned":
+        _search_pruned(spec, options, as_json)
+        return
     progress = SearchProgress(spec.trials)
     try:
         result = search(spec, options, progress.message, progress.segment, progress.poll)
@@ -82,6 +88,25 @@ def hpo(
         typer.echo(json.dumps(result))
     else:
         _print(result, folder)
+
+
+def _search_pruned(spec: Hpo, options: SearchOptions, as_json: bool) -> None:
+    from regimes.cli.progress import exit_interrupted
+    from regimes.cli.pruned_output import PrunedProgress, print_pruned
+    from regimes.hpo.pruned.pruned_search import search_pruned
+    from regimes.plots.pruned_search_plots import draw_pruned_search
+
+    progress = PrunedProgress(spec.trials)
+    try:
+        result = search_pruned(spec, options, progress.message, progress.look)
+    except KeyboardInterrupt:
+        exit_interrupted()
+    progress.end()
+    draw_pruned_search(result, options.folder)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        print_pruned(result, options.folder)
 
 
 class SearchProgress:

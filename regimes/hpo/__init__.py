@@ -19,6 +19,7 @@ SAMPLERS = {
     "cma-es": "regimes.hpo.samplers:cma_es",
     "gp": "regimes.hpo.samplers:gp",
     "random": "regimes.hpo.samplers:random",
+    "map": "regimes.hpo.pruned.map_sampler:MapSampler",
 }
 
 STOPPERS = {

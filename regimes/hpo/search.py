@@ -60,10 +60,6 @@ def search(
     Raises:
         UserError: the map, storage or study does not fit; no trial reached the full network.
     """
-    if spec.objective == "pruned":
-        from regimes.hpo.pruned.pruned_search import search_pruned
-
-        return search_pruned(spec, options, say)
     started = time.monotonic()
     deadline = started + options.timeout
     devices = devices_of(options.device)

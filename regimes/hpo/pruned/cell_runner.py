@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from regimes.experiment.stages.stage import Outcome
 from regimes.hpo import batch_ask
 from regimes.hpo.process_identity import this_worker
 from regimes.hpo.pruned.cells import DENSITY, Cell, CellResult, Cells
+from regimes.hpo.pruned.map_sampler import MapSampler
 from regimes.hpo.search_space import Space, suggest
 from regimes.hpo.trial_attrs import PREFIX, note
 
@@ -91,18 +93,27 @@ class CellRunner:
         A setting that the sampler draws is tried at every density, because its dense training serves all of them;
         trials that were enqueued are taken as they are.
         """
+        if isinstance(study.sampler, MapSampler):
+            begun = cells_of(study.get_trials(deepcopy=False), self.spec)
+            study.sampler.cost = functools.partial(self.cells.costs, begun=begun)
         densities = self.space[DENSITY].choices or () if DENSITY in self.space else ()
-        settings = math.ceil(count / max(1, len(densities)))
-        lanes = self.engines["train"].lanes
         found: list[RunningCell] = []
-        asked = batch_ask.ask(study, settings, self.space, lanes, held=(DENSITY,))
-        known = study.get_trials(deepcopy=False)
-        for trial in asked:
-            found.append(RunningCell(trial, cell_of(trial.params, self.spec)))
-            if len(found) < count and "fixed_params" not in known[trial.number].system_attrs:
-                others = [each for each in densities if each != trial.params[DENSITY]][: count - len(found)]
-                found += [self._beside(study, trial, density) for density in others]
+        while len(found) < count:
+            for trial, as_it_is in self._asked(study, math.ceil((count - len(found)) / max(1, len(densities)))):
+                found.append(RunningCell(trial, cell_of(trial.params, self.spec)))
+                others = [] if as_it_is else [each for each in densities if each != trial.params[DENSITY]]
+                found += [self._beside(study, trial, density) for density in others[: count - len(found)]]
         return found
+
+    def _asked(self, study: optuna.Study, settings: int) -> list[tuple[Trial, bool]]:
+        """Trials drawn by the sampler, with whether their density is to be taken as it is."""
+        if isinstance(study.sampler, MapSampler):
+            (trial,) = batch_ask.ask(study, 1, self.space, 1)
+            asked, planned = [trial], study.sampler.planned
+        else:
+            asked, planned = batch_ask.ask(study, settings, self.space, self.engines["train"].lanes, (DENSITY,)), False
+        known = study.get_trials(deepcopy=False)
+        return [(each, planned or "fixed_params" in known[each.number].system_attrs) for each in asked]
 
     def _beside(self, study: optuna.Study, drawn: Trial, density: float) -> RunningCell:
         """A trial of the same setting at another density."""

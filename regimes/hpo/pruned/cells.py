@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regimes.config.hpo import Hpo
+from regimes.config.hpo import INTEGERS, Hpo
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
 from regimes.experiment.atomic_files import DamagedFile
@@ -21,13 +22,14 @@ from regimes.experiment.expand import cell_stages, dense_stages, layout_of, with
 from regimes.experiment.stages.prune import PruneStage
 from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Stage
-from regimes.experiment.stages.train import TrainStage
+from regimes.experiment.stages.train import TrainStage, training_cost
 from regimes.experiment.store import Store
 from regimes.hpo.pruned.network_cost import network_cost
 from regimes.knobs import Value
 
+Numbers = NDArray[np.float64]
 VALUES = {"error": "val_error", "loss": "val_loss"}  # variable of the record that is minimised, by study.value
-DENSITY = "density"  # name of the density among a trial's parameters
+DENSITY, EPOCHS = "density", "epochs"  # names among a trial's parameters that do not change the dense training
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class CellResult:
     cost: float
     why: str
     measures: Mapping[str, float]
+
+
+def _training(setting: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a setting's dense training from others: all but its epoch."""
+    return tuple((name, setting[name]) for name in sorted(setting) if name not in (DENSITY, EPOCHS))
 
 
 def sweep_of(spec: Hpo, points: Sequence[Mapping[str, Value]] = ()) -> Sweep:
@@ -162,6 +169,46 @@ class Cells:
             (pruned,) = (each for each in stages if isinstance(each, PruneStage) and not each.intermediate)
             cost = network_cost(pruned, self.spec.study.against, self.context, store)
         return CellResult(value, cost, why, found)
+
+    def costs(self, params: Sequence[Mapping[str, Any]], begun: Iterable[Cell]) -> Numbers:
+        """Return the estimated cost (n, 1 + densities) of settings: of what is missing of the dense training, and of
+        each density's stages, in forward passes of an input.
+
+        Args:
+            params: settings of the search space.
+            begun: cells whose dense trainings exist.
+        """
+        assert self.spec.pruned is not None
+        images, epochs = self._any_dense.images, self.spec.recipe.epochs
+        snapshots: dict[tuple[Any, ...], list[int]] = {}
+        for cell in begun:
+            snapshots.setdefault(_training(cell.setting), []).append(int(cell.setting.get(EPOCHS, epochs)))
+        found = np.tile([0.0, *self._density_costs], (len(params), 1))
+        for row, setting in enumerate(params):
+            recipe = self.base.dense_recipe({name: setting[name] for name in self.spec.space})
+            stop = int(setting.get(EPOCHS, epochs))
+            start = max((each for each in snapshots.get(_training(setting), ()) if each <= stop), default=0)
+            found[row, 0] = training_cost(recipe, images, evaluated=stop) * (1 - start / stop)
+        return found
+
+    @cached_property
+    def _any_dense(self) -> TrainStage:
+        setting = {name: each.ends[0] for name, each in self.spec.space.items()}
+        items = tuple((name, int(value) if name in INTEGERS else value) for name, value in setting.items())
+        assert self.spec.pruned is not None
+        dense = self.stages(Cell(items, self.spec.pruned.densities[0], self.spec.seed))[0]
+        assert isinstance(dense, TrainStage)
+        return dense
+
+    @cached_property
+    def _density_costs(self) -> list[float]:
+        """Cost of the stages after the dense training at each density, which no setting changes."""
+        assert self.spec.pruned is not None
+        dense = self._any_dense
+        by_density: dict[float, float] = dict.fromkeys(self.spec.pruned.densities, 0.0)
+        for stage in cell_stages(self.base, dense):
+            by_density[stage.coords["density"]] += stage.cost
+        return [by_density[each] for each in self.spec.pruned.densities]
 
     def layout(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """Return the layout of the run folder: settings in the order of their first cell, and the cells' stages."""

@@ -1,0 +1,110 @@
+"""Output of ``regimes hpo`` for the objective "pruned"."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from regimes.cli.formatting import duration
+
+if TYPE_CHECKING:
+    import optuna
+
+LINE_INTERVAL = 5.0  # seconds between progress lines where they do not replace each other
+REDRAW_INTERVAL = 0.2  # seconds between redraws in a terminal
+
+
+class PrunedProgress:
+    """A progress line: trials done, dense trainings, the best value at each density, time left."""
+
+    def __init__(self, trials: int, fraction: bool = True) -> None:
+        self.trials, self.fraction, self.replace = trials, fraction, sys.stderr.isatty()
+        self.started = self.last_line = time.monotonic()
+        self.before: int | None = None  # trials that earlier commands have finished
+        self.open = False
+
+    def message(self, text: str) -> None:
+        """Print a message on a line of its own."""
+        self.end()
+        print(text, file=sys.stderr, flush=True)
+
+    def look(self, study: optuna.Study) -> None:
+        """Print the line anew, unless it was printed just before."""
+        from regimes.hpo.pruned.cell_runner import rows
+
+        if time.monotonic() - self.last_line < (REDRAW_INTERVAL if self.replace else LINE_INTERVAL):
+            return
+        self.last_line = time.monotonic()
+        finished = rows(study)
+        self.before = len(finished) if self.before is None else self.before
+        best: dict[float, float] = {}
+        for trial, row in finished:
+            if trial.state.name == "COMPLETE":
+                best[row["density"]] = min(best.get(row["density"], trial.values[0]), trial.values[0])
+        said = ", ".join(f"{text(value, self.fraction)} at density {each:g}" for each, value in sorted(best.items()))
+        line = f"{len(finished)}/{self.trials} trials  best validation value: {said or 'none yet'}"
+        line += self._left(len(finished))
+        self.open = self.replace
+        start, end = ("\r\033[K", "") if self.replace else ("", "\n")
+        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+
+    def _left(self, done: int) -> str:
+        new = done - (self.before or 0)
+        if new < 1 or done >= self.trials:
+            return ""
+        seconds = (time.monotonic() - self.started) / new * (self.trials - done)
+        return f"  about {duration(seconds)} left"
+
+    def end(self) -> None:
+        """End the line."""
+        if self.open:
+            print(file=sys.stderr)
+            self.open = False
+
+
+def text(value: float, fraction: bool) -> str:
+    """Return a value with its unit: an error as a percentage."""
+    return f"{value:.2%}" if fraction else f"{value:.4g}"
+
+
+def print_pruned(result: Mapping[str, Any], folder: Path) -> None:
+    """Print the result of a search for pruned networks in plain words."""
+    error = result["value"] == "error"
+    percent = error and result["fraction"]
+    what = result["title"] if error else "loss"
+    front = len(result["densities"]) > 1
+    if front:
+        typer.echo(f"{len(result['best'])} trials on the front of validation {what} against {result['against']}:")
+    for best in result["best"]:
+        values = "  ".join(f"{name} {value:.4g}" for name, value in best["params"].items())
+        cost = f", {best['cost']:.4g} {result['against_unit']}" if front and result["against"] != "density" else ""
+        head = f"density {best['density']:g}{cost}" if front else f"best at density {best['density']:g}"
+        typer.echo(f"{head}: trial {best['trial']}, validation {what} {text(best['value'], percent)}:  {values}")
+        test, spread = best["test_error"], best["test_error_sd"]
+        said = "all diverged" if test is None else text(test, result["fraction"])
+        said += f" ± {text(spread, result['fraction'])}" if spread is not None else ""
+        typer.echo(f"  test {result['title']} of {len(best['test_errors'])} new trainings: {said}")
+    _print_spending(result["spending"])
+    failed = [each for each in result["trials"] if each["why"]]
+    for each in failed:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in each["params"].items())
+        typer.echo(f"trial {each['trial']} ({values}): {each['why']}")
+    typer.echo(f"wrote {folder}/result.json, {folder}/search.png; every cell: regimes export {folder} --to csv")
+
+
+def _print_spending(facts: Mapping[str, Any]) -> None:
+    own = facts["trials"] - facts["adopted"]
+    if facts["adopted"]:
+        typer.echo(f"{facts['adopted']} trials are cells of the map, at no cost")
+    if own and facts["alone_seconds"]:
+        saved = 1 - facts["seconds"] / facts["alone_seconds"]
+        typer.echo(
+            f"{own} trials from {facts['trainings']} dense trainings: {duration(facts['seconds'])} of work; with a "
+            f"dense training for each trial {duration(facts['alone_seconds'])} "
+            + (f"({saved:.0%} saved by sharing)" if saved >= 0.005 else "(no time saved by sharing)")
+        )

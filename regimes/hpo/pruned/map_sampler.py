@@ -1,0 +1,214 @@
+"""Optuna sampler that searches with the surfaces of a regime map: value over hyperparameters and density.
+
+A Gaussian process (that of the maps, see `regimes.regime_map.gaussian_process`) is fitted to all finished trials, over
+all densities at once. The next setting is the one with the largest expected improvement per cost; where the density is
+a parameter it is tried at those densities at which that pays, in consecutive trials, which share its dense training.
+While the model predicts no better than chance, the stock sampler (TPE) draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import norm, qmc, spearmanr
+
+from regimes.hpo.pruned.observed_cells import UnitSpace, observed
+from regimes.hpo.samplers import tpe
+from regimes.regime_map.gaussian_process import GaussianProcess, fit
+
+Numbers = NDArray[np.float64]
+Cost = Callable[[Sequence[Mapping[str, Any]]], Numbers]  # settings with density -> cost of their cells
+
+STARTUP_TRIALS = 8  # settings drawn by the stock sampler before the first model
+CANDIDATES = 256  # settings drawn at random, for each proposal
+NEIGHBOURS = 24  # around each of the best settings
+BEST = 4
+NEIGHBOUR_SCALE = 0.12  # standard deviation of a neighbour, in lengths of the axes
+MIN_RANK_CORRELATION = 0.2  # of left-out predictions with the values, from which the model is trusted
+MIN_SPREAD = 0.05  # of the logarithm of the values
+
+
+class MapSampler(BaseSampler):
+    """Sampler over the surfaces of a regime map.
+
+    Args:
+        seed: seed of the candidates, and of the stock sampler.
+        cost: returns the cost of cells, e.g. less where their dense training exists; None: all the same.
+        stock: sampler that draws while the model is not trusted; None: TPE.
+        startup: number of settings that it draws first.
+    """
+
+    def __init__(
+        self, seed: int, cost: Cost | None = None, stock: BaseSampler | None = None, startup: int = STARTUP_TRIALS
+    ) -> None:
+        self.random = np.random.default_rng(seed)
+        self.cost, self.startup = cost, startup
+        self.stock = stock or tpe(seed)
+        self.queue: list[dict[str, Any]] = []  # cells of a proposal that are not asked for yet
+        self.planned = False  # whether the last cell was chosen by the model, with its density
+        self._space = IntersectionSearchSpace(include_pruned=True)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that all finished trials have."""
+        return {name: each for name, each in self._space.calculate(study).items() if not each.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the parameters of the next cell."""
+        if self.queue:
+            return self.queue.pop(0)
+        space = UnitSpace.of(search_space)
+        proposal = None if space is None else self._proposal(study, space)
+        self.planned = proposal is not None
+        if proposal is None:
+            return self.stock.sample_relative(study, trial, search_space)
+        self.queue = proposal[1:]
+        return proposal[0]
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Sample a parameter that no finished trial has with the stock sampler."""
+        return self.stock.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Call the stock sampler's hook."""
+        self.stock.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Call the stock sampler's hook."""
+        self.stock.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        """Draw from fresh seeds from now on."""
+        self.random = np.random.default_rng()
+        self.stock.reseed_rng()
+
+    # -- proposals ----------------------------------------------------------------------------------------------------
+
+    def _proposal(self, study: optuna.Study, space: UnitSpace) -> list[dict[str, Any]] | None:
+        """Cells of the best setting, the most promising density first; None if the model is not trusted."""
+        seen = observed(study, space)
+        if len(set(seen.trainings)) < self.startup:
+            return None
+        if not is_trusted(seen.places, seen.values, seen.trainings):
+            return None
+        model = fitted(seen.places, seen.values, seen.trainings)
+        settings = self._candidates(seen.places, seen.values, space)
+        surface = Surface.of(model, settings, space, seen.pending)
+        best = seen.best(space.densities)
+        gains = surface.gains(best, space)
+        costs = self._costs(settings, space)
+        chosen, densities = choose(gains, costs)
+        return [space.params(settings[chosen], density) for density in densities]
+
+    def _candidates(self, places: Numbers, values: Numbers, space: UnitSpace) -> Numbers:
+        """Settings (n, k): space-filling, and around the best."""
+        count = space.count
+        draws = qmc.Sobol(count, seed=self.random).random(CANDIDATES)
+        order = np.argsort(values)[:BEST]
+        near = places[order][:, None, :count] + NEIGHBOUR_SCALE * self.random.standard_normal(
+            (len(order), NEIGHBOURS, count)
+        )
+        return space.snapped(np.clip(np.concatenate([draws, near.reshape(-1, count)]), 0.0, 1.0))
+
+    def _costs(self, settings: Numbers, space: UnitSpace) -> Numbers:
+        """Cost (n, 1 + densities) of each setting's dense training, and of each of its densities."""
+        if self.cost is None:
+            return np.ones((len(settings), 1 + len(space.widths)))
+        return self.cost([space.params(each, None) for each in settings])
+
+
+def choose(gains: Numbers, costs: Numbers) -> tuple[int, list[int]]:
+    """Return the setting, and its densities in order of gain, with the largest gain per cost.
+
+    Args:
+        gains: (n, d) expected improvement at each density.
+        costs: (n, 1 + d) cost of the dense training, and of each density.
+    """
+    order = np.argsort(-gains / costs[:, 1:], axis=1)
+    gained = np.take_along_axis(gains, order, 1).cumsum(1)
+    spent = costs[:, :1] + np.take_along_axis(costs[:, 1:], order, 1).cumsum(1)
+    rate = gained / spent
+    setting, count = np.unravel_index(int(rate.argmax()), rate.shape)
+    return int(setting), [int(each) for each in order[setting, : count + 1]]
+
+
+@dataclass
+class Surface:
+    """Joint posterior of the value at candidate settings and all densities.
+
+    Attributes:
+        mean: (n, d) posterior mean.
+        covariance: (n d, n d) posterior covariance.
+    """
+
+    mean: Numbers
+    covariance: Numbers
+
+    @classmethod
+    def of(cls, model: GaussianProcess, settings: Numbers, space: UnitSpace, pending: Numbers) -> Surface:
+        """Return the posterior at settings, with pending cells believed to come out as predicted."""
+        places = space.at_densities(settings)
+        whole = np.concatenate([places, pending.reshape(-1, places.shape[1])])
+        mean, covariance = model.posterior(whole)
+        for number in range(len(places), len(whole)):
+            column = covariance[:, number].copy()
+            covariance -= np.outer(column, column) / (column[number] + model.noise**2)
+        count = len(places)
+        return cls(mean[:count].reshape(len(settings), -1), covariance[:count, :count])
+
+    def gains(self, best: Numbers, space: UnitSpace) -> Numbers:
+        """Return the expected improvement (n, d).
+
+        With several densities, of the area under the front of best value against density: a cell improves the front
+        from its density up to where the front is already better.
+        """
+        spread = np.sqrt(np.clip(np.diag(self.covariance), 1e-12, None)).reshape(self.mean.shape)
+        found = np.zeros_like(self.mean)
+        for place in range(self.mean.shape[1]):
+            for beyond in range(place, self.mean.shape[1]):
+                found[:, place] += space.widths[beyond] * expected_improvement(
+                    best[beyond], self.mean[:, place], spread[:, place]
+                )
+        return found
+
+
+def expected_improvement(best: float, mean: Numbers, spread: Numbers) -> Numbers:
+    """Return ``E max(0, best - f)`` of a normal f."""
+    z = (best - mean) / spread
+    return np.asarray(spread * (z * norm.cdf(z) + norm.pdf(z)))
+
+
+def fitted(places: Numbers, values: Numbers, trainings: NDArray[np.int64]) -> GaussianProcess:
+    """Fit the surface of a map to the cells of trials."""
+    count = len(values)
+    return fit(places, values[:, None], trainings, np.zeros(count), np.ones(count), MIN_SPREAD)
+
+
+def is_trusted(places: Numbers, values: Numbers, trainings: NDArray[np.int64]) -> bool:
+    """Return whether the surface ranks left-out settings better than chance, in five-fold cross-validation."""
+    groups = np.unique(trainings)
+    folds = groups % 5
+    predicted = np.full(len(values), np.nan)
+    for fold in np.unique(folds):
+        out = np.isin(trainings, groups[folds == fold])
+        if out.all():
+            return False
+        model = fitted(places[~out], values[~out], trainings[~out])
+        predicted[out] = model.predict(places[out])[0]
+    if np.ptp(values) == 0 or np.ptp(predicted) == 0:
+        return False
+    return float(spearmanr(predicted, values).statistic) >= MIN_RANK_CORRELATION

@@ -1,0 +1,209 @@
+"""What a study has seen of its cells, in coordinates of the unit cube."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+Numbers = NDArray[np.float64]
+DENSITY, EPOCHS = "density", "epochs"
+MAX_SPREADS = 2.0  # values further above the median than so many times the lower spread count as this far
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A hyperparameter as a coordinate from 0 to 1; the values of a list are spaced evenly."""
+
+    name: str
+    distribution: BaseDistribution
+
+    def position(self, value: float) -> float:
+        """Return the coordinate of a value."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return self.choices.index(value) / max(1, len(self.choices) - 1)
+        assert isinstance(d, (FloatDistribution, IntDistribution))
+        if d.log:
+            return math.log(value / d.low) / math.log(d.high / d.low)
+        return (value - d.low) / (d.high - d.low)
+
+    def value(self, position: float) -> Any:
+        """Return the allowed value nearest to a coordinate."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return self.choices[round(position * (len(self.choices) - 1))]
+        assert isinstance(d, (FloatDistribution, IntDistribution))
+        found = d.low * (d.high / d.low) ** position if d.log else d.low + position * (d.high - d.low)
+        if isinstance(d, IntDistribution):
+            return int(min(max(round(found), d.low), d.high))
+        return float(min(max(found, d.low), d.high))
+
+    @property
+    def choices(self) -> list[Any]:
+        """The values of a list, in order."""
+        assert isinstance(self.distribution, CategoricalDistribution)
+        return sorted(self.distribution.choices)
+
+
+@dataclass(frozen=True)
+class UnitSpace:
+    """A search space of numbers as the unit cube, with the density, if it varies, as the last coordinate.
+
+    Attributes:
+        axes: the hyperparameters.
+        densities: the densities, smallest first; (): the density does not vary.
+    """
+
+    axes: tuple[Axis, ...]
+    densities: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, space: Mapping[str, BaseDistribution]) -> UnitSpace | None:
+        """Return the cube of a search space; None if it is empty or has a list of other values than numbers."""
+        densities: tuple[float, ...] = ()
+        axes = []
+        for name, each in sorted(space.items()):
+            if isinstance(each, CategoricalDistribution):
+                if not all(isinstance(value, (int, float)) for value in each.choices):
+                    return None
+                if name == DENSITY:
+                    densities = tuple(sorted(float(value) for value in each.choices if value is not None))
+                    continue
+            axes.append(Axis(name, each))
+        return cls(tuple(axes), densities) if axes else None
+
+    @property
+    def count(self) -> int:
+        """Number of hyperparameters, without the density."""
+        return len(self.axes)
+
+    @property
+    def heights(self) -> Numbers:
+        """Coordinates of the densities, evenly in their logarithm."""
+        logs = np.log(self.densities or (1.0,))
+        return np.asarray((logs - logs[0]) / (logs[-1] - logs[0]) if len(logs) > 1 else np.zeros(1))
+
+    @property
+    def widths(self) -> Numbers:
+        """Weight of each density in the area under a front: to the next density; the last one as the mean."""
+        if len(self.heights) == 1:
+            return np.ones(1)
+        apart = np.diff(self.heights)
+        return np.append(apart, apart.mean())
+
+    def setting(self, params: Mapping[str, Any]) -> Numbers:
+        """Return the coordinates of a trial's hyperparameters."""
+        return np.array([each.position(params[each.name]) for each in self.axes])
+
+    def place(self, params: Mapping[str, Any]) -> Numbers:
+        """Return the coordinates of a trial's cell: those of its setting, and of its density if it varies."""
+        setting = self.setting(params)
+        if not self.densities:
+            return setting
+        return np.append(setting, self.heights[self.densities.index(float(params[DENSITY]))])
+
+    def at_densities(self, settings: Numbers) -> Numbers:
+        """Return the cells (n d, k) of settings at every density, settings first."""
+        if not self.densities:
+            return settings
+        cells = np.repeat(settings, len(self.densities), axis=0)
+        return np.column_stack([cells, np.tile(self.heights, len(settings))])
+
+    def snapped(self, settings: Numbers) -> Numbers:
+        """Return settings moved to allowed values, each once."""
+        moved = [
+            [axis.position(axis.value(each)) for axis, each in zip(self.axes, row, strict=True)] for row in settings
+        ]
+        return np.unique(np.array(moved), axis=0)
+
+    def params(self, setting: Numbers, density: int | None) -> dict[str, Any]:
+        """Return the parameters of a setting, at the density of an index."""
+        found = {axis.name: axis.value(each) for axis, each in zip(self.axes, setting, strict=True)}
+        if self.densities and density is not None:
+            found[DENSITY] = self.densities[density]
+        return found
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Finished and running cells of a study.
+
+    Attributes:
+        places: (n, k) cells that finished, each once.
+        values: (n,) logarithms of their values, with far outliers (also diverged cells) moved in.
+        trainings: (n,) number of the dense training of each.
+        pending: (m, k) cells of running trials.
+    """
+
+    places: Numbers
+    values: Numbers
+    trainings: NDArray[np.int64]
+    pending: Numbers
+
+    def best(self, densities: tuple[float, ...]) -> Numbers:
+        """Return the best value at each density or below it, a front; the worst value where there is none."""
+        if not densities:
+            return np.array([self.values.min()])
+        space = UnitSpace((), densities)
+        found, best = [], self.values.max()
+        for height in space.heights:
+            here = self.values[np.abs(self.places[:, -1] - height) < 1e-9]
+            best = min(best, here.min(initial=best))
+            found.append(best)
+        return np.array(found)
+
+
+def observed(study: optuna.Study, space: UnitSpace) -> Observed:
+    """Return what a study has seen."""
+    names = {each.name for each in space.axes} | ({DENSITY} if space.densities else set())
+    trials = [each for each in study.get_trials(deepcopy=False) if names <= set(each.params)]
+    cells: dict[tuple[float, ...], list[float]] = {}
+    trainings: dict[tuple[float, ...], int] = {}
+    rows: dict[tuple[float, ...], int] = {}
+    for trial in trials:
+        value = _value(trial)
+        if value is None:
+            continue
+        place = tuple(space.place(trial.params))
+        cells.setdefault(place, []).append(value)
+        dense = tuple(
+            each for axis, each in zip(space.axes, space.setting(trial.params), strict=True) if axis.name != EPOCHS
+        )
+        rows[place] = trainings.setdefault(dense, len(trainings))
+    running = [space.place(each.params) for each in trials if each.state == TrialState.RUNNING]
+    return Observed(
+        np.array(list(cells)).reshape(len(cells), -1),
+        _moved_in(np.array([np.mean(each) for each in cells.values()])),
+        np.array([rows[each] for each in cells], dtype=np.int64),
+        np.array(running).reshape(len(running), -1) if running else np.zeros((0, space.count + bool(space.densities))),
+    )
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The value of a finished trial, infinite if it diverged; None if it has none."""
+    if trial.state == TrialState.COMPLETE:
+        return float(trial.values[0])
+    return math.inf if trial.user_attrs.get("regimes:why") == "diverged" else None
+
+
+def _moved_in(values: Numbers) -> Numbers:
+    """Logarithms of values, with those far above the median moved to a bound."""
+    if not len(values):
+        return values
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return np.zeros(len(values))
+    floor = 0.5 * finite[finite > 0].min(initial=1.0)
+    logs = np.log(np.clip(np.where(np.isfinite(values), values, finite.max()), 0.0, None) + floor)
+    middle = np.median(logs)
+    bound = middle + MAX_SPREADS * max(middle - logs.min(), 1e-3)
+    logs = np.where(np.isfinite(values), logs, np.inf)
+    return np.minimum(logs, bound)
