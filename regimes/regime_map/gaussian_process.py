@@ -58,6 +58,16 @@ class GaussianProcess:
         covariance = self._model.covariance(places, places) - cross @ cho_solve(self._factor, cross.T)
         return self._centre + self._scale * (cross @ self._weights), self._scale**2 * covariance
 
+    def cross(self, places: Numbers, others: Numbers) -> Numbers:
+        """Return the posterior covariance (m, q) between places (m, k) and other places (q, k)."""
+        left, right = self._model.covariance(places, self.places), self._model.covariance(others, self.places)
+        return self._scale**2 * (self._model.covariance(places, others) - left @ cho_solve(self._factor, right.T))
+
+    @property
+    def roughness(self) -> float:
+        """Standard deviation of the part of the surface that no other place tells anything about."""
+        return self._scale * self._model.rough
+
     def sample(self, places: Numbers, count: int, random: np.random.Generator) -> Numbers:
         """Return ``count`` posterior draws (count, m) at places (m, k)."""
         mean, covariance = self.posterior(places)

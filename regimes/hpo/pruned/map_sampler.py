@@ -21,7 +21,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm, qmc, spearmanr
 
-from regimes.hpo.pruned.observed_cells import UnitSpace, observed
+from regimes.hpo.pruned.observed_cells import Observed, UnitSpace, observed
 from regimes.hpo.samplers import tpe
 from regimes.regime_map.gaussian_process import GaussianProcess, fit
 
@@ -33,6 +33,7 @@ CANDIDATES = 256  # settings drawn at random, for each proposal
 NEIGHBOURS = 24  # around each of the best settings
 BEST = 4
 NEIGHBOUR_SCALE = 0.12  # standard deviation of a neighbour, in lengths of the axes
+MIN_DISTANCE = 0.04  # of a proposal from all cells, on one axis at least, in lengths of the axes
 MIN_RANK_CORRELATION = 0.2  # of left-out predictions with the values, from which the model is trusted
 MIN_SPREAD = 0.05  # of the logarithm of the values
 
@@ -54,6 +55,7 @@ class MapSampler(BaseSampler):
         self.cost, self.startup = cost, startup
         self.stock = stock or tpe(seed)
         self.queue: list[dict[str, Any]] = []  # cells of a proposal that are not asked for yet
+        self._last: tuple[tuple[int, float], GaussianProcess | None] | None = None
         self.planned = False  # whether the last cell was chosen by the model, with its density
         self._space = IntersectionSearchSpace(include_pruned=True)
 
@@ -103,16 +105,25 @@ class MapSampler(BaseSampler):
         seen = observed(study, space)
         if len(set(seen.trainings)) < self.startup:
             return None
-        if not is_trusted(seen.places, seen.values, seen.trainings):
+        model = self._model(seen)
+        if model is None:
             return None
-        model = fitted(seen.places, seen.values, seen.trainings)
         settings = self._candidates(seen.places, seen.values, space)
         surface = Surface.of(model, settings, space, seen.pending)
-        best = seen.best(space.densities)
-        gains = surface.gains(best, space)
-        costs = self._costs(settings, space)
-        chosen, densities = choose(gains, costs)
+        gains = surface.gains(seen.best(model.predict(seen.places)[0], space), space)
+        gains[_near(space.at_densities(settings), np.concatenate([seen.places, seen.pending])).reshape(gains.shape)] = (
+            0.0
+        )
+        chosen, densities = choose(gains, self._costs(settings, space))
         return [space.params(settings[chosen], density) for density in densities]
+
+    def _model(self, seen: Observed) -> GaussianProcess | None:
+        """The surface fitted to the finished cells; None if it is not trusted. Fitted once for the same cells."""
+        key = (len(seen.values), float(seen.values.sum()))
+        if self._last is None or self._last[0] != key:
+            trusted = is_trusted(seen.places, seen.values, seen.trainings)
+            self._last = key, fitted(seen.places, seen.values, seen.trainings) if trusted else None
+        return self._last[1]
 
     def _candidates(self, places: Numbers, values: Numbers, space: UnitSpace) -> Numbers:
         """Settings (n, k): space-filling, and around the best."""
@@ -148,42 +159,52 @@ def choose(gains: Numbers, costs: Numbers) -> tuple[int, list[int]]:
 
 @dataclass
 class Surface:
-    """Joint posterior of the value at candidate settings and all densities.
+    """Posterior of the value at candidate settings and all densities.
 
     Attributes:
-        mean: (n, d) posterior mean.
-        covariance: (n d, n d) posterior covariance.
+        mean, spread: (n, d) posterior mean and standard deviation of the smooth part of the surface; what is rough or
+            noise cannot be sought.
     """
 
     mean: Numbers
-    covariance: Numbers
+    spread: Numbers
 
     @classmethod
     def of(cls, model: GaussianProcess, settings: Numbers, space: UnitSpace, pending: Numbers) -> Surface:
         """Return the posterior at settings, with pending cells believed to come out as predicted."""
         places = space.at_densities(settings)
-        whole = np.concatenate([places, pending.reshape(-1, places.shape[1])])
-        mean, covariance = model.posterior(whole)
-        for number in range(len(places), len(whole)):
-            column = covariance[:, number].copy()
-            covariance -= np.outer(column, column) / (column[number] + model.noise**2)
-        count = len(places)
-        return cls(mean[:count].reshape(len(settings), -1), covariance[:count, :count])
+        mean, spread = model.predict(places)
+        variance = spread**2
+        columns = model.cross(np.concatenate([places, pending]), pending)  # (n d + p, p)
+        for number in range(len(pending)):
+            column = columns[:, number].copy()
+            total = column[len(places) + number] + model.noise**2
+            variance -= column[: len(places)] ** 2 / total
+            columns -= np.outer(column, column[len(places) :]) / total
+        smooth = np.sqrt(np.clip(variance - model.roughness**2, 1e-12, None))
+        return cls(mean.reshape(len(settings), -1), smooth.reshape(len(settings), -1))
 
     def gains(self, best: Numbers, space: UnitSpace) -> Numbers:
         """Return the expected improvement (n, d).
 
         With several densities, of the area under the front of best value against density: a cell improves the front
         from its density up to where the front is already better.
+
+        Args:
+            best: (d,) the front, see `Observed.best`.
+            space: the search space.
         """
-        spread = np.sqrt(np.clip(np.diag(self.covariance), 1e-12, None)).reshape(self.mean.shape)
         found = np.zeros_like(self.mean)
         for place in range(self.mean.shape[1]):
             for beyond in range(place, self.mean.shape[1]):
-                found[:, place] += space.widths[beyond] * expected_improvement(
-                    best[beyond], self.mean[:, place], spread[:, place]
-                )
+                gain = expected_improvement(best[beyond], self.mean[:, place], self.spread[:, place])
+                found[:, place] += space.widths[beyond] * gain
         return found
+
+
+def _near(places: Numbers, others: Numbers) -> NDArray[np.bool_]:
+    """Whether each place (m, k) is nearer than `MIN_DISTANCE` to one of the others (q, k) on every axis."""
+    return np.asarray((np.abs(places[:, None] - others[None]).max(-1) < MIN_DISTANCE).any(1))
 
 
 def expected_improvement(best: float, mean: Numbers, spread: Numbers) -> Numbers:

@@ -148,15 +148,18 @@ class Observed:
     trainings: NDArray[np.int64]
     pending: Numbers
 
-    def best(self, densities: tuple[float, ...]) -> Numbers:
-        """Return the best value at each density or below it, a front; the worst value where there is none."""
-        if not densities:
-            return np.array([self.values.min()])
-        space = UnitSpace((), densities)
-        found, best = [], self.values.max()
+    def best(self, smooth: Numbers, space: UnitSpace) -> Numbers:
+        """Return the front (d,): the best value at each density or below it; the worst value where there is none.
+
+        Args:
+            smooth: (n,) values of the cells without noise; the lowest of noisy values would be too good.
+            space: the search space.
+        """
+        if not space.densities:
+            return np.array([smooth.min()])
+        found, best = [], smooth.max()
         for height in space.heights:
-            here = self.values[np.abs(self.places[:, -1] - height) < 1e-9]
-            best = min(best, here.min(initial=best))
+            best = min(best, smooth[np.abs(self.places[:, -1] - height) < 1e-9].min(initial=best))
             found.append(best)
         return np.array(found)
 
