@@ -244,3 +244,36 @@ def test_as_typed(tmp_path: Path) -> None:
     refused = call("map", "out", cwd=tmp_path)
     assert refused.returncode == 2
     assert "the trials of a search are no grid" in refused.stderr
+
+
+def test_the_map_says_what_it_decides_and_the_first_trials_follow(tmp_path: Path) -> None:
+    spec = pruned_spec(trials=12)
+    run(sweep_of_trials(spec, [0.03, 0.1, 0.3]), tmp_path / "grid", workers=0)
+    said: list[str] = []
+    search_pruned(spec, SearchOptions(tmp_path / "search", map=tmp_path / "grid"), said.append)
+    assert any("density 0.6: outside the range of the map" in each for each in said)
+    chosen = [each for each in said if "the map selects" in each]
+    assert len(chosen) == 2
+    settings = {(each.params["learning_rate"], each.params["density"]) for each in study_in(tmp_path / "search").trials}
+    for line in chosen:
+        density = float(line.split("density ")[1].split(":")[0])
+        rate = float(line.split("learning_rate = ")[1].split(",")[0].split(" ")[0])
+        assert (rate, density) in settings
+    run(sweep_of_trials(spec, [0.03]), tmp_path / "other", workers=0)
+    with pytest.raises(UserError, match=r"this search was started with .*grid; use another --out"):
+        search_pruned(spec, SearchOptions(tmp_path / "search", map=tmp_path / "other"), silent)
+
+
+def test_the_range_of_rho_is_the_maps_in_every_process(tmp_path: Path) -> None:
+    space = {"sam_rho": {"low": 0.0, "high": 5.0}, "learning_rate": [0.1, 0.05]}
+    spec = pruned_spec(space=space, trials=8, load={"density": [0.2]})
+    raw = sweep_of_trials(spec, [0.1]).model_dump(exclude={"temperature", "points"})
+    sweep = Sweep(**raw, temperature={"sam_rho": (0.0, 0.05, 0.1, 0.2)})
+    run(sweep, tmp_path / "grid", workers=0)
+    said: list[str] = []
+    search_pruned(spec, SearchOptions(tmp_path / "search", map=tmp_path / "grid"), said.append)
+    assert any("range 0 to" in each or "range 0.0" in each for each in said), said
+    drawn = [each.params["sam_rho"] for each in study_in(tmp_path / "search").trials]
+    assert max(drawn) <= 0.2
+    cells, _ = open_cells(spec, tmp_path / "search", "cpu")  # as a worker does
+    assert cells.spec.space["sam_rho"].ends[1] <= 0.2

@@ -26,12 +26,14 @@ from regimes.experiment.run_metadata import check_numerics, engines_in
 from regimes.experiment.schedule import fleets, scan_store
 from regimes.experiment.stages.stage import Stage
 from regimes.experiment.store import Store
+from regimes.hpo.map_guidance import open_guidance
 from regimes.hpo.optimize_loop import Limits, run_trials
 from regimes.hpo.optuna_study import JOURNAL, open_storage, open_study
 from regimes.hpo.plan import PLAN, Say
 from regimes.hpo.pruned.cell_runner import SEARCH_ORIGIN, CellRunner, Look, space_of
 from regimes.hpo.pruned.cells import DENSITY, Cells, sweep_of
 from regimes.hpo.pruned.known_cells import add_known_cells
+from regimes.hpo.pruned.map_decisions import decide
 from regimes.hpo.pruned.network_cost import UNITS
 from regimes.hpo.pruned.outcome import best_of, spending, tested
 from regimes.hpo.search_options import RESULT, SearchOptions
@@ -56,12 +58,11 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: Look | None
     """
     deadline = time.monotonic() + options.timeout
     devices = devices_of(options.device)
-    cells, engines = begin(spec, options)
+    cells, engines = begin(spec, options, say)
+    spec = cells.spec
     url = options.storage or str(options.folder / JOURNAL)
     study = study_of(spec, cells.context, open_storage(url))
-    if options.map is not None:
-        added, why = add_known_cells(study, cells, options.map)
-        say(f"{options.map}: {added} cells are taken as finished trials" + (f" ({why})" if why else ""))
+    _take_from_map(study, cells, options, say)
     processes = options.workers > 1
 
     def work() -> None:
@@ -128,24 +129,59 @@ def _facts(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
 # -- the run folder ----------------------------------------------------------------------------------------------------
 
 
-def begin(spec: Hpo, options: SearchOptions) -> tuple[Cells, dict[str, EngineChoice]]:
-    """Open the run folder of a search, or begin it: check data, model and recipes, and choose the engines.
+def begin(spec: Hpo, options: SearchOptions, say: Say) -> tuple[Cells, dict[str, EngineChoice]]:
+    """Open the run folder of a search, or begin it: check data, model and recipes, choose the engines, ask the map.
 
     Raises:
         UserError: they do not fit together; the folder holds something else.
     """
     folder = options.folder
     _check_folder(spec, options)
-    if options.map is not None:
+    if options.map is not None and options.map.is_dir():
         _begin_as(Store(folder), Store(options.map), options.device)
     prepared = prepare(sweep_of(spec, sample_settings(spec)), folder, options.device, workers=options.workers)
     store = prepared.store
     store.remove_leftovers()
     facts = {"numerics": dataclasses.asdict(prepared.spec.numerics), **prepared.engine_facts, **environment()}
     store.write_json("run.json", facts, keep_existing=True)
-    plan = {"key": plan_key(spec), "map": str(options.map.resolve()) if options.map else None}
-    write_checked(folder / PLAN, plan, keep_existing=True)
+    if not (folder / PLAN).exists():
+        write_checked(folder / PLAN, _plan(spec, options, say), keep_existing=True)
     return open_cells(spec, options.folder, devices_of(options.device)[0], prepared)
+
+
+def _plan(spec: Hpo, options: SearchOptions, say: Say) -> dict[str, Any]:
+    """The content of the plan's file: the key of the search, and the decisions of the map."""
+    content: dict[str, Any] = {"key": plan_key(spec), "map": None, "space": None, "first": []}
+    if options.map is None:
+        return content
+    decisions = decide(spec, open_guidance(options.map, spec.data, spec.model))
+    for each in decisions.notes:
+        say(each)
+    space = {name: each.model_dump(exclude_none=True) for name, each in decisions.space.items()}
+    return {**content, "map": str(options.map.resolve()), "space": space, "first": list(decisions.first)}
+
+
+def _take_from_map(study: optuna.Study, cells: Cells, options: SearchOptions, say: Say) -> None:
+    """Take the cells of the map's run as trials, and enqueue the settings that the map selects."""
+    path = _map_of(options)
+    if path is None:
+        return
+    if path.is_dir():
+        added, why = add_known_cells(study, cells, path)
+        if added or why:
+            say(f"{options.map or path}: {added} cells are taken as finished trials" + (f" ({why})" if why else ""))
+    else:
+        say(f"{path}: a grid without recipes; its cells cannot be taken as trials")
+    for params in (read_checked(options.folder / PLAN) or {})["first"]:
+        study.enqueue_trial(params, skip_if_exists=True)
+
+
+def _map_of(options: SearchOptions) -> Path | None:
+    """The map that the search was begun with."""
+    found = (read_checked(options.folder / PLAN) or {}).get("map")
+    if options.map is not None and str(options.map.resolve()) != found:
+        raise UserError(f"--map {options.map}: this search was started with {found or 'no map'}; use another --out")
+    return Path(found) if found else None
 
 
 def _begin_as(store: Store, known: Store, device: str) -> None:
@@ -168,7 +204,11 @@ def open_cells(
         context = prepared.context
         check_numerics(store, prepared.spec.numerics)
         context.spec = dataclasses.replace(prepared.spec, numerics=numerics)
-    known = (read_checked(Path(folder) / PLAN) or {}).get("map")
+    plan = read_checked(Path(folder) / PLAN) or {}
+    known = plan["map"] if plan["map"] and Path(plan["map"]).is_dir() else None
+    if plan["space"]:
+        narrowed = {name: Dimension.model_validate(each) for name, each in plan["space"].items()}
+        spec = spec.model_copy(update={"space": narrowed})
     return Cells(spec, context, store, Store(known) if known else None), engines_in(info)
 
 
