@@ -151,7 +151,7 @@ class MapSpec(Section):
 
 
 class PrunedSpec(Section):
-    """How the networks of the objective "pruned" are pruned, retrained and measured, as in a sweep file.
+    """Pruning, retraining and measurements of the objective "pruned", as in a sweep file.
 
     Attributes:
         load: densities and pruning method; several densities: the search is for the front of value against cost.

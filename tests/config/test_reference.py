@@ -36,14 +36,14 @@ SECTIONS = {section.splitlines()[0]: section for section in re.split(r"\n##+ ", 
 
 # {heading of a section: (model, {key that is set elsewhere}, {key without a field})}
 MODELS_OF_SECTIONS: dict[str, tuple[type[BaseModel], set[str], set[str]]] = {
-    "Top level of a sweep": (Sweep, set(sweep_file.TABLES), set()),
+    "Top level of a sweep": (Sweep, {*sweep_file.TABLES, "points"}, set()),
     "`[recipe]`": (Recipe, {"stop"}, {"base"}),
     "`[load]`": (LoadConfig, set(), set()),
     "`[dense]`": (Checkpoint, set(), set()),
     "`[measure]`": (MeasureConfig, set(), set()),
     "Top level of a discovery": (DiscoveryConfig, {"data", "model", "recipe", "pressures"}, set()),
     "`[discover]`": (Pressure, set(), set()),
-    "Top level of a search": (Hpo, set(hpo_file.TABLES), set()),
+    "Top level of a search": (Hpo, {*hpo_file.TABLES, "pruned"}, set()),
     "`[space]`": (Dimension, set(), set()),
     "`[ladder]`": (LadderSpec, set(), set()),
     "`[study]`": (StudySpec, set(), set()),

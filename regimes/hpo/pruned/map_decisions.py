@@ -16,7 +16,7 @@ RHO = "sam_rho"
 
 @dataclass(frozen=True)
 class Decisions:
-    """What a map decides.
+    """Decisions of a map.
 
     Attributes:
         space: the search space, with a narrower range of rho if rho is a knob of the map.

@@ -1,4 +1,4 @@
-"""What a study has seen of its cells, in coordinates of the unit cube."""
+"""Finished and running cells of a study, in coordinates of the unit cube."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_SPREADS = 2.0  # values further above the median than so many times the lowe
 
 
 @dataclass(frozen=True)
-class Axis:
+class UnitAxis:
     """A hyperparameter as a coordinate from 0 to 1; the values of a list are spaced evenly."""
 
     name: str
@@ -62,7 +62,7 @@ class UnitSpace:
         densities: the densities, smallest first; (): the density does not vary.
     """
 
-    axes: tuple[Axis, ...]
+    axes: tuple[UnitAxis, ...]
     densities: tuple[float, ...] = ()
 
     @classmethod
@@ -77,7 +77,7 @@ class UnitSpace:
                 if name == DENSITY:
                     densities = tuple(sorted(float(value) for value in each.choices if value is not None))
                     continue
-            axes.append(Axis(name, each))
+            axes.append(UnitAxis(name, each))
         return cls(tuple(axes), densities) if axes else None
 
     @property
