@@ -70,10 +70,7 @@ def study_of(plan: Plan, context: RunContext, storage: optuna.storages.BaseStora
         "model": spec.model.model_dump(),
         "recipe": spec.recipe.key_fields(),
         "value": spec.study.value,
-        "ladder": [
-            {"density": rung.density, "epochs": rung.epochs, **({"size": dict(rung.size)} if rung.size else {})}
-            for rung in plan.ladder.rungs
-        ],
+        "ladder": [{"density": rung.density, **rung.differences, "epochs": rung.epochs} for rung in plan.ladder.rungs],
         "reports": len(plan.ladder.stretches),
         "seed": spec.seed,
     }
