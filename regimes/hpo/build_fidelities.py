@@ -132,14 +132,18 @@ def full_fidelity(builder: ProxyBuilder) -> Fidelity:
     return _timed(builder, builder.context, 1.0, 1.0, builder.recipe.epochs)
 
 
+def partial_fidelity(builder: ProxyBuilder, full: Fidelity) -> Fidelity:
+    """Return the full network, as it was timed, with the builder's images and epochs."""
+    share = builder.epochs / builder.recipe.epochs
+    return dataclasses.replace(full, context=builder.context, epochs=builder.epochs, images=builder.images, share=share)
+
+
 def proxy_fidelity(builder: ProxyBuilder, density: float) -> Fidelity:
-    """Build and time a proxy of a given density; of density 1, the full network with the builder's images and epochs.
+    """Build and time a proxy of a given density.
 
     Raises:
         UserError: the model cannot be reduced to this density.
     """
-    if density == 1:
-        return _timed(builder, builder.context, 1.0, 1.0, builder.epochs)
     context, recipe = builder.context, builder.recipe
     with one_thread():
         whole = context.new_model(seed_of("proxy", builder.seed))

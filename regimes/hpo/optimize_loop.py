@@ -25,7 +25,7 @@ from regimes.hpo.fidelity_trainer import FidelityTrainer
 from regimes.hpo.optuna_study import open_study
 from regimes.hpo.plan import Plan
 from regimes.hpo.requeue import count_finished, holders, is_duplicate
-from regimes.hpo.search_space import recipe_with
+from regimes.hpo.search_space import Space, recipe_with
 from regimes.hpo.trial_attrs import PREFIX, note
 from regimes.hpo.trial_runner import RunningTrial, TrialRunner, Watch
 from regimes.landscape.error import error_and_loss
@@ -98,22 +98,33 @@ def run_trials(study: optuna.Study, runner: TrialRunner, batch: int, limits: Lim
 
     Trials that the deadline interrupts are marked; `requeue_dead_trials` enqueues them again.
     """
+    while run_batch(study, runner, batch, limits):
+        pass
+
+
+def run_batch(study: optuna.Study, runner: TrialRunner, batch: int, limits: Limits) -> bool:
+    """Ask for one batch of trials and train it; returns whether there was anything to do, see `run_trials`."""
     check_space(study, runner.space)
+    count = min(batch, trials_left(study, runner.space, limits))
+    if count <= 0 or time.monotonic() >= limits.deadline:
+        return False
     with ended_by_sampler(study):
-        while time.monotonic() < limits.deadline:
-            trials = study.get_trials(deepcopy=False)
-            waiting = sum(each.state == TrialState.WAITING for each in trials)
-            drawn = settings_left(study, runner.space) if limits.draws else 0
-            count = min(batch, limits.trials - count_finished(trials), waiting + drawn)
-            if count <= 0:
-                return
-            started = runner.ask(study, int(count))
-            try:
-                kept = _needed(study, started, limits)
-                _fail_unfinished(study, [each for each in started if each not in kept], again=False)
-                runner.run_batch(study, kept)
-            finally:
-                _fail_unfinished(study, started)
+        started = runner.ask(study, int(count))
+        try:
+            kept = _needed(study, started, limits)
+            _fail_unfinished(study, [each for each in started if each not in kept], again=False)
+            runner.run_batch(study, kept)
+        finally:
+            _fail_unfinished(study, started)
+    return True
+
+
+def trials_left(study: optuna.Study, space: Space, limits: Limits) -> float:
+    """Return how many trials a study can still start within its limits."""
+    trials = study.get_trials(deepcopy=False)
+    waiting = sum(each.state == TrialState.WAITING for each in trials)
+    drawn = settings_left(study, space) if limits.draws else 0
+    return min(limits.trials - count_finished(trials), waiting + drawn)
 
 
 def _needed(study: optuna.Study, started: list[RunningTrial], limits: Limits) -> list[RunningTrial]:

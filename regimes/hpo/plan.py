@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -25,6 +24,7 @@ from regimes.hpo.build_fidelities import (
     full_fidelity,
     option_fidelity,
     own_fidelity,
+    partial_fidelity,
     proxy_fidelity,
     proxy_with_step_time,
 )
@@ -34,8 +34,10 @@ from regimes.hpo.map_guidance import MapGuidance, open_guidance
 from regimes.hpo.search_space import recipe_with
 
 MAP, PLAN = "map", "plan.json"  # subfolder of a map made for the search; file of the plan
-DEFAULT_IMAGES = (0.25, 0.5)  # fractions of the images, the first that holds a batch is the default fidelity
-EVIDENCE = "EVIDENCE"
+DEFAULT_IMAGES = 0.5  # fraction of the images that the full network is trained on where no fidelity is given
+EVIDENCE = (
+    "replayed on digits, this takes a third of the time of TPE on full trainings and ends no worse; untested elsewhere"
+)
 Say = Callable[[str], None]
 
 
@@ -236,13 +238,14 @@ def _fidelities(
 
 
 def _default_images(make: ProxyBuilder, notes: list[str]) -> tuple[float, ...]:
-    for fraction in DEFAULT_IMAGES:
-        with contextlib.suppress(UserError):
-            make.on_images(fraction)
-            notes.append(f"no fidelity given: the full network on {100 * fraction:g} % of the images; {EVIDENCE}")
-            return (fraction,)
-    notes.append("no fidelity given, and a part of the images is less than a batch: every trial is a full training")
-    return (1.0,)
+    share = f"{100 * DEFAULT_IMAGES:g} % of the images"
+    try:
+        make.on_images(DEFAULT_IMAGES)
+    except UserError:
+        notes.append(f"no fidelity given, and {share} are less than a batch: every trial is a full training")
+        return (1.0,)
+    notes.append(f"no fidelity given: trials are the full network on {share}, the best are trained in full; {EVIDENCE}")
+    return (DEFAULT_IMAGES,)
 
 
 def _networks(
@@ -265,8 +268,10 @@ def _networks(
     densities = asked.densities
     if densities is None:
         densities = _trusted(map_guidance, asked.most, notes) if map_guidance and not asked.is_explicit else (1.0,)
-    is_full = make.images == 1 and make.epochs == full.epochs
-    return [proxy_fidelity(make, density) for density in sorted(densities) if density < 1 or not is_full]
+    rungs = [proxy_fidelity(make, density) for density in sorted(densities) if density < 1]
+    if 1 in densities and (make.images < 1 or make.epochs < full.epochs):
+        rungs.append(partial_fidelity(make, full))
+    return rungs
 
 
 def _trusted(map_guidance: MapGuidance, most: int, notes: list[str]) -> tuple[float, ...]:
