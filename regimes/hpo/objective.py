@@ -170,6 +170,8 @@ def objective(
         raise UserError("no fidelity: pass densities=[...], e.g. [0.05], proxies=[...], images=[...] or map=RUN")
     if densities is not None and proxies is not None:
         raise UserError("densities and proxies are both given; pass one of them")
+    if proxies is not None and not proxies:
+        raise UserError("proxies=[] has no function; pass one or more, or densities=[] for the full network only")
     for name, given in (("densities", densities), ("images", images)):
         if given is not None:
             raw["ladder"][name] = [float(each) for each in given]

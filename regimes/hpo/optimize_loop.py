@@ -20,6 +20,7 @@ from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
 from regimes.hpo.batch_ask import check_space
+from regimes.hpo.build_fidelities import ProxyContext
 from regimes.hpo.exhaustion import ended_by_sampler, settings_left
 from regimes.hpo.fidelity_trainer import FidelityTrainer
 from regimes.hpo.optuna_study import open_study
@@ -56,7 +57,8 @@ def trial_runner_of(
     trainer = FidelityTrainer(context, plan.ladder, plan.spec.seed, folder / RECORDS if folder else None)
     guidance = plan.map_guidance
     start: Callable[[Recipe], tuple[int, str]] | None = None
-    if guidance is not None and len(plan.ladder.rungs) > 1 and plan.spec.ladder.option is None:
+    proxies = plan.ladder.rungs[:-1]
+    if guidance is not None and proxies and all(isinstance(each.context, ProxyContext) for each in proxies):
         start = lambda recipe: guidance.start(plan.ladder, recipe)  # noqa: E731
     return TrialRunner(trainer, plan.space, plan.spec.recipe, plan.spec.study.value, start, watch, deadline)
 

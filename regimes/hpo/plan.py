@@ -19,6 +19,7 @@ from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.preflight import check_recipe
 from regimes.hpo.build_fidelities import (
     ProxyBuilder,
+    ProxyContext,
     facts_of,
     fidelity_from_facts,
     full_fidelity,
@@ -196,7 +197,7 @@ def _narrowed_space(
     """The search space with the range of SAM rho that the map selects, and the first values to try."""
     if map_guidance is None or "sam_rho" not in spec.space:
         return dict(spec.space), ()
-    is_proxy = cheapest.density < 1 and spec.ladder.option is None
+    is_proxy = isinstance(cheapest.context, ProxyContext)
     density = cheapest.density if is_proxy else min(map_guidance.chart.densities)
     narrowed = map_guidance.rho(density, spec.space["sam_rho"], recipe_with(spec.recipe, {}))
     if narrowed is None:

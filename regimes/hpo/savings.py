@@ -196,7 +196,7 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
 def _fidelity_in_words(rung: Mapping[str, Any]) -> str:
     is_full = title_of(rung["density"], rung.get("images", 1.0), rung.get("share", 1.0)) == title_of(1.0)
     where = "in full" if is_full else f"on {title_of(rung['density'], rung.get('images', 1.0), rung.get('share', 1.0))}"
-    text = f"{rung['trials']} trials trained {where}"
+    text = f"{rung['trials']} trial{'s' if rung['trials'] > 1 else ''} trained {where}"
     if rung["finished"] < rung["trials"]:
         text += f", {rung['trials'] - rung['finished']} of them stopped early"
     text += f": {rung['seconds']:.0f} s"

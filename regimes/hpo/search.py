@@ -27,7 +27,7 @@ from regimes.hpo.optimize_loop import (
 from regimes.hpo.optuna_study import JOURNAL, open_storage
 from regimes.hpo.plan import Plan, Say, context_of, guidance_of, load_plan, plan, save_plan
 from regimes.hpo.progress import SearchState, trial_table
-from regimes.hpo.promotion import StudyRunner, phase_of, phases
+from regimes.hpo.promotion import StudyRunner, phase_of, phases, promoted
 from regimes.hpo.requeue import holders, is_open, requeue_dead_trials
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.trial_attrs import PREFIX
@@ -101,8 +101,8 @@ def search(
     enqueue_priors(studies[0], phase_of(whole, phases(whole)[0]))
     if spec.batch >= spec.trials and spec.study.sampler != "random":
         say(
-            f"batch = {spec.batch}, trials = {spec.trials}: all trials are sampled before the first result, so the sampler "
-            f"'{spec.study.sampler}' has nothing to learn from; a smaller batch, e.g. {max(1, spec.trials // 4)}, leaves it some"
+            f"batch = {spec.batch}, trials = {spec.trials}: sampled before any result, so the sampler "
+            f"'{spec.study.sampler}' has nothing to learn from; use a smaller batch, e.g. {max(1, spec.trials // 4)}"
         )
     _Search(whole, context, options, url, deadline, say, watch, look).run(studies)
     return _finish(whole, studies, context, options.folder, say, time.monotonic() >= deadline)
@@ -188,6 +188,11 @@ def _finish(
     if study not in done and (late or not study.trials):
         study = studies[0]
     winner = winner_of(study)
+    if len(studies) > 1 and not late and len(promoted(studies[1])) < whole.spec.study.promoted:
+        say(
+            f"{len(promoted(studies[1]))} trials were trained in full, not promoted = {whole.spec.study.promoted}: the "
+            "stopper let no more proxies train to their end; use a larger batch or study.stopper = 'none'"
+        )
     ties = sum(each.value == winner.value for each in study.get_trials(deepcopy=False) if each.value is not None)
     if ties > 1:
         images = len(context.loaded.val.targets)
