@@ -158,23 +158,13 @@ def objective(
         "recipe": {name: each for name, each in fields.items() if each is not None},
         "space": dict(space),
         "ladder": {
-            "proxy": proxy,
-            "epochs": float(epochs),
-            "reports": list(reports),
-            "proxy_reports": list(proxy_reports),
+            **_fidelities(densities, proxies, images, map),
+            **{"proxy": proxy, "epochs": float(epochs)},
+            **{"reports": list(reports), "proxy_reports": list(proxy_reports)},
         },
         "study": {"value": value, "pattern": "ladder"},
         "seed": seed,
     }
-    if densities is None and proxies is None and images is None and map is None:
-        raise UserError("no fidelity: pass densities=[...], e.g. [0.05], proxies=[...], images=[...] or map=RUN")
-    if densities is not None and proxies is not None:
-        raise UserError("densities and proxies are both given; pass one of them")
-    if proxies is not None and not proxies:
-        raise UserError("proxies=[] has no function; pass one or more, or densities=[] for the full network only")
-    for name, given in (("densities", densities), ("images", images)):
-        if given is not None:
-            raw["ladder"][name] = [float(each) for each in given]
     spec = resolve_hpo(raw, "objective")
     context = _own(model, data, spec, device) if own else _lab(spec, device)
     guide = None
@@ -182,6 +172,18 @@ def objective(
         guide = MapGuidance(map, "map") if isinstance(map, RegimeMap) else _guide(map, spec, own)
     smaller = [ObjectContext(own_function(each), context.loaded, device) for each in proxies or ()]
     return Objective(spec, context, guide, Path(out) if out else None, smaller)
+
+
+def _fidelities(densities: Any, proxies: Any, images: Any, map: Any) -> dict[str, list[float]]:
+    """The table ``[ladder]`` of the fidelities that were passed."""
+    if densities is None and proxies is None and images is None and map is None:
+        raise UserError("no fidelity: pass densities=[...], e.g. [0.05], proxies=[...], images=[...] or map=RUN")
+    if densities is not None and proxies is not None:
+        raise UserError("densities and proxies are both given; pass one of them")
+    if proxies is not None and not proxies:
+        raise UserError("proxies=[] has no function; pass one or more, or densities=[] for the full network only")
+    given = {"densities": densities, "images": images}
+    return {name: [float(each) for each in values] for name, values in given.items() if values is not None}
 
 
 def _table(given: Any, instead: str) -> dict[str, Any]:

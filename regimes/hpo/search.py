@@ -183,26 +183,22 @@ def _check_same(whole: Plan, options: SearchOptions) -> None:
 def _finish(
     whole: Plan, studies: list[optuna.Study], context: RunContext, folder: Path, say: Say, late: bool
 ) -> dict[str, Any]:
-    done = [study for study in studies if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-    study, notes = studies[-1], list(whole.notes)
-    if study not in done and (late or not study.trials):
-        study = studies[0]
+    study, notes = _decisive(studies, late), list(whole.notes)
     winner = winner_of(study)
-    if len(studies) > 1 and not late and len(promoted(studies[1])) < whole.spec.study.promoted:
+    if study is not studies[-1]:
+        notes.append("time was up before any full training finished: the winner is the best proxy trial")
+        say(notes[-1])
+    elif len(studies) > 1 and not late and len(promoted(study)) < whole.spec.study.promoted:
         say(
-            f"{len(promoted(studies[1]))} trials were trained in full, not promoted = {whole.spec.study.promoted}: the "
+            f"{len(promoted(study))} trials were trained in full, not promoted = {whole.spec.study.promoted}: the "
             "stopper let no more proxies train to their end; use a larger batch or study.stopper = 'none'"
         )
     ties = sum(each.value == winner.value for each in study.get_trials(deepcopy=False) if each.value is not None)
     if ties > 1:
         images = len(context.loaded.val.targets)
-        notes.append(
+        say(
             f"{ties} trials share the best value: {images} validation images cannot tell them apart; the first is taken"
         )
-        say(notes[-1])
-    if study is not studies[-1]:
-        notes.append("time was up before any full training finished: the winner is the best proxy trial")
-        say(notes[-1])
     result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, study, winner), "notes": notes}
     before = _before(folder / RESULT)
     if before is not None and before["key"] == result["key"]:
@@ -219,14 +215,25 @@ def _finish(
     result["ladder"] = whole.ladder.facts()
     result["table"] = trial_table(studies, whole)
     result["steps"] = [each.step for each in whole.ladder.stretches]
-    result["failed"] = [
+    result["failed"] = _failed(studies)
+    write_checked(folder / RESULT, result)
+    return result
+
+
+def _decisive(studies: Sequence[optuna.Study], late: bool) -> optuna.Study:
+    """The study whose best trial wins: the last one; that of the proxies if time was up or nothing was promoted."""
+    last = studies[-1]
+    finished = last.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return studies[0] if not finished and (late or not last.trials) else last
+
+
+def _failed(studies: Sequence[optuna.Study]) -> list[dict[str, Any]]:
+    return [
         {"trial": each.number, "why": each.user_attrs[f"{PREFIX}why"], "params": each.params}
         for study in studies
         for each in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         if f"{PREFIX}why" in each.user_attrs  # others were requeued or surplus
     ]
-    write_checked(folder / RESULT, result)
-    return result
 
 
 def _key(whole: Plan, study: optuna.Study, winner: FrozenTrial) -> str:
