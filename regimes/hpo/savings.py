@@ -205,7 +205,7 @@ def _fidelity_in_words(rung: Mapping[str, Any]) -> str:
     if rung["tau"] is not None:
         text += (
             f"; rank agreement with the full training (Kendall's tau, 1 is perfect) {rung['tau']:.2f} over the "
-            f"{rung['tau_of']} trials trained on both"
+            f"{rung['tau_of']} trials trained on both, a selection of good ones"
         )
     return text
 

@@ -114,7 +114,7 @@ def test_savings_are_said_in_words() -> None:
     assert lines == [
         "6 trials trained on the full network on 50 % of the images, 4 of them stopped early: 3 s, a whole training "
         "takes 0.25 of a full one's time; rank agreement with the full training (Kendall's tau, 1 is perfect) 0.40 "
-        "over the 5 trials trained on both",
+        "over the 5 trials trained on both, a selection of good ones",
         "1 trial trained in full: 9 s",
         "building and timing the fidelities: 1 s",
         "in all 13 s for 6 trials; training each of them in full would take about 52 s: 75% saved",
