@@ -128,7 +128,7 @@ def due(proxies: optuna.Study, base: optuna.Study, most: int, left: float) -> li
     fresh = [each for each in ranked if each.number not in known]
     if running or left > 0:
         finished = count_finished([each for each in trials if not is_open(each)])
-        share = finished / (finished + len(running) + left)
+        share = finished / (finished + len(running) + max(0, left))
         return fresh[: max(0, math.ceil(max(0, most - HELD_BACK) * share) - len(known))]
     full = base.get_trials(deepcopy=False)
     if full and not any(each.state == TrialState.COMPLETE or not each.state.is_finished() for each in full):
