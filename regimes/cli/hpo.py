@@ -1,4 +1,4 @@
-"""``regimes hpo``: search hyperparameters on small proxies."""
+"""``regimes hpo``: search hyperparameters on cheaper trainings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +17,8 @@ from regimes.cli.formatting import duration
 from regimes.cli.options import Devices, Json, Set
 
 if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import Trial
-
     from regimes.config.hpo import Hpo
-    from regimes.hpo.fidelities import Segment
-    from regimes.hpo.fidelity_trainer import FidelityResult
-    from regimes.hpo.plan import Plan
+    from regimes.hpo.progress import SearchState
     from regimes.hpo.search_options import SearchOptions
 
 LINE_INTERVAL = 5.0  # seconds between progress lines where they do not replace each other
@@ -56,96 +50,76 @@ def hpo(
     changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
     as_json: Json = False,
 ) -> None:
-    """Search hyperparameters on small proxies of the network, or resume a search."""
-    import optuna
-
-    from regimes.cli.progress import exit_interrupted
+    """Search hyperparameters on cheaper trainings, or resume a search."""
     from regimes.config.hpo_file import read_hpo
     from regimes.experiment.devices import devices_of
-    from regimes.hpo.search import search
     from regimes.hpo.search_options import SearchOptions
-    from regimes.plots.hpo_plots import draw_search
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     spec = read_hpo(file, changes)
-    if trials is not None:
-        spec = spec.model_copy(update={"trials": trials})
-    folder = out or Path("runs") / spec.name
-    limit = math.inf if timeout is None else timeout
+    spec = spec if trials is None else spec.model_copy(update={"trials": trials})
+    folder, limit = out or Path("runs") / spec.name, math.inf if timeout is None else timeout
     processes = workers or len(devices_of(device))
     options = SearchOptions(folder, chart, storage, limit, processes, device, take_over)
     if spec.objective == "pruned":
-        _search_pruned(spec, options, as_json)
-        return
-    progress = SearchProgress(spec.trials)
-    try:
-        result = search(spec, options, progress.message, progress.segment, progress.poll)
-    except KeyboardInterrupt:
-        exit_interrupted()
-    progress.end()
-    draw_search(result, folder)
+        from regimes.cli.pruned_output import print_pruned, searched_pruned
+
+        result, printed = searched_pruned(spec, options), print_pruned
+    else:
+        result, printed = _searched(spec, options), _print
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        _print(result, folder)
+        printed(result, folder)
 
 
-def _search_pruned(spec: Hpo, options: SearchOptions, as_json: bool) -> None:
+def _searched(spec: Hpo, options: SearchOptions) -> dict[str, Any]:
+    import optuna
+
     from regimes.cli.progress import exit_interrupted
-    from regimes.cli.pruned_output import PrunedProgress, print_pruned
-    from regimes.hpo.pruned.pruned_search import search_pruned
-    from regimes.plots.pruned_search_plots import draw_pruned_search
+    from regimes.hpo.search import search
+    from regimes.plots.hpo_plots import draw_search
 
-    progress = PrunedProgress(spec.trials)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    progress = SearchProgress()
     try:
-        result = search_pruned(spec, options, progress.message, progress.look)
+        result = search(spec, options, progress.message, look=progress.look)
     except KeyboardInterrupt:
         exit_interrupted()
     progress.end()
-    draw_pruned_search(result, options.folder)
-    if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        print_pruned(result, options.folder)
+    draw_search(result, options.folder)
+    return result
 
 
 class SearchProgress:
-    """A progress line: trials done, trials per fidelity, the best value, seconds spent."""
+    """A progress line of what is done and left, and a line for every full training."""
 
-    def __init__(self, trials: int) -> None:
-        self.trials, self.replace = trials, sys.stderr.isatty()
+    def __init__(self) -> None:
+        self.replace = sys.stderr.isatty()
         self.started = self.last_line = time.monotonic()
+        self.told: set[int] | None = None  # numbers of full trainings
         self.open = False
 
     def message(self, text: str) -> None:
         self.end()
         print(text, file=sys.stderr, flush=True)
 
-    def segment(self, trial: Trial, segment: Segment, value: FidelityResult) -> None:
-        """Called after each segment of a trial in this process."""
-        self._line(trial.study)
+    def look(self, state: SearchState) -> None:
+        """Called at the start, after each segment of a trial, and periodically while worker processes run."""
+        full = state.full_trainings
+        if self.told is None:
+            self.told = {each.number for each in full}  # by an earlier command
+        for trial in full:
+            if trial.number not in self.told:
+                self.told.add(trial.number)
+                self.message(state.full_training(trial))
+        if time.monotonic() - self.last_line >= (REDRAW_INTERVAL if self.replace else LINE_INTERVAL):
+            self.last_line = time.monotonic()
+            self._line(state)
 
-    def poll(self, study: optuna.Study, plan: Plan) -> None:
-        """Called periodically while worker processes run."""
-        self._line(study)
-
-    def _line(self, study: optuna.Study) -> None:
-        if time.monotonic() - self.last_line < (REDRAW_INTERVAL if self.replace else LINE_INTERVAL):
-            return
-        from regimes.hpo.savings import rows_of
-        from regimes.hpo.trial_attrs import PREFIX
-
-        self.last_line = time.monotonic()
-        trials = study.get_trials(deepcopy=False)
-        done = [each for each in trials if each.state.is_finished()]
-        climbed = Counter(density for each in trials for density in {row["density"] for row in rows_of(each)})
-        values = [each.value for each in done if each.state.name == "COMPLETE" and each.value is not None]
-        rungs = ", ".join(f"{'full' if d == 1 else f'{d:g}'} {n}" for d, n in sorted(climbed.items()))
-        best = f"{min(values):.4f}" if values else "-"
-        spent = duration(time.monotonic() - self.started)
-        promoted = len({each.user_attrs.get(f"{PREFIX}promoted") for each in trials} - {None})
-        count = f"{len(done)}/{promoted} promoted" if promoted else f"{len(done)}/{self.trials}"
-        line = f"{count} trials  per density: {rungs or 'none yet'}  best {best}  {spent}"
+    def _line(self, state: SearchState) -> None:
+        left = state.seconds_left
+        line = f"{state.line()}, {duration(time.monotonic() - self.started)}"
+        line += f", about {duration(left)} left" if left is not None else ""
         self.open = self.replace
         start, end = ("\r\033[K", "") if self.replace else ("", "\n")
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
@@ -156,34 +130,26 @@ class SearchProgress:
             self.open = False
 
 
-def _text(value: float, error: Mapping[str, Any]) -> str:
-    if error["fraction"]:
-        return f"{value:.2%}"
-    return f"{value:.4g}{'' if error['unit'] in ('1', 'loss') else ' ' + error['unit']}"
-
-
-def _print(result: dict[str, Any], folder: Path) -> None:
+def _print(result: Mapping[str, Any], folder: Path) -> None:
+    from regimes.hpo.progress import number_in_words, settings_in_words, value_in_words
     from regimes.hpo.savings import in_words
     from regimes.plots.hpo_plots import CLASSES
 
-    winner = result["winner"]
-    values = "  ".join(f"{name} {value:.4g}" for name, value in winner["params"].items())
-    typer.echo(f"best: trial {winner['trial']}, validation {winner['value']:.4f}:  {values}")
-    error = result.get("units", CLASSES)["error"]
+    winner, units = result["winner"], result.get("units", CLASSES)
+    value = value_in_words(winner["value"], result["value"], units)
+    typer.echo(f"best: {settings_in_words(winner['params'])}: {value}")
+    error = units["error"]
     tested = " ± ".join(
-        _text(winner[name], error) for name in ("test_error", "test_error_sd") if winner[name] is not None
+        number_in_words(winner[name], error) for name in ("test_error", "test_error_sd") if winner[name] is not None
     )
     typer.echo(f"test {error['title']} of {len(winner['runs'])} new trainings: {tested or 'diverged'}")
     for line in in_words(result["savings"]):
         typer.echo(line)
-    for name, stopped in result["stopped"].items():
-        said = ", ".join(f"{count} at step {step}" for step, count in stopped.items()) or "none"
-        typer.echo(f"stopped in {name}: {said}")
     for each in result["failed"]:
         typer.echo(f"trial {each['trial']} failed: {each['why']}")
     deployed = winner["deployment"]
     if deployed and deployed["density"] is not None:
-        expected = f"expected test {error['title']} {_text(deployed['expected_error'], error)}"
+        expected = f"expected test {error['title']} {number_in_words(deployed['expected_error'], error)}"
         typer.echo(
             f"to deploy: density {deployed['density']:g}, regime {deployed['regime']}, {expected} "
             f"({deployed['reason']}); the map advises: {deployed['direction']}"

@@ -15,8 +15,30 @@ from regimes.cli.formatting import duration
 if TYPE_CHECKING:
     import optuna
 
+    from regimes.config.hpo import Hpo
+    from regimes.hpo.search_options import SearchOptions
+
 LINE_INTERVAL = 5.0  # seconds between progress lines where they do not replace each other
 REDRAW_INTERVAL = 0.2  # seconds between redraws in a terminal
+
+
+def searched_pruned(spec: Hpo, options: SearchOptions) -> dict[str, Any]:
+    """Run a search with the objective "pruned", with its progress on stderr, and draw it; returns the result."""
+    import optuna
+
+    from regimes.cli.progress import exit_interrupted
+    from regimes.hpo.pruned.pruned_search import search_pruned
+    from regimes.plots.pruned_search_plots import draw_pruned_search
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    progress = PrunedProgress(spec.trials)
+    try:
+        result = search_pruned(spec, options, progress.message, progress.look)
+    except KeyboardInterrupt:
+        exit_interrupted()
+    progress.end()
+    draw_pruned_search(result, options.folder)
+    return result
 
 
 class PrunedProgress:

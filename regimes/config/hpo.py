@@ -71,16 +71,20 @@ class Dimension(Section):
 
 
 class LadderSpec(Section):
-    """Fidelities below the full network: the proxies and their reports.
+    """Fidelities below the full training: proxies, parts of the training images, fewer epochs, and their reports.
 
     Attributes:
         proxy: method of making smaller networks, a name in `PROXIES`.
-        densities: densities of the proxies; None: those that the map trusts; empty: the full network only.
+        densities: densities of the proxies, 1 for the full network on fewer ``images`` or ``epochs``; None: those that
+            the map trusts; empty: the full training only.
         step_time: in place of densities: upper bounds on a proxy's measured time per training step, as fractions of
             the full network's; the density of each is searched for.
         option, values: in place of a proxy by surgery: the same model with other values of one of its options. The
             density of such a network is its share of the full network's parameters.
-        epochs: fraction of the recipe's epochs that proxies are trained for, with the schedule shortened accordingly.
+        images: fractions of the training images, stratified by class: every proxy, or without proxies the full network,
+            is trained on each of them; None: all images.
+        epochs: fraction of the recipe's epochs that all of these are trained for, with the schedule shortened
+            accordingly; without proxies and ``images`` the full network is.
         reports: fractions of the full network's training at which it also reports a value, if trials continue to it
             or there is no proxy; promoted trials always train to the end.
         proxy_reports: the same for proxies. Early reports rank better than those in the middle of the training, where
@@ -93,6 +97,7 @@ class LadderSpec(Section):
     step_time: tuple[Share, ...] | None = None
     option: Annotated[str, Strict()] | None = None
     values: tuple[OptionValue, ...] | None = None
+    images: tuple[Density, ...] | None = None
     epochs: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
     reports: tuple[Share, ...] = (0.1,)
     proxy_reports: tuple[Share, ...] = (0.1,)
@@ -101,7 +106,7 @@ class LadderSpec(Section):
     @property
     def is_explicit(self) -> bool:
         """Whether the file sets the fidelities itself, so that no map is needed."""
-        return any(each is not None for each in (self.densities, self.step_time, self.option))
+        return any(each is not None for each in (self.densities, self.step_time, self.option, self.images))
 
 
 class StudySpec(Section):
@@ -134,7 +139,8 @@ class MapSpec(Section):
     """The regime map that chooses the fidelities, unless ``--map`` gives one.
 
     Attributes:
-        make: whether to make one first by a small adaptive sweep, whose seconds count as the search's.
+        make: whether to make one first by a small adaptive sweep, whose seconds count as the search's; see
+            `is_wanted`.
         temperature: {knob: values} of that sweep; empty: five learning rates over the range that is searched.
         density: densities of that sweep.
         epochs: fraction of the recipe's epochs that it trains for.
@@ -148,6 +154,11 @@ class MapSpec(Section):
     epochs: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
     dense_seeds: Count = 2
     budget: Annotated[int, Strict(), Field(ge=0)] = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the file asks for a map: it has a table ``[map]``, without ``make = false``."""
+        return bool(self.model_fields_set) and self.make
 
 
 class PrunedSpec(Section):

@@ -87,7 +87,7 @@ def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: st
 def _ladder(checker: SweepChecker, ladder: LadderSpec) -> None:
     if ladder.densities is not None and ladder.step_time is not None:
         checker.add_error("ladder.step_time", "cannot be combined with densities; remove one of the two")
-    for name in ("densities", "step_time", "reports", "proxy_reports"):
+    for name in ("densities", "step_time", "images", "reports", "proxy_reports"):
         values = getattr(ladder, name) or ()
         if len(set(values)) != len(values):
             checker.add_error(f"ladder.{name}", f"duplicate value in {list(values)}")

@@ -1,9 +1,9 @@
-"""Hyperparameter search with pruned or narrow networks as low fidelities of an Optuna study.
+"""Hyperparameter search with cheaper trainings as low fidelities of an Optuna study.
 
-A trial is trained on small proxies first (`proxies`) and on the full network last; densities are given by hand or
-chosen by a regime map (`map_guidance`). `plan` builds and times the fidelities, `trial_runner` trains trials and
-reports them to the study, `search` does a whole search as ``regimes hpo`` does. `objective` and `custom_loop` serve
-Optuna studies of your own.
+A trial is trained on small proxies (`proxies`) or on a part of the images first, the best in full; fidelities are given
+by hand or chosen by a regime map (`map_guidance`). `plan` builds and times them, `trial_runner` trains trials and
+reports them to the study, `promotion` trains the best in full as the search goes, `search` does a whole search as
+``regimes hpo`` does. `objective` and `custom_loop` serve Optuna studies of your own.
 """
 
 PROXIES = {

@@ -22,10 +22,10 @@ def drop_slow(rungs: list[Fidelity], notes: list[str], max_share: float = MAX_CO
     kept = rungs[-1:]
     for rung in rungs[-2::-1]:
         limit = max_share if len(kept) == 1 else MAX_COST_SHARE
-        share = rung.seconds * rung.epochs / (kept[0].seconds * kept[0].epochs)
+        share = rung.training_seconds / kept[0].training_seconds
         if share >= limit:
             allowed = f"the limit is {limit:.2f}" if limit > 0 else "no proxy would save time"
-            notes.append(f"density {rung.density:g} left out: takes {share:.2f} of the next fidelity's time; {allowed}")
+            notes.append(f"{rung.title} left out: takes {share:.2f} of the next fidelity's time; {allowed}")
         else:
             kept.insert(0, rung)
     return kept

@@ -101,7 +101,7 @@ class CustomLadder:
             with one_thread():
                 found.append((density, make_proxy(proxy, self._model(None, seed), held, density, Recipe(), seed)))
         size = _size(self._model(None, seed))
-        found += [(_size(self._model(_function(each), seed)) / size, each) for each in proxies or ()]
+        found += [(_size(self._model(own_function(each), seed)) / size, each) for each in proxies or ()]
         timed = [(_seconds(self._model(each, seed), held.train.inputs), (share, each)) for share, each in found]
         if proxies is not None:
             timed.sort(key=lambda pair: pair[0])
@@ -151,7 +151,12 @@ def _density(given: Any) -> float:
     return density
 
 
-def _function(given: Any) -> Make:
+def own_function(given: Any) -> Make:
+    """Return a user's function that makes a network.
+
+    Raises:
+        UserError: it is a network, or no function.
+    """
     if isinstance(given, nn.Module) or not callable(given):
         kind = type(given).__name__
         raise UserError(

@@ -13,22 +13,25 @@ from regimes.config.recipe import Recipe
 from regimes.experiment.context import RunContext
 from regimes.experiment.engine_selection import EngineChoice, engine_of
 
+FULL = "1"  # name of the full training
 MAX_STACKED_TIME_SHARE = 0.67  # time of stacked proxies over one by one, below which stacking beats earlier stopping
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """One kind of network on which trials are trained.
+    """One kind of training of a trial: a network, its training images and its epochs.
 
     Attributes:
         density: density asked for; 1 for the full network.
         kept: fraction of the prunable weights that the network has.
-        context: run context that makes its networks.
+        context: run context that makes its networks and holds its training images.
         epochs: epochs of its training.
         choice: engine that trains it, and number of networks trained at once.
         seconds: seconds of a training step per image and network with that engine.
         alone: seconds of a training step per image for a network trained by itself.
         size: options in which its model differs from the full network's, for networks that are no cut proxies.
+        images: fraction of the training images.
+        share: epochs as a fraction of the full training's.
     """
 
     density: float
@@ -39,6 +42,30 @@ class Fidelity:
     seconds: float
     alone: float
     size: Mapping[str, Any] = field(default_factory=dict)
+    images: float = 1.0
+    share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Name that is unique in a search, e.g. "0.1" or "1 images 0.25"; that of the full training is `FULL`."""
+        parts = [f"{self.density:g}", *([f"images {self.images:g}"] if self.images < 1 else [])]
+        return " ".join([*parts, *([f"epochs {self.share:g}"] if self.density == 1 and self.share < 1 else [])])
+
+    @property
+    def differences(self) -> dict[str, Any]:
+        """Model options and fraction of the images, where they are not the full training's, as plain data."""
+        fields = {"size": dict(self.size), "images": self.images}
+        return {name: each for name, each in fields.items() if each not in ({}, 1.0)}
+
+    @property
+    def title(self) -> str:
+        """Description in words; see `title_of`."""
+        return title_of(self.density, self.images, self.share)
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of a whole training, per image of the full training split."""
+        return self.seconds * self.epochs * self.images
 
     @property
     def stack_size(self) -> int:
@@ -114,7 +141,7 @@ class Ladder:
                 "lanes": rung.choice.lanes,
                 "step_seconds_per_image": rung.seconds,
                 "cost": cost,
-                **({"size": dict(rung.size)} if rung.size else {}),
+                **rung.differences,
             }
             for rung, cost in zip(self.rungs, self.costs, strict=True)
         ]
@@ -146,5 +173,18 @@ def ladder_of(
     return Ladder(tuple(rungs), tuple(stretches), seconds)
 
 
+def title_of(density: float, images: float = 1.0, share: float = 1.0) -> str:
+    """Describe a fidelity in words, e.g. "density 0.1" or "the full network on 25 % of the images".
+
+    Args:
+        density: density of the network.
+        images: fraction of the training images.
+        share: epochs as a fraction of the full training's.
+    """
+    network = f"density {density:g}" if density < 1 else "the full network"
+    parts = [f"{100 * part:.3g} % of the {what}" for part, what in ((images, "images"), (share, "epochs")) if part < 1]
+    return f"{network} on {' and '.join(parts)}" if parts else network
+
+
 def _cost(rung: Fidelity, full: Fidelity) -> float:
-    return rung.seconds * rung.epochs / (full.seconds * full.epochs)
+    return rung.training_seconds / full.training_seconds

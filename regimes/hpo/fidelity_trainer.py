@@ -76,10 +76,13 @@ class FidelityTrainer:
 
     def __init__(self, context: RunContext, ladder: Ladder, seed: int = 0, folder: Path | None = None) -> None:
         self.context, self.ladder, self.seed = context, ladder, seed
-        self.data = without_test_split(context.data)
         self.store = Store(folder) if folder else None
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
         self._begun: dict[int, list[str]] = {}  # trial's seed -> keys of segments with stored weights
+
+    def data_of(self, rung: Fidelity) -> Dataset:
+        """Return the data on which a fidelity is trained and validated, without the test split."""
+        return without_test_split(rung.context.data)
 
     def run(self, jobs: Sequence[TrialJob], segment: Segment) -> list[FidelityResult]:
         """Train a segment for some trials, those that can be stacked as one fleet; returns a result per job."""
@@ -129,13 +132,14 @@ class FidelityTrainer:
     def _trained(self, jobs: Sequence[TrialJob], segment: Segment, choice: EngineChoice) -> list[FidelityResult]:
         started = time.perf_counter()
         rung = self.ladder.rungs[segment.rung]
+        data = self.data_of(rung)
         with one_thread():
             lanes = [self._lane(job, segment, rung) for job in jobs]
             snapshots: dict[int, Snapshot] = {}
             for first in range(0, len(lanes), choice.lanes):
                 part = lanes[first : first + choice.lanes]
                 engine, precision = rung.engine(len(part)), rung.context.spec.numerics.precision
-                for number, snapshot in train_fleet(part, self.data, [segment.stop], engine, False, precision):
+                for number, snapshot in train_fleet(part, data, [segment.stop], engine, False, precision):
                     snapshots[first + number] = snapshot
             values = [self._judged(rung, jobs[n], segment, snapshots[n]) for n in range(len(jobs))]
         for number, (job, value) in enumerate(zip(jobs, values, strict=True)):  # state to continue from
@@ -146,7 +150,7 @@ class FidelityTrainer:
 
     def _lane(self, job: TrialJob, segment: Segment, rung: Fidelity) -> Lane:
         """A training from fresh weights, or the continuation of this trial's training of the same fidelity."""
-        role = ("hpo", self.seed, job.seed, f"{rung.density:g}")
+        role = ("hpo", self.seed, job.seed, rung.name)
         recipe = rung.recipe(job.recipe).model_copy(update={"stop": segment.stop, "last": 1})
         resume = self._snapshots[job.seed, segment.rung] if self._goes_on(job, segment) else None
         model = rung.context.new_model(seed_of("init", *role))
@@ -156,7 +160,7 @@ class FidelityTrainer:
         if snapshot.diverged:
             return FidelityResult(math.inf, math.inf, 0.0, why="diverged")
         model = rung.context.model_with(snapshot.weights)
-        found = validate(model, self.data.val, job.recipe)
+        found = validate(model, self.context.data.val, job.recipe)
         if not math.isfinite(found.loss):
             return FidelityResult(math.inf, math.inf, 0.0, why="diverged")
         error, calibrated = (each if math.isfinite(each) else math.inf for each in (found.error, found.calibrated))
@@ -168,7 +172,7 @@ class FidelityTrainer:
         """Return the content key of a segment: a hash of everything that its result depends on."""
         rung = self.ladder.rungs[segment.rung]
         science = {**rung.recipe(job.recipe).key_fields(), "last": 1, "stop": segment.stop}
-        role = ["hpo", self.seed, job.seed, f"{rung.density:g}"]
+        role = ["hpo", self.seed, job.seed, rung.name]
         about = {
             "schema": SCHEMA,
             "stage": "hpo",
@@ -200,7 +204,7 @@ class FidelityTrainer:
     def _keep(self, job: TrialJob, segment: Segment, value: FidelityResult) -> None:
         if self.store is None or value.why not in ("", "diverged"):
             return  # out of memory may not happen again
-        found = {name: getattr(value, name) for name in VALUES}
+        found, rung = {name: getattr(value, name) for name in VALUES}, self.ladder.rungs[segment.rung]
         snapshot = self._snapshots.get((job.seed, segment.rung))
         going_on = snapshot is not None and snapshot.epoch == segment.stop
         record: dict[str, Any] = {
@@ -210,7 +214,7 @@ class FidelityTrainer:
             "seconds": value.seconds,
             "why": value.why,
             "numerics": self.context.spec.numerics.id,
-            "at": {"density": self.ladder.rungs[segment.rung].density, "epoch": segment.stop, "trial": job.seed},
+            "at": {"density": rung.density, "epoch": segment.stop, "trial": job.seed},
         }
         key = self.key(job, segment)
         if going_on:

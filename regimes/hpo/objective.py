@@ -25,6 +25,7 @@ from regimes.config.sweep import Named
 from regimes.data.dataset import Dataset
 from regimes.errors import UserError
 from regimes.experiment.context import ContextSpec, RunContext
+from regimes.hpo.custom_loop import own_function
 from regimes.hpo.map_guidance import MapGuidance, open_guidance
 from regimes.hpo.optimize_loop import Limits, run_trials, trial_runner_of
 from regimes.hpo.plan import Plan, check_search, plan
@@ -67,8 +68,15 @@ class Objective:
     Made by `objective`.
     """
 
-    def __init__(self, spec: Hpo, context: RunContext, guide: MapGuidance | None, folder: Path | None) -> None:
-        self.spec, self.context, self.guide, self.folder = spec, context, guide, folder
+    def __init__(
+        self,
+        spec: Hpo,
+        context: RunContext,
+        guide: MapGuidance | None,
+        folder: Path | None,
+        proxies: Sequence[RunContext] = (),
+    ) -> None:
+        self.spec, self.context, self.guide, self.folder, self.proxies = spec, context, guide, folder, proxies
         self._plans: dict[int, Plan] = {}
         self._turn = threading.Lock()
 
@@ -87,7 +95,8 @@ class Objective:
     def plan(self, batch: int) -> Plan:
         """Return the search plan for a batch size; built and timed on first use."""
         if batch not in self._plans:
-            self._plans[batch] = plan(self.spec.model_copy(update={"batch": batch}), self.context, self.guide)
+            spec = self.spec.model_copy(update={"batch": batch})
+            self._plans[batch] = plan(spec, self.context, self.guide, proxies=self.proxies)
         return self._plans[batch]
 
     def climb(self, batch: int, deadline: float = math.inf) -> TrialRunner:
@@ -102,6 +111,8 @@ def objective(
     *,
     recipe: Recipe | Mapping[str, Any] | None = None,
     densities: Sequence[float] | None = None,
+    proxies: Sequence[Callable[[], nn.Module]] | None = None,
+    images: Sequence[float] | None = None,
     map: RegimeMap | str | Path | None = None,
     proxy: str = "narrowed",
     epochs: float = 1.0,
@@ -124,9 +135,12 @@ def objective(
         space: {field of the recipe: ``{"low": ..., "high": ..., "log": ...}`` or a list of values}.
         recipe: training recipe of the full network; a `Recipe` or its fields.
         densities: densities of the proxies; []: only the full network.
-        map: a `RegimeMap`, or the path of a run or grid, that chooses the densities if ``densities`` is None.
+        proxies: in place of densities: functions that return smaller networks of your own with fresh weights.
+        images: fractions of the training images, stratified by class, on each of which every proxy, or without proxies
+            the full network, is trained.
+        map: a `RegimeMap`, or the path of a run or grid, that chooses the densities if none of these is given.
         proxy: kind of proxy, a name in `PROXIES`.
-        epochs: the proxies' epochs as a share of the recipe's.
+        epochs: the epochs of all fidelities but the full training, as a share of the recipe's.
         reports, proxy_reports: shares of the full network's and of a proxy's training at which it is also reported.
         value: "calibrated", "loss" or "error"; see `StudySpec`.
         seed: seed of every random number, together with the trial's number.
@@ -144,24 +158,32 @@ def objective(
         "recipe": {name: each for name, each in fields.items() if each is not None},
         "space": dict(space),
         "ladder": {
-            "proxy": proxy,
-            "epochs": float(epochs),
-            "reports": list(reports),
-            "proxy_reports": list(proxy_reports),
+            **_fidelities(densities, proxies, images, map),
+            **{"proxy": proxy, "epochs": float(epochs)},
+            **{"reports": list(reports), "proxy_reports": list(proxy_reports)},
         },
         "study": {"value": value, "pattern": "ladder"},
         "seed": seed,
     }
-    if densities is None and map is None:
-        raise UserError("densities and map are both missing; pass densities=[...], e.g. [0.05], or map=RUN")
-    if densities is not None:
-        raw["ladder"]["densities"] = [float(each) for each in densities]
     spec = resolve_hpo(raw, "objective")
     context = _own(model, data, spec, device) if own else _lab(spec, device)
     guide = None
     if map is not None:
         guide = MapGuidance(map, "map") if isinstance(map, RegimeMap) else _guide(map, spec, own)
-    return Objective(spec, context, guide, Path(out) if out else None)
+    smaller = [ObjectContext(own_function(each), context.loaded, device) for each in proxies or ()]
+    return Objective(spec, context, guide, Path(out) if out else None, smaller)
+
+
+def _fidelities(densities: Any, proxies: Any, images: Any, map: Any) -> dict[str, list[float]]:
+    """The table ``[ladder]`` of the fidelities that were passed."""
+    if densities is None and proxies is None and images is None and map is None:
+        raise UserError("no fidelity: pass densities=[...], e.g. [0.05], proxies=[...], images=[...] or map=RUN")
+    if densities is not None and proxies is not None:
+        raise UserError("densities and proxies are both given; pass one of them")
+    if proxies is not None and not proxies:
+        raise UserError("proxies=[] has no function; pass one or more, or densities=[] for the full network only")
+    given = {"densities": densities, "images": images}
+    return {name: [float(each) for each in values] for name, values in given.items() if values is not None}
 
 
 def _table(given: Any, instead: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from regimes.config.recipe import Recipe
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext, one_thread
 from regimes.hpo.batch_ask import check_space
+from regimes.hpo.build_fidelities import ProxyContext
 from regimes.hpo.exhaustion import ended_by_sampler, settings_left
 from regimes.hpo.fidelity_trainer import FidelityTrainer
 from regimes.hpo.optuna_study import open_study
@@ -75,7 +76,8 @@ def trial_runner_of(
     trainer = FidelityTrainer(context, plan.ladder, plan.spec.seed, folder / RECORDS if folder else None)
     guidance = plan.map_guidance
     start: Callable[[Recipe], tuple[int, str]] | None = None
-    if guidance is not None and len(plan.ladder.rungs) > 1 and plan.spec.ladder.option is None:
+    proxies = plan.ladder.rungs[:-1]
+    if guidance is not None and proxies and all(isinstance(each.context, ProxyContext) for each in proxies):
         start = lambda recipe: guidance.start(plan.ladder, recipe)  # noqa: E731
     return TrialRunner(trainer, plan.space, plan.spec.recipe, plan.spec.study.value, start, watch, deadline)
 
@@ -89,10 +91,7 @@ def study_of(plan: Plan, context: RunContext, storage: optuna.storages.BaseStora
         "model": spec.model.model_dump(),
         "recipe": spec.recipe.key_fields(),
         "value": spec.study.value,
-        "ladder": [
-            {"density": rung.density, "epochs": rung.epochs, **({"size": dict(rung.size)} if rung.size else {})}
-            for rung in plan.ladder.rungs
-        ],
+        "ladder": [{"density": rung.density, **rung.differences, "epochs": rung.epochs} for rung in plan.ladder.rungs],
         "reports": len(plan.ladder.stretches),
         "seed": spec.seed,
     }
@@ -120,22 +119,33 @@ def run_trials(study: optuna.Study, runner: BatchRunner, batch: int, limits: Lim
 
     Trials that the deadline interrupts are marked; `requeue_dead_trials` enqueues them again.
     """
+    while run_batch(study, runner, batch, limits):
+        pass
+
+
+def run_batch(study: optuna.Study, runner: BatchRunner, batch: int, limits: Limits) -> bool:
+    """Ask for one batch of trials and train it; returns whether there was anything to do, see `run_trials`."""
     check_space(study, runner.space)
+    count = min(batch, trials_left(study, runner.space, limits))
+    if count <= 0 or time.monotonic() >= limits.deadline:
+        return False
     with ended_by_sampler(study):
-        while time.monotonic() < limits.deadline:
-            trials = study.get_trials(deepcopy=False)
-            waiting = sum(each.state == TrialState.WAITING for each in trials)
-            drawn = settings_left(study, runner.space) if limits.draws else 0
-            count = min(batch, limits.trials - count_finished(trials), waiting + drawn)
-            if count <= 0:
-                return
-            started = runner.ask(study, int(count))
-            try:
-                kept = _needed(study, started, limits)
-                _fail_unfinished(study, [each for each in started if each not in kept], again=False)
-                runner.run_batch(study, kept)
-            finally:
-                _fail_unfinished(study, started)
+        started = runner.ask(study, int(count))
+        try:
+            kept = _needed(study, started, limits)
+            _fail_unfinished(study, [each for each in started if each not in kept], again=False)
+            runner.run_batch(study, kept)
+        finally:
+            _fail_unfinished(study, started)
+    return True
+
+
+def trials_left(study: optuna.Study, space: Space, limits: Limits) -> float:
+    """Return how many trials a study can still start within its limits."""
+    trials = study.get_trials(deepcopy=False)
+    waiting = sum(each.state == TrialState.WAITING for each in trials)
+    drawn = settings_left(study, space) if limits.draws else 0
+    return min(limits.trials - count_finished(trials), waiting + drawn)
 
 
 def _needed(study: optuna.Study, started: Sequence[Running], limits: Limits) -> Sequence[Running]:

@@ -9,7 +9,7 @@ from datetime import datetime
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from regimes.hpo.process_identity import is_dead, is_here
+from regimes.hpo.process_identity import is_dead, is_here, this_worker
 from regimes.hpo.trial_attrs import PREFIX
 
 INHERITED_ATTRS = tuple(f"{PREFIX}{name}" for name in ("seed", "promoted", "from"))  # of a requeued trial
@@ -51,6 +51,12 @@ def is_gone(trial: FrozenTrial, elsewhere: bool = False) -> bool:
 def is_open(trial: FrozenTrial) -> bool:
     """Return whether a trial is running."""
     return trial.state == TrialState.RUNNING
+
+
+def works_beside(study: optuna.Study) -> bool:
+    """Return whether another living process of this machine holds a running trial."""
+    names = [each.user_attrs.get(f"{PREFIX}worker") for each in study.get_trials(deepcopy=False) if is_open(each)]
+    return any(name != this_worker() and is_here(name) and not is_dead(name) for name in names if name)
 
 
 def count_finished(trials: Sequence[FrozenTrial]) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from regimes.hpo.fidelities import FULL, Fidelity, title_of
 from regimes.hpo.plan import Plan
-from regimes.hpo.trial_attrs import PREFIX
+from regimes.hpo.trial_attrs import PREFIX, fidelity_of
 
 MIN_TRIALS_FOR_TAU = 4
 
@@ -30,16 +31,15 @@ def savings(studies: Sequence[optuna.Study], plan: Plan) -> dict[str, Any]:
     every = [each for study in studies for each in study.get_trials(deepcopy=False) if rows_of(each)]
     trials = [each for study in studies for each in _lasting(study)]
     count = len(_lasting(studies[0]))  # trials of a second study are promoted from the first
-    epochs = {rung.density: rung.epochs for rung in plan.ladder.rungs}
-    rungs = [_rung(density, trials, every, epochs[density]) for density in sorted(epochs)]
+    rungs = [_rung(rung, trials, every) for rung in plan.ladder.rungs]
     full = rungs[-1]
     whole = _full_each(plan, _lasting(studies[0]), trials)
     overhead = (plan.map_guidance.seconds if plan.map_guidance else 0.0) + plan.ladder.seconds
     spent = overhead + sum(rung["seconds"] for rung in rungs)
     baseline = count * whole
-    for rung in rungs:
+    for rung, fidelity in zip(rungs, plan.ladder.rungs, strict=True):
         rung["c"] = rung["seconds_each"] / whole if rung["trials"] and math.isfinite(whole) else None
-        rung |= _agreement([] if rung is full else _both(studies), rung["density"], plan.spec.study.value)
+        rung |= _agreement([] if rung is full else _both(studies), fidelity.name, plan.spec.study.value)
     return {
         "trials": count,
         "states": {name: sum(each.state.name == name for each in trials) for name in _states(trials)},
@@ -74,17 +74,22 @@ def _states(trials: Sequence[FrozenTrial]) -> list[str]:
     return sorted({each.state.name for each in trials})
 
 
-def _rung(density: float, trials: Sequence[FrozenTrial], every: Sequence[FrozenTrial], epochs: int) -> dict[str, Any]:
+def rows_on(trial: FrozenTrial, fidelity: str) -> list[dict[str, Any]]:
+    """Return the segments that a trial has finished on the fidelity of a name."""
+    return [row for row in rows_of(trial) if fidelity_of(row) == fidelity]
+
+
+def _rung(rung: Fidelity, trials: Sequence[FrozenTrial], every: Sequence[FrozenTrial]) -> dict[str, Any]:
     """Cost of one fidelity: seconds spent by all trials, interrupted ones included."""
-    here = [[row for row in rows_of(each) if row["density"] == density] for each in trials]
-    ran = [rows for rows in here if rows]
-    rows_paid = [row for each in every for row in rows_of(each) if row["density"] == density and row.get("paid", True)]
-    seconds = sum(row["seconds"] for row in rows_paid)
-    whole = [sum(row["seconds"] for row in rows) * epochs / rows[-1]["epoch"] for rows in ran]
+    ran = [rows for each in trials if (rows := rows_on(each, rung.name))]
+    seconds = sum(row["seconds"] for each in every for row in rows_on(each, rung.name) if row.get("paid", True))
+    whole = [sum(row["seconds"] for row in rows) * rung.epochs / rows[-1]["epoch"] for rows in ran]
     return {
-        "density": density,
+        "density": rung.density,
+        **rung.differences,
+        **({"share": rung.share} if rung.density == 1 and rung.share < 1 else {}),
         "trials": len(ran),
-        "finished": sum(rows[-1]["epoch"] == epochs for rows in ran),
+        "finished": sum(rows[-1]["epoch"] == rung.epochs for rows in ran),
         "seconds": seconds,
         "seconds_each": float(np.mean(whole)) if whole else 0.0,
     }
@@ -97,7 +102,7 @@ def _full_each(plan: Plan, asked: Sequence[FrozenTrial], trials: Sequence[Frozen
     coefficients is fitted to them, partial trainings scaled up.
     """
     epochs = plan.ladder.rungs[-1].epochs
-    climbed = [(_batch(plan, each), [row for row in rows_of(each) if row["density"] == 1]) for each in trials]
+    climbed = [(_batch(plan, each), rows_on(each, FULL)) for each in trials]
     ran = [(size, rows) for size, rows in climbed if rows]
     if not ran:
         return math.nan
@@ -122,10 +127,10 @@ def _both(studies: Sequence[optuna.Study]) -> list[list[dict[str, Any]]]:
     }
     done = studies[-1].get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     found = [[*proxies.get(each.user_attrs.get(f"{PREFIX}promoted"), ()), *rows_of(each)] for each in done]
-    return [rows for rows in found if rows and rows[-1]["density"] == 1]
+    return [rows for rows in found if rows and fidelity_of(rows[-1]) == FULL]
 
 
-def _agreement(climbs: Sequence[list[dict[str, Any]]], density: float, value: str) -> dict[str, Any]:
+def _agreement(climbs: Sequence[list[dict[str, Any]]], fidelity: str, value: str) -> dict[str, Any]:
     """Rank agreement of a fidelity with the full network, over trials that finished both.
 
     Kendall's tau between their values, and the regret: the full network's value of the fidelity's best trial, less
@@ -135,7 +140,7 @@ def _agreement(climbs: Sequence[list[dict[str, Any]]], density: float, value: st
 
     pairs = []
     for climbed in climbs:
-        rows = [row for row in climbed if row["density"] == density and row.get(value) is not None]
+        rows = [row for row in climbed if fidelity_of(row) == fidelity and row.get(value) is not None]
         if rows:
             pairs.append((rows[-1][value], climbed[-1][value]))
     if len(pairs) < MIN_TRIALS_FOR_TAU:
@@ -151,7 +156,7 @@ def best_so_far(studies: Sequence[optuna.Study], overhead: float) -> list[dict[s
         for trial in study.get_trials(deepcopy=False):
             rows = rows_of(trial)
             for number, row in enumerate(rows, 1):
-                last = row["density"] == 1 and number == len(rows) and trial.state == TrialState.COMPLETE
+                last = fidelity_of(row) == FULL and number == len(rows) and trial.state == TrialState.COMPLETE
                 paid = row["seconds"] if row.get("paid", True) else 0.0
                 marks.append((row["at"], paid, trial.value if last else None))
     curve, spent, best = [], overhead, math.inf
@@ -175,28 +180,34 @@ def stopped_at(study: optuna.Study) -> dict[int, int]:
 
 def in_words(facts: Mapping[str, Any]) -> list[str]:
     """Return the savings as a few lines of text."""
-    lines = []
-    for rung in facts["rungs"]:
-        if rung["trials"]:
-            tau = ""
-            if rung["tau"] is not None:
-                tau = (
-                    f", tau with the full network {rung['tau']:.2f}, regret {rung['regret']:.2g} (of {rung['tau_of']})"
-                )
-            lines.append(
-                f"density {rung['density']:g}: {rung['trials']} trials, {rung['finished']} to the end, "
-                f"{rung['seconds']:.0f} s, c = {'unknown' if rung['c'] is None else format(rung['c'], '.2f')}{tau}"
-            )
+    lines = [_fidelity_in_words(rung) for rung in facts["rungs"] if rung["trials"]]
     if facts["map_seconds"]:
         lines.append(f"making the map: {facts['map_seconds']:.0f} s")
-    lines.append(f"building and timing proxies: {facts['proxy_seconds']:.0f} s")
+    lines.append(f"building and timing the fidelities: {facts['proxy_seconds']:.0f} s")
     if facts["saving"] is not None:
-        n, k = facts["n"], facts["k"]
+        saved = f"{facts['saving']:.0%} saved" if facts["saving"] > 0 else "no time saved"
         lines.append(
-            f"{facts['seconds']:.0f} s for {n} trials, with {k:.1f} full trainings; "
-            f"training all in full: {facts['baseline_seconds']:.0f} s; saving {facts['saving']:.0%}"
+            f"in all {facts['seconds']:.0f} s for {facts['n']} trials; training each of them in full would take about "
+            f"{facts['baseline_seconds']:.0f} s: {saved}"
         )
     return lines
+
+
+def _fidelity_in_words(rung: Mapping[str, Any]) -> str:
+    is_full = title_of(rung["density"], rung.get("images", 1.0), rung.get("share", 1.0)) == title_of(1.0)
+    where = "in full" if is_full else f"on {title_of(rung['density'], rung.get('images', 1.0), rung.get('share', 1.0))}"
+    text = f"{rung['trials']} trial{'s' if rung['trials'] > 1 else ''} trained {where}"
+    if rung["finished"] < rung["trials"]:
+        text += f", {rung['trials'] - rung['finished']} of them stopped early"
+    text += f": {rung['seconds']:.0f} s"
+    if not is_full and rung["c"] is not None:
+        text += f", a whole training takes {rung['c']:.2f} of a full one's time"
+    if rung["tau"] is not None:
+        text += (
+            f"; rank agreement with the full training (Kendall's tau, 1 is perfect) {rung['tau']:.2f} over the "
+            f"{rung['tau_of']} trials trained on both, a selection of good ones"
+        )
+    return text
 
 
 def _plain(value: float) -> float | None:

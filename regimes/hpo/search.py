@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,16 @@ from regimes.experiment.atomic_files import DamagedFile, read_checked, write_che
 from regimes.experiment.context import RunContext
 from regimes.experiment.devices import devices_of
 from regimes.hpo.optimize_loop import (
-    Limits,
     enqueue_priors,
     evaluate_winner,
-    run_trials,
     study_of,
-    trial_runner_of,
     winner_of,
 )
 from regimes.hpo.optuna_study import JOURNAL, open_storage
 from regimes.hpo.plan import Plan, Say, context_of, guidance_of, load_plan, plan, save_plan
-from regimes.hpo.promotion import FULL_PHASE, phase_of, phases, promote, promoted
-from regimes.hpo.requeue import count_finished, holders, is_open, requeue_dead_trials
+from regimes.hpo.progress import SearchState, trial_table
+from regimes.hpo.promotion import StudyRunner, phase_of, phases, promoted
+from regimes.hpo.requeue import holders, is_open, requeue_dead_trials
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.search_options import RESULT, SearchOptions
 from regimes.hpo.trial_attrs import PREFIX
@@ -38,7 +36,7 @@ from regimes.hpo.validation import units_of
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
 
 POLL_SECONDS = 1.0  # between two checks of trials held by others
-Look = Callable[[optuna.Study, Plan], None]
+Look = Callable[[SearchState], None]
 
 
 def search(
@@ -46,7 +44,7 @@ def search(
     options: SearchOptions,
     say: Say = lambda text: None,
     watch: Watch | None = None,
-    look: Look | None = None,
+    look: Look = lambda state: None,
 ) -> dict[str, Any]:
     """Run or resume a search; returns the result as plain data, which is also written to ``result.json``.
 
@@ -55,7 +53,8 @@ def search(
         options: folder, map, storage, limits and device.
         say: called with decisions and progress, in words.
         watch: called after every segment of every trial, if there is one process.
-        look: called twice a second, if there are several processes.
+        look: called with the state of the trials at the start, after every segment, or, if there are several processes,
+            twice a second.
 
     Raises:
         UserError: the map, storage or study does not fit; no trial reached the full network.
@@ -74,18 +73,20 @@ def search(
         save_plan(whole, options.folder)
         whole = load_plan(spec, context, options.folder) or whole
     _check_same(whole, options)
-    runner = _SearchRunner(whole, context, options, url, deadline, say, watch, look)
     studies = [study_of(phase_of(whole, phase), context, storage) for phase in phases(whole)]
     enqueue_priors(studies[0], phase_of(whole, phases(whole)[0]))
-    runner.run_phase(phases(whole)[0], studies[0], spec.trials)
-    if len(studies) > 1:
-        runner.promote(*studies)
+    if spec.batch >= spec.trials and spec.study.sampler != "random":
+        say(
+            f"batch = {spec.batch}, trials = {spec.trials}: sampled before any result, so the sampler "
+            f"'{spec.study.sampler}' has nothing to learn from; use a smaller batch, e.g. {max(1, spec.trials // 4)}"
+        )
+    _Search(whole, context, options, url, deadline, say, watch, look).run(studies)
     return _finish(whole, studies, context, options.folder, say, time.monotonic() >= deadline)
 
 
 @dataclass(frozen=True)
-class _SearchRunner:
-    """State shared by the phases of a search."""
+class _Search:
+    """A search that is planned."""
 
     plan: Plan
     context: RunContext
@@ -94,59 +95,55 @@ class _SearchRunner:
     deadline: float
     say: Say
     watch: Watch | None
-    look: Look | None
+    look: Look
 
-    def run_phase(self, phase: str, study: optuna.Study, trials: int) -> None:
-        """Run a phase until its trials are done, by this or other processes, or time is up."""
-        waiting, again = False, requeue_dead_trials(study, self.options.take_over)
+    def run(self, studies: Sequence[optuna.Study]) -> None:
+        """Train all trials, until those of other processes are done too, or time is up."""
+        folder, batch = self.options.folder, self.plan.spec.batch
+        units = units_of(self.context, self.plan.spec.recipe)
+        state = SearchState(studies, self.plan, units, max(1, self.options.workers))
+
+        def watch(*segment: Any) -> None:
+            if self.watch is not None:
+                self.watch(*segment)
+            self.look(state)
+
+        runner = StudyRunner(self.plan, self.context, studies, folder, batch, self.deadline, watch)
+        self.look(state)
+        waiting = False
+        self._requeue(studies)
         while True:
-            if again:
-                self.say(f"{len(again)} interrupted trials are requeued: {', '.join(map(str, again))}")
-            if count_finished(study.get_trials(deepcopy=False)) < trials:
-                self._work(phase, study, trials)
-            held = sum(is_open(each) for each in study.get_trials(deepcopy=False))
-            again = requeue_dead_trials(study, self.options.take_over)
-            if time.monotonic() >= self.deadline or not (held or again):
+            if not runner.is_idle:
+                self._work(runner, state)
+                self.look(state)
+            again = self._requeue(studies)
+            held = [each for study in studies for each in study.get_trials(deepcopy=False) if is_open(each)]
+            if time.monotonic() >= self.deadline or not (held or again or not runner.is_idle):
                 return
-            if not again:
-                if not waiting:
-                    others = ", ".join(holders(study))
-                    self.say(
-                        f"waiting for {held} trials held by {others}; if a machine is gone, stop and use --take-over"
-                    )
+            if held and not again and not waiting:
+                others = ", ".join(sorted({each for study in studies for each in holders(study)}))
+                self.say(
+                    f"waiting for {len(held)} trials held by {others}; if a machine is gone, stop and use --take-over"
+                )
                 waiting = True
+            if held and runner.is_idle:
                 time.sleep(POLL_SECONDS)
 
-    def promote(self, proxies: optuna.Study, base: optuna.Study) -> None:
-        """Train the best proxies in full; if none of them completes, the next best."""
-        most = self.plan.spec.study.promoted
-        count = 0
-        while not base.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) or not count:
-            if time.monotonic() >= self.deadline and not _all_done(proxies, self.plan.spec):
-                return
-            winner_of(proxies)  # raises if there is none
-            count += most
-            before = promoted(base)
-            best = promote(proxies, base, count)
-            new = len(set(best) - before)
-            if new:
-                self.say(f"proxies are done; the best {new} are trained in full")
-            self.run_phase(FULL_PHASE, base, len(promoted(base)))
-            if len(best) < count or time.monotonic() >= self.deadline:
-                return
+    def _requeue(self, studies: Sequence[optuna.Study]) -> list[int]:
+        again = [number for study in studies for number in requeue_dead_trials(study, self.options.take_over)]
+        if again:
+            self.say(f"{len(again)} interrupted trials are requeued: {', '.join(map(str, again))}")
+        return again
 
-    def _work(self, phase: str, study: optuna.Study, trials: int) -> None:
-        part, options = phase_of(self.plan, phase), self.options
+    def _work(self, runner: StudyRunner, state: SearchState) -> None:
+        options = self.options
         if options.workers <= 1:
-            runner = trial_runner_of(part, self.context, options.folder, self.watch, self.deadline)
-            run_trials(study, runner, part.spec.batch, Limits(trials, self.deadline, phase != FULL_PHASE))
+            runner.run()
             return
-        look = self.look
-        on_poll = (lambda: look(study, part)) if look else (lambda: None)
         ends = time.time() + self.deadline - time.monotonic()
-        batch = max(1, part.spec.batch // options.workers)
-        config = WorkerConfig(options.folder, self.url, devices_of(options.device), phase, batch, trials, ends)
-        run_workers(config, self.plan.spec, study, options.workers, on_poll)
+        batch = max(1, self.plan.spec.batch // options.workers)
+        config = WorkerConfig(options.folder, self.url, devices_of(options.device), batch, ends)
+        run_workers(config, self.plan.spec, runner.studies, options.workers, lambda: self.look(state))
 
 
 def _check_same(whole: Plan, options: SearchOptions) -> None:
@@ -159,27 +156,31 @@ def _check_same(whole: Plan, options: SearchOptions) -> None:
         raise UserError(f"--device {options.device}: this search was started on {started_on}; use another --out")
 
 
-def _all_done(proxies: optuna.Study, spec: Hpo) -> bool:
-    trials = proxies.get_trials(deepcopy=False)
-    return count_finished(trials) >= spec.trials and not any(each.state == TrialState.RUNNING for each in trials)
-
-
 def _finish(
     whole: Plan, studies: list[optuna.Study], context: RunContext, folder: Path, say: Say, late: bool
 ) -> dict[str, Any]:
-    done = [study for study in studies if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-    study, notes = done[-1] if late and done else studies[-1], list(whole.notes)
+    study, notes = _decisive(studies, late), list(whole.notes)
     winner = winner_of(study)
     if study is not studies[-1]:
         notes.append("time was up before any full training finished: the winner is the best proxy trial")
         say(notes[-1])
+    elif len(studies) > 1 and not late and len(promoted(study)) < whole.spec.study.promoted:
+        say(
+            f"{len(promoted(study))} trials were trained in full, not promoted = {whole.spec.study.promoted}: the "
+            "stopper let no more proxies train to their end; use a larger batch or study.stopper = 'none'"
+        )
+    ties = sum(each.value == winner.value for each in study.get_trials(deepcopy=False) if each.value is not None)
+    if ties > 1:
+        images = len(context.loaded.val.targets)
+        say(
+            f"{ties} trials share the best value: {images} validation images cannot tell them apart; the first is taken"
+        )
     result: dict[str, Any] = {"name": whole.spec.name, "key": _key(whole, study, winner), "notes": notes}
     before = _before(folder / RESULT)
     if before is not None and before["key"] == result["key"]:
         result["winner"] = before["winner"]  # evaluate on the test split only once
     else:
-        fresh = f"it is trained with {whole.spec.final_seeds} fresh seeds and tested"
-        say(f"trial {winner.number} of {study.study_name} is the best; {fresh}")
+        say(f"the best trial is trained with {whole.spec.final_seeds} fresh seeds and tested")
         result["winner"] = evaluate_winner(whole, context, winner)
     result["stopped"] = {study.study_name: {str(k): n for k, n in stopped_at(study).items()} for study in studies}
     result["value"] = whole.spec.study.value
@@ -188,15 +189,27 @@ def _finish(
         result["units"] = units
     result["savings"] = savings(studies, whole)
     result["ladder"] = whole.ladder.facts()
+    result["table"] = trial_table(studies, whole)
     result["steps"] = [each.step for each in whole.ladder.stretches]
-    result["failed"] = [
+    result["failed"] = _failed(studies)
+    write_checked(folder / RESULT, result)
+    return result
+
+
+def _decisive(studies: Sequence[optuna.Study], late: bool) -> optuna.Study:
+    """The study whose best trial wins: the last one; that of the proxies if time was up or nothing was promoted."""
+    last = studies[-1]
+    finished = last.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return studies[0] if not finished and (late or not last.trials) else last
+
+
+def _failed(studies: Sequence[optuna.Study]) -> list[dict[str, Any]]:
+    return [
         {"trial": each.number, "why": each.user_attrs[f"{PREFIX}why"], "params": each.params}
         for study in studies
         for each in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         if f"{PREFIX}why" in each.user_attrs  # others were requeued or surplus
     ]
-    write_checked(folder / RESULT, result)
-    return result
 
 
 def _key(whole: Plan, study: optuna.Study, winner: FrozenTrial) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import Trial
@@ -20,6 +21,7 @@ def row_of(ladder: Ladder, segment: Segment, value: FidelityResult) -> dict[str,
     numbers = {"loss": value.loss, "error": value.error, "calibrated": value.calibrated}
     return {
         "density": rung.density,
+        **({"fidelity": rung.name} if rung.name != f"{rung.density:g}" else {}),
         "epoch": segment.stop,
         "step": segment.step,
         **{name: each if math.isfinite(each) else None for name, each in numbers.items()},
@@ -28,6 +30,11 @@ def row_of(ladder: Ladder, segment: Segment, value: FidelityResult) -> dict[str,
         "paid": value.paid,
         **({"why": value.why} if value.why else {}),
     }
+
+
+def fidelity_of(row: Mapping[str, Any]) -> str:
+    """Return the name of the fidelity of a segment's row, as in `Fidelity.name`."""
+    return str(row.get("fidelity", f"{row['density']:g}"))
 
 
 def note(trial: Trial, name: str, value: Any) -> None:

@@ -72,6 +72,9 @@ def calibrated_loss(answers: Tensor, targets: Tensor) -> float:
     best temperature of each network this is removed, while the loss stays more fine-grained than the error. The loss is
     convex in ``b``, the inverse temperature, which is found by bisection between ``1 / MAX_SCALE`` and ``MAX_SCALE``.
 
+    The value is at least `loss_floor`: if all predictions are right, the best temperature is the coldest one, and the
+    loss tends to 0, which says more than so many predictions can show.
+
     Args:
         answers: (n, classes) logits.
         targets: (n,) classes.
@@ -86,4 +89,14 @@ def calibrated_loss(answers: Tensor, targets: Tensor) -> float:
             high = middle
         else:
             low = middle
-    return float(functional.cross_entropy(math.exp((low + high) / 2) * answers, targets))
+    loss = float(functional.cross_entropy(math.exp((low + high) / 2) * answers, targets))
+    return max(loss, loss_floor(len(targets)))
+
+
+def loss_floor(count: int) -> float:
+    """Return the smallest loss that ``count`` predictions can show, ``log((n + 2) / (n + 1))`` nats.
+
+    That of the next prediction by Laplace's rule of succession: after n right ones out of n, it is right with
+    probability ``(n + 1) / (n + 2)``.
+    """
+    return math.log((count + 2) / (count + 1))

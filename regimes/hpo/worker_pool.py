@@ -1,4 +1,4 @@
-"""Worker processes of one search on a shared study; the trials of a worker that dies are requeued."""
+"""Worker processes of one search on shared studies; the trials of a worker that dies are requeued."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,30 +33,30 @@ class WorkerConfig:
         folder: folder of the search, from which the plan is read.
         url: URL of the storage.
         devices: devices of the workers, in turn.
-        phase: phase of the search.
         batch: number of trials that it asks for together.
-        trials: total number of trials.
         ends: time (``time.time``) after which nothing new is started.
     """
 
     folder: Path
     url: str
     devices: tuple[str, ...]
-    phase: str
     batch: int
-    trials: int
     ends: float
 
 
 def run_workers(
-    config: WorkerConfig, spec: Hpo, study: optuna.Study, workers: int, on_poll: Callable[[], None] = lambda: None
+    config: WorkerConfig,
+    spec: Hpo,
+    studies: Sequence[optuna.Study],
+    workers: int,
+    on_poll: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run worker processes on a study until there are enough trials.
+    """Run worker processes on the studies of a search until nothing is left to start.
 
     Args:
         config: configuration sent to each worker.
         spec: the search's settings.
-        study: the study.
+        studies: the studies of the search's phases.
         workers: number of processes.
         on_poll: called at every check of the workers.
 
@@ -91,7 +91,8 @@ def run_workers(
                             f"workers died {deaths} times, the last with exit code {process.exitcode}, perhaps out of "
                             "memory; run the same command with fewer --workers to resume"
                         )
-                    requeue_dead_trials(study)
+                    for study in studies:
+                        requeue_dead_trials(study)
                     processes[place] = start(place, workers * deaths + place)
         _heed(messages, warned)
     finally:
@@ -120,15 +121,11 @@ def _worker(config: WorkerConfig, spec: Hpo, device: str, number: int, command: 
     import optuna
     import torch
 
-    from regimes.hpo.optimize_loop import Limits, run_trials
-    from regimes.hpo.promotion import FULL_PHASE
-
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         deadline = time.monotonic() + config.ends - time.time()
-        study, runner = (_pruned if spec.objective == "pruned" else _full)(config, spec, device, number, deadline)
-        run_trials(study, runner, config.batch, Limits(config.trials, deadline, config.phase != FULL_PHASE))
+        (_work_on_pruned if spec.objective == "pruned" else _work_on_full)(config, spec, device, number, deadline)
     except Exception as error:
         fault = fault_of(error)
         said = RunFailed(f"{fault}; what is finished is kept: run the same command again") if fault else error
@@ -138,30 +135,38 @@ def _worker(config: WorkerConfig, spec: Hpo, device: str, number: int, command: 
         os._exit(said.exit_code)
 
 
-def _full(config: WorkerConfig, spec: Hpo, device: str, number: int, deadline: float) -> tuple[Any, Any]:
-    """Study and runner of a worker of a search with the objective "full"."""
-    from regimes.hpo.optimize_loop import study_of, trial_runner_of
+def _work_on_full(config: WorkerConfig, spec: Hpo, device: str, number: int, deadline: float) -> None:
+    """Work on the studies of a search with the objective "full"."""
+    from regimes.hpo.optimize_loop import study_of
     from regimes.hpo.optuna_study import open_storage
     from regimes.hpo.plan import context_of, load_plan
-    from regimes.hpo.promotion import phase_of
+    from regimes.hpo.promotion import StudyRunner, phase_of, phases
+    from regimes.hpo.requeue import works_beside
 
     context = context_of(spec, device, config.folder)
     plan = load_plan(spec, context, config.folder)
     assert plan is not None
-    plan = phase_of(plan, config.phase)
-    study = study_of(plan, context, open_storage(config.url), number)
-    return study, trial_runner_of(plan, context, config.folder, None, deadline)
+    storage = open_storage(config.url)
+    studies = [study_of(phase_of(plan, phase), context, storage, number) for phase in phases(plan)]
+    runner = StudyRunner(plan, context, studies, config.folder, config.batch, deadline)
+    runner.run()
+    while time.monotonic() < deadline and any(works_beside(study) for study in studies):
+        time.sleep(POLL_SECONDS)  # what another worker finishes may make promotions due
+        if not runner.is_idle:
+            runner.run()
 
 
-def _pruned(config: WorkerConfig, spec: Hpo, device: str, number: int, deadline: float) -> tuple[Any, Any]:
-    """Study and runner of a worker of a search with the objective "pruned"."""
+def _work_on_pruned(config: WorkerConfig, spec: Hpo, device: str, number: int, deadline: float) -> None:
+    """Work on the study of a search with the objective "pruned"."""
+    from regimes.hpo.optimize_loop import Limits, run_trials
     from regimes.hpo.optuna_study import open_storage
     from regimes.hpo.pruned.cell_runner import CellRunner
     from regimes.hpo.pruned.pruned_search import open_cells, study_of
 
     cells, engines = open_cells(spec, config.folder, device)
-    study = study_of(spec, cells.context, open_storage(config.url), number)
-    return study, CellRunner(spec, cells, engines, None, deadline)
+    study = study_of(cells.spec, cells.context, open_storage(config.url), number)
+    runner = CellRunner(cells.spec, cells, engines, None, deadline)
+    run_trials(study, runner, config.batch, Limits(spec.trials, deadline))
 
 
 def _leave(*_: Any) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from searches import call, finished, spec, written
+from searches import call, finished, planned, spec, written
 
 from regimes.cli.hpo import SearchProgress
 from regimes.hpo.optuna_study import open_storage
-from regimes.hpo.search import SearchOptions, search
+from regimes.hpo.progress import SearchState
+from regimes.hpo.search import search
+from regimes.hpo.search_options import SearchOptions
+from regimes.plots.hpo_plots import CLASSES
 
 
 @pytest.fixture
@@ -53,7 +56,8 @@ def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -
     ]
     done = call("hpo", "tiny.toml", "--out", "out", "--json", *changes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("proxies are done; the best 2 are trained in full") == 1
+    assert done.stderr.count(" trained in full, batch_size ") == 2
+    assert "nat (after temperature scaling), rank 1 of 1 so far" in done.stderr
     storage = open_storage(str(tmp_path / "out/study.log"))
     proxies, base = (optuna.load_study(study_name=name, storage=storage) for name in ("tiny-proxy", "tiny"))
     best = sorted((each for each in proxies.trials if each.value is not None), key=lambda each: each.value or 0)[:2]
@@ -67,17 +71,34 @@ def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -
     assert all(row["epoch"] == 1 for each in stopped for row in each.user_attrs["regimes:climb"])
 
 
-def test_progress_counts_what_was_promoted(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_progress_tells_every_full_training_once_and_the_time_left(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """By hand: proxies of 2 s and full trainings of 10 s; 2 of 4 proxies and 1 of 3 full trainings are left."""
     monkeypatch.setattr("regimes.cli.hpo.LINE_INTERVAL", 0.0)
-    progress, base = SearchProgress(32), optuna.create_study()
-    progress._line(base)
-    for number in range(2):
-        base.enqueue_trial({}, user_attrs={"regimes:promoted": number})
-    base.tell(base.ask(), 0.5)
-    progress._line(base)
+    asked = spec(trials=4, study={"pattern": "promote", "promoted": 3}, final_seeds=2)
+    found, _ = planned(asked)
+    proxies, base = optuna.create_study(), optuna.create_study()
+    state = SearchState([proxies, base], found, CLASSES, workers=2)
+    progress = SearchProgress()
+    progress.look(state)
+    for study, seconds, values in ((proxies, 2.0, (0.7, 0.6)), (base, 10.0, (0.5, 0.25))):
+        for number, value in enumerate(values):
+            trial = study.ask()
+            trial.suggest_float("learning_rate", 0.1, 0.1)
+            row = {"density": 1.0 if study is base else 0.1, "epoch": 4, "calibrated": value, "seconds": seconds}
+            trial.set_user_attr("regimes:climb", [{**row, "at": number}])
+            trial.set_user_attr("regimes:promoted", 7 - number)
+            study.tell(trial, value)
+    for _ in range(2):
+        progress.look(state)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith("0/32 trials  per density: none yet  best -")
-    assert lines[1].startswith("1/2 promoted trials  per density: none yet  best 0.5000")
+    assert lines[0].startswith("0 of 4 trials on density 0.1, 0 of 3 trained in full, ")
+    assert "left" not in lines[0]
+    full = "trained in full, learning_rate 0.1: validation loss"
+    assert lines[1] == f"trial 7 {full} 0.5 nat (after temperature scaling), rank 2 of 2 so far"
+    assert lines[2] == f"trial 6 {full} 0.25 nat (after temperature scaling), rank 1 of 2 so far"
+    assert lines[3].startswith("2 of 4 trials on density 0.1, 2 of 3 trained in full, best validation loss 0.25 nat")
+    assert lines[3].endswith(f"about {(2 * 2 + 10) / 2 + 2 * 10:.0f} s left")
+    assert len(lines) == 5
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------
@@ -151,8 +172,6 @@ def test_a_storage_that_cannot_be_reached_gets_a_line(file: Path, tmp_path: Path
 
 def test_every_step_of_the_ladder_is_seen_in_the_dashboard() -> None:
     dashboard = pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
-    from searches import planned
-
     from regimes.hpo.optimize_loop import Limits, run_trials
 
     asked = spec(trials=4, batch=4)

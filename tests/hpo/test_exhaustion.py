@@ -12,6 +12,7 @@ import optuna
 import pytest
 from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler, RandomSampler
 from optuna.trial import TrialState
+from searches import spec
 from torch import nn
 
 import regimes
@@ -19,6 +20,8 @@ from regimes import UserError
 from regimes.data.synthetic import synthetic
 from regimes.hpo.exhaustion import settings_left
 from regimes.hpo.optuna_study import open_storage
+from regimes.hpo.search import search
+from regimes.hpo.search_options import SearchOptions
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES: dict[str, Any] = {"learning_rate": [0.01, 0.1], "batch_size": [16, 32]}
@@ -71,6 +74,15 @@ def test_a_sampler_that_refuses_the_space_leaves_no_trial_running() -> None:
     with pytest.raises(UserError, match=r"study\.sampler"):
         regimes.optimize(study, objective(), n_trials=2, batch=2)
     assert not [each for each in study.trials if each.state == TrialState.RUNNING]
+
+
+def test_where_all_settings_are_tried_the_rest_is_promoted(tmp_path: Path) -> None:
+    study = {"pattern": "promote", "promoted": 3, "stopper": "none", "sampler": "optuna.samplers:BruteForceSampler"}
+    space = {"learning_rate": [0.01, 0.1, 0.3], "batch_size": [16, 32]}
+    asked = spec(space=space, study=study, trials=20, batch=4, ladder={"densities": None, "images": [0.5]})
+    asked = asked.model_copy(update={"space": {name: asked.space[name] for name in space}})
+    result = search(asked, SearchOptions(tmp_path))
+    assert [rung["trials"] for rung in result["savings"]["rungs"]] == [6, 3]
 
 
 def _open(url: str, start: Any, said: Any) -> None:

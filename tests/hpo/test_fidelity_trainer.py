@@ -72,7 +72,10 @@ def test_the_search_never_sees_the_test_split(tmp_path: Path) -> None:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         climb = trial_runner_of(found, context, None)
         run_trials(study, climb, 4, Limits(4))
-        assert climb.trainer.data.test.inputs.data_ptr() == context.data.val.inputs.data_ptr()
+        assert (
+            climb.trainer.data_of(climb.trainer.ladder.rungs[0]).test.inputs.data_ptr()
+            == context.data.val.inputs.data_ptr()
+        )
         told = evaluate_winner(found, context, winner_of(study))
         values.append(([each.intermediate_values for each in study.trials], told["test_error"], told["runs"]))
     assert values[0][0] == values[1][0]

@@ -199,3 +199,19 @@ def test_a_map_with_a_knob_outside_recipes_is_refused() -> None:
     strange["noise"].attrs["hotter"] = "larger"
     with pytest.raises(UserError, match=r"map strange\.nc: its knob 'noise' is not in a recipe"):
         MapGuidance(RegimeMap(strange), "strange.nc").map_coordinates(Recipe())
+
+
+def test_a_map_is_made_only_where_the_file_asks_for_one(tmp_path: Path) -> None:
+    def nothing(text: str) -> None:
+        raise AssertionError(text)
+
+    bare = {"densities": None}
+    for asked in (
+        spec(ladder=bare),
+        spec(ladder=bare, map={"make": False, "epochs": 1.0}),
+        spec(ladder={"densities": [0.1]}, map={"make": True}),
+        spec(ladder={**bare, "images": [0.5]}, map={"make": True}),
+    ):
+        assert guidance_of(asked, None, tmp_path, 0, "cpu", nothing) is None
+    assert spec(map={"make": True}).map.is_wanted
+    assert spec(map={"density": [0.2]}).map.is_wanted

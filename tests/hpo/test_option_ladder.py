@@ -13,7 +13,8 @@ from regimes import UserError
 from regimes.config.hpo_file import resolve_hpo
 from regimes.hpo.build_fidelities import facts_of, fidelity_from_facts
 from regimes.hpo.plan import _key, context_of, plan
-from regimes.hpo.search import SearchOptions, search
+from regimes.hpo.search import search
+from regimes.hpo.search_options import SearchOptions
 
 TOKENS: dict[str, Any] = {
     "name": "tokens",

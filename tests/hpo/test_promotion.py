@@ -19,7 +19,8 @@ from regimes.hpo.optimize_loop import Limits, run_trials
 from regimes.hpo.optuna_study import open_storage
 from regimes.hpo.process_identity import this_worker
 from regimes.hpo.requeue import requeue_dead_trials
-from regimes.hpo.search import SearchOptions, search
+from regimes.hpo.search import search
+from regimes.hpo.search_options import SearchOptions
 from regimes.hpo.trial_runner import RunningTrial, TrialRunner
 
 PROMOTE = {"pattern": "promote", "promoted": 2, "stopper": "none"}

@@ -12,8 +12,9 @@ from regimes.cli.hpo import _print
 from regimes.config.hpo_file import resolve_hpo
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset
-from regimes.hpo.search import SearchOptions, search
-from regimes.plots.hpo_plots import best_so_far
+from regimes.hpo.search import search
+from regimes.hpo.search_options import SearchOptions
+from regimes.plots.hpo_plots import search_figure
 
 NUMBERS: dict[str, Any] = {
     "name": "numbers",
@@ -54,7 +55,7 @@ def test_a_regression_is_not_a_share_wrong(
     lines = capsys.readouterr().out.splitlines()
     assert said.format(found["winner"]["test_error"]) in lines[1]
     assert "%" not in lines[1]
-    assert best_so_far(found).axes[0].get_ylabel() == axis
+    assert search_figure(found).axes[0].get_ylabel() == axis
     rows = [row["test_error"] for row in found["winner"]["runs"]]
     assert found["winner"]["test_error"] == pytest.approx(sum(rows) / 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from torch.nn import functional
 
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Split
-from regimes.hpo.validation import MAX_SCALE, calibrated_loss, validate
+from regimes.hpo.validation import MAX_SCALE, calibrated_loss, loss_floor, validate
 from regimes.landscape.error import error_and_loss
 
 
@@ -45,7 +47,15 @@ def test_a_network_that_knows_nothing_and_one_that_knows_all() -> None:
     targets = torch.arange(4)
     assert calibrated_loss(torch.zeros(4, 4), targets) == pytest.approx(torch.log(torch.tensor(4.0)).item())
     assert calibrated_loss(-torch.eye(4), targets) == pytest.approx(1.386, abs=0.05)  # worse than knowing nothing
-    assert calibrated_loss(5 * torch.eye(4), targets) < 1e-6
+
+
+def test_no_loss_is_below_what_so_many_predictions_can_show() -> None:
+    """Closed form of Laplace's rule of succession: n right of n, so the next is right with (n + 1) / (n + 2)."""
+    for count in (1, 10, 360):
+        targets = torch.arange(count) % 4
+        for confident in (5.0, 500.0):
+            found = calibrated_loss(confident * functional.one_hot(targets, 4), targets)
+            assert found == loss_floor(count) == pytest.approx(-math.log((count + 1) / (count + 2)))
 
 
 def test_a_judgement_is_error_and_loss_in_one_pass() -> None:

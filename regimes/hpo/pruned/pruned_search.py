@@ -41,8 +41,6 @@ from regimes.hpo.until_done import until_done
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
 from regimes.knobs import Value
 
-WHOLE = "whole"  # the only phase
-
 
 def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: Look | None = None) -> dict[str, Any]:
     """Run or resume a search for pruned networks; returns the result as plain data, also written to ``result.json``.
@@ -72,8 +70,8 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: Look | None
             return
         ends = time.time() + deadline - time.monotonic()
         batch = max(1, spec.batch // options.workers)
-        config = WorkerConfig(options.folder, url, devices, WHOLE, batch, spec.trials, ends)
-        run_workers(config, spec, study, options.workers, lambda: look(study) if look else None)
+        config = WorkerConfig(options.folder, url, devices, batch, ends)
+        run_workers(config, spec, [study], options.workers, lambda: look(study) if look else None)
 
     until_done(study, spec.trials, work, deadline, options.take_over, say)
     best = best_of(study)

@@ -17,7 +17,8 @@ from regimes.hpo import STOPPERS
 from regimes.hpo.optimize_loop import Limits, run_trials, trial_runner_of
 from regimes.hpo.plan import context_of, plan
 from regimes.hpo.savings import in_words, rows_of, stopped_at
-from regimes.hpo.search import SearchOptions, search
+from regimes.hpo.search import search
+from regimes.hpo.search_options import SearchOptions
 from regimes.hpo.stoppers import REDUCTION_FACTOR
 from regimes.plots.hpo_plots import log_axis_with_plain_labels, objective_label
 from regimes.plots.text_table import TextTable
