@@ -14,7 +14,14 @@ from regimes.config.hpo import Hpo
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
 from regimes.experiment.context import RunContext
-from regimes.hpo.build_fidelities import ProxyBuilder, facts_of, fidelity_from_facts, full_fidelity, proxy_fidelity
+from regimes.hpo.build_fidelities import (
+    ProxyBuilder,
+    facts_of,
+    fidelity_from_facts,
+    full_fidelity,
+    option_fidelity,
+    proxy_fidelity,
+)
 from regimes.hpo.fidelities import Fidelity
 
 FULL = "full"
@@ -34,6 +41,7 @@ class RecordedFidelity:
         epochs: share of the epochs; the learning rate schedule is shortened accordingly.
         shift: {recipe field: factor} applied to every setting.
         seeds: number of seeds that every setting is trained with.
+        size: the model's option in which it is smaller, with its value, in place of a proxy.
     """
 
     name: str
@@ -43,11 +51,12 @@ class RecordedFidelity:
     epochs: float = 1.0
     shift: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
+    size: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_full(self) -> bool:
         """Whether this is the full training that a search optimizes."""
-        return not self.proxy and self.unmodified
+        return not self.proxy and not self.size and self.unmodified
 
     @property
     def unmodified(self) -> bool:
@@ -86,9 +95,13 @@ def build_fidelity(fidelity: RecordedFidelity, spec: Hpo, context: RunContext, b
         UserError: this model cannot be reduced to the proxy's density.
     """
     part, kind = part_of(fidelity, context), fidelity.proxy or "narrowed"
-    make = ProxyBuilder(part, spec.recipe, kind, fidelity.epochs, batch if fidelity.proxy else 1, spec.seed)
+    lanes = batch if fidelity.proxy or fidelity.size else 1
+    make = ProxyBuilder(part, spec.recipe, kind, fidelity.epochs, lanes, spec.seed)
     if fidelity.proxy:
         return proxy_fidelity(make, fidelity.density)
+    if fidelity.size:
+        ((option, value),) = fidelity.size.items()
+        return option_fidelity(make, option, value)
     return full_fidelity(dataclasses.replace(make, recipe=fidelity.recipe(spec.recipe)))
 
 

@@ -1,4 +1,4 @@
-"""Time the training of every fidelity, in turn, on an otherwise idle machine."""
+"""Time trainings, pruning and measurements, in turn, on an otherwise idle machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from typing import Any
 from regimes.config.hpo import Hpo
 from regimes.config.recipe import Recipe
 from regimes.experiment.context import RunContext, one_thread
-from regimes.experiment.engine_selection import EngineChoice, seconds_per_image
+from regimes.experiment.engine_selection import EngineChoice, engine_of, seconds_per_image
 from regimes.hpo.fidelities import Fidelity
+from regimes.hpo.search_space import recipe_with
 from regimes.hpo.validation import validate
+from regimes.landscape import METRICS
 from regimes.landscape.error import mean_error
+from regimes.landscape.metric import Metric, Probe, Trained
+from regimes.pruners.mask import Mask
+from regimes.pruners.prune import prune
+from regimes.registry import lookup
 from regimes.research.hpo_benchmark.fidelities import from_facts
+from regimes.training.batches import generator_of
+from regimes.training.fleet import Engine, Lane
 
 ROUNDS = 5
 MIDDLE_VALUES = ("sam_rho", "label_smoothing")  # timed at the middle of their range
@@ -34,7 +42,10 @@ def time_fidelities(spec: Hpo, fidelities: Sequence[dict[str, Any]], context: Ru
             fidelity, built = from_facts(facts, context, spec.recipe)
             for size in batch_sizes(spec):
                 recipe = fidelity.recipe(spec.recipe.model_copy(update=timed_setting(spec, size)))
-                row = {"alone": _training(built, recipe, EngineChoice("eager", 1)), "judged": _judged(built, recipe)}
+                row = {
+                    "alone": _training(built, recipe, EngineChoice("eager", 1)),
+                    "judged": _judged(built.context, recipe),
+                }
                 for lanes in fleet_sizes(built):
                     row[str(lanes)] = _training(built, recipe, EngineChoice(built.choice.engine, lanes))
                 found.setdefault(fidelity.name, {}).setdefault(str(size), []).append(row)
@@ -74,16 +85,86 @@ def _training(built: Fidelity, recipe: Recipe, choice: EngineChoice) -> float:
     return seconds_per_image(built.context, choice, recipe) * steps * recipe.batch_size * recipe.epochs
 
 
-def _judged(built: Fidelity, recipe: Recipe) -> float:
+def _judged(context: RunContext, recipe: Recipe) -> float:
     """Seconds of the evaluation and validation that follow a training or a reported segment."""
-    model, val = built.context.new_model(seed=0), built.context.data.val
+    model, val = context.new_model(seed=0), context.data.val
     with one_thread():
-        started = time.perf_counter()
+        started = time.process_time()
         mean_error(model, val, recipe.loss_fn)
         validate(model, val, recipe)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
 
 def machine_load() -> str:
     """Return the machine's load average, as text."""
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+def time_pruned(
+    spec: Hpo, context: RunContext, choice: EngineChoice, density: float, measures: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the seconds of trainings, pruning and measurements, medians of several rounds with all of them in turn.
+
+    Seconds are processor time of one thread, so that other jobs of the machine hardly matter.
+
+    Args:
+        spec: the search.
+        context: data and model.
+        choice: engine of retrainings in fleets.
+        density: density of the pruned networks.
+        measures: {metric: options}.
+
+    Returns:
+        {"training": {batch size: {"dense", "retrain": of a whole training alone, "judged": of one validation,
+        "evaluated": of one evaluation on the validation and test split, fleet's lanes: of a retraining, per network}},
+        "prune", metric: of one network or pair}.
+    """
+    training: dict[str, list[dict[str, float]]] = {}
+    others: list[dict[str, float]] = []
+    for _ in range(ROUNDS):
+        for size in batch_sizes(spec):
+            recipe = recipe_with(spec.recipe, timed_setting(spec, size))
+            started = time.process_time()
+            mask = prune(context.new_model(seed=0), density)
+            pruned = time.process_time() - started
+            alone = EngineChoice("eager", 1)
+            row = {"dense": _timed_epochs(context, alone, recipe)[0], "judged": _judged(context, recipe)}
+            row["retrain"], trained = _timed_epochs(context, alone, recipe, mask)
+            started = time.process_time()
+            trained.errors()
+            row["evaluated"] = time.process_time() - started
+            lanes = engine_of(choice.engine).slots(1, context.new_model(seed=0))
+            while lanes <= choice.lanes and choice.lanes > 1:
+                row[str(lanes)], _ = _timed_epochs(context, EngineChoice(choice.engine, lanes), recipe, mask)
+                lanes *= 2
+            training.setdefault(str(size), []).append(row)
+        model = context.model_with(trained.state(0)[0])
+        others.append({"prune": pruned, **_measured(context, recipe, Trained(model, mask), measures)})
+    return {"training": {size: _medians(rows) for size, rows in training.items()}, **_medians(others)}
+
+
+def _timed_epochs(
+    context: RunContext, choice: EngineChoice, recipe: Recipe, mask: Mask | None = None
+) -> tuple[float, Engine]:
+    """Seconds of a whole training per network, from its second epoch, without evaluations; and its engine."""
+    seeds = range(choice.lanes)
+    lanes = [Lane(context.new_model(seed), recipe, ("timing", seed), mask) for seed in seeds]
+    trial = engine_of(choice.engine)(lanes, context.data)
+    trial.epoch(0)
+    started = time.process_time()
+    trial.epoch(1)
+    return (time.process_time() - started) * recipe.epochs / choice.lanes, trial
+
+
+def _measured(
+    context: RunContext, recipe: Recipe, network: Trained, measures: Mapping[str, dict[str, Any]]
+) -> dict[str, float]:
+    """Seconds of measuring one network, or a pair of it with itself."""
+    found = {}
+    for name, options in measures.items():
+        metric: Metric = lookup(METRICS, name, "metric")
+        started = time.process_time()
+        subjects = [network] * (2 if metric.subject == "pair" else 1)
+        metric.measure(subjects, Probe(context.data, recipe.loss_fn, generator_of("timing")), metric.options(**options))
+        found[name] = time.process_time() - started
+    return found
