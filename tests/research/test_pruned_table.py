@@ -58,7 +58,7 @@ DESIGN = PrunedDesign(4, (0.2, 0.6), (0.5, 1.0))
 def recording(folder: Path) -> Recording:
     """A search that takes seconds; half of its settings diverge."""
     (folder / "search.toml").write_text(FILE)
-    return Recording("small", str(folder / "search.toml"), "clusters", 4, (RecordedFidelity(FULL),), DESIGN)
+    return Recording("small", str(folder / "search.toml"), "clusters", 4, (RecordedFidelity(FULL),), DESIGN, ())
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""``python -m regimes.research hpo_benchmark``: record the tables that searches are replayed on."""
+"""``python -m regimes.research hpo_benchmark``: record tables of trainings, and replay searches on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regimes.registry import lookup
 from regimes.research.hpo_benchmark import RECORDINGS
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
-COMMAND = "python -m regimes.research hpo_benchmark"
+PROGRAM = "python -m regimes.research"
 OBJECTIVES = ("full", "pruned")
 RECORDING, PRUNED = "recording.nc", "pruned.nc"  # files of the tables
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(RECORDINGS)}.")]
@@ -44,10 +44,9 @@ def record(
         raise UserError(f"--objective {objective}: unknown; allowed: {', '.join(OBJECTIVES)}")
     recording = lookup(RECORDINGS, name, "recording")
     folder, started = out or Path(f"reports/hpo-{recording.name}"), time.perf_counter()
-    command = f"{COMMAND} record {name} --objective {objective}"
     if objective == "full":
         page = record_full(recording, folder, runs, _progress)
-        page.write(folder, command, (time.perf_counter() - started) / 60)
+        page.write(folder, _command(), (time.perf_counter() - started) / 60)
         return
     if settings > recording.settings:
         raise UserError(f"--settings {settings}: the recording has {recording.settings}; use at most as many")
@@ -56,8 +55,29 @@ def record(
     processes = workers or default_workers()
     for data in record_pruned(recording, runs / f"pruned-{recording.name}", processes, _progress):
         write_pruned(data, folder / PRUNED)
-        pruned_page(recording, data).write(folder, command)
+        pruned_page(recording, data).write(folder, _command())
+
+
+@app.command()
+@report_user_errors
+def compare(
+    name: Name,
+    out: Out = None,
+    searches: Annotated[int, typer.Option(min=2, help="Replayed searches of each method, paired by seed.")] = 100,
+) -> None:
+    """Replay the same search methods on a recording's table of full networks; write compare.md beside it."""
+    from regimes.research.hpo_benchmark.compare import compare
+
+    recording = lookup(RECORDINGS, name, "recording")
+    folder = out or Path(f"reports/hpo-{recording.name}")
+    page = compare(recording, folder / RECORDING, searches, _progress)
+    typer.echo(page.text())
+    page.write(folder, _command())
 
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _command() -> str:
+    return " ".join([PROGRAM, *sys.argv[1:]])

@@ -23,9 +23,11 @@ from regimes.hpo.build_fidelities import (
     proxy_fidelity,
 )
 from regimes.hpo.fidelities import Fidelity
+from regimes.hpo.search_space import recipe_with
 
 FULL = "full"
 SHORT_SHARE = 0.25  # of the epochs
+MIDDLE_VALUES = ("sam_rho", "label_smoothing")  # hyperparameters that change a training step
 SEARCHED = 2  # seeds per setting that searches draw from
 
 
@@ -51,7 +53,7 @@ class RecordedFidelity:
     epochs: float = 1.0
     shift: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
-    size: Mapping[str, int] = field(default_factory=dict)
+    size: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_full(self) -> bool:
@@ -96,13 +98,21 @@ def build_fidelity(fidelity: RecordedFidelity, spec: Hpo, context: RunContext, b
     """
     part, kind = part_of(fidelity, context), fidelity.proxy or "narrowed"
     lanes = batch if fidelity.proxy or fidelity.size else 1
-    make = ProxyBuilder(part, spec.recipe, kind, fidelity.epochs, lanes, spec.seed)
+    make = ProxyBuilder(part, spec.recipe, kind, fidelity.epochs, lanes, spec.seed, extremes=typical_recipes(spec))
     if fidelity.proxy:
         return proxy_fidelity(make, fidelity.density)
     if fidelity.size:
         ((option, value),) = fidelity.size.items()
         return option_fidelity(make, option, value)
     return full_fidelity(dataclasses.replace(make, recipe=fidelity.recipe(spec.recipe)))
+
+
+def typical_recipes(spec: Hpo) -> tuple[Recipe, ...]:
+    """Return a recipe of each batch size of a search, with SAM rho and label smoothing amid their ranges."""
+    dimension = spec.space.get("batch_size")
+    sizes = [int(each) for each in dimension.choices or ()] if dimension is not None else []
+    middle = {name: sum(spec.space[name].ends) / 2 for name in MIDDLE_VALUES if name in spec.space}
+    return tuple(recipe_with(spec.recipe, {**middle, "batch_size": size}) for size in sizes or [spec.recipe.batch_size])
 
 
 def part_of(fidelity: RecordedFidelity, context: RunContext) -> RunContext:

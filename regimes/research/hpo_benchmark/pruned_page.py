@@ -16,17 +16,18 @@ from regimes.research.page import Page
 def pruned_page(recording: Recording, data: xr.Dataset) -> Page:
     """Return the page of a table, complete or not."""
     facts, design = json.loads(data.attrs["facts"]), recording.pruned
+    epochs = _listed(data["snapshot"].values)
     known = int(np.isfinite(data["dense_val_error"].isel(snapshot=-1)).sum())
     recorded = int(data["dense_val_error"].isel(snapshot=-1).notnull().sum())
     paragraphs = [
         f"`{recording.file}`: the first {design.settings} settings of the recording, which fill the space evenly; each "
-        f"is trained, stopped at epochs {_listed(data['snapshot'].values)} of {data.sizes['epoch']}, pruned by "
-        f"magnitude to densities {_listed(design.densities)}, and retrained {design.copies} times by its own recipe. The better "
+        f"is trained, stopped at epochs {epochs} of {data.sizes['epoch']}, pruned by magnitude to "
+        f"densities {_listed(design.densities)}, and retrained {design.copies} times by its own recipe. The better "
         f"{design.better} settings have {design.dense_seeds[1]} dense seeds, the others {design.dense_seeds[0]}. "
         "`regimes.research.hpo_benchmark.pruned_table` describes the variables of `pruned.nc`.",
         f"Recorded: {recorded} of {design.dense_trainings} dense trainings, {recorded - known} of which diverged. The "
         "same command resumes an interrupted recording; recorded trainings are not repeated.",
-        cost_in_words(recording, facts["seconds"], data.sizes["epoch"]),
+        cost_in_words(recording, facts, data.sizes["epoch"]),
     ]
     return Page(
         "pruned",
@@ -37,10 +38,12 @@ def pruned_page(recording: Recording, data: xr.Dataset) -> Page:
     )
 
 
-def cost_in_words(recording: Recording, seconds: dict[str, Any], epochs: int) -> str:
+def cost_in_words(recording: Recording, facts: dict[str, Any], epochs: int) -> str:
     """Return the arithmetic of the processor time of a table, from the measured seconds."""
-    design, rows = recording.pruned, seconds["training"].values()
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in ("dense", "retrain", "evaluated")}
+    design, seconds, lanes = recording.pruned, facts["seconds"], facts["engine"]["lanes"]
+    of = {"dense": "dense", "retrain": str(lanes) if lanes > 1 else "retrain", "evaluated": "evaluated"}
+    rows = seconds["training"].values()
+    mean = {name: float(np.mean([row[column] for row in rows])) for name, column in of.items()}
     measured = seconds["lmc"] + seconds["cka"] + seconds["hessian_trace"] + seconds["prune"]
     points, evaluated = len(design.snapshots) * len(design.densities), epochs * mean["evaluated"]
     each = mean["dense"] + design.retrainings * mean["retrain"] + (1 + design.retrainings) * evaluated
@@ -78,10 +81,11 @@ def _spread(errors: np.ndarray[Any, Any]) -> list[str]:
 
 def _seconds(facts: dict[str, Any]) -> TextTable:
     """Measured seconds of trainings by batch size."""
-    names = list(next(iter(facts["seconds"]["training"].values())))
+    training = facts["seconds"]["training"]
+    names = list(next(iter(training.values())))
     head = [f"in {name} lanes" if name.isdigit() else name for name in names]
     rows = [["batch size", *head]]
-    rows += [[size, *(f"{row[name]:.2f}" for name in names)] for size, row in facts["seconds"]["training"].items()]
+    rows += [[size, *(f"{training[size][name]:.2f}" for name in names)] for size in sorted(training, key=int)]
     others = ", ".join(f"{name} {facts['seconds'][name]:.2f} s" for name in facts["seconds"] if name != "training")
     engine = facts["engine"]
     notes = [

@@ -42,6 +42,7 @@ from regimes.hpo.plan import context_of
 from regimes.hpo.search_space import recipe_with
 from regimes.hpo.validation import validate
 from regimes.knobs import EPOCHS
+from regimes.research.hpo_benchmark.fidelities import typical_recipes
 from regimes.research.hpo_benchmark.pruned_table import EVALUATED, assemble_pruned, pairs_of, snapshot_epochs
 from regimes.research.hpo_benchmark.record import Setting, settings
 from regimes.research.hpo_benchmark.recordings import PrunedDesign, Recording
@@ -50,7 +51,11 @@ from regimes.research.page import Say
 
 PART = 8  # settings after which the table is written
 SEEDS_PER_SETTING = 8  # seeds of different settings are different
-MEASURES: dict[str, dict[str, Any]] = {"lmc": {}, "cka": {}, "hessian_trace": {"images": 64, "rel_stderr": 0.1}}
+MEASURES: dict[str, dict[str, Any]] = {  # {metric: options}, cheap ones
+    "lmc": {},
+    "cka": {"images": 256},
+    "hessian_trace": {"images": 64, "rel_stderr": 0.1},
+}
 Place = tuple[int, ...]  # index in the table: setting, dense seed, and so on
 
 
@@ -243,7 +248,7 @@ def _timed(spec: Hpo, design: PrunedDesign, context: RunContext, folder: Path, s
         say(f"timing trainings; nothing else should run on this machine ({machine_load()})")
         beside, together = machine_load(), design.retrainings
         with one_thread():
-            choice = select_engine(context, [spec.recipe, evaluated_recipe(spec.recipe, {})], together)
+            choice = select_engine(context, typical_recipes(spec), together)
             seconds = time_pruned(spec, context, choice, design.densities[len(design.densities) // 2], MEASURES)
         kept = {"engine": dataclasses.asdict(choice), "seconds": seconds, "beside": beside}
         write_checked(path, kept)

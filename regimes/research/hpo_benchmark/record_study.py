@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 
 from regimes.config.hpo import INTEGERS, Hpo
 from regimes.config.hpo_file import read_hpo
@@ -20,11 +19,8 @@ from regimes.data.dataset import Dataset
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
 from regimes.experiment.context import RunContext
 from regimes.experiment.environment import environment
-from regimes.hpo import SAMPLERS
 from regimes.hpo.plan import context_of, guidance_of
-from regimes.hpo.search_space import distributions
 from regimes.plots.text_table import TextTable
-from regimes.registry import lookup
 from regimes.research.hpo_benchmark.fidelities import (
     FULL,
     SEARCHED,
@@ -47,7 +43,7 @@ from regimes.research.hpo_benchmark.record import (
 )
 from regimes.research.hpo_benchmark.recordings import BEST_SHARE, DIGITS, Recording
 from regimes.research.hpo_benchmark.table import SEEDS, SearchTable, assemble, fidelities_of, write_table
-from regimes.research.hpo_benchmark.timing import machine_load, time_fidelities
+from regimes.research.hpo_benchmark.timing import machine_load, seconds_of_asking, time_fidelities
 from regimes.research.page import Page, Say
 
 RECORDING, MAP = "recording.nc", "map.nc"
@@ -230,7 +226,7 @@ def _facts(
         "courses": [{"course": each["course"], "rung": each["rung"]} for each in fidelities],
         "made": {each["course"]["name"]: each["made"] for each in fidelities},
         **_seconds(spec, fidelities, context, folder, existing),
-        "asking": existing.facts.get("asking") or _asking(spec),
+        "asking": existing.facts.get("asking") or seconds_of_asking(spec),
         "classes": data.classes,
         "whole": list(INTEGERS),
         "default": default,
@@ -255,15 +251,6 @@ def _twin(facts: dict[str, Any], plain: Sequence[dict[str, Any]]) -> dict[str, A
     """The fidelity with the same network and epochs and unshifted settings."""
     same = {"shift": {}, "name": "", "seeds": 1}
     return next(each for each in plain if {**each["course"], **same} == {**facts["course"], **same})
-
-
-def _asking(spec: Hpo) -> float:
-    """Mean seconds that TPE takes to draw a setting."""
-    study = optuna.create_study(sampler=lookup(SAMPLERS, "tpe", "sampler")(0))
-    started = time.perf_counter()
-    for number in range(spec.trials):
-        study.tell(study.ask(distributions(spec.space)), float(number % 7))
-    return (time.perf_counter() - started) / spec.trials
 
 
 def _map(spec: Hpo, folder: Path, out: Path, say: Say) -> dict[str, float]:

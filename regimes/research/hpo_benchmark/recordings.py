@@ -57,6 +57,7 @@ class Recording:
         shifted, scaled: names of fidelities that are recorded with shifted settings as well, and with learning rates
             scaled in inverse proportion to the width.
         pruned: the table of pruned networks.
+        proxies: names of the narrower networks that searches are compared with, the package's own search's first.
         has_map: whether the regime map of the search is made, too.
     """
 
@@ -66,6 +67,7 @@ class Recording:
     settings: int
     fidelities: tuple[RecordedFidelity, ...]
     pruned: PrunedDesign
+    proxies: tuple[str, ...]
     shifted: tuple[str, ...] = ()
     scaled: tuple[str, ...] = ()
     has_map: bool = False
@@ -78,7 +80,8 @@ DIGITS = Recording(
     "handwritten digits",
     256,
     FIDELITIES,
-    PrunedDesign(40, (0.03, 0.1, 0.4)),
+    PrunedDesign(32, (0.03, 0.1, 0.4)),
+    ("narrowed 0.06", "narrowed 0.25"),
     shifted=("narrowed 0.06", "narrowed 0.06, short"),
     scaled=("narrowed 0.06",),
     has_map=True,
@@ -89,7 +92,8 @@ CIFAR10 = Recording(
     "a part of CIFAR-10",
     128,
     (WHOLE, *(RecordedFidelity(f"narrowed {each}", "narrowed", each) for each in (0.06, 0.25)), PART),
-    PrunedDesign(48, (0.06, 0.2, 0.6)),
+    PrunedDesign(40, (0.06, 0.2, 0.6)),
+    ("narrowed 0.06", "narrowed 0.25"),
 )
 TEXT = Recording(
     "text",
@@ -97,5 +101,6 @@ TEXT = Recording(
     "text",
     128,
     (WHOLE, *(RecordedFidelity(f"width {each}", size={"width": each}) for each in (8, 16)), PART),
-    PrunedDesign(48, (0.05, 0.2, 0.6)),
+    PrunedDesign(40, (0.05, 0.2, 0.6)),
+    ("width 8", "width 16"),
 )

@@ -8,12 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import optuna
+
 from regimes.config.hpo import Hpo
 from regimes.config.recipe import Recipe
 from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.engine_selection import EngineChoice, engine_of, seconds_per_image
+from regimes.hpo import SAMPLERS
 from regimes.hpo.fidelities import Fidelity
-from regimes.hpo.search_space import recipe_with
+from regimes.hpo.search_space import distributions
 from regimes.hpo.validation import validate
 from regimes.landscape import METRICS
 from regimes.landscape.error import mean_error
@@ -21,12 +24,11 @@ from regimes.landscape.metric import Metric, Probe, Trained
 from regimes.pruners.mask import Mask
 from regimes.pruners.prune import prune
 from regimes.registry import lookup
-from regimes.research.hpo_benchmark.fidelities import from_facts
+from regimes.research.hpo_benchmark.fidelities import from_facts, typical_recipes
 from regimes.training.batches import generator_of
 from regimes.training.fleet import Engine, Lane
 
 ROUNDS = 5
-MIDDLE_VALUES = ("sam_rho", "label_smoothing")  # timed at the middle of their range
 
 Seconds = dict[str, dict[str, float]]  # {batch size: {"alone", "judged", fleet's lanes: seconds of one network}}
 
@@ -40,15 +42,15 @@ def time_fidelities(spec: Hpo, fidelities: Sequence[dict[str, Any]], context: Ru
     for _ in range(ROUNDS):
         for facts in fidelities:
             fidelity, built = from_facts(facts, context, spec.recipe)
-            for size in batch_sizes(spec):
-                recipe = fidelity.recipe(spec.recipe.model_copy(update=timed_setting(spec, size)))
+            for timed in typical_recipes(spec):
+                recipe = fidelity.recipe(timed)
                 row = {
                     "alone": _training(built, recipe, EngineChoice("eager", 1)),
                     "judged": _judged(built.context, recipe),
                 }
                 for lanes in fleet_sizes(built):
                     row[str(lanes)] = _training(built, recipe, EngineChoice(built.choice.engine, lanes))
-                found.setdefault(fidelity.name, {}).setdefault(str(size), []).append(row)
+                found.setdefault(fidelity.name, {}).setdefault(str(timed.batch_size), []).append(row)
     return {name: {size: _medians(rows) for size, rows in each.items()} for name, each in found.items()}
 
 
@@ -66,19 +68,6 @@ def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
-def batch_sizes(spec: Hpo) -> list[int]:
-    """Return the batch sizes of a search."""
-    dimension = spec.space.get("batch_size")
-    chosen = dimension.choices if dimension is not None and dimension.choices else (spec.recipe.batch_size,)
-    return [int(each) for each in chosen]
-
-
-def timed_setting(spec: Hpo, size: int) -> dict[str, Any]:
-    """Return the hyperparameters that affect the time of a step: batch size, SAM, label smoothing."""
-    middle: dict[str, Any] = {name: sum(spec.space[name].ends) / 2 for name in MIDDLE_VALUES if name in spec.space}
-    return {"batch_size": size, **middle}
-
-
 def _training(built: Fidelity, recipe: Recipe, choice: EngineChoice) -> float:
     """Seconds of a full training of one network without evaluations, extrapolated from a few steps."""
     steps = len(built.context.data.train.targets) // recipe.batch_size
@@ -93,6 +82,17 @@ def _judged(context: RunContext, recipe: Recipe) -> float:
         mean_error(model, val, recipe.loss_fn)
         validate(model, val, recipe)
         return time.process_time() - started
+
+
+def seconds_of_asking(spec: Hpo, sampler: str = "tpe") -> float:
+    """Return the mean seconds of processor time that a sampler takes to draw a setting in a search."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=lookup(SAMPLERS, sampler, "sampler")(0))
+    with one_thread():
+        started = time.process_time()
+        for number in range(spec.trials):
+            study.tell(study.ask(distributions(spec.space)), float(number % 7))
+        return (time.process_time() - started) / spec.trials
 
 
 def machine_load() -> str:
@@ -122,8 +122,7 @@ def time_pruned(
     training: dict[str, list[dict[str, float]]] = {}
     others: list[dict[str, float]] = []
     for _ in range(ROUNDS):
-        for size in batch_sizes(spec):
-            recipe = recipe_with(spec.recipe, timed_setting(spec, size))
+        for recipe in typical_recipes(spec):
             started = time.process_time()
             mask = prune(context.new_model(seed=0), density)
             pruned = time.process_time() - started
@@ -137,7 +136,7 @@ def time_pruned(
             while lanes <= choice.lanes and choice.lanes > 1:
                 row[str(lanes)], _ = _timed_epochs(context, EngineChoice(choice.engine, lanes), recipe, mask)
                 lanes *= 2
-            training.setdefault(str(size), []).append(row)
+            training.setdefault(str(recipe.batch_size), []).append(row)
         model = context.model_with(trained.state(0)[0])
         others.append({"prune": pruned, **_measured(context, recipe, Trained(model, mask), measures)})
     return {"training": {size: _medians(rows) for size, rows in training.items()}, **_medians(others)}
