@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from typer.testing import CliRunner
 
 from regimes.config.hpo_file import read_hpo
 from regimes.config.keys import seed_of
@@ -22,6 +21,7 @@ from regimes.hpo.validation import validate
 from regimes.landscape.measure_networks import measure
 from regimes.pruners.prune import prune
 from regimes.research.hpo_benchmark import record_pruned as recorder
+from regimes.research.hpo_benchmark.commands import app
 from regimes.research.hpo_benchmark.fidelities import FULL, RecordedFidelity
 from regimes.research.hpo_benchmark.pruned_page import pruned_page
 from regimes.research.hpo_benchmark.pruned_table import EVALUATED, VARIABLES, open_pruned, write_pruned
@@ -29,7 +29,6 @@ from regimes.research.hpo_benchmark.record import settings
 from regimes.research.hpo_benchmark.recordings import PrunedDesign, Recording
 from regimes.training.train import train
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 FILE = """
 [data]
 name = "synthetic"
@@ -187,12 +186,16 @@ def test_a_design_counts_its_trainings() -> None:
     assert (design.better, design.dense_trainings, design.retrainings) == (10, 50, 18)
 
 
-def test_wrong_arguments_are_a_line(research: Cli, tmp_path: Path) -> None:
-    for arguments, told in (
-        (("record", "digit", "--objective", "pruned"), "unknown recording 'digit' (did you mean 'digits'?)"),
-        (("record", "digits", "--objective", "both"), "--objective both: unknown; allowed: full, pruned"),
-        (("record", "digits", "--objective", "pruned", "--settings", "300"), "the recording has 256"),
-    ):
-        out = research("hpo_benchmark", *arguments, "--out", tmp_path)
-        assert out.returncode == 2
-        assert told in out.stderr
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["record", "digit", "--objective", "pruned"], "unknown recording 'digit' (did you mean 'digits'?)"),
+        (["record", "digits", "--objective", "both"], "--objective both: unknown; allowed: full, pruned"),
+        (["record", "digits", "--objective", "pruned", "--settings", "300"], "the recording has 256"),
+        (["compare", "text"], "no recording; make one with"),
+    ],
+)
+def test_wrong_arguments_are_a_line(arguments: list[str], told: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert told in result.stderr

@@ -22,8 +22,8 @@ NaN: not recorded, or a measure of a diverged network. Infinite: errors and loss
 diverged network counts as diverged.
 
 The attribute ``facts`` is JSON: ``spec`` (the search file), ``design`` (`PrunedDesign`), ``engine`` (of retrainings),
-``classes``, ``chance_error``, ``environment``, ``beside`` (load of the machine when timing began), and
-``seconds`` (processor time)::
+``classes``, ``chance_error``, ``whole`` (hyperparameters that are integers), ``asking`` (seconds that TPE takes to draw
+a setting), ``environment``, ``beside`` (load of the machine when timing began), and ``seconds`` (processor time)::
 
     seconds["training"][batch size]["dense" | "retrain" | "judged" | "evaluated" | "8" | "16" ...]
         of a whole dense training and a whole retraining of one network alone, by the engine eager, without evaluations;

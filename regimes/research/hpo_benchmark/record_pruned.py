@@ -46,7 +46,7 @@ from regimes.research.hpo_benchmark.fidelities import typical_recipes
 from regimes.research.hpo_benchmark.pruned_table import EVALUATED, assemble_pruned, pairs_of, snapshot_epochs
 from regimes.research.hpo_benchmark.record import Setting, settings
 from regimes.research.hpo_benchmark.recordings import PrunedDesign, Recording
-from regimes.research.hpo_benchmark.timing import machine_load, time_pruned
+from regimes.research.hpo_benchmark.timing import machine_load, seconds_of_asking, time_pruned
 from regimes.research.page import Say
 
 PART = 8  # settings after which the table is written
@@ -170,7 +170,8 @@ class PrunedRecorder:
                     found.setdefault(f"{of}val_error_by_epoch", {})[at] = curve
             elif record["status"] != "diverged":
                 name = stage.name if isinstance(stage, MeasureStage) else "kept"
-                found.setdefault(name, {})[place] = record["values"][name]["value"]
+                measured = record["values"][name]["value"]
+                found.setdefault(name, {})[place] = math.nan if measured is None else measured
         return found
 
     def table(self, trainings: Sequence[tuple[int, int]]) -> xr.Dataset:
@@ -231,8 +232,9 @@ def record_pruned(recording: Recording, folder: Path, workers: int, say: Say) ->
         chosen = range(design.settings) if seeds.start == 0 else recorder.better()
         trainings = [(number, seed) for number in chosen for seed in seeds]
         for start in range(0, len(trainings), PART):
-            done += trainings[start : start + PART]
-            recorder.record(done[-len(trainings[start : start + PART]) :], workers)
+            part = trainings[start : start + PART]
+            recorder.record(part, workers)
+            done += part
             say(f"{len(done)} of {design.dense_trainings} dense trainings, with {design.retrainings} retrainings each")
             yield recorder.table(done)
 
@@ -250,6 +252,7 @@ def _timed(spec: Hpo, design: PrunedDesign, context: RunContext, folder: Path, s
         with one_thread():
             choice = select_engine(context, typical_recipes(spec), together)
             seconds = time_pruned(spec, context, choice, design.densities[len(design.densities) // 2], MEASURES)
-        kept = {"engine": dataclasses.asdict(choice), "seconds": seconds, "beside": beside}
+        asking = seconds_of_asking(spec)
+        kept = {"engine": dataclasses.asdict(choice), "seconds": seconds, "asking": asking, "beside": beside}
         write_checked(path, kept)
-    return {name: kept[name] for name in ("engine", "seconds", "beside")}
+    return kept

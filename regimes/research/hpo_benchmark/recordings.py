@@ -11,7 +11,7 @@ BEST_SHARE = 4  # the better 1 / BEST_SHARE of the settings is trained with more
 
 @dataclass(frozen=True)
 class PrunedDesign:
-    """What is trained for the table of pruned networks.
+    """Sizes of the table of pruned networks.
 
     Attributes:
         settings: number of settings, the first ones of the recording's.
