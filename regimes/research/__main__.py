@@ -16,6 +16,7 @@ from regimes.errors import UserError
 from regimes.experiment.warning_lines import print_warnings
 from regimes.registry import lookup
 from regimes.research.hpo_benchmark import HPO_STUDIES
+from regimes.research.hpo_benchmark.commands import app as hpo_benchmark
 from regimes.research.speed import BENCHES
 from regimes.research.speed.harness import BenchOptions
 from regimes.research.studies import STUDIES
@@ -24,6 +25,7 @@ Images = Annotated[str, typer.Option(help="Folder of train/CLASS/*.jpg, test/CLA
 Count = Annotated[int, typer.Option(min=0, help="Images for PreResNet-20 (0: the benchmark's own number).")]
 PROGRAM = "python -m regimes.research"
 app = typer.Typer(name=PROGRAM, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(hpo_benchmark, name="hpo_benchmark")
 
 
 @app.command()

@@ -205,7 +205,7 @@ def test_a_table_that_is_no_table(tiny: Sweep) -> None:
     assert any("load: must be a table [load], got 3" in line for line in mistakes(tiny))
 
 
-READERS: dict[str, Any] = {"discover": read_discovery_file, "hpo": read_hpo, "proof": read_hpo}
+READERS: dict[str, Any] = {"discover": read_discovery_file, "hpo": read_hpo, "proof": read_hpo, "search": read_hpo}
 
 
 def test_shipped_sweeps_are_sound() -> None:

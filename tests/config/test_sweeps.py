@@ -15,7 +15,7 @@ from regimes.experiment.run import Result
 from regimes.models.build import build
 
 ALL = sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml"))
-FILES = [file for file in ALL if not file.stem.endswith(("-discover", "-hpo", "-proof"))]
+FILES = [file for file in ALL if not file.stem.endswith(("-discover", "-hpo", "-proof", "-search"))]
 TEXT = [file for file in FILES if file.stem.startswith("text")]
 STUDY = [file for file in FILES if file.stem.endswith(("-epochs", "-batch-size")) and "cifar" in file.stem]
 

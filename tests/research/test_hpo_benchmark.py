@@ -58,7 +58,9 @@ def test_a_recording_survives_its_file(tmp_path: Path) -> None:
     assert again.settings == table().settings
     np.testing.assert_array_equal(again.arrays["loss"], table().arrays["loss"])
     assert again.facts["spec"] == table().facts["spec"]
-    with pytest.raises(UserError, match=r"no recording; make one with `python -m regimes.research study recording"):
+    with pytest.raises(
+        UserError, match=r"no recording; make one with `python -m regimes.research hpo_benchmark record"
+    ):
         open_table(tmp_path / "other.nc")
     (tmp_path / "text.nc").write_text("no netCDF")
     with pytest.raises(UserError, match="not a recording of searches"):
@@ -265,7 +267,7 @@ def test_the_map_chooses_the_proxy_and_where_trials_start_and_its_cost_counts() 
 def test_no_recording_is_a_line(research: Cli, tmp_path: Path) -> None:
     out = research("bench", "hpo", "--recording", tmp_path / "none.nc")
     assert out.returncode == 2
-    assert "none.nc: no recording; make one with `python -m regimes.research study recording" in out.stderr
+    assert "none.nc: no recording; make one with `python -m regimes.research hpo_benchmark record" in out.stderr
     out = research("bench", "pair", "--live")
     assert out.returncode == 2
     assert "are options of `bench hpo` only" in out.stderr

@@ -8,19 +8,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import search_tables as tables
 
 import regimes.research.hpo_benchmark.bench as bench
-from regimes.config.hpo_file import resolve_hpo
+from regimes.config.hpo_file import read_hpo, resolve_hpo
 from regimes.config.keys import seed_of
 from regimes.errors import UserError
 from regimes.hpo.plan import context_of
 from regimes.landscape.error import error_and_loss
 from regimes.research.hpo_benchmark import fidelity_by_regime
-from regimes.research.hpo_benchmark.fidelities import FULL, as_facts, from_facts
+from regimes.research.hpo_benchmark.compare import compare
+from regimes.research.hpo_benchmark.fidelities import FULL, RecordedFidelity, as_facts, from_facts
 from regimes.research.hpo_benchmark.live_check import LIVE_METHODS, live_tables, run_live
 from regimes.research.hpo_benchmark.methods import AS_FAST, BASE, METHODS
+from regimes.research.hpo_benchmark.methods import compared as methods_compared
 from regimes.research.hpo_benchmark.record import (
     ExistingRows,
     recipes_of,
@@ -30,9 +33,11 @@ from regimes.research.hpo_benchmark.record import (
     tasks_of,
     train_task,
 )
+from regimes.research.hpo_benchmark.record_study import record_full
+from regimes.research.hpo_benchmark.recordings import PrunedDesign, Recording
 from regimes.research.hpo_benchmark.run_method import replay
 from regimes.research.hpo_benchmark.scores import Scores
-from regimes.research.hpo_benchmark.table import write_table
+from regimes.research.hpo_benchmark.table import open_table, write_table
 from regimes.research.hpo_benchmark.timing import time_fidelities
 from regimes.research.speed.harness import BenchOptions
 from regimes.training.train import train
@@ -191,6 +196,67 @@ def test_live_searches_are_kept_and_shown_beside_their_replays(tmp_path: Path) -
     with pytest.raises(UserError, match="not a list of live searches"):
         live_tables(tmp_path, scores)
     assert live_tables(tmp_path / "none", scores) == []
+
+
+def test_a_recording_of_another_search_is_made_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks smaller in an option are proxies; the compared methods run on any recording; recorded rows stay."""
+    monkeypatch.setattr("regimes.research.hpo_benchmark.timing.ROUNDS", 1)
+    monkeypatch.setattr("regimes.research.hpo_benchmark.ranking_quality.BOOTSTRAP_DRAWS", 20)
+    monkeypatch.setattr(bench, "_SETUP", [])
+    for module in ("record", "bench"):
+        monkeypatch.setattr(f"regimes.research.hpo_benchmark.{module}.ProcessPoolExecutor", InThisProcess)
+        monkeypatch.setattr(f"regimes.research.hpo_benchmark.{module}.exit_with_parent", lambda parent: None)
+    lines = (f"{name} = {json.dumps(each)}" for name, each in tables.SPEC["data"].items())
+    (tmp_path / "search.toml").write_text(
+        "trials = 6\nbatch = 6\n[data]\n" + "\n".join(lines) + '\n[model]\nname = "mlp"\nwidths = [32, 32]\n'
+        "[recipe]\nepochs = 2\n[space]\nbatch_size = [32, 64]\nlearning_rate = { low = 0.001, high = 1.0, log = true }"
+    )
+    fidelities = (
+        RecordedFidelity(FULL, seeds=2),
+        RecordedFidelity("widths 8", size={"widths": [8, 8]}),
+        RecordedFidelity("quarter of the images", images=0.25),
+    )
+    design = PrunedDesign(2, (0.5,))
+    made = Recording("small", str(tmp_path / "search.toml"), "clusters", 16, fidelities, design, ("widths 8",))
+    page = record_full(made, tmp_path / "out", tmp_path / "runs", lambda text: None)
+    assert "16 settings of batch size, learning rate" in page.paragraphs[0]
+    assert "Processor time: 40 trainings of the full network" in page.paragraphs[1]  # 16 x 2 + 4 x 2
+    table = open_table(tmp_path / "out/recording.nc")
+    known = (~np.isnan(table.arrays["loss"][..., -1])).sum(axis=1)  # (fidelities, seeds)
+    assert known.tolist() == [[16, 16, 4, 4], [16, 0, 0, 0], [16, 0, 0, 0]]
+    place, context = table.positions["widths 8"], context_of(read_hpo(made.file), "cpu", tmp_path)
+    fidelity, built = from_facts(table.facts["courses"][place], context, read_hpo(made.file).recipe)
+    assert {len(each) for each in built.context.new_model(0).parameters()} == {8, 4}  # two layers, four classes
+    assert not fidelity.is_full
+    monkeypatch.setattr("regimes.research.hpo_benchmark.record_study.record", _not_again)
+    record_full(made, tmp_path / "out", tmp_path / "other", lambda text: None)
+    compared = compare(made, tmp_path / "out/recording.nc", 4, lambda text: None)
+    names = [each["arm"] for each in compared.tables[0].facts]
+    assert names == [method.name for method in methods_compared(made.proxies)]
+    assert len(names) == 10
+    assert {"ours, widths 8", "one epoch, keep the best", "GP, full network"} < set(names)
+    compared.write(tmp_path / "out", "python -m regimes.research hpo_benchmark compare small")
+    assert (tmp_path / "out/compare-best-so-far.png").is_file()
+
+
+class InThisProcess:
+    """A pool without processes, which take longer to start than to work here."""
+
+    def __init__(self, *arguments: Any, initializer: Any, initargs: tuple[Any, ...], **more: Any) -> None:
+        initializer(*initargs)
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        pass
+
+    def map(self, function: Any, items: Any) -> Any:
+        return map(function, items)
+
+
+def _not_again(*arguments: Any) -> None:
+    raise AssertionError("trained again")
 
 
 def test_seconds_are_of_a_whole_training(few: tuple[Any, Any, list[Any]]) -> None:

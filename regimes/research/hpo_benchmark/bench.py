@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from optuna.exceptions import ExperimentalWarning
 
 from regimes.config.hpo_file import resolve_hpo
 from regimes.experiment.parent_watchdog import exit_with_parent
@@ -24,7 +27,7 @@ from regimes.research.hpo_benchmark.ranking_quality import RankingQuality, ranki
 from regimes.research.hpo_benchmark.ranking_tables import ranking_table, shift_table, validation_value_table
 from regimes.research.hpo_benchmark.run_method import BenchmarkSetup, MethodResult, replay
 from regimes.research.hpo_benchmark.scores import Scores
-from regimes.research.hpo_benchmark.table import SearchTable, fidelities_of, open_table
+from regimes.research.hpo_benchmark.table import Numbers, SearchTable, fidelities_of, open_table
 from regimes.research.hpo_benchmark.tables import methods_table, targets_table
 from regimes.research.page import Page, benchmark_page
 from regimes.research.speed.harness import BenchOptions
@@ -49,10 +52,8 @@ def bench(options: BenchOptions, say: Say, recording: Path | None = None, live: 
     setup = setup_of(table, path.parent)
     if live:
         run_live(setup, path.parent, say)
-    found = searches(path, setup, say)
-    tested = [
-        table.expected_test_errors(without=table.seen_seeds(seed)[table.positions[FULL]]) for seed in range(SEARCHES)
-    ]
+    found = searches(path, setup, METHODS, SEARCHES, say)
+    tested = tested_errors(table, SEARCHES)
     scores = Scores.of(found, tested, table.seed_noise())
     asked, ranks = contrasts(scores), ranked(table, say)
     tables = [methods_table(scores, setup), contrasts_table(asked), targets_table(scores)]
@@ -70,7 +71,7 @@ def bench(options: BenchOptions, say: Say, recording: Path | None = None, live: 
     return benchmark_page("hpo", tables, drawn, (INTRODUCTION, *conclusions(scores, asked)))
 
 
-def setup_of(table: SearchTable, folder: Path) -> BenchmarkSetup:
+def setup_of(table: SearchTable, folder: Path, with_map: bool = True) -> BenchmarkSetup:
     """Return the benchmark setup of a recorded table: its search, its networks and the map in its folder, if any."""
     spec = resolve_hpo(table.facts["spec"], "recording")
     context = context_of(spec, "cpu", folder)
@@ -81,37 +82,47 @@ def setup_of(table: SearchTable, folder: Path) -> BenchmarkSetup:
         seconds, alone = (table.mean_seconds(fidelity.name, together) / images for together in (True, False))
         fidelities[fidelity.name] = dataclasses.replace(built, seconds=seconds, alone=alone)
     guide = None
-    if "map" in table.facts:
+    if with_map and "map" in table.facts:
         guide = open_guidance(folder / MAP, spec.data, spec.model, table.facts["map"]["seconds"])
     return BenchmarkSetup(table, spec, fidelities, guide, spec.trials)
 
 
-def searches(path: Path, setup: BenchmarkSetup, say: Say) -> dict[str, list[MethodResult]]:
-    """Replay all methods in parallel: {method: results by seed}.
+def tested_errors(table: SearchTable, count: int) -> list[Numbers]:
+    """Return the settings' expected test errors for each of so many searches, without the training that it sees."""
+    return [table.expected_test_errors(without=table.seen_seeds(seed)[table.positions[FULL]]) for seed in range(count)]
 
-    Methods that need a map are left out where there is none.
+
+def searches(
+    path: Path, setup: BenchmarkSetup, methods: Sequence[SearchMethod], count: int, say: Say
+) -> dict[str, list[MethodResult]]:
+    """Replay methods in parallel: {method: results by seed}.
+
+    Methods that need a map are left out where there is none, and those of fidelities that are not recorded.
     """
     found = {}
     pool = ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context("spawn"), initializer=_ready, initargs=(path, os.getpid())
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_ready,
+        initargs=(path, dict(setup.asking), setup.guide is not None, os.getpid()),
     )
     with pool:
-        for method in METHODS:
+        for method in methods:
             if (setup.guide is not None or not method.uses_map) and set(setup.fidelity_names(method)) <= set(
                 setup.fidelities
             ):
-                found[method.name] = list(pool.map(_replayed, [(method, seed) for seed in range(SEARCHES)]))
-                say(f"{method.name}: {SEARCHES} searches replayed")
+                found[method.name] = list(pool.map(_replayed, [(method, seed) for seed in range(count)]))
+                say(f"{method.name}: {count} searches replayed")
     return found
 
 
 _SETUP: list[BenchmarkSetup] = []  # of this process
 
 
-def _ready(path: Path, parent: int) -> None:
+def _ready(path: Path, asking: dict[str, float], with_map: bool, parent: int) -> None:
     exit_with_parent(parent)
     torch.set_num_threads(1)
-    _SETUP.append(setup_of(open_table(path), path.parent))
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # of the sampler with a Gaussian process
+    _SETUP.append(dataclasses.replace(setup_of(open_table(path), path.parent, with_map), asking=asking))
 
 
 def _replayed(asked: tuple[SearchMethod, int]) -> MethodResult:

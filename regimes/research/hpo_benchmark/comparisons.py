@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from regimes.plots.text_table import TextTable
@@ -51,9 +52,9 @@ class Comparison:
         return "; ".join([*self.better, *self.worse]) or "undecided"
 
 
-def contrasts(scores: Scores) -> list[Comparison]:
-    """Evaluate all `CONTRASTS` whose methods were replayed."""
-    asked = [each for each in CONTRASTS if set(each[1:]) <= set(scores.times)]
+def contrasts(scores: Scores, questions: Sequence[tuple[str, str, str]] = CONTRASTS) -> list[Comparison]:
+    """Evaluate all comparisons, (question, method, other method), whose methods were replayed."""
+    asked = [each for each in questions if set(each[1:]) <= set(scores.times)]
     return [Comparison.of(scores, one, other, question) for question, one, other in asked]
 
 

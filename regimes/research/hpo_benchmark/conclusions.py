@@ -16,29 +16,35 @@ GOAL_VS_STOPPER = 0.3  # likewise of the best stock stopper's
 WIDTH, MAP = "Is pruning more than width?", "Does the map pay?"
 
 
-def conclusions(scores: Scores, found: Sequence[Comparison]) -> list[str]:
-    """Return paragraphs on time saved, on stock stoppers, on pruning versus width, and on the regime map."""
-    said = [_saved(scores), _beside_stoppers(scores)] if OURS.name in scores.times else []
+def conclusions(scores: Scores, found: Sequence[Comparison], ours: str = OURS.name) -> list[str]:
+    """Return paragraphs on time saved, on stock stoppers, on pruning versus width, and on the regime map.
+
+    Args:
+        scores: scores of all methods.
+        found: the comparisons.
+        ours: name of the package's own method.
+    """
+    said = [_saved(scores, ours), _beside_stoppers(scores, ours)] if ours in scores.times else []
     said += [_width([each for each in found if each.question == WIDTH])]
     said += [_map(scores, [each for each in found if each.question == MAP])]
     return [each for each in said if each]
 
 
-def _saved(scores: Scores) -> str:
-    ours = Comparison.of(scores, OURS.name, BASE)
-    ends = "It may end worse" if scores.worse(OURS.name) else "It ends no worse"
+def _saved(scores: Scores, name: str) -> str:
+    ours = Comparison.of(scores, name, BASE)
+    ends = "It may end worse" if scores.worse(name) else "It ends no worse"
     told = f"{ends}: {ours.apart.points()} points of test error, {100 * scores.noise:.2f} allowed."
-    return f"**What does it save?** *{OURS.name}*, compared with {BASE}, {_goal(ours, GOAL_VS_BASELINE)} {told}"
+    return f"**What does it save?** *{name}*, compared with {BASE}, {_goal(ours, GOAL_VS_BASELINE)} {told}"
 
 
-def _beside_stoppers(scores: Scores) -> str:
+def _beside_stoppers(scores: Scores, ours: str) -> str:
     asked = "**Compared with Optuna's stoppers?**"
     as_good = [each for name in OWN_STOCK if (each := f"TPE + {name}") in scores.times and not scores.worse(each)]
     if not as_good:
         return f"{asked} With default settings, none of them is shown to end no worse than {BASE}."
     best = min(as_good, key=lambda name: float(np.median(scores.seconds[name])))
-    told = _goal(Comparison.of(scores, OURS.name, best), GOAL_VS_STOPPER)
-    return f"{asked} Of those that end no worse, *{best}* is the fastest. *{OURS.name}*, compared with it, {told}"
+    told = _goal(Comparison.of(scores, ours, best), GOAL_VS_STOPPER)
+    return f"{asked} Of those that end no worse, *{best}* is the fastest. *{ours}*, compared with it, {told}"
 
 
 def _goal(ours: Comparison, goal: float) -> str:

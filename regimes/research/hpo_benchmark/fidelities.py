@@ -14,11 +14,20 @@ from regimes.config.hpo import Hpo
 from regimes.config.recipe import Recipe
 from regimes.data.dataset import Dataset, Split
 from regimes.experiment.context import RunContext
-from regimes.hpo.build_fidelities import ProxyBuilder, facts_of, fidelity_from_facts, full_fidelity, proxy_fidelity
+from regimes.hpo.build_fidelities import (
+    ProxyBuilder,
+    facts_of,
+    fidelity_from_facts,
+    full_fidelity,
+    option_fidelity,
+    proxy_fidelity,
+)
 from regimes.hpo.fidelities import Fidelity
+from regimes.hpo.search_space import recipe_with
 
 FULL = "full"
 SHORT_SHARE = 0.25  # of the epochs
+MIDDLE_VALUES = ("sam_rho", "label_smoothing")  # hyperparameters that change a training step
 SEARCHED = 2  # seeds per setting that searches draw from
 
 
@@ -34,6 +43,7 @@ class RecordedFidelity:
         epochs: share of the epochs; the learning rate schedule is shortened accordingly.
         shift: {recipe field: factor} applied to every setting.
         seeds: number of seeds that every setting is trained with.
+        size: the model's option in which it is smaller, with its value, in place of a proxy.
     """
 
     name: str
@@ -43,11 +53,12 @@ class RecordedFidelity:
     epochs: float = 1.0
     shift: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
+    size: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_full(self) -> bool:
         """Whether this is the full training that a search optimizes."""
-        return not self.proxy and self.unmodified
+        return not self.proxy and not self.size and self.unmodified
 
     @property
     def unmodified(self) -> bool:
@@ -86,10 +97,22 @@ def build_fidelity(fidelity: RecordedFidelity, spec: Hpo, context: RunContext, b
         UserError: this model cannot be reduced to the proxy's density.
     """
     part, kind = part_of(fidelity, context), fidelity.proxy or "narrowed"
-    make = ProxyBuilder(part, spec.recipe, kind, fidelity.epochs, batch if fidelity.proxy else 1, spec.seed)
+    lanes = batch if fidelity.proxy or fidelity.size else 1
+    make = ProxyBuilder(part, spec.recipe, kind, fidelity.epochs, lanes, spec.seed, extremes=typical_recipes(spec))
     if fidelity.proxy:
         return proxy_fidelity(make, fidelity.density)
+    if fidelity.size:
+        ((option, value),) = fidelity.size.items()
+        return option_fidelity(make, option, value)
     return full_fidelity(dataclasses.replace(make, recipe=fidelity.recipe(spec.recipe)))
+
+
+def typical_recipes(spec: Hpo) -> tuple[Recipe, ...]:
+    """Return a recipe of each batch size of a search, with SAM rho and label smoothing amid their ranges."""
+    dimension = spec.space.get("batch_size")
+    sizes = [int(each) for each in dimension.choices or ()] if dimension is not None else []
+    middle = {name: sum(spec.space[name].ends) / 2 for name in MIDDLE_VALUES if name in spec.space}
+    return tuple(recipe_with(spec.recipe, {**middle, "batch_size": size}) for size in sizes or [spec.recipe.batch_size])
 
 
 def part_of(fidelity: RecordedFidelity, context: RunContext) -> RunContext:

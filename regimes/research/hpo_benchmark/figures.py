@@ -26,15 +26,21 @@ SHOWN = {  # method: colour, line
     "ours, with the map": ("#E69F00", "--"),
     OURS.name: ("#D55E00", "-"),
 }
+STYLES = [(colour, style) for style in ("-", "--") for colour in tuple(each for each, _ in SHOWN.values())]
 CURVE_POINTS = 200
 
 
-def curves(found: Mapping[str, Sequence[MethodResult]], tested: Sequence[Numbers], target: float) -> Figure:
+def curves(
+    found: Mapping[str, Sequence[MethodResult]],
+    tested: Sequence[Numbers],
+    target: float,
+    shown: Mapping[str, tuple[str, str]] = SHOWN,
+) -> Figure:
     """Draw the incumbent's expected test error over time, averaged over searches once all have an incumbent."""
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     axes = figure.subplots()
-    latest = max(each.seconds for name in SHOWN for each in found.get(name, ()))
-    for name, (colour, style) in SHOWN.items():
+    latest = max(each.seconds for name in shown for each in found.get(name, ()))
+    for name, (colour, style) in shown.items():
         if name not in found:
             continue
         seconds = np.geomspace(10, latest, CURVE_POINTS)

@@ -1,8 +1,8 @@
-"""Search methods that are compared: baselines, ablations and the package's own."""
+"""Search methods: those that are compared on every recording, and `METHODS`, with the ablations, for that of digits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from optuna import pruners
@@ -17,6 +17,7 @@ OWN_STOCK: dict[str, Callable[[], pruners.BasePruner]] = {  # with Optuna's defa
 }
 EARLY_REPORT = (0.1,)  # share of a training after which halving decides
 EVERY_EPOCH = tuple(number / 20 for number in range(1, 20))  # reports to the stock stoppers, of 20 epochs
+ONE_EPOCH = 1e-6  # share of a training that is rounded up to one epoch
 PAIRS = 16  # settings trained on both networks to estimate the optimum shift
 
 
@@ -165,3 +166,47 @@ CONTRASTS = (  # question, method, method that it is compared with
     ("Does correcting the settings pay?", "ours, shifted", "ours at 0.06"),
     *(("Ours compared with each stock stopper", "ours at 0.06", f"TPE + {name}") for name in OWN_STOCK),
 )
+
+
+def compared(proxies: Sequence[str]) -> tuple[SearchMethod, ...]:
+    """Return the methods that are compared on every recording.
+
+    Args:
+        proxies: names of the narrower networks of the recording, the first of which `ours` uses.
+    """
+    return (
+        SearchMethod("random, full network", "every trial in full", sampler="random"),
+        SearchMethod(BASE, "every trial in full: the baseline"),
+        SearchMethod("GP, full network", "every trial in full, Bayesian optimisation", sampler="gp"),
+        _stock("median"),
+        SearchMethod(
+            "one epoch, keep the best",
+            "one epoch of every trial; the best 5 continue (1-Epoch, Egele et al. 2023, arXiv 2307.15422)",
+            promoted=5,
+            first_share=ONE_EPOCH,
+        ),
+        _best("a quarter of the images", "the full network on fewer images", "quarter of the images"),
+        *(_best(name, "the narrower network", name) for name in proxies),
+        _ladder("ours, no proxy", "the full network alone"),
+        *(_ours(f"ours, {name}", "the narrower network", name) for name in proxies),
+        _ours("ours, a quarter of the images", "the full network on fewer images, one by one", "quarter of the images"),
+    )
+
+
+def compared_contrasts(proxies: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    """Return the comparisons of `compared` methods: (question, method, method that it is compared with)."""
+    ours = ours_of(proxies)
+    return (
+        ("Does a proxy pay, compared with halving?", ours, "ours, no proxy"),
+        ("Does a proxy pay, compared with one epoch?", ours, "one epoch, keep the best"),
+        ("Is a part of the images as good?", ours, "ours, a quarter of the images"),
+        ("Do fleets and halving pay?", ours, proxies[0]),
+        ("Does halving a part of the images pay?", "ours, a quarter of the images", "a quarter of the images"),
+        ("Compared with Bayesian optimisation", ours, "GP, full network"),
+        ("Compared with a stock stopper", ours, "TPE + median"),
+    )
+
+
+def ours_of(proxies: Sequence[str]) -> str:
+    """Return the name of the package's own search among the `compared` methods."""
+    return f"ours, {proxies[0]}"

@@ -1,4 +1,4 @@
-"""Study ``recording``: record the table that searches are replayed on."""
+"""Record the table of full networks that searches are replayed on; study ``recording``: that of digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 
 from regimes.config.hpo import INTEGERS, Hpo
 from regimes.config.hpo_file import read_hpo
@@ -20,12 +19,16 @@ from regimes.data.dataset import Dataset
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
 from regimes.experiment.context import RunContext
 from regimes.experiment.environment import environment
-from regimes.hpo import SAMPLERS
 from regimes.hpo.plan import context_of, guidance_of
-from regimes.hpo.search_space import distributions
 from regimes.plots.text_table import TextTable
-from regimes.registry import lookup
-from regimes.research.hpo_benchmark.fidelities import FIDELITIES, SEARCHED, as_facts, build_fidelity, from_facts
+from regimes.research.hpo_benchmark.fidelities import (
+    FULL,
+    SEARCHED,
+    RecordedFidelity,
+    as_facts,
+    build_fidelity,
+    from_facts,
+)
 from regimes.research.hpo_benchmark.methods import PAIRS
 from regimes.research.hpo_benchmark.optimum_shift import shift_between
 from regimes.research.hpo_benchmark.record import (
@@ -38,35 +41,31 @@ from regimes.research.hpo_benchmark.record import (
     settings,
     tasks_of,
 )
-from regimes.research.hpo_benchmark.table import SEEDS, SearchTable, assemble, write_table
-from regimes.research.hpo_benchmark.timing import machine_load, time_fidelities
+from regimes.research.hpo_benchmark.recordings import BEST_SHARE, DIGITS, Recording
+from regimes.research.hpo_benchmark.table import SEEDS, SearchTable, assemble, fidelities_of, write_table
+from regimes.research.hpo_benchmark.timing import machine_load, seconds_of_asking, time_fidelities
 from regimes.research.page import Page, Say
 
-FILE = "sweeps/digits-proof.toml"
-COUNT = 256  # settings
-BEST_SHARE = 4  # the best 1 / BEST_SHARE of the settings is trained with more seeds
-SHIFTED = ("narrowed 0.06", "narrowed 0.06, short")  # fidelities that are recorded with shifted settings as well
-SCALED = ("narrowed 0.06",)  # likewise with learning rates scaled in inverse proportion to the width
 RECORDING, MAP = "recording.nc", "map.nc"
-TITLE = "A recording of searches on handwritten digits"
-PARAGRAPHS = [
-    f"`{FILE}`: {COUNT} settings of learning rate, weight decay, batch size, SAM rho and label smoothing that fill the "
-    "space evenly, each trained with two seeds on the full network (the better quarter with four), on proxies of "
-    "several kinds, and on parts of the images; recorded are the validation loss after every epoch, the final test "
-    "error of the full network, and measured seconds. `python -m regimes.research bench hpo` replays searches on it.",
+AGAIN = (
     "The same command resumes an interrupted recording and adds new fidelities; recorded trainings are not repeated. "
-    "The minutes above are those of the last command.",
-]
+    "The minutes above are those of the last command."
+)
 
 
 def study(out: Path, runs: Path, say: Say) -> Page:
-    """Make the recording, or complete it."""
-    spec = read_hpo(FILE)
-    folder = runs / "recording"
+    """Make the recording of digits, or complete it."""
+    return record_full(DIGITS, out, runs, say)
+
+
+def record_full(recording: Recording, out: Path, runs: Path, say: Say) -> Page:
+    """Make the table of full networks of a recording, or complete it; return its page."""
+    spec = read_hpo(recording.file)
+    folder = runs / ("recording" if recording == DIGITS else f"full-{recording.name}")
     context = context_of(spec, "cpu", folder)
-    found = settings(spec.space, COUNT)
+    found = settings(spec.space, recording.settings)
     existing = ExistingRows.of(out / RECORDING, found)
-    fidelities = _built_fidelities(spec, context, folder, existing, say)
+    fidelities = _built_fidelities(recording.fidelities, spec, context, folder, existing, say)
     recipes = recipes_of(spec, found)
     rows: dict[tuple[int, int, int], dict[str, Any]] = {}
 
@@ -87,28 +86,57 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     better = _better(rows, len(found))
     for seed in range(SEARCHED, SEEDS):
         do(0, [recipes[number] for number in better], seed)
-    shifted = [existing.shifted(name) or _shifted(name, fidelities, rows, found, spec, say) for name in SHIFTED]
-    shifted += [_scaled(name, fidelities) for name in SCALED]
+    shifted = [
+        existing.shifted(name) or _shifted(name, fidelities, rows, found, spec, say) for name in recording.shifted
+    ]
+    shifted += [_scaled(name, fidelities) for name in recording.scaled]
     for facts in shifted:
         fidelities.append(facts)
         do(len(fidelities) - 1, recipes, 0)
-    default = existing.facts.get("default") or _default(spec, fidelities[0], context, folder, say)
-    facts = _facts(spec, fidelities, context, folder, default, existing)
+    default = existing.facts.get("default") or _default(spec, len(found), fidelities[0], context, folder, say)
+    facts = _facts(recording, spec, fidelities, context, folder, default, existing)
     data = assemble([each["course"]["name"] for each in fidelities], found, rows, spec.recipe.epochs, facts)
     write_table(data, out / RECORDING)
-    facts["map"] = existing.facts.get("map") or _map(spec, folder, out, say)
-    data.attrs["facts"] = json.dumps(facts, sort_keys=True)
-    write_table(data, out / RECORDING)
-    return Page("recording", TITLE, PARAGRAPHS, [_table(data, facts)], facts=facts)
+    if recording.has_map:
+        facts["map"] = existing.facts.get("map") or _map(spec, folder, out, say)
+        data.attrs["facts"] = json.dumps(facts, sort_keys=True)
+        write_table(data, out / RECORDING)
+    title = f"A recording of searches on {recording.title}"
+    paragraphs = [_in_words(recording, spec), _cost_in_words(recording, SearchTable(data, facts)), AGAIN]
+    return Page("recording", title, paragraphs, [_table(data, facts)], facts=facts)
+
+
+def _in_words(recording: Recording, spec: Hpo) -> str:
+    """What is recorded."""
+    return (
+        f"`{recording.file}`: {recording.settings} settings of {', '.join(spec.space).replace('_', ' ')} that fill the "
+        "space evenly, each trained with two seeds on the full network (the better quarter with four) and on the "
+        "cheaper fidelities below; recorded are the validation loss after every epoch, the final test error of the "
+        "full network, and measured seconds. `python -m regimes.research hpo_benchmark compare "
+        f"{recording.name}` replays searches on it."
+    )
+
+
+def _cost_in_words(recording: Recording, table: SearchTable) -> str:
+    """The arithmetic of the processor time of the full network and of the other fidelities."""
+    count, alone = len(table.settings), table.mean_seconds(FULL, together=False)
+    trainings = count * SEARCHED + count // BEST_SHARE * (SEEDS - SEARCHED)
+    others = [each for each in fidelities_of(table.facts) if each.name != FULL]
+    rest = sum(count * each.seeds * table.mean_seconds(each.name) for each in others)
+    total = (trainings * alone + rest) / 60
+    return (
+        f"Processor time: {trainings} trainings of the full network x {alone:.1f} s + {rest / 60:.0f} minutes of the "
+        f"other fidelities = {total:.0f} core-minutes, {total / 2:.0f} minutes on two cores, without validation."
+    )
 
 
 def _built_fidelities(
-    spec: Hpo, context: RunContext, folder: Path, existing: ExistingRows, say: Say
+    wanted: Sequence[RecordedFidelity], spec: Hpo, context: RunContext, folder: Path, existing: ExistingRows, say: Say
 ) -> list[dict[str, Any]]:
     """All fidelities with their networks, built and timed; saved, so that another command can resume."""
     path = folder / "courses.json"
     found = list((_read(path) or {"courses": existing.fidelities})["courses"])
-    left = [fidelity for fidelity in FIDELITIES if fidelity.name not in [each["course"]["name"] for each in found]]
+    left = [fidelity for fidelity in wanted if fidelity.name not in [each["course"]["name"] for each in found]]
     if left:
         say(f"building and timing fidelities; nothing else should run on this machine ({machine_load()})")
     for fidelity in left:
@@ -170,9 +198,11 @@ def _scaled(name: str, fidelities: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**facts, "course": {**facts["course"], "name": f"{name}, scaled", "shift": shift, "seeds": 1}}
 
 
-def _default(spec: Hpo, facts: dict[str, Any], context: RunContext, folder: Path, say: Say) -> dict[str, Any]:
-    """Results of the data set's default recipe, with every seed."""
-    tasks = [RecordTask(facts, (COUNT,), (spec.recipe,), seed, True) for seed in range(SEEDS)]
+def _default(
+    spec: Hpo, number: int, facts: dict[str, Any], context: RunContext, folder: Path, say: Say
+) -> dict[str, Any]:
+    """Results of the search file's own recipe, recorded under a number of its own, with every seed."""
+    tasks = [RecordTask(facts, (number,), (spec.recipe,), seed, True) for seed in range(SEEDS)]
     record(spec, folder, tasks, os.cpu_count() or 1, say)
     rows = [row for _, row in _rows(folder, tasks, context)]
     return {
@@ -182,6 +212,7 @@ def _default(spec: Hpo, facts: dict[str, Any], context: RunContext, folder: Path
 
 
 def _facts(
+    recording: Recording,
     spec: Hpo,
     fidelities: Sequence[dict[str, Any]],
     context: RunContext,
@@ -191,11 +222,11 @@ def _facts(
 ) -> dict[str, Any]:
     data: Dataset = context.loaded
     return {
-        "spec": read_toml(Path(FILE), "search file", FILE),
+        "spec": read_toml(Path(recording.file), "search file", recording.file),
         "courses": [{"course": each["course"], "rung": each["rung"]} for each in fidelities],
         "made": {each["course"]["name"]: each["made"] for each in fidelities},
         **_seconds(spec, fidelities, context, folder, existing),
-        "asking": existing.facts.get("asking") or _asking(spec),
+        "asking": existing.facts.get("asking") or seconds_of_asking(spec),
         "classes": data.classes,
         "whole": list(INTEGERS),
         "default": default,
@@ -220,15 +251,6 @@ def _twin(facts: dict[str, Any], plain: Sequence[dict[str, Any]]) -> dict[str, A
     """The fidelity with the same network and epochs and unshifted settings."""
     same = {"shift": {}, "name": "", "seeds": 1}
     return next(each for each in plain if {**each["course"], **same} == {**facts["course"], **same})
-
-
-def _asking(spec: Hpo) -> float:
-    """Mean seconds that TPE takes to draw a setting."""
-    study = optuna.create_study(sampler=lookup(SAMPLERS, "tpe", "sampler")(0))
-    started = time.perf_counter()
-    for number in range(spec.trials):
-        study.tell(study.ask(distributions(spec.space)), float(number % 7))
-    return (time.perf_counter() - started) / spec.trials
 
 
 def _map(spec: Hpo, folder: Path, out: Path, say: Say) -> dict[str, float]:

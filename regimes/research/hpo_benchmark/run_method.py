@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import optuna
@@ -57,6 +57,7 @@ class BenchmarkSetup:
         fidelities: {name: fidelity with the recorded seconds}.
         guide: regime map; None without one.
         trials: number of trials of every method.
+        asking: {sampler: seconds of drawing a setting}, where they differ from the recorded ones, TPE's.
     """
 
     table: SearchTable
@@ -64,6 +65,7 @@ class BenchmarkSetup:
     fidelities: Mapping[str, Fidelity]
     guide: MapGuidance | None = None
     trials: int = 64
+    asking: Mapping[str, float] = field(default_factory=dict)
 
     def fidelity_names(self, method: SearchMethod) -> list[str]:
         """Return the names of a method's fidelities, the full network last.
@@ -113,7 +115,7 @@ def replay(method: SearchMethod, setup: BenchmarkSetup, seed: int) -> MethodResu
     Searches are paired: with the same seed all methods draw the same numbers and see the same trainings.
     """
     trainer = ReplayTrainer(setup.table, setup.ladder(method), setup.fidelity_names(method), seed)
-    overhead, asking = setup.overhead(method), setup.table.facts["asking"]
+    overhead, asking = setup.overhead(method), setup.asking.get(method.sampler, setup.table.facts["asking"])
     marks: list[tuple[float, int, float]] = []
     drawn = 0
 

@@ -49,7 +49,7 @@ COST_NOTE = (
 def study(out: Path, runs: Path, say: Say) -> Page:
     """Compare the stoppers on the same trials; then search with and without a map."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    asked = read_hpo(FILE)
+    asked = read_hpo(FILE, ["map.make=true"])
     by_hand = read_hpo(FILE, [f"ladder.densities=[{DENSITY}]"])
     stoppers = _stoppers(by_hand, runs / "stoppers", say)
     found = {}

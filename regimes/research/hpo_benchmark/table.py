@@ -202,9 +202,8 @@ def open_table(path: str | Path) -> SearchTable:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"{path}: no recording; make one with `python -m regimes.research study recording --out {path.parent}`"
-        )
+        made = "python -m regimes.research hpo_benchmark record NAME --objective full"
+        raise UserError(f"{path}: no recording; make one with `{made} --out {path.parent}`")
     try:
         data = xr.load_dataset(path, engine="h5netcdf")
         facts = json.loads(data.attrs["facts"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -16,8 +17,9 @@ QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MARGINS = (0.5, 1.0, 2.0)  # distance of the target from the baseline's final error, in units of seed noise
 
 
-def methods_table(scores: Scores, setup: BenchmarkSetup) -> TextTable:
+def methods_table(scores: Scores, setup: BenchmarkSetup, methods: Sequence[SearchMethod] = METHODS) -> TextTable:
     """Return time, time saved and final test error of each method."""
+    by_name = {method.name: method for method in methods}
     head = [
         "search",
         "seconds",
@@ -49,17 +51,13 @@ def methods_table(scores: Scores, setup: BenchmarkSetup) -> TextTable:
         of = {"seconds": scores.seconds[name], "times": times, "errors": scores.errors[name]}
         numbers = {key: np.quantile(each, QUARTILES, method="nearest").tolist() for key, each in of.items()}
         told = {"saves": asdict(whole), "saves_to_target": asdict(sooner), "apart": asdict(apart)}
-        what = {"arm": name, "courses": setup.fidelity_names(_method(name))[:-1], "searches": len(times)}
+        what = {"arm": name, "courses": setup.fidelity_names(by_name[name])[:-1], "searches": len(times)}
         mean = float(np.mean(scores.errors[name]))
         facts.append({**what, "mean_error": mean, "quartiles": numbers, **told})
-    return TextTable("Search methods", rows, _notes(scores, setup), facts)
+    return TextTable("Search methods", rows, _notes(scores, setup, by_name), facts)
 
 
-def _method(name: str) -> SearchMethod:
-    return next(each for each in METHODS if each.name == name)
-
-
-def _notes(scores: Scores, setup: BenchmarkSetup) -> list[str]:
+def _notes(scores: Scores, setup: BenchmarkSetup, methods: Mapping[str, SearchMethod]) -> list[str]:
     noise = f"{100 * scores.noise:.2f} points"
     default = 100 * float(np.mean(setup.table.facts["default"]["test_error"]))
     base = 100 * float(np.mean(scores.errors[BASE]))
@@ -73,13 +71,12 @@ def _notes(scores: Scores, setup: BenchmarkSetup) -> list[str]:
         f"({noise}): {100 * scores.target:.2f} %; reached when the incumbent is within it for good",
         f"not worse: the upper end of the difference to TPE's test error is within {noise}",
         f"without a search: the default recipe has {default:.2f} % test error, {default - base:+.2f} points",
-        *(f"{name}: {_method(name).description}{_chosen(setup, name)}" for name in scores.times),
+        *(f"{name}: {methods[name].description}{_chosen(setup, methods[name])}" for name in scores.times),
     ]
 
 
-def _chosen(setup: BenchmarkSetup, name: str) -> str:
+def _chosen(setup: BenchmarkSetup, method: SearchMethod) -> str:
     """Networks that a method chose, if its description does not name them."""
-    method = _method(name)
     chosen = setup.fidelity_names(method)[:-1]
     return "" if tuple(chosen) == method.fidelities else f" ({', '.join(chosen) or 'the full network alone'})"
 
