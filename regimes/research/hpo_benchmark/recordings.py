@@ -23,7 +23,7 @@ class PrunedDesign:
 
     settings: int
     densities: tuple[float, ...]
-    snapshots: tuple[float, ...] = (0.25, 0.5, 1.0)
+    snapshots: tuple[float, ...] = (0.3, 1.0)
     copies: int = 2
     dense_seeds: tuple[int, int] = (1, 2)
 
@@ -80,7 +80,7 @@ DIGITS = Recording(
     "handwritten digits",
     256,
     FIDELITIES,
-    PrunedDesign(32, (0.03, 0.1, 0.4)),
+    PrunedDesign(40, (0.03, 0.1, 0.4)),
     ("narrowed 0.06", "narrowed 0.25"),
     shifted=("narrowed 0.06", "narrowed 0.06, short"),
     scaled=("narrowed 0.06",),
@@ -92,7 +92,7 @@ CIFAR10 = Recording(
     "a part of CIFAR-10",
     128,
     (WHOLE, *(RecordedFidelity(f"narrowed {each}", "narrowed", each) for each in (0.06, 0.25)), PART),
-    PrunedDesign(40, (0.06, 0.2, 0.6)),
+    PrunedDesign(48, (0.06, 0.2, 0.6)),
     ("narrowed 0.06", "narrowed 0.25"),
 )
 TEXT = Recording(
@@ -101,6 +101,6 @@ TEXT = Recording(
     "text",
     128,
     (WHOLE, *(RecordedFidelity(f"width {each}", size={"width": each}) for each in (8, 16)), PART),
-    PrunedDesign(40, (0.05, 0.2, 0.6)),
+    PrunedDesign(48, (0.05, 0.2, 0.6)),
     ("width 8", "width 16"),
 )
