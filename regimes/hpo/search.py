@@ -27,15 +27,14 @@ from regimes.hpo.optuna_study import JOURNAL, open_storage
 from regimes.hpo.plan import Plan, Say, context_of, guidance_of, load_plan, plan, save_plan
 from regimes.hpo.progress import SearchState, trial_table
 from regimes.hpo.promotion import StudyRunner, phase_of, phases, promoted
-from regimes.hpo.requeue import holders, is_open, requeue_dead_trials
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.search_options import RESULT, SearchOptions
 from regimes.hpo.trial_attrs import PREFIX
 from regimes.hpo.trial_runner import Watch
+from regimes.hpo.until_done import until_done
 from regimes.hpo.validation import units_of
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
 
-POLL_SECONDS = 1.0  # between two checks of trials held by others
 Look = Callable[[SearchState], None]
 
 
@@ -109,31 +108,13 @@ class _Search:
             self.look(state)
 
         runner = StudyRunner(self.plan, self.context, studies, folder, batch, self.deadline, watch)
-        self.look(state)
-        waiting = False
-        self._requeue(studies)
-        while True:
-            if not runner.is_idle:
-                self._work(runner, state)
-                self.look(state)
-            again = self._requeue(studies)
-            held = [each for study in studies for each in study.get_trials(deepcopy=False) if is_open(each)]
-            if time.monotonic() >= self.deadline or not (held or again or not runner.is_idle):
-                return
-            if held and not again and not waiting:
-                others = ", ".join(sorted({each for study in studies for each in holders(study)}))
-                self.say(
-                    f"waiting for {len(held)} trials held by {others}; if a machine is gone, stop and use --take-over"
-                )
-                waiting = True
-            if held and runner.is_idle:
-                time.sleep(POLL_SECONDS)
 
-    def _requeue(self, studies: Sequence[optuna.Study]) -> list[int]:
-        again = [number for study in studies for number in requeue_dead_trials(study, self.options.take_over)]
-        if again:
-            self.say(f"{len(again)} interrupted trials are requeued: {', '.join(map(str, again))}")
-        return again
+        def work() -> None:
+            self._work(runner, state)
+            self.look(state)
+
+        self.look(state)
+        until_done(studies, work, lambda: runner.is_idle, self.deadline, self.options.take_over, self.say)
 
     def _work(self, runner: StudyRunner, state: SearchState) -> None:
         options = self.options

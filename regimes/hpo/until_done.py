@@ -1,48 +1,54 @@
-"""Loop of a command over a study that other processes may share: until the trials are done, or time is up."""
+"""Loop of a command over studies that other processes may share: until the trials are done, or time is up."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optuna
 
-from regimes.hpo.requeue import count_finished, holders, is_open, requeue_dead_trials
+from regimes.hpo.requeue import holders, is_open, requeue_dead_trials
 
 POLL_SECONDS = 1.0  # between two checks of trials held by others
 
 
 def until_done(
-    study: optuna.Study,
-    trials: int,
+    studies: Sequence[optuna.Study],
     work: Callable[[], None],
+    is_idle: Callable[[], bool],
     deadline: float,
     take_over: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Work on a study until it has so many finished trials, made by this or other processes.
+    """Work on studies until nothing is left to start and no other process holds a trial; requeue dead ones' trials.
 
     Args:
-        study: the study.
-        trials: number of trials that are to finish.
+        studies: the studies.
         work: runs the trials that are missing.
+        is_idle: returns whether nothing is left to start.
         deadline: time (``time.monotonic``) after which nothing is started.
         take_over: whether running trials of other machines count as dead.
         say: called with messages.
     """
-    waiting, again = False, requeue_dead_trials(study, take_over)
-    while True:
+
+    def requeue() -> list[int]:
+        again = [number for study in studies for number in requeue_dead_trials(study, take_over)]
         if again:
             say(f"{len(again)} interrupted trials are requeued: {', '.join(map(str, again))}")
-        if count_finished(study.get_trials(deepcopy=False)) < trials:
+        return again
+
+    waiting = False
+    requeue()
+    while True:
+        if not is_idle():
             work()
-        held = sum(is_open(each) for each in study.get_trials(deepcopy=False))
-        again = requeue_dead_trials(study, take_over)
-        if time.monotonic() >= deadline or not (held or again):
+        again = requeue()
+        held = [each for study in studies for each in study.get_trials(deepcopy=False) if is_open(each)]
+        if time.monotonic() >= deadline or not (held or again or not is_idle()):
             return
-        if not again:
-            if not waiting:
-                others = ", ".join(holders(study))
-                say(f"waiting for {held} trials held by {others}; if a machine is gone, stop and use --take-over")
+        if held and not again and not waiting:
+            others = ", ".join(sorted({each for study in studies for each in holders(study)}))
+            say(f"waiting for {len(held)} trials held by {others}; if a machine is gone, stop and use --take-over")
             waiting = True
+        if held and is_idle():
             time.sleep(POLL_SECONDS)

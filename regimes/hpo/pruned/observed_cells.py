@@ -182,11 +182,12 @@ def observed(study: optuna.Study, space: UnitSpace) -> Observed:
         )
         rows[place] = trainings.setdefault(dense, len(trainings))
     running = [space.place(each.params) for each in trials if each.state == TrialState.RUNNING]
+    axes = space.count + bool(space.densities)
     return Observed(
-        np.array(list(cells)).reshape(len(cells), -1),
+        np.array(list(cells)).reshape(len(cells), axes),
         _moved_in(np.array([np.mean(each) for each in cells.values()])),
         np.array([rows[each] for each in cells], dtype=np.int64),
-        np.array(running).reshape(len(running), -1) if running else np.zeros((0, space.count + bool(space.densities))),
+        np.array(running).reshape(len(running), axes),
     )
 
 

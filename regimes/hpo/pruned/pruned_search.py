@@ -27,7 +27,7 @@ from regimes.experiment.schedule import fleets, scan_store
 from regimes.experiment.stages.stage import Stage
 from regimes.experiment.store import Store
 from regimes.hpo.map_guidance import open_guidance
-from regimes.hpo.optimize_loop import Limits, run_trials
+from regimes.hpo.optimize_loop import Limits, run_trials, trials_left
 from regimes.hpo.optuna_study import JOURNAL, open_storage, open_study
 from regimes.hpo.plan import PLAN, Say
 from regimes.hpo.pruned.cell_runner import SEARCH_ORIGIN, CellRunner, Look, space_of
@@ -61,19 +61,20 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: Look | None
     url = options.storage or str(options.folder / JOURNAL)
     study = study_of(spec, cells.context, open_storage(url))
     _take_from_map(study, cells, options, say)
-    processes = options.workers > 1
+    processes, limits = options.workers > 1, Limits(spec.trials, deadline)
 
     def work() -> None:
         if not processes:
-            runner = CellRunner(spec, cells, engines, look, deadline)
-            run_trials(study, runner, spec.batch, Limits(spec.trials, deadline))
+            run_trials(study, CellRunner(spec, cells, engines, look, deadline), spec.batch, limits)
             return
         ends = time.time() + deadline - time.monotonic()
-        batch = max(1, spec.batch // options.workers)
-        config = WorkerConfig(options.folder, url, devices, batch, ends)
+        config = WorkerConfig(options.folder, url, devices, max(1, spec.batch // options.workers), ends)
         run_workers(config, spec, [study], options.workers, lambda: look(study) if look else None)
 
-    until_done(study, spec.trials, work, deadline, options.take_over, say)
+    def is_idle() -> bool:
+        return trials_left(study, space_of(spec), limits) <= 0
+
+    until_done([study], work, is_idle, deadline, options.take_over, say)
     best = best_of(study)
 
     def do(stages: Sequence[Stage]) -> None:

@@ -40,8 +40,7 @@ def record(
     from regimes.research.hpo_benchmark.record_pruned import record_pruned
     from regimes.research.hpo_benchmark.record_study import record_full
 
-    if objective not in OBJECTIVES:
-        raise UserError(f"--objective {objective}: unknown; allowed: {', '.join(OBJECTIVES)}")
+    _check_objective(objective)
     recording = lookup(RECORDINGS, name, "recording")
     folder, started = out or Path(f"reports/hpo-{recording.name}"), time.perf_counter()
     if objective == "full":
@@ -64,15 +63,26 @@ def compare(
     name: Name,
     out: Out = None,
     searches: Annotated[int, typer.Option(min=2, help="Replayed searches of each method, paired by seed.")] = 100,
+    objective: Annotated[str, typer.Option(help="full, or pruned.")] = "full",
 ) -> None:
-    """Replay the same search methods on a recording's table of full networks; write compare.md beside it."""
+    """Replay the same search methods on a recording's table; write compare.md, or compare-pruned.md, beside it."""
     from regimes.research.hpo_benchmark.compare import compare
+    from regimes.research.hpo_benchmark.compare_pruned import compare_pruned
 
+    _check_objective(objective)
     recording = lookup(RECORDINGS, name, "recording")
     folder = out or Path(f"reports/hpo-{recording.name}")
-    page = compare(recording, folder / RECORDING, searches, _progress)
+    if objective == "full":
+        page = compare(recording, folder / RECORDING, searches, _progress)
+    else:
+        page = compare_pruned(recording, folder / PRUNED, searches, _progress)
     typer.echo(page.text())
     page.write(folder, _command())
+
+
+def _check_objective(objective: str) -> None:
+    if objective not in OBJECTIVES:
+        raise UserError(f"--objective {objective}: unknown; allowed: {', '.join(OBJECTIVES)}")
 
 
 def _progress(line: str) -> None:
