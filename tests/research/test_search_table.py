@@ -215,6 +215,7 @@ def test_a_recording_of_another_search_is_made_and_compared(tmp_path: Path, monk
         RecordedFidelity(FULL, seeds=2),
         RecordedFidelity("widths 8", size={"widths": [8, 8]}),
         RecordedFidelity("quarter of the images", images=0.25),
+        RecordedFidelity("half of the images", images=0.5),
     )
     design = PrunedDesign(2, (0.5,))
     made = Recording("small", str(tmp_path / "search.toml"), "clusters", 16, fidelities, design, ("widths 8",))
@@ -223,7 +224,7 @@ def test_a_recording_of_another_search_is_made_and_compared(tmp_path: Path, monk
     assert "Processor time: 40 trainings of the full network" in page.paragraphs[1]  # 16 x 2 + 4 x 2
     table = open_table(tmp_path / "out/recording.nc")
     known = (~np.isnan(table.arrays["loss"][..., -1])).sum(axis=1)  # (fidelities, seeds)
-    assert known.tolist() == [[16, 16, 4, 4], [16, 0, 0, 0], [16, 0, 0, 0]]
+    assert known.tolist() == [[16, 16, 4, 4], *[[16, 0, 0, 0]] * 3]
     place, context = table.positions["widths 8"], context_of(read_hpo(made.file), "cpu", tmp_path)
     fidelity, built = from_facts(table.facts["courses"][place], context, read_hpo(made.file).recipe)
     assert {len(each) for each in built.context.new_model(0).parameters()} == {8, 4}  # two layers, four classes
@@ -233,8 +234,8 @@ def test_a_recording_of_another_search_is_made_and_compared(tmp_path: Path, monk
     compared = compare(made, tmp_path / "out/recording.nc", 4, lambda text: None)
     names = [each["arm"] for each in compared.tables[0].facts]
     assert names == [method.name for method in methods_compared(made.proxies)]
-    assert len(names) == 10
-    assert {"ours, widths 8", "one epoch, keep the best", "GP, full network"} < set(names)
+    assert len(names) == 13
+    assert {"ours", "ours, widths 8", "one epoch, keep the best", "GP, full network"} < set(names)
     compared.write(tmp_path / "out", "python -m regimes.research hpo_benchmark compare small")
     assert (tmp_path / "out/compare-best-so-far.png").is_file()
 

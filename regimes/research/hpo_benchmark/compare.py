@@ -9,7 +9,7 @@ from regimes.research.hpo_benchmark import figures
 from regimes.research.hpo_benchmark.bench import ranked, searches, setup_of, tested_errors
 from regimes.research.hpo_benchmark.comparisons import contrasts, contrasts_table
 from regimes.research.hpo_benchmark.conclusions import conclusions
-from regimes.research.hpo_benchmark.methods import compared, compared_contrasts, ours_of
+from regimes.research.hpo_benchmark.methods import OWN, compared, compared_contrasts
 from regimes.research.hpo_benchmark.ranking_tables import ranking_table
 from regimes.research.hpo_benchmark.recordings import Recording
 from regimes.research.hpo_benchmark.scores import Scores
@@ -48,6 +48,6 @@ def compare(recording: Recording, path: Path, count: int, say: Say) -> Page:
         f"Searches replayed on `{path.name}` ([README.md](README.md)); drawing a setting with a Gaussian process takes "
         f"{asking:.2f} s, measured now, with TPE {table.facts['asking']:.3f} s."
     )
-    paragraphs = [told, *conclusions(scores, asked, ours_of(recording.proxies))]
+    paragraphs = [told, *conclusions(scores, asked, OWN)]
     title = f"Searches compared on {recording.title}"
     return Page("compare", title, paragraphs, [*tables, ranking_table(ranks)], drawn, kind="bench")

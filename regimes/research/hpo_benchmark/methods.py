@@ -17,6 +17,7 @@ OWN_STOCK: dict[str, Callable[[], pruners.BasePruner]] = {  # with Optuna's defa
 }
 EARLY_REPORT = (0.1,)  # share of a training after which halving decides
 EVERY_EPOCH = tuple(number / 20 for number in range(1, 20))  # reports to the stock stoppers, of 20 epochs
+OWN, HALF = "ours", "half of the images"  # the package's own search, and the fidelity that it uses by default
 ONE_EPOCH = 1e-6  # share of a training that is rounded up to one epoch
 PAIRS = 16  # settings trained on both networks to estimate the optimum shift
 
@@ -36,6 +37,7 @@ class SearchMethod:
         batch: number of trials asked for together.
         promoted: number of trials of the proxy study that are then trained in full; 0: every trial goes through all
             fidelities.
+        as_it_goes: whether promotions keep pace with the proxies; if not, they follow when all are done.
         first_share: share of the full training that serves as the cheap fidelity; 0: none.
         uses_map: whether a map chooses the proxy and the first fidelity of each trial; its cost counts.
         pairs: number of settings trained on both networks beforehand; their cost counts.
@@ -50,6 +52,7 @@ class SearchMethod:
     proxy_reports: tuple[float, ...] = ()
     batch: int = 1
     promoted: int = 0
+    as_it_goes: bool = False
     first_share: float = 0.0
     uses_map: bool = False
     pairs: int = 0
@@ -172,7 +175,7 @@ def compared(proxies: Sequence[str]) -> tuple[SearchMethod, ...]:
     """Return the methods that are compared on every recording.
 
     Args:
-        proxies: names of the narrower networks of the recording, the first of which `ours` uses.
+        proxies: names of the narrower networks of the recording.
     """
     return (
         SearchMethod("random, full network", "every trial in full", sampler="random"),
@@ -188,25 +191,34 @@ def compared(proxies: Sequence[str]) -> tuple[SearchMethod, ...]:
         _best("a quarter of the images", "the full network on fewer images", "quarter of the images"),
         *(_best(name, "the narrower network", name) for name in proxies),
         _ladder("ours, no proxy", "the full network alone"),
-        *(_ours(f"ours, {name}", "the narrower network", name) for name in proxies),
-        _ours("ours, a quarter of the images", "the full network on fewer images, one by one", "quarter of the images"),
+        _going(OWN, "the default: the full network on half of the images", HALF),
+        _ours("ours, half of the images, one batch", "all trials in one batch", HALF),
+        *(_going(f"ours, {name}", "the narrower network", name) for name in proxies),
+        _ours(f"ours, {proxies[0]}, one batch", "the narrower network, all trials in one batch", proxies[0]),
+        replace(
+            _going(
+                "ours, a quarter of the images", "the full network on fewer images, random", "quarter of the images"
+            ),
+            sampler="random",
+        ),
     )
+
+
+def _going(name: str, what: str, fidelity: str) -> SearchMethod:
+    """The package's own search: promotions keep pace with the trials, which are asked for in batches of 16."""
+    return replace(_ours(name, f"{what}, in batches of 16", fidelity, batch=16), as_it_goes=True)
 
 
 def compared_contrasts(proxies: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     """Return the comparisons of `compared` methods: (question, method, method that it is compared with)."""
-    ours = ours_of(proxies)
     return (
-        ("Does a proxy pay, compared with halving?", ours, "ours, no proxy"),
-        ("Does a proxy pay, compared with one epoch?", ours, "one epoch, keep the best"),
-        ("Is a part of the images as good?", ours, "ours, a quarter of the images"),
-        ("Do fleets and halving pay?", ours, proxies[0]),
-        ("Does halving a part of the images pay?", "ours, a quarter of the images", "a quarter of the images"),
-        ("Compared with Bayesian optimisation", ours, "GP, full network"),
-        ("Compared with a stock stopper", ours, "TPE + median"),
+        ("Does it pay, compared with halving full trainings?", OWN, "ours, no proxy"),
+        ("Compared with one epoch", OWN, "one epoch, keep the best"),
+        ("Is a narrower network as good?", f"ours, {proxies[0]}", OWN),
+        ("Does learning from batches pay?", OWN, "ours, half of the images, one batch"),
+        ("Does learning from batches pay?", f"ours, {proxies[0]}", f"ours, {proxies[0]}, one batch"),
+        ("Do fleets and halving pay?", f"ours, {proxies[0]}", proxies[0]),
+        ("Is a quarter of the images enough?", "ours, a quarter of the images", OWN),
+        ("Compared with Bayesian optimisation", OWN, "GP, full network"),
+        ("Compared with a stock stopper", OWN, "TPE + median"),
     )
-
-
-def ours_of(proxies: Sequence[str]) -> str:
-    """Return the name of the package's own search among the `compared` methods."""
-    return f"ours, {proxies[0]}"

@@ -73,7 +73,11 @@ class Recording:
     has_map: bool = False
 
 
-WHOLE, PART = RecordedFidelity(FULL, seeds=SEARCHED), RecordedFidelity("quarter of the images", images=0.25)
+WHOLE = RecordedFidelity(FULL, seeds=SEARCHED)
+PARTS = (
+    RecordedFidelity("quarter of the images", images=0.25),
+    RecordedFidelity("half of the images", images=0.5),
+)
 DIGITS = Recording(
     "digits",
     "sweeps/digits-proof.toml",
@@ -91,7 +95,7 @@ CIFAR10 = Recording(
     "sweeps/cifar10-search.toml",
     "a part of CIFAR-10",
     128,
-    (WHOLE, *(RecordedFidelity(f"narrowed {each}", "narrowed", each) for each in (0.06, 0.25)), PART),
+    (WHOLE, *(RecordedFidelity(f"narrowed {each}", "narrowed", each) for each in (0.06, 0.25)), *PARTS),
     PrunedDesign(48, (0.06, 0.2, 0.6)),
     ("narrowed 0.06", "narrowed 0.25"),
 )
@@ -100,7 +104,7 @@ TEXT = Recording(
     "sweeps/text-search.toml",
     "text",
     128,
-    (WHOLE, *(RecordedFidelity(f"width {each}", size={"width": each}) for each in (8, 16)), PART),
+    (WHOLE, *(RecordedFidelity(f"width {each}", size={"width": each}) for each in (8, 16)), *PARTS),
     PrunedDesign(48, (0.05, 0.2, 0.6)),
     ("width 8", "width 16"),
 )

@@ -19,8 +19,10 @@ from regimes.hpo.fidelities import Fidelity, Ladder, Segment, ladder_of
 from regimes.hpo.fidelity_trainer import FidelityResult
 from regimes.hpo.map_guidance import MapGuidance
 from regimes.hpo.optimize_loop import Limits, run_trials
-from regimes.hpo.promotion import promote
+from regimes.hpo.promotion import due, promote, promoted
+from regimes.hpo.requeue import count_finished
 from regimes.hpo.stoppers import REDUCTION_FACTOR
+from regimes.hpo.trial_attrs import PREFIX
 from regimes.hpo.trial_runner import SegmentTrainer, TrialRunner
 from regimes.registry import lookup
 from regimes.research.hpo_benchmark.fidelities import FULL
@@ -169,9 +171,24 @@ class MethodRun:
             return
         cheap, base = self._halves()
         first, second = self._study(cheap), self._study(base)
+        if self.method.as_it_goes:
+            self._promote_as_it_goes(first, cheap, second, base)
+            return
         self._work(first, cheap, self.method.batch, self.setup.trials)
         promote(first, second, self.method.promoted)
         self._work(second, base, 1, self.method.promoted)
+
+    def _promote_as_it_goes(self, first: optuna.Study, cheap: Ladder, second: optuna.Study, base: Ladder) -> None:
+        """Train batches of proxies, and after each the promotions that are due, as `StudyRunner` does."""
+        while True:
+            finished = count_finished(first.get_trials(deepcopy=False))
+            left = self.setup.trials - finished
+            for trial in due(first, second, self.method.promoted, left):
+                second.enqueue_trial(trial.params, user_attrs={f"{PREFIX}promoted": trial.number})
+            self._work(second, base, 1, len(promoted(second)))
+            if left <= 0:
+                return
+            self._work(first, cheap, self.method.batch, finished + min(self.method.batch, left))
 
     def _halves(self) -> tuple[Ladder, Ladder]:
         """Split the segments into those of the cheap fidelity and those of the full network."""
