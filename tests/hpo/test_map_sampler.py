@@ -10,7 +10,9 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from regimes.hpo.pruned.cell_direction import p_hotter
 from regimes.hpo.pruned.map_sampler import (
+    TILT_STEP,
     MapSampler,
     Surface,
     choose,
@@ -18,7 +20,7 @@ from regimes.hpo.pruned.map_sampler import (
     fitted,
     is_trusted,
 )
-from regimes.hpo.pruned.observed_cells import UnitSpace, observed
+from regimes.hpo.pruned.observed_cells import Observed, UnitSpace, observed
 
 DISTRIBUTIONS: dict[str, Any] = {
     "rate": FloatDistribution(1e-3, 1.0, log=True),
@@ -174,6 +176,40 @@ def test_running_trials_are_not_proposed_again() -> None:
     running = [study.ask(space).params["rate"] for _ in range(4)]
     apart = np.abs(np.subtract.outer(running, running))[np.triu_indices(4, 1)]
     assert apart.min() >= 0.04
+
+
+def test_a_tilted_surface_is_that_of_a_step_whose_sign_is_known_with_a_probability() -> None:
+    """Conditioning on the pseudo-observation gives the mean and the variance of draws weighted by the sign."""
+    random = np.random.default_rng(6)
+    places = np.linspace(0, 1, 6)[:, None]
+    model = fitted(places, 0.3 * random.standard_normal(6), np.arange(6))
+    space = UnitSpace.of({"learning_rate": FloatDistribution(0.0, 1.0)})
+    assert space is not None
+    assert space.hotter.tolist() == [1.0]
+    nothing = np.zeros((0, 1))
+    for p in (0.95, 0.2):
+        anchors = np.full(6, np.nan)
+        anchors[1] = p
+        flat = Observed(places, np.zeros(6), np.arange(6), nothing, np.full(6, np.nan))
+        seen = Observed(places, np.zeros(6), np.arange(6), nothing, anchors)
+        ends = np.array([places[1], places[1] + TILT_STEP])
+        before, after = Surface.of(model, ends, space, flat), Surface.of(model, ends, space, seen)
+        covariance = model.cross(ends, ends)
+        spread = math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+        step = spread * random.standard_normal(400_000)
+        weight = np.where(step < 0, p, 1 - p)
+        expected = np.average(step, weights=weight)
+        moved = float((after.mean[1] - after.mean[0] - before.mean[1] + before.mean[0])[0])
+        assert moved == pytest.approx(expected, abs=0.02 * spread)
+
+
+def test_the_direction_of_a_cell_needs_all_measures() -> None:
+    assert p_hotter({"lmc": -0.1, "cka": 0.9}, 0.9) is None
+    assert p_hotter({"lmc": -0.1, "cka": 0.9, "train_error": None}, 0.9) is None
+    low, high = (p_hotter({"lmc": -barrier, "cka": 0.9, "train_error": 0.1}, 0.9) for barrier in (0.0, 0.4))
+    assert low is not None
+    assert high is not None
+    assert 0 < low < high < 1
 
 
 def test_a_diverged_trial_counts_as_the_worst() -> None:

@@ -57,7 +57,8 @@ def data() -> xr.Dataset:
         {"learning_rate": float(f"{10 ** random.uniform(-2, 0):.6g}"), "batch_size": int(random.choice([16, 32]))}
         for _ in range(DESIGN.settings)
     ]
-    values: dict[str, dict[tuple[int, ...], float | None]] = {"val_error": {}, "test_error": {}}
+    values: dict[str, dict[tuple[int, ...], float | None]] = {"val_error": {}, "test_error": {}, "train_error": {}}
+    values |= {"lmc": {}, "cka": {}}
     for number, setting in enumerate(settings):
         for snapshot in range(2):
             for place, density in enumerate(DESIGN.densities):
@@ -65,10 +66,14 @@ def data() -> xr.Dataset:
                 error = (
                     0.2 + 0.02 / density + 0.1 * (math.log10(setting["learning_rate"]) - best) ** 2 - 0.01 * snapshot
                 )
+                if number != 3:
+                    values["lmc"][number, 0, snapshot, place, 0] = -0.01 / density
+                    values["cka"][number, 0, snapshot, place, 0] = 0.8
                 for copy in range(2):
                     at = (number, 0, snapshot, place, copy)
                     noise = 0.01 * random.standard_normal(2)
                     values["val_error"][at] = None if number == 3 else error + noise[0]
+                    values["train_error"][at] = None if number == 3 else error / 2
                     values["test_error"][at] = None if number == 3 else error + noise[1]
     return assemble_pruned(DESIGN, 10, settings, values, FACTS)
 

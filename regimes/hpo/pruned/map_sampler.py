@@ -8,7 +8,8 @@ While the model predicts no better than chance, the stock sampler (TPE) draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ NEIGHBOURS = 24  # around each of the best settings
 BEST = 4
 NEIGHBOUR_SCALE = 0.12  # standard deviation of a neighbour, in lengths of the axes
 MIN_DISTANCE = 0.04  # of a proposal from all cells, on one axis at least, in lengths of the axes
+TILT_STEP = 0.25  # from a cell to a hotter one, in lengths of the space's diagonal of temperatures
+SIGN_MEAN = math.sqrt(2 / math.pi)  # mean of the absolute value of a standard normal variable
 MIN_RANK_CORRELATION = 0.2  # of left-out predictions with the values, from which the model is trusted
 MIN_SPREAD = 0.05  # of the logarithm of the values
 
@@ -46,13 +49,22 @@ class MapSampler(BaseSampler):
         cost: returns the cost of cells, e.g. less where their dense training exists; None: all the same.
         stock: sampler that draws while the model is not trusted; None: TPE.
         startup: number of settings that it draws first.
+        landscape: whether the landscape of each cell tilts the surface hotter or colder, if LMC, CKA and training error
+            are measured; see `cell_direction`.
+        chance_error: error of guessing, for that.
     """
 
     def __init__(
-        self, seed: int, cost: Cost | None = None, stock: BaseSampler | None = None, startup: int = STARTUP_TRIALS
+        self,
+        seed: int,
+        cost: Cost | None = None,
+        stock: BaseSampler | None = None,
+        startup: int = STARTUP_TRIALS,
+        landscape: bool = False,
+        chance_error: float = 0.9,
     ) -> None:
         self.random = np.random.default_rng(seed)
-        self.cost, self.startup = cost, startup
+        self.cost, self.startup, self.landscape, self.chance_error = cost, startup, landscape, chance_error
         self.stock = stock or tpe(seed)
         self.queue: list[dict[str, Any]] = []  # cells of a proposal that are not asked for yet
         self._last: tuple[tuple[int, float], GaussianProcess | None] | None = None
@@ -102,14 +114,14 @@ class MapSampler(BaseSampler):
 
     def _proposal(self, study: optuna.Study, space: UnitSpace) -> list[dict[str, Any]] | None:
         """Cells of the best setting, the most promising density first; None if the model is not trusted."""
-        seen = observed(study, space)
+        seen = observed(study, space, self.chance_error if self.landscape else None)
         if len(set(seen.trainings)) < self.startup:
             return None
         model = self._model(seen)
         if model is None:
             return None
         settings = self._candidates(seen.places, seen.values, space)
-        surface = Surface.of(model, settings, space, seen.pending)
+        surface = Surface.of(model, settings, space, seen)
         gains = surface.gains(seen.best(model.predict(seen.places)[0], space), space)
         gains[_near(space.at_densities(settings), np.concatenate([seen.places, seen.pending])).reshape(gains.shape)] = (
             0.0
@@ -170,19 +182,21 @@ class Surface:
     spread: Numbers
 
     @classmethod
-    def of(cls, model: GaussianProcess, settings: Numbers, space: UnitSpace, pending: Numbers) -> Surface:
-        """Return the posterior at settings, with pending cells believed to come out as predicted."""
-        places = space.at_densities(settings)
-        mean, spread = model.predict(places)
-        variance = spread**2
-        columns = model.cross(np.concatenate([places, pending]), pending)  # (n d + p, p)
-        for number in range(len(pending)):
-            column = columns[:, number].copy()
-            total = column[len(places) + number] + model.noise**2
+    def of(cls, model: GaussianProcess, settings: Numbers, space: UnitSpace, seen: Observed) -> Surface:
+        """Return the posterior at settings, with pending cells believed to come out as predicted, and tilted hotter or
+        colder around cells whose direction is known."""
+        places, more = space.at_densities(settings), _further(seen, space)
+        mean, spread = model.predict(np.concatenate([places, more]))
+        variance = spread[: len(places)] ** 2
+        columns = model.cross(np.concatenate([places, more]), more)  # (n d + e, e)
+        for known in _known_values(model, seen, mean[len(places) :], columns[len(places) :]):
+            column = columns @ known.weights
+            total = known.weights @ column[len(places) :] + known.noise
+            mean = mean + column * (known.value - known.weights @ mean[len(places) :]) / total
             variance -= column[: len(places)] ** 2 / total
             columns -= np.outer(column, column[len(places) :]) / total
         smooth = np.sqrt(np.clip(variance - model.roughness**2, 1e-12, None))
-        return cls(mean.reshape(len(settings), -1), smooth.reshape(len(settings), -1))
+        return cls(mean[: len(places)].reshape(len(settings), -1), smooth.reshape(len(settings), -1))
 
     def gains(self, best: Numbers, space: UnitSpace) -> Numbers:
         """Return the expected improvement (n, d).
@@ -200,6 +214,44 @@ class Surface:
                 gain = expected_improvement(best[beyond], self.mean[:, place], self.spread[:, place])
                 found[:, place] += space.widths[beyond] * gain
         return found
+
+
+@dataclass(frozen=True)
+class KnownValue:
+    """A linear combination of values at further places that counts as observed."""
+
+    weights: Numbers
+    value: float
+    noise: float
+
+
+def _further(seen: Observed, space: UnitSpace) -> Numbers:
+    """Places (p + 2 a, k) of pending cells, of cells whose direction is known, and of these moved hotter."""
+    anchors = seen.places[np.isfinite(seen.p_hotter)]
+    moved = np.clip(anchors + TILT_STEP * space.hotter, 0.0, 1.0)
+    return np.concatenate([seen.pending, anchors, moved])
+
+
+def _known_values(model: GaussianProcess, seen: Observed, mean: Numbers, covariance: Numbers) -> Iterator[KnownValue]:
+    """Values of pending cells, as predicted; and of the step from a cell to a hotter one, from its probability.
+
+    A step with spread s is normal with mean ``-0.8 s (2 p - 1)`` once it is known to be down with probability p: the
+    moments of a normal variable whose sign is known with that probability.
+    """
+    count, known = len(seen.pending), seen.p_hotter[np.isfinite(seen.p_hotter)]
+    for place in range(count):
+        weights = np.zeros(len(mean))
+        weights[place] = 1.0
+        yield KnownValue(weights, float(mean[place]), model.noise**2)
+    for number, p in enumerate(known):
+        weights = np.zeros(len(mean))
+        weights[count + len(known) + number], weights[count + number] = 1.0, -1.0
+        spread = math.sqrt(max(float(weights @ covariance @ weights), 1e-12))
+        lean = SIGN_MEAN * (2 * p - 1)
+        if abs(lean) < 1e-3 or spread < 1e-5:
+            continue
+        noise = (1 - lean**2) / lean**2 * spread**2
+        yield KnownValue(weights, float(weights @ mean) - lean * spread * (1 + noise / spread**2), noise)
 
 
 def _near(places: Numbers, others: Numbers) -> NDArray[np.bool_]:

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from regimes.hpo.pruned.cell_direction import p_hotter
+from regimes.knobs import KNOBS
+from regimes.registry import lookup
+
 Numbers = NDArray[np.float64]
 DENSITY, EPOCHS = "density", "epochs"
 MAX_SPREADS = 2.0  # values further above the median than so many times the lower spread count as this far
@@ -86,6 +90,16 @@ class UnitSpace:
         return len(self.axes)
 
     @property
+    def hotter(self) -> Numbers:
+        """Direction (k,) of length 1 in which all knobs of temperature become hotter; 0 for other hyperparameters."""
+        signs = [
+            0.0 if axis.name not in KNOBS else 1.0 if lookup(KNOBS, axis.name, "knob").hotter == "larger" else -1.0
+            for axis in self.axes
+        ]
+        found = np.array([*signs, *([0.0] if self.densities else [])])
+        return np.asarray(found / max(float(np.linalg.norm(found)), 1.0))
+
+    @property
     def heights(self) -> Numbers:
         """Coordinates of the densities, evenly in their logarithm."""
         logs = np.log(self.densities or (1.0,))
@@ -141,12 +155,14 @@ class Observed:
         values: (n,) logarithms of their values, with far outliers (also diverged cells) moved in.
         trainings: (n,) number of the dense training of each.
         pending: (m, k) cells of running trials.
+        p_hotter: (n,) probability that hotter is better than colder, by the cell's landscape; NaN if not known.
     """
 
     places: Numbers
     values: Numbers
     trainings: NDArray[np.int64]
     pending: Numbers
+    p_hotter: Numbers
 
     def best(self, smooth: Numbers, space: UnitSpace) -> Numbers:
         """Return the front (d,): the best value at each density or below it; the worst value where there is none.
@@ -164,13 +180,20 @@ class Observed:
         return np.array(found)
 
 
-def observed(study: optuna.Study, space: UnitSpace) -> Observed:
-    """Return what a study has seen."""
+def observed(study: optuna.Study, space: UnitSpace, chance_error: float | None = None) -> Observed:
+    """Return what a study has seen.
+
+    Args:
+        study: the study.
+        space: its search space.
+        chance_error: error of guessing, to judge the landscapes of cells; None: they are not judged.
+    """
     names = {each.name for each in space.axes} | ({DENSITY} if space.densities else set())
     trials = [each for each in study.get_trials(deepcopy=False) if names <= set(each.params)]
     cells: dict[tuple[float, ...], list[float]] = {}
     trainings: dict[tuple[float, ...], int] = {}
     rows: dict[tuple[float, ...], int] = {}
+    hotter: dict[tuple[float, ...], float | None] = {}
     for trial in trials:
         value = _value(trial)
         if value is None:
@@ -181,6 +204,9 @@ def observed(study: optuna.Study, space: UnitSpace) -> Observed:
             each for axis, each in zip(space.axes, space.setting(trial.params), strict=True) if axis.name != EPOCHS
         )
         rows[place] = trainings.setdefault(dense, len(trainings))
+        measures = trial.user_attrs.get("regimes:cell")
+        if chance_error is not None and measures is not None:
+            hotter[place] = p_hotter(measures, chance_error)
     running = [space.place(each.params) for each in trials if each.state == TrialState.RUNNING]
     axes = space.count + bool(space.densities)
     return Observed(
@@ -188,6 +214,7 @@ def observed(study: optuna.Study, space: UnitSpace) -> Observed:
         _moved_in(np.array([np.mean(each) for each in cells.values()])),
         np.array([rows[each] for each in cells], dtype=np.int64),
         np.array(running).reshape(len(running), axes),
+        np.array([np.nan if (p := hotter.get(each)) is None else p for each in cells], dtype=float),
     )
 
 

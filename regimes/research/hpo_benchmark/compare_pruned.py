@@ -45,6 +45,8 @@ def methods_of(densities: int) -> list[PrunedMethod]:
     if front:
         shared.append(PrunedMethod("shared, NSGA-II", f"NSGA-II; {SHARED}", "nsga2", True, batch))
     shared.append(PrunedMethod("shared, map", f"sampler of the map; {SHARED}", "map", True, batch))
+    told = f"the same, with a second copy of every cell, whose landscape says hotter or colder; {SHARED}"
+    shared.append(PrunedMethod("shared, map and landscape", told, "map", True, batch, landscape=True))
     return [*stock, PrunedMethod("random", f"random, {INDEPENDENT}", "random"), *shared]
 
 

@@ -48,7 +48,7 @@ class PrunedMethod:
         sampler: a name in `SAMPLERS`, or "nsga2".
         shared: whether trials share dense trainings and are trained in fleets; if not, each is trained alone.
         batch: trials asked for together.
-        options: keyword arguments of the sampler.
+        landscape: whether a second copy of every cell is retrained and the pair measured, for the sampler's directions.
     """
 
     name: str
@@ -56,7 +56,7 @@ class PrunedMethod:
     sampler: str
     shared: bool = False
     batch: int = 1
-    options: tuple[tuple[str, Any], ...] = ()
+    landscape: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,12 @@ class PrunedTable:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # settings that are not recorded
             return np.asarray(np.nanmean(known, axis=-1))
+
+    def measures(self, point: Point, density: int) -> dict[str, float]:
+        """Return LMC, CKA and training error of a cell."""
+        setting, snapshot = point
+        at = self.data.isel(setting=setting, snapshot=snapshot, density=density, dense_seed=0)
+        return {name: float(at[name].mean()) for name in ("lmc", "cka", "train_error")}
 
     @cached_property
     def noise(self) -> Numbers:
@@ -217,7 +223,9 @@ class ReplayRunner(CellRunner):
     def run_batch(self, study: optuna.Study, batch: Sequence[RunningCell]) -> None:
         """Add the seconds of a batch, and tell its values."""
         places = [self.points[_key(each.cell.setting)] for each in batch]
-        self.spent += self._dense(places) + (self.table.retrain_seconds(len(batch)))
+        self.spent += self._dense(places) + self.table.retrain_seconds(len(batch) * (1 + self.method.landscape))
+        if self.method.landscape:
+            self.spent += len(batch) * sum(self.table.facts["seconds"][name] for name in ("lmc", "cka"))
         assert self.spec.pruned is not None
         for running, point in zip(batch, places, strict=True):
             density = self.spec.pruned.densities.index(running.cell.density)
@@ -226,6 +234,8 @@ class ReplayRunner(CellRunner):
             if not math.isfinite(value):
                 running.trial.set_user_attr("regimes:why", "diverged")
                 value = 1.0
+            if self.method.landscape:
+                running.trial.set_user_attr("regimes:cell", self.table.measures(point, self.table.densities[density]))
             self.marks.append(Mark(self.spent, point, density, value))
             front = DENSITY in self.space
             study.tell(running.trial, [value, running.cell.density] if front else value)
@@ -344,15 +354,16 @@ class PooledMapSampler(MapSampler):
 def replay(table: PrunedTable, method: PrunedMethod, trials: int, seed: int) -> tuple[list[Mark], float]:
     """Replay a search; returns its trials, and its seconds on one core."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pool, options = CellPool(table), dict(method.options)
+    pool = CellPool(table)
     sampler: BaseSampler
     if method.sampler == "map":
-        sampler = PooledMapSampler(seed, pool, **options)
+        chance = float(table.facts["chance_error"])
+        sampler = PooledMapSampler(seed, pool, landscape=method.landscape, chance_error=chance)
     else:
         base: BaseSampler = (
-            optuna.samplers.NSGAIISampler(seed=seed, **options)
+            optuna.samplers.NSGAIISampler(seed=seed)
             if method.sampler == "nsga2"
-            else lookup(SAMPLERS, method.sampler, "sampler")(seed, **options)
+            else lookup(SAMPLERS, method.sampler, "sampler")(seed)
         )
         sampler = PooledSampler(base, pool, whole=method.shared)
     values = 2 if len(table.densities) > 1 else 1

@@ -8,6 +8,7 @@ STUDIES = {
     "synthetic": "regimes.research.studies.synthetic:study",
     "advice": "regimes.research.studies.advice:study",
     "advisers": "regimes.research.studies.advisers:study",
+    "directions": "regimes.research.studies.directions:study",
     "diagnosis": "regimes.research.studies.diagnosis:study",
     "mnist1d": "regimes.research.studies.mnist1d:study",
     "text": "regimes.research.studies.text:study",
