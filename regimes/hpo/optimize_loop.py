@@ -25,7 +25,7 @@ from regimes.hpo.exhaustion import ended_by_sampler, settings_left
 from regimes.hpo.fidelity_trainer import FidelityTrainer
 from regimes.hpo.optuna_study import open_study
 from regimes.hpo.plan import Plan
-from regimes.hpo.requeue import count_finished, holders, is_duplicate
+from regimes.hpo.requeue import count_finished, holders, is_drawn_twice, is_duplicate
 from regimes.hpo.search_space import Space, recipe_with
 from regimes.hpo.trial_attrs import PREFIX, note
 from regimes.hpo.trial_runner import TrialRunner, Watch
@@ -155,6 +155,9 @@ def _needed(study: optuna.Study, started: Sequence[Running], limits: Limits) -> 
     drawn = [each for each in started if each not in enqueued]
     spare = max(0, count_finished(trials) - limits.trials) if limits.draws else len(drawn)
     drawn = drawn[: max(0, len(drawn) - spare)]
+    if any(is_drawn_twice(trials[each.trial.number], trials) for each in drawn):
+        study.sampler.reseed_rng()  # another command began at the same moment, from the same seed
+        drawn = [each for each in drawn if not is_drawn_twice(trials[each.trial.number], trials)]
     enqueued = [each for each in enqueued if not is_duplicate(trials[each.trial.number], trials)]
     return [each for each in started if each in enqueued or each in drawn]
 

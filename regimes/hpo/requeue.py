@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import optuna
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from regimes.hpo.process_identity import is_dead, is_here, this_worker
@@ -76,6 +77,17 @@ def is_duplicate(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
             same = [each for each in trials[: trial.number] if each.user_attrs.get(name) == trial.user_attrs[name]]
             return any(each.state != TrialState.FAIL or f"{PREFIX}why" in each.user_attrs for each in same)
     return False
+
+
+def is_drawn_twice(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+    """Return whether another process has an earlier trial with the same value of a range, drawn from the same seed."""
+    ranges = [name for name, each in trial.distributions.items() if isinstance(each, FloatDistribution)]
+    values, worker = [trial.params[name] for name in ranges], f"{PREFIX}worker"
+    return bool(ranges) and any(
+        [each.params.get(name) for name in ranges] == values
+        and each.user_attrs.get(worker) != trial.user_attrs.get(worker)
+        for each in trials[: trial.number]
+    )
 
 
 def holders(study: optuna.Study) -> list[str]:

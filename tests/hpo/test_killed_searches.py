@@ -20,7 +20,7 @@ from searches import PROGRAM, call, clock, engine, finished, spec, written
 from regimes.hpo.fidelities import Segment
 from regimes.hpo.optuna_study import open_storage
 from regimes.hpo.promotion import HELD_BACK
-from regimes.hpo.requeue import requeue_dead_trials
+from regimes.hpo.requeue import is_drawn_twice, requeue_dead_trials
 from regimes.hpo.savings import in_words
 from regimes.hpo.search import search
 from regimes.hpo.search_options import SearchOptions
@@ -142,6 +142,20 @@ def test_a_trial_of_a_living_worker_is_left_alone() -> None:
     assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
     assert requeue_dead_trials(study, elsewhere=True) == [elsewhere.number]  # --take-over
     assert study.trials[alive.number].state == TrialState.RUNNING
+
+
+def test_what_another_command_has_drawn_from_the_same_seed_is_not_drawn_twice() -> None:
+    space = {"rate": optuna.distributions.FloatDistribution(0, 1)}
+    study = optuna.create_study()
+    first, again = (study.ask({"rate": space["rate"]}) for _ in range(2))
+    study.enqueue_trial(first.params)
+    same = study.ask(space)
+    for trial, worker in ((first, "host/1/1"), (again, "host/1/1"), (same, "host/2/1")):
+        trial.set_user_attr("regimes:worker", worker)
+    trials = study.get_trials(deepcopy=False)
+    assert [is_drawn_twice(each, trials) for each in trials] == [False, False, True]
+    same.set_user_attr("regimes:worker", "host/1/1")  # a setting may be tried again by the same process
+    assert not is_drawn_twice(study.trials[2], study.trials)
 
 
 def test_time_that_is_up_hands_trials_back(file: Path, tmp_path: Path) -> None:

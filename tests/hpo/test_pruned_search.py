@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -26,6 +28,7 @@ from regimes.experiment.run import run
 from regimes.experiment.store import Store
 from regimes.hpo.optuna_study import open_storage
 from regimes.hpo.pruned import cell_runner
+from regimes.hpo.pruned import pruned_search as pruned_module
 from regimes.hpo.pruned.cell_runner import cell_of
 from regimes.hpo.pruned.pruned_search import open_cells, search_pruned
 from regimes.hpo.search_options import SearchOptions
@@ -230,6 +233,27 @@ def test_another_search_or_a_run_in_the_folder_is_refused(tmp_path: Path) -> Non
         search_pruned(spec, SearchOptions(tmp_path / "grid"), silent)
 
 
+def test_a_search_that_another_command_begins_at_once_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pruned_module.prepare
+
+    def beaten(*given: Any, **how: Any) -> Any:
+        """Prepare, while another command writes run.json with other engines."""
+        prepared = real(*given, **how)
+        numerics = {**dataclasses.asdict(prepared.spec.numerics), "engine": "stacked"}
+        prepared.store.write_json("run.json", {"numerics": numerics, "lanes": {"train": 1, "retrain": 8}})
+        return prepared
+
+    monkeypatch.setattr(pruned_module, "prepare", beaten)
+    spec = pruned_spec(trials=3)
+    search_pruned(spec, SearchOptions(tmp_path), silent)
+    cells, engines = open_cells(spec, tmp_path, "cpu")
+    assert (engines["retrain"].engine, engines["retrain"].lanes) == ("stacked", 8)
+    assert cells.context.spec.numerics.engine == "stacked"
+    assert next(Store(tmp_path).numerics()) == cells.context.spec.numerics.id
+
+
 def test_as_typed(tmp_path: Path) -> None:
     written(tmp_path)
     done = call("hpo", "small.toml", "--out", "out", "--set", 'study.sampler="map"', cwd=tmp_path)
@@ -277,3 +301,23 @@ def test_the_range_of_rho_is_the_maps_in_every_process(tmp_path: Path) -> None:
     assert max(drawn) <= 0.2
     cells, _ = open_cells(spec, tmp_path / "search", "cpu")  # as a worker does
     assert cells.spec.space["sam_rho"].ends[1] <= 0.2
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_where_all_cells_are_tried_the_search_ends(tmp_path: Path) -> None:
+    space = {"learning_rate": [0.1, 0.05], "epochs": [2, 4]}
+    study = {"sampler": "optuna.samplers:BruteForceSampler"}
+    result = search_pruned(pruned_spec(space=space, trials=40, study=study), SearchOptions(tmp_path), silent)
+    trials = study_in(tmp_path).trials
+    assert {each.state for each in trials} == {TrialState.COMPLETE}
+    assert len({tuple(sorted(each.params.items())) for each in trials}) == len(trials) == 12
+    assert result["spending"]["trainings"] == 2
+
+
+def test_a_study_resumed_with_another_space_is_refused_and_left_alone(tmp_path: Path) -> None:
+    search_pruned(pruned_spec(trials=3), SearchOptions(tmp_path), silent)
+    other = pruned_spec(trials=6, space={"learning_rate": [0.1, 0.2], "epochs": [2, 4]})
+    storage = str(tmp_path / "study.log")
+    with pytest.raises(UserError, match="learning_rate"):
+        search_pruned(other, SearchOptions(tmp_path / "other", storage=storage), silent)
+    assert [each.state for each in study_in(tmp_path).trials] == [TrialState.COMPLETE] * 3

@@ -200,8 +200,9 @@ def open_cells(
     if prepared is None:
         context = RunContext(ContextSpec(spec.data, spec.model, device, numerics, str(folder)))
     else:
-        context = prepared.context
-        check_numerics(store, prepared.spec.numerics)
+        context = prepared.context  # another command may have begun the run meanwhile, with engines of its own
+        own = dataclasses.replace(prepared.spec.numerics, dense=numerics.dense, engine=numerics.engine)
+        check_numerics(store, own)
         context.spec = dataclasses.replace(prepared.spec, numerics=numerics)
     plan = read_checked(Path(folder) / PLAN) or {}
     known = plan["map"] if plan["map"] and Path(plan["map"]).is_dir() else None
