@@ -14,7 +14,13 @@ def clean(run: Run) -> None:
     """Remove weights that no pending stage needs; a sweep that grows later recomputes what it lacks."""
     from regimes.experiment.clean import clean as remove_weights
     from regimes.experiment.run import prepare
+    from regimes.experiment.schedule import NOTHING
+    from regimes.experiment.store import open_store
 
-    prepared = prepare(None, run, mixed=True)
-    files, freed = remove_weights(prepared.stages, prepared.progress, prepared.store)
+    store = open_store(run)
+    if store.layout["origin"].get("search"):  # its next trials recompute what they lack
+        files, freed = remove_weights((), NOTHING, store)
+    else:
+        prepared = prepare(None, run, mixed=True)
+        files, freed = remove_weights(prepared.stages, prepared.progress, prepared.store)
     typer.echo(f"{run}: removed {files} weight files, {size(freed)}")

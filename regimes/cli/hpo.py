@@ -50,7 +50,7 @@ def hpo(
     changes: Set = [],  # noqa: B006 - typer's way to declare an empty default
     as_json: Json = False,
 ) -> None:
-    """Search hyperparameters on cheaper trainings, or resume a search."""
+    """Search hyperparameters, of a network or of one that will be pruned, or resume a search."""
     from regimes.config.hpo_file import read_hpo
     from regimes.experiment.devices import devices_of
     from regimes.hpo.search_options import SearchOptions
@@ -59,7 +59,7 @@ def hpo(
     spec = spec if trials is None else spec.model_copy(update={"trials": trials})
     folder, limit = out or Path("runs") / spec.name, math.inf if timeout is None else timeout
     processes = workers or len(devices_of(device))
-    options = SearchOptions(folder, chart, storage, limit, processes, device, take_over)
+    options = SearchOptions(folder, chart, storage, limit, processes, device, take_over, file)
     if spec.objective == "pruned":
         from regimes.cli.pruned_output import print_pruned, searched_pruned
 

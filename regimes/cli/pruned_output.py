@@ -44,8 +44,8 @@ def searched_pruned(spec: Hpo, options: SearchOptions) -> dict[str, Any]:
 class PrunedProgress:
     """A progress line: trials done, dense trainings, the best value at each density, time left."""
 
-    def __init__(self, trials: int, fraction: bool = True) -> None:
-        self.trials, self.fraction, self.replace = trials, fraction, sys.stderr.isatty()
+    def __init__(self, trials: int) -> None:
+        self.trials, self.replace = trials, sys.stderr.isatty()
         self.started = self.last_line = time.monotonic()
         self.before: int | None = None  # trials that earlier commands have finished
         self.open = False
@@ -55,8 +55,8 @@ class PrunedProgress:
         self.end()
         print(text, file=sys.stderr, flush=True)
 
-    def look(self, study: optuna.Study) -> None:
-        """Print the line anew, unless it was printed just before."""
+    def look(self, study: optuna.Study, percent: bool) -> None:
+        """Print the line anew, unless it was printed just before; ``percent``: whether values are shares."""
         from regimes.hpo.pruned.cell_runner import rows
 
         if time.monotonic() - self.last_line < (REDRAW_INTERVAL if self.replace else LINE_INTERVAL):
@@ -68,7 +68,7 @@ class PrunedProgress:
         for trial, row in finished:
             if trial.state.name == "COMPLETE":
                 best[row["density"]] = min(best.get(row["density"], trial.values[0]), trial.values[0])
-        said = ", ".join(f"{text(value, self.fraction)} at density {each:g}" for each, value in sorted(best.items()))
+        said = ", ".join(f"{text(value, percent)} at density {each:g}" for each, value in sorted(best.items()))
         line = f"{len(finished)}/{self.trials} trials  best validation value: {said or 'none yet'}"
         line += self._left(len(finished))
         self.open = self.replace
@@ -101,9 +101,10 @@ def print_pruned(result: Mapping[str, Any], folder: Path) -> None:
     what = result["title"] if error else "loss"
     front = len(result["densities"]) > 1
     if front:
-        typer.echo(f"{len(result['best'])} trials on the front of validation {what} against {result['against']}:")
+        trials = counted(len(result["best"]), "trial")
+        typer.echo(f"front of validation {what} against {result['against']}, {trials}:")
     for best in result["best"]:
-        values = "  ".join(f"{name} {value:.4g}" for name, value in best["params"].items())
+        values = "  ".join(f"{name} {best['params'][name]:.4g}" for name in result["space"])
         cost = f", {best['cost']:.4g} {result['against_unit']}" if front and result["against"] != "density" else ""
         head = f"density {best['density']:g}{cost}" if front else f"best at density {best['density']:g}"
         typer.echo(f"{head}: trial {best['trial']}, validation {what} {text(best['value'], percent)}:  {values}")
@@ -111,6 +112,8 @@ def print_pruned(result: Mapping[str, Any], folder: Path) -> None:
         said = "all diverged" if test is None else text(test, result["fraction"])
         said += f" ± {text(spread, result['fraction'])}" if spread is not None else ""
         typer.echo(f"  test {result['title']} of {len(best['test_errors'])} new trainings: {said}")
+    if front and result["against"] == "density":
+        _print_omitted(result, what, percent)
     _print_spending(result["spending"])
     failed = [each for each in result["trials"] if each["why"]]
     for each in failed:
@@ -119,14 +122,35 @@ def print_pruned(result: Mapping[str, Any], folder: Path) -> None:
     typer.echo(f"wrote {folder}/result.json, {folder}/search.png; every cell: regimes export {folder} --to csv")
 
 
+def _print_omitted(result: Mapping[str, Any], what: str, percent: bool) -> None:
+    """Say of each density that is not on the front what its best trial has."""
+    on_front = {each["density"] for each in result["best"]}
+    for density in result["densities"]:
+        if density not in on_front:
+            here = [each for each in result["trials"] if each["values"] and each["params"]["density"] == density]
+            best = min(here, key=lambda each: each["values"][0], default=None)
+            said = "no trial finished"
+            if best is not None:
+                said = f"not better than a lower one; trial {best['trial']}, {what} {text(best['values'][0], percent)}"
+            typer.echo(f"density {density:g}: {said}")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, "1 trial" or "2 trials"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _print_spending(facts: Mapping[str, Any]) -> None:
     own = facts["trials"] - facts["adopted"]
     if facts["adopted"]:
-        typer.echo(f"{facts['adopted']} trials are cells of the map, at no cost")
+        typer.echo(f"{counted(facts['adopted'], 'trial')} taken from the map, at no cost")
     if own and facts["alone_seconds"]:
         saved = 1 - facts["seconds"] / facts["alone_seconds"]
         typer.echo(
-            f"{own} trials from {facts['trainings']} dense trainings: {duration(facts['seconds'])} of work; with a "
-            f"dense training for each trial {duration(facts['alone_seconds'])} "
+            f"{counted(own, 'trial')} from {counted(facts['trainings'], 'dense training')}: training, pruning and "
+            f"measuring took {duration(facts['seconds'])}, all workers; with a dense training for each trial "
+            f"{duration(facts['alone_seconds'])} "
             + (f"({saved:.0%} saved by sharing)" if saved >= 0.005 else "(no time saved by sharing)")
         )
+    if facts["asked"] > facts["trials"]:
+        typer.echo(f"time was up after {facts['trials']} of {facts['asked']} trials; the same command goes on")

@@ -61,6 +61,13 @@ class Dimension(Section):
         assert self.high is not None
         return self.low, self.high
 
+    def contains(self, value: float) -> bool:
+        """Return whether a value is one of the list, or in the range."""
+        if self.choices is not None:
+            return value in self.choices
+        low, high = self.ends
+        return low <= value <= high
+
     def position(self, value: float) -> float:
         """Return the position of a value in the range, 0 at the lower and 1 at the upper end; in a list, by rank."""
         if self.choices is not None:

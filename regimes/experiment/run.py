@@ -250,10 +250,12 @@ def stored_sweep(folder: str | Path) -> tuple[Sweep, dict[str, str]]:
     """Return the sweep that a folder was last run with, and its origin.
 
     Raises:
-        UserError: there is no run in the folder.
+        UserError: there is no run in the folder, or it holds the trials of a search.
     """
     layout = open_store(folder).layout
     origin: dict[str, str] = layout["origin"]
+    if origin.get("search"):
+        raise UserError(f"{folder}: holds the trials of a search; go on with: regimes hpo FILE --out {folder}")
     allow_imports_from(origin["imports_from"])
     return Sweep.model_validate(layout["sweep"]), origin
 

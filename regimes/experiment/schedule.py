@@ -76,6 +76,9 @@ class Progress:
     diverged: int = 0
 
 
+NOTHING = Progress((), frozenset(), {}, frozenset(), {})
+
+
 def scan_store(stages: Sequence[Stage], store: Store) -> Progress:
     """Read every record, check every weight file, and return the progress; writes nothing.
 

@@ -22,7 +22,14 @@ MIN_GROUP = 8  # smallest group of trials with one batch size: the size from whi
 RANGE_AS_CHOICES = (0, 1, 2, 3)  # a range counts as this many values
 
 
-def ask(study: optuna.Study, count: int, space: Space, stack_size: int, held: Collection[str] = ()) -> list[Trial]:
+def ask(
+    study: optuna.Study,
+    count: int,
+    space: Space,
+    stack_size: int,
+    held: Collection[str] = (),
+    min_group: int = MIN_GROUP,
+) -> list[Trial]:
     """Ask a study for new trials and sample their hyperparameters.
 
     If proxies stack, consecutive trials form groups that share the hyperparameters in which lanes of a fleet cannot
@@ -35,18 +42,22 @@ def ask(study: optuna.Study, count: int, space: Space, stack_size: int, held: Co
         space: the search space.
         stack_size: number of networks that are trained together.
         held: hyperparameters of the space that do not concern the training.
+        min_group: smallest group, see `group_size`.
 
     Raises:
         UserError: the study's trials have another space, or its sampler rejects the space.
     """
     check_space(study, space)
     trained = {name: each for name, each in space.items() if name not in held}
-    names, size = sorted(set(trained) - set(PER_NETWORK_FIELDS)), group_size(study, count, trained, stack_size)
+    names, size = (
+        sorted(set(trained) - set(PER_NETWORK_FIELDS)),
+        group_size(study, count, trained, stack_size, min_group),
+    )
     sampler, trials = study.sampler, list[Trial]()
     try:
         for number in range(count):
             if number % size:
-                study.sampler = _partly({name: trials[-1].params[name] for name in names}, sampler)
+                study.sampler = fixed_sampler({name: trials[-1].params[name] for name in names}, sampler)
             else:
                 study.sampler = sampler
             trials.append(study.ask())
@@ -61,17 +72,18 @@ def ask(study: optuna.Study, count: int, space: Space, stack_size: int, held: Co
     return trials
 
 
-def group_size(study: optuna.Study, count: int, space: Space, stack_size: int) -> int:
+def group_size(study: optuna.Study, count: int, space: Space, stack_size: int, min_group: int = MIN_GROUP) -> int:
     """Return how many consecutive trials of a batch share a batch size.
 
-    At most ``stack_size``, and few enough that each value of the batch size can occur in every batch; 1 for CMA-ES,
+    At most ``stack_size``, at least ``min_group``, and few enough otherwise that each value of the batch size can occur
+    in every batch; 1 for CMA-ES,
     which learns only from points that it sampled as a whole, and for samplers that try every setting once.
     """
     names = set(space) - set(PER_NETWORK_FIELDS)
     if not names or stack_size == 1 or isinstance(study.sampler, (optuna.samplers.CmaEsSampler, *EXHAUSTIBLE_SAMPLERS)):
         return 1
     values = max(len(space[name].choices or RANGE_AS_CHOICES) for name in names)
-    return max(1, min(stack_size, max(MIN_GROUP, math.ceil(count / values))))
+    return max(1, min(stack_size, max(min_group, math.ceil(count / values))))
 
 
 def check_minimises(study: optuna.Study) -> None:
@@ -111,7 +123,8 @@ def _words(distribution: BaseDistribution) -> str:
     return str(distribution)
 
 
-def _partly(values: dict[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+def fixed_sampler(values: dict[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    """Return a sampler with some values fixed."""
     if hasattr(sampler, "partly"):
         return sampler.partly(values)
     with warnings.catch_warnings():

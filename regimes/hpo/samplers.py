@@ -6,9 +6,12 @@ A sampler is seeded from the study's seed and the worker's number, so that no tw
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna import samplers
+
+if TYPE_CHECKING:
+    from regimes.config.hpo import Hpo
 
 
 def tpe(seed: int, **options: Any) -> samplers.BaseSampler:
@@ -42,3 +45,11 @@ def gp(seed: int, **options: Any) -> samplers.BaseSampler:
 def random(seed: int, **options: Any) -> samplers.BaseSampler:
     """Independent random sampling."""
     return samplers.RandomSampler(**{"seed": seed, **options})
+
+
+def nothing_to_learn(spec: Hpo) -> str:
+    """Return the message that a batch of all trials is sampled before any result."""
+    return (
+        f"batch = {spec.batch}, trials = {spec.trials}: sampled before any result, so the sampler "
+        f"'{spec.study.sampler}' has nothing to learn from; use a smaller batch, e.g. {max(1, spec.trials // 4)}"
+    )

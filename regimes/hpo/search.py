@@ -27,6 +27,7 @@ from regimes.hpo.optuna_study import JOURNAL, open_storage
 from regimes.hpo.plan import Plan, Say, context_of, guidance_of, load_plan, plan, save_plan
 from regimes.hpo.progress import SearchState, trial_table
 from regimes.hpo.promotion import StudyRunner, phase_of, phases, promoted
+from regimes.hpo.samplers import nothing_to_learn
 from regimes.hpo.savings import savings, stopped_at
 from regimes.hpo.search_options import RESULT, SearchOptions
 from regimes.hpo.trial_attrs import PREFIX
@@ -75,10 +76,7 @@ def search(
     studies = [study_of(phase_of(whole, phase), context, storage) for phase in phases(whole)]
     enqueue_priors(studies[0], phase_of(whole, phases(whole)[0]))
     if spec.batch >= spec.trials and spec.study.sampler != "random":
-        say(
-            f"batch = {spec.batch}, trials = {spec.trials}: sampled before any result, so the sampler "
-            f"'{spec.study.sampler}' has nothing to learn from; use a smaller batch, e.g. {max(1, spec.trials // 4)}"
-        )
+        say(nothing_to_learn(spec))
     _Search(whole, context, options, url, deadline, say, watch, look).run(studies)
     return _finish(whole, studies, context, options.folder, say, time.monotonic() >= deadline)
 

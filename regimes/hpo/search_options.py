@@ -21,6 +21,7 @@ class SearchOptions:
         workers: number of processes; 1: this process, on the first device.
         device: "cpu", "cuda", or several of one model for the workers in turn, "cuda:0,cuda:1".
         take_over: whether running trials of other machines count as dead.
+        file: the search file; None: the search is not made from a file.
     """
 
     folder: Path
@@ -30,3 +31,4 @@ class SearchOptions:
     workers: int = 1
     device: str = "cpu"
     take_over: bool = False
+    file: Path | None = None

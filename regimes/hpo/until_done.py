@@ -9,6 +9,7 @@ import optuna
 
 from regimes.hpo.requeue import holders, is_open, requeue_dead_trials
 
+MAX_LISTED = 10  # numbers of trials in a message
 POLL_SECONDS = 1.0  # between two checks of trials held by others
 
 
@@ -34,7 +35,8 @@ def until_done(
     def requeue() -> list[int]:
         again = [number for study in studies for number in requeue_dead_trials(study, take_over)]
         if again:
-            say(f"{len(again)} interrupted trials are requeued: {', '.join(map(str, again))}")
+            listed = ", ".join(map(str, again[:MAX_LISTED])) + (", ..." if len(again) > MAX_LISTED else "")
+            say(f"{len(again)} interrupted trials are requeued: {listed}")
         return again
 
     waiting = False

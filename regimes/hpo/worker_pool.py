@@ -161,7 +161,8 @@ def _work_on_pruned(config: WorkerConfig, spec: Hpo, device: str, number: int, d
     from regimes.hpo.optimize_loop import Limits, run_trials
     from regimes.hpo.optuna_study import open_storage
     from regimes.hpo.pruned.cell_runner import CellRunner
-    from regimes.hpo.pruned.pruned_search import open_cells, study_of
+    from regimes.hpo.pruned.pruned_search import study_of
+    from regimes.hpo.pruned.search_folder import open_cells
 
     cells, engines = open_cells(spec, config.folder, device)
     study = study_of(cells.spec, cells.context, open_storage(config.url), number)

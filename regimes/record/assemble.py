@@ -67,6 +67,7 @@ class _Grid:
         self.cell = (*self.knobs, *settings, *loads, "dense_seed")
         shape = [len(self.coords[name]) for name in self.cell]
         self.status = np.full(shape, 1, dtype=np.int8)
+        self.tried = np.full(shape, not settings)  # a search does not try every setting at every density
         self.order = (*self.cell, "retrain_seed", "pair")
 
     def add(self, stage: Record, record: Record | None, failed: bool) -> None:
@@ -74,6 +75,7 @@ class _Grid:
         at = stage["at"]
         state = STATUS.index("failed" if failed else "pending" if record is None else record["status"])
         cell = tuple(self.index[name][at[name]] if name in at else slice(None) for name in self.cell)
+        self.tried[cell] |= all(name in at for name in self.cell)
         worse = np.array(STATUS_BY_SEVERITY).tolist().index
         old = self.status[cell]
         self.status[cell] = np.where(np.vectorize(worse)(old) < worse(state), np.int8(state), old)
@@ -112,7 +114,7 @@ class _Grid:
         variables: dict[str, Any] = {name: (*self.arrays[name], self.attrs[name]) for name in sorted(self.arrays)}
         variables["status"] = (
             self.cell,
-            self.status,
+            np.where(self.tried, self.status, np.int8(STATUS.index("pending"))),
             {
                 "long_name": "state of the cell",
                 "flag_values": np.arange(len(STATUS), dtype=np.int8),

@@ -100,7 +100,9 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
     knobs = knobs_of(data)
     if not knobs:
         if "setting" in data.sizes:
-            raise UserError(f"{name}: the trials of a search are no grid; for a map, run a sweep over one or two knobs")
+            raise UserError(
+                f"{name}: the trials of a search do not form a grid; for a map, run a sweep over one or two knobs"
+            )
         have = ", ".join(str(dim) for dim in data.sizes) or "none"
         other = "or a dimension with the attribute 'hotter'"
         raise UserError(f"{name}: no knob among the dimensions ({have}); allowed: {', '.join(KNOBS)}, {other}")

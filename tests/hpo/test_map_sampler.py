@@ -50,11 +50,11 @@ def test_settings_go_to_the_unit_cube_and_back() -> None:
         params = random_params(random)
         setting = space.setting(params)
         assert ((setting >= 0) & (setting <= 1)).all()
-        back = space.params(setting, space.densities.index(params["density"]))
+        back = space.at_density(space.params(setting), space.densities.index(params["density"]))
         assert back == {name: pytest.approx(value, rel=1e-9) for name, value in params.items()}
     assert UnitSpace.of({"kind": CategoricalDistribution(["a", "b"])}) is None
     ends = space.snapped(np.array([[0.0] * 4, [1.0] * 4]))
-    assert [space.params(each, None) for each in ends] == [
+    assert [space.params(each) for each in ends] == [
         {"batch_size": 16, "epochs": 2, "rate": pytest.approx(1e-3), "rho": 0.0},
         {"batch_size": 64, "epochs": 8, "rate": pytest.approx(1.0), "rho": pytest.approx(0.2)},
     ]
@@ -190,8 +190,8 @@ def test_a_tilted_surface_is_that_of_a_step_whose_sign_is_known_with_a_probabili
     for p in (0.95, 0.2):
         anchors = np.full(6, np.nan)
         anchors[1] = p
-        flat = Observed(places, np.zeros(6), np.arange(6), nothing, np.full(6, np.nan))
-        seen = Observed(places, np.zeros(6), np.arange(6), nothing, anchors)
+        flat = Observed(places, np.zeros(6), np.arange(6), nothing, (), np.full(6, np.nan))
+        seen = Observed(places, np.zeros(6), np.arange(6), nothing, (), anchors)
         ends = np.array([places[1], places[1] + TILT_STEP])
         before, after = Surface.of(model, ends, space, flat), Surface.of(model, ends, space, seen)
         covariance = model.cross(ends, ends)

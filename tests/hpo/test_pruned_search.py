@@ -28,9 +28,10 @@ from regimes.experiment.run import run
 from regimes.experiment.store import Store
 from regimes.hpo.optuna_study import open_storage
 from regimes.hpo.pruned import cell_runner
-from regimes.hpo.pruned import pruned_search as pruned_module
+from regimes.hpo.pruned import search_folder as pruned_module
 from regimes.hpo.pruned.cell_runner import cell_of
-from regimes.hpo.pruned.pruned_search import open_cells, search_pruned
+from regimes.hpo.pruned.pruned_search import search_pruned
+from regimes.hpo.pruned.search_folder import open_cells
 from regimes.hpo.search_options import SearchOptions
 
 
@@ -122,6 +123,17 @@ def test_a_run_with_another_recipe_gives_no_trials_and_the_reason(tmp_path: Path
     other, said = pruned_spec(trials=3, retrain={"epochs": 3}), list[str]()
     search_pruned(other, SearchOptions(tmp_path / "search", map=tmp_path / "grid"), said.append)
     assert any("0 cells are taken as finished trials (retrain.epochs = 2, not 3)" in each for each in said)
+    for number, (changes, reason) in enumerate(
+        (
+            ({"seed": 4}, "it has dense_seeds = 1, the search trains seed = 4"),
+            ({"retrain_seeds": 3}, "retrain_seeds = 2, not 3"),
+            ({"measure": {"metrics": ["error", "hessian_trace"]}}, "it does not measure hessian_trace"),
+        )
+    ):
+        said.clear()
+        folder = tmp_path / f"{number}"
+        search_pruned(pruned_spec(trials=1, **changes), SearchOptions(folder, map=tmp_path / "grid"), said.append)
+        assert any(reason in each for each in said), said
 
 
 def test_a_later_snapshot_of_a_training_continues_it(tmp_path: Path) -> None:
@@ -259,6 +271,7 @@ def test_as_typed(tmp_path: Path) -> None:
     done = call("hpo", "small.toml", "--out", "out", "--set", 'study.sampler="map"', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "front of validation error against density" in done.stdout
+    assert "Traceback" not in done.stderr
     assert "12 trials from 4 dense trainings" in done.stdout
     assert "test error of 2 new trainings" in done.stdout
     assert (tmp_path / "out/search.png").exists()
@@ -267,7 +280,7 @@ def test_as_typed(tmp_path: Path) -> None:
         assert again.returncode == 0, again.stderr
     refused = call("map", "out", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "the trials of a search are no grid" in refused.stderr
+    assert "the trials of a search do not form a grid" in refused.stderr
 
 
 def test_the_map_says_what_it_decides_and_the_first_trials_follow(tmp_path: Path) -> None:
@@ -276,7 +289,7 @@ def test_the_map_says_what_it_decides_and_the_first_trials_follow(tmp_path: Path
     said: list[str] = []
     search_pruned(spec, SearchOptions(tmp_path / "search", map=tmp_path / "grid"), said.append)
     assert any("density 0.6: outside the range of the map" in each for each in said)
-    chosen = [each for each in said if "the map selects" in each]
+    chosen = [each for each in said if "it selects" in each]
     assert len(chosen) == 2
     settings = {(each.params["learning_rate"], each.params["density"]) for each in study_in(tmp_path / "search").trials}
     for line in chosen:
@@ -321,3 +334,105 @@ def test_a_study_resumed_with_another_space_is_refused_and_left_alone(tmp_path: 
     with pytest.raises(UserError, match="learning_rate"):
         search_pruned(other, SearchOptions(tmp_path / "other", storage=storage), silent)
     assert [each.state for each in study_in(tmp_path).trials] == [TrialState.COMPLETE] * 3
+
+
+def test_trials_whose_trainings_fail_are_counted_and_the_reason_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise RuntimeError("no retraining today")
+
+    monkeypatch.setattr("regimes.experiment.stages.retrain._retrain_together", broken)
+    with pytest.raises(UserError, match=r"no trial finished \(3 fail\); the first failed: RuntimeError: no retraining"):
+        search_pruned(pruned_spec(trials=3), SearchOptions(tmp_path), silent)
+    assert [each.state for each in study_in(tmp_path).trials] == [TrialState.FAIL] * 3
+
+
+def test_a_failed_final_training_is_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regimes.experiment.stages import retrain as module
+
+    spec, real = pruned_spec(trials=3), module._retrain_together
+
+    def broken(stages: Any, *given: Any) -> None:
+        if any(stage.pruned.dense.seed > 0 for stage in stages):
+            raise RuntimeError("not now")
+        real(stages, *given)
+
+    monkeypatch.setattr(module, "_retrain_together", broken)
+    with pytest.raises(UserError, match="a final training failed: RuntimeError: not now"):
+        search_pruned(spec, SearchOptions(tmp_path), silent)
+    monkeypatch.setattr(module, "_retrain_together", real)
+    result = search_pruned(spec, SearchOptions(tmp_path), silent)
+    assert all(None not in each["test_errors"] for each in result["best"])
+
+
+def test_the_map_sampler_takes_lists_of_one_value(tmp_path: Path) -> None:
+    space = {"learning_rate": {"low": 0.01, "high": 1.0, "log": True}, "epochs": [4], "batch_size": [32]}
+    result = search_pruned(
+        pruned_spec(space=space, trials=36, study={"sampler": "map"}), SearchOptions(tmp_path), silent
+    )
+    assert result["spending"]["trials"] == 36
+
+
+def test_cells_of_the_map_are_in_the_folder_of_the_search(tmp_path: Path) -> None:
+    """Also where all trials are such cells, which is said."""
+    spec, said = pruned_spec(trials=4), list[str]()
+    run(sweep_of_trials(spec, [0.03, 0.3]), tmp_path / "grid", workers=0)
+    search_pruned(spec, SearchOptions(tmp_path / "search", map=tmp_path / "grid"), said.append)
+    assert any("all are cells of the map, nothing is searched" in each for each in said)
+    found = regimes.open(tmp_path / "search")
+    assert int(found.val_error.notnull().sum()) == 8
+    assert int((found.status == 1).sum()) == 8
+
+
+def test_cells_of_a_map_over_batch_sizes_are_taken_too(tmp_path: Path) -> None:
+    """Also that of the recipe's own batch size, whichever way its key was made."""
+    space = {"learning_rate": [0.1], "batch_size": [16, 32]}
+    spec = pruned_spec(space=space, trials=4, load={"density": [0.2]})
+    raw = sweep_of_trials(spec, [0.1]).model_dump(exclude={"temperature", "points", "recipe"})
+    for name, temperature in (("sizes", {"batch_size": (16, 32)}), ("rates", {"learning_rate": (0.1, 0.2)})):
+        sweep = Sweep(**raw, recipe=spec.recipe, temperature=temperature)
+        run(sweep, tmp_path / name, workers=0)
+        said: list[str] = []
+        search_pruned(spec, SearchOptions(tmp_path / f"of-{name}", map=tmp_path / name), said.append)
+        count = {"sizes": 2, "rates": 1}[name]
+        assert any(f"{count} cells are taken as finished trials" in each for each in said), said
+
+
+def test_run_and_clean_of_a_search_folder(tmp_path: Path) -> None:
+    search_pruned(pruned_spec(trials=3, seed=5), SearchOptions(tmp_path), silent)
+    with pytest.raises(UserError, match="holds the trials of a search; go on with: regimes hpo"):
+        run(None, tmp_path)
+    assert call("clean", str(tmp_path), cwd=tmp_path).returncode == 0
+    assert not list((tmp_path / "weights").glob("*/*.safetensors"))
+    more = search_pruned(pruned_spec(trials=6, seed=5), SearchOptions(tmp_path), silent)
+    assert more["spending"]["trials"] == 6
+
+
+def test_a_map_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    run(sweep_of_trials(pruned_spec(), [0.03]), tmp_path / "grid", workers=0)
+    other = pruned_spec(trials=3, model={"name": "mlp", "widths": [16]})
+    with pytest.raises(UserError, match="made with another"):
+        search_pruned(other, SearchOptions(tmp_path / "search", map=tmp_path / "grid"), silent)
+    assert not (tmp_path / "search/run.json").exists()
+    with pytest.raises(UserError):
+        search_pruned(other, SearchOptions(tmp_path / "search", map=tmp_path / "nowhere"), silent)
+    assert not (tmp_path / "search/run.json").exists()
+
+
+def test_progress_of_losses_is_no_percentage(tmp_path: Path) -> None:
+    shown: list[bool] = []
+    for value in ("loss", "error"):
+        spec = pruned_spec(trials=3, study={"value": value})
+        search_pruned(spec, SearchOptions(tmp_path / value), silent, lambda study, percent: shown.append(percent))
+    assert set(shown[:3]) == {False}
+    assert set(shown[-3:]) == {True}
+
+
+def test_directions_need_their_measures(tmp_path: Path) -> None:
+    study = {"sampler": "map", "sampler_options": {"landscape": True}}
+    with pytest.raises(UserError, match="landscape: needs the metrics error, lmc and cka"):
+        search_pruned(pruned_spec(trials=3, study=study), SearchOptions(tmp_path / "without"), silent)
+    measure = {"metrics": ["error", "lmc", "cka"]}
+    spec = pruned_spec(trials=36, study=study, measure=measure, retrain_seeds=2)
+    assert search_pruned(spec, SearchOptions(tmp_path / "with"), silent)["spending"]["trials"] == 36

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from regimes.hpo.pruned.cell_direction import INTERCEPT, WEIGHTS, features, p_hotter
-from regimes.research.studies.directions import Cells, cells_of, fit
+from regimes.research.studies.directions import KnownDirections, cells_of, fit
 
 
 def grid(knob: str, values: list[float]) -> xr.Dataset:
@@ -39,7 +39,7 @@ def test_the_regression_finds_the_feature_that_decides() -> None:
     grids = []
     for count in (40, 200):
         values = random.uniform(size=(count, 4))
-        grids.append(Cells(values, values[:, 0] > 0.5))
+        grids.append(KnownDirections(values, values[:, 0] > 0.5))
     intercept, *slopes = fit(grids, (0, 1, 2))
     assert slopes[0] > 10 * max(abs(slopes[1]), abs(slopes[2]))
     assert -intercept / slopes[0] == pytest.approx(0.5, abs=0.1)

@@ -4,3 +4,5 @@ A trial is a *cell*: a dense network trained with a setting of hyperparameters, 
 are made of the stages of sweeps (`cells`), so trials that differ in density or epoch share one dense training, and the
 folder of a search is a run folder. `cell_runner` trains batches of cells, `pruned_search` does a whole search.
 """
+
+DENSITY, EPOCHS = "density", "epochs"  # parameters of a trial that leave its dense training as it is

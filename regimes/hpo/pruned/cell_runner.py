@@ -21,7 +21,8 @@ from regimes.experiment.schedule import ReadyQueue, fleets, scan_store
 from regimes.experiment.stages.stage import Outcome
 from regimes.hpo import batch_ask
 from regimes.hpo.process_identity import this_worker
-from regimes.hpo.pruned.cells import DENSITY, Cell, CellResult, Cells
+from regimes.hpo.pruned import DENSITY
+from regimes.hpo.pruned.cells import Cell, CellResult, Cells
 from regimes.hpo.pruned.map_sampler import MapSampler
 from regimes.hpo.search_space import Space, suggest
 from regimes.hpo.trial_attrs import PREFIX, note
@@ -42,6 +43,11 @@ class RunningCell:
     trial: Trial
     cell: Cell
     over: bool = False
+
+
+def lanes_of(engines: Mapping[str, EngineChoice]) -> dict[str, int]:
+    """Return the number of networks trained at once, {"train": n, "retrain": m}."""
+    return {kind: each.lanes for kind, each in engines.items()}
 
 
 def space_of(spec: Hpo) -> dict[str, Dimension]:
@@ -108,19 +114,25 @@ class CellRunner:
     def _asked(self, study: optuna.Study, settings: int) -> list[tuple[Trial, bool]]:
         """Trials drawn by the sampler, with whether their density is to be taken as it is."""
         if isinstance(study.sampler, MapSampler):
-            (trial,) = batch_ask.ask(study, 1, self.space, 1)
-            asked, planned = [trial], study.sampler.planned
+            asked = batch_ask.ask(study, 1, self.space, 1)
+            planned = study.sampler.planned
         else:
-            asked, planned = batch_ask.ask(study, settings, self.space, self.engines["train"].lanes, (DENSITY,)), False
+            lanes = self.engines["train"].lanes
+            asked = batch_ask.ask(study, settings, self.space, lanes, held=(DENSITY,), min_group=1)
+            planned = False
         known = study.get_trials(deepcopy=False)
         return [(each, planned or "fixed_params" in known[each.number].system_attrs) for each in asked]
 
     def _beside(self, study: optuna.Study, drawn: Trial, density: float) -> RunningCell:
         """A trial of the same setting at another density."""
-        study.enqueue_trial({**drawn.params, DENSITY: density})
-        trial = study.ask()
-        note(trial, "worker", this_worker())
-        suggest(trial, self.space)
+        sampler, params = study.sampler, {**drawn.params, DENSITY: density}
+        study.sampler = batch_ask.fixed_sampler(params, optuna.samplers.RandomSampler(seed=0))
+        try:
+            trial = study.ask()
+            note(trial, "worker", this_worker())
+            suggest(trial, self.space)
+        finally:
+            study.sampler = sampler
         return RunningCell(trial, cell_of(trial.params, self.spec))
 
     def run_batch(self, study: optuna.Study, batch: Sequence[RunningCell]) -> None:
@@ -129,7 +141,7 @@ class CellRunner:
         stages = list({stage.key: stage for each in batch for stage in self.cells.stages(each.cell)}.values())
         self.cells.take_known(stages)
         progress = scan_store(stages, self.cells.store)
-        queue = ReadyQueue(fleets(progress.todo, {kind: each.lanes for kind, each in self.engines.items()}))
+        queue = ReadyQueue(fleets(progress.todo, lanes_of(self.engines)))
         left = {stage.key for stage in progress.todo}
         self._tell_done(study, batch, left)
 
@@ -141,6 +153,7 @@ class CellRunner:
             while time.monotonic() < self.deadline and (fleet := queue.take()) is not None:
                 run_fleet(fleet, self.cells.context, self.cells.store, report)
                 self._tell_done(study, batch, left - queue.failed)
+        self._tell_done(study, batch, left - queue.failed)  # `take` has dropped the stages that need a failed one
 
     def _tell_done(self, study: optuna.Study, batch: Sequence[RunningCell], left: set[str]) -> None:
         for running in batch:
@@ -169,10 +182,7 @@ class CellRunner:
         """Write the layout of the run folder, from all trials of the study."""
         trials = study.get_trials(deepcopy=False)
         store = self.cells.store
-        store.write_json("layout.json", {**self.cells.layout(cells_of(trials, self.spec)), "origin": SEARCH_ORIGIN})
-
-
-SEARCH_ORIGIN = {"file": "the trials of a search", "imports_from": "."}
+        store.write_json("layout.json", self.cells.layout(cells_of(trials, self.spec)))
 
 
 def row_of(cell: Cell, result: CellResult) -> dict[str, Any]:

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regimes.config.hpo import INTEGERS, Hpo
-from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
-from regimes.experiment.atomic_files import DamagedFile
+from regimes.experiment.atomic_files import DamagedFile, read_checked
 from regimes.experiment.context import RunContext
 from regimes.experiment.expand import cell_stages, dense_stages, layout_of, without_duplicates
 from regimes.experiment.stages.prune import PruneStage
@@ -24,12 +23,13 @@ from regimes.experiment.stages.retrain import RetrainStage
 from regimes.experiment.stages.stage import Stage
 from regimes.experiment.stages.train import TrainStage, training_cost
 from regimes.experiment.store import Store
+from regimes.hpo.pruned import DENSITY, EPOCHS
 from regimes.hpo.pruned.network_cost import network_cost
 from regimes.knobs import Value
 
 Numbers = NDArray[np.float64]
+PLAN = "plan.json"  # file of the search's key and of what its map decided
 VALUES = {"error": "val_error", "loss": "val_loss"}  # variable of the record that is minimised, by study.value
-DENSITY, EPOCHS = "density", "epochs"  # names among a trial's parameters that do not change the dense training
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,29 @@ class CellResult:
     measures: Mapping[str, float]
 
 
+class Snapshots:
+    """Snapshots that dense trainings have.
+
+    Args:
+        epochs: epochs of a whole training.
+        begun: cells whose dense trainings exist.
+    """
+
+    def __init__(self, epochs: int, begun: Iterable[Cell] = ()) -> None:
+        self.epochs, self._found = epochs, dict[tuple[Any, ...], set[int]]()
+        for cell in begun:
+            self.add(cell.setting)
+
+    def add(self, setting: Mapping[str, Any]) -> None:
+        """Add the snapshot of a setting."""
+        self._found.setdefault(_training(setting), set()).add(int(setting.get(EPOCHS, self.epochs)))
+
+    def start(self, setting: Mapping[str, Any]) -> int:
+        """Return the epoch from which a setting's dense training goes on: that of the latest snapshot, 0 without."""
+        stop = int(setting.get(EPOCHS, self.epochs))
+        return max((each for each in self._found.get(_training(setting), ()) if each <= stop), default=0)
+
+
 def _training(setting: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells a setting's dense training from others: all but its epoch."""
     return tuple((name, setting[name]) for name in sorted(setting) if name not in (DENSITY, EPOCHS))
@@ -100,10 +123,14 @@ class Cells:
         context: data, model and device of the run folder.
         store: the store of the run folder.
         known: the store of a run whose stages are taken over; None without one.
+        plain_batch: whether a cell with the recipe's own batch size has the recipe of a sweep that does not vary it,
+            which is the same training under another key.
     """
 
-    def __init__(self, spec: Hpo, context: RunContext, store: Store, known: Store | None = None) -> None:
-        self.spec, self.context, self.store, self.known = spec, context, store, known
+    def __init__(
+        self, spec: Hpo, context: RunContext, store: Store, known: Store | None = None, plain_batch: bool = False
+    ) -> None:
+        self.spec, self.context, self.store, self.known, self.plain_batch = spec, context, store, known, plain_batch
         self._stages: dict[Cell, tuple[Stage, ...]] = {}
 
     @cached_property
@@ -111,17 +138,18 @@ class Cells:
         """The sweep without settings."""
         return sweep_of(self.spec)
 
-    def stages(self, cell: Cell, recipe: Recipe | None = None) -> tuple[Stage, ...]:
-        """Return the stages of a cell, each after those it needs; with another, equivalent recipe if one is given."""
-        if recipe is None and cell in self._stages:
-            return self._stages[cell]
-        load = self.base.load.model_copy(update={"density": (cell.density,)})
-        sweep = self.base.model_copy(update={"points": (cell.setting,), "load": load})
-        (first,) = dense_stages(sweep, self.context)
-        dense = replace(first, seed=cell.seed, coords={**first.coords, "dense_seed": cell.seed})
-        if recipe is not None:
-            return (other := replace(dense, recipe=recipe), *cell_stages(sweep, other))
-        self._stages[cell] = (dense, *cell_stages(sweep, dense))
+    def stages(self, cell: Cell) -> tuple[Stage, ...]:
+        """Return the stages of a cell, each after those it needs."""
+        if cell not in self._stages:
+            load = self.base.load.model_copy(update={"density": (cell.density,)})
+            sweep = self.base.model_copy(update={"points": (cell.setting,), "load": load})
+            (first,) = dense_stages(sweep, self.context)
+            recipe = first.recipe
+            if self.plain_batch and recipe.batch_size == self.base.recipe.batch_size:
+                recipe = recipe.model_copy(update={"epoch_batch": self.base.recipe.epoch_batch})
+            coords = {**first.coords, "dense_seed": cell.seed}
+            dense = replace(first, recipe=recipe, seed=cell.seed, coords=coords)
+            self._stages[cell] = (dense, *cell_stages(sweep, dense))
         return self._stages[cell]
 
     def take_known(self, stages: Iterable[Stage]) -> None:
@@ -141,15 +169,15 @@ class Cells:
         return dense.training
 
     def result(self, cell: Cell) -> CellResult:
-        """Return the result of a cell whose stages are done or have failed."""
-        return self.result_of(self.stages(cell), cell.density, self.store)
+        """Return the result of a cell whose stages are done or have failed.
 
-    def result_of(self, stages: Sequence[Stage], density: float, store: Store) -> CellResult:
-        """Return the result of a cell's stages in a store."""
+        Raises:
+            DamagedFile: a file of a stage that is done is missing or damaged.
+        """
         measures: dict[str, list[float]] = {}
-        why, cost = "", density
+        stages, why, cost = self.stages(cell), "", cell.density
         for stage in stages:
-            record, failed = store.read(stage.key), store.failure(stage.key)
+            record, failed = self.store.read(stage.key), self.store.failure(stage.key)
             if record is None:
                 why = why or (failed["error"] if failed else "not finished")
                 continue
@@ -167,7 +195,7 @@ class Cells:
             why = "diverged"
         if not why:
             (pruned,) = (each for each in stages if isinstance(each, PruneStage) and not each.intermediate)
-            cost = network_cost(pruned, self.spec.study.against, self.context, store)
+            cost = network_cost(pruned, self.spec.study.against, self.context, self.store)
         return CellResult(value, cost, why, found)
 
     def costs(self, params: Sequence[Mapping[str, Any]], begun: Iterable[Cell]) -> Numbers:
@@ -180,15 +208,16 @@ class Cells:
         """
         assert self.spec.pruned is not None
         images, epochs = self._any_dense.images, self.spec.recipe.epochs
-        snapshots: dict[tuple[Any, ...], list[int]] = {}
-        for cell in begun:
-            snapshots.setdefault(_training(cell.setting), []).append(int(cell.setting.get(EPOCHS, epochs)))
+        single = {
+            name: each.choices[0] for name, each in self.spec.space.items() if each.choices and len(each.choices) == 1
+        }
+        snapshots = Snapshots(epochs, begun)
         found = np.tile([0.0, *self._density_costs], (len(params), 1))
-        for row, setting in enumerate(params):
-            recipe = self.base.dense_recipe({name: setting[name] for name in self.spec.space})
+        for row, given in enumerate(params):
+            setting = {name: {**single, **given}[name] for name in self.spec.space}
             stop = int(setting.get(EPOCHS, epochs))
-            start = max((each for each in snapshots.get(_training(setting), ()) if each <= stop), default=0)
-            found[row, 0] = training_cost(recipe, images, evaluated=stop) * (1 - start / stop)
+            cost = training_cost(self.base.dense_recipe(setting), images, evaluated=stop)
+            found[row, 0] = cost * (1 - snapshots.start(setting) / stop)
         return found
 
     @cached_property
@@ -218,7 +247,8 @@ class Cells:
         sweep = self.base.model_copy(update={"points": tuple(settings)})
         layout = layout_of(sweep, stages, self.context)
         layout["coords"]["dense_seed"] = sorted({cell.seed for cell in every})
-        return layout
+        origin = (read_checked(self.store.folder / PLAN) or {}).get("origin", {})
+        return {**layout, "origin": {"file": "the trials of a search", "imports_from": ".", **origin, "search": True}}
 
     @staticmethod
     def copies(stages: Iterable[Stage]) -> list[RetrainStage]:

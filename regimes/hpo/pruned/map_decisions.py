@@ -9,7 +9,7 @@ from typing import Any
 from regimes.config.hpo import INTEGERS, Dimension, Hpo
 from regimes.errors import OutsideRange
 from regimes.hpo.map_guidance import MapGuidance
-from regimes.hpo.pruned.cells import DENSITY
+from regimes.hpo.pruned import DENSITY
 
 RHO = "sam_rho"
 
@@ -45,8 +45,8 @@ def decide(spec: Hpo, guidance: MapGuidance) -> Decisions:
         likely = max(regimes, key=regimes.__getitem__)
         selected = ", ".join(f"{name} = {value:g}" for name, value in chosen.selected.items())
         notes.append(
-            f"density {density:g}: the recipe's setting is in regime {likely} (probability {regimes[likely]:.2f}); the "
-            f"map selects {selected} (regime {chosen.regime})"
+            f"density {density:g}: the map puts the recipe's setting in regime {likely} (probability "
+            f"{regimes[likely]:.2f}); for this density it selects {selected} (regime {chosen.regime}), tried first"
         )
         params = _params(spec, chosen.selected)
         if params is not None:
@@ -67,8 +67,7 @@ def _params(spec: Hpo, selected: Mapping[str, float]) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for name, dimension in spec.space.items():
         value = selected.get(name, getattr(spec.recipe, name))
-        low, high = dimension.ends
-        if value not in dimension.choices if dimension.choices is not None else not low <= value <= high:
+        if not dimension.contains(value):
             return None
         found[name] = int(value) if name in INTEGERS else float(value)
     return found

@@ -120,14 +120,14 @@ class MapSampler(BaseSampler):
         model = self._model(seen)
         if model is None:
             return None
-        settings = self._candidates(seen.places, seen.values, space)
+        candidates = self._candidates(seen, space)
+        settings = np.array([space.setting(each) for each in candidates])
         surface = Surface.of(model, settings, space, seen)
         gains = surface.gains(seen.best(model.predict(seen.places)[0], space), space)
-        gains[_near(space.at_densities(settings), np.concatenate([seen.places, seen.pending])).reshape(gains.shape)] = (
-            0.0
-        )
-        chosen, densities = choose(gains, self._costs(settings, space))
-        return [space.params(settings[chosen], density) for density in densities]
+        tried = _near(space.at_densities(settings), np.concatenate([seen.places, seen.pending]))
+        gains[tried.reshape(gains.shape)] = 0.0
+        chosen, densities = choose(gains, self._costs(candidates, space))
+        return [space.at_density(candidates[chosen], density) for density in densities]
 
     def _model(self, seen: Observed) -> GaussianProcess | None:
         """The surface fitted to the finished cells; None if it is not trusted. Fitted once for the same cells."""
@@ -137,21 +137,20 @@ class MapSampler(BaseSampler):
             self._last = key, fitted(seen.places, seen.values, seen.trainings) if trusted else None
         return self._last[1]
 
-    def _candidates(self, places: Numbers, values: Numbers, space: UnitSpace) -> Numbers:
-        """Settings (n, k): space-filling, and around the best."""
+    def _candidates(self, seen: Observed, space: UnitSpace) -> list[dict[str, Any]]:
+        """Settings: space-filling, around the best, and those that were tried, at every epoch of the space."""
         count = space.count
         draws = qmc.Sobol(count, seed=self.random).random(CANDIDATES)
-        order = np.argsort(values)[:BEST]
-        near = places[order][:, None, :count] + NEIGHBOUR_SCALE * self.random.standard_normal(
-            (len(order), NEIGHBOURS, count)
-        )
-        return space.snapped(np.clip(np.concatenate([draws, near.reshape(-1, count)]), 0.0, 1.0))
+        best = seen.places[np.argsort(seen.values)[:BEST]][:, None, :count]
+        near = best + NEIGHBOUR_SCALE * self.random.standard_normal((len(best), NEIGHBOURS, count))
+        fresh = space.snapped(np.clip(np.concatenate([draws, near.reshape(-1, count)]), 0.0, 1.0))
+        return [*(space.params(each) for each in fresh), *space.at_every_epoch(seen.settings)]
 
-    def _costs(self, settings: Numbers, space: UnitSpace) -> Numbers:
+    def _costs(self, candidates: Sequence[Mapping[str, Any]], space: UnitSpace) -> Numbers:
         """Cost (n, 1 + densities) of each setting's dense training, and of each of its densities."""
         if self.cost is None:
-            return np.ones((len(settings), 1 + len(space.widths)))
-        return self.cost([space.params(each, None) for each in settings])
+            return np.ones((len(candidates), 1 + len(space.widths)))
+        return self.cost(candidates)
 
 
 def choose(gains: Numbers, costs: Numbers) -> tuple[int, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from regimes.hpo.pruned import DENSITY, EPOCHS
 from regimes.hpo.pruned.cell_direction import p_hotter
 from regimes.knobs import KNOBS
 from regimes.registry import lookup
 
 Numbers = NDArray[np.float64]
-DENSITY, EPOCHS = "density", "epochs"
+MOST_EPOCHS = 10  # of a range, at which settings that were tried are candidates
 MAX_SPREADS = 2.0  # values further above the median than so many times the lower spread count as this far
 
 
@@ -138,12 +139,23 @@ class UnitSpace:
         ]
         return np.unique(np.array(moved), axis=0)
 
-    def params(self, setting: Numbers, density: int | None) -> dict[str, Any]:
-        """Return the parameters of a setting, at the density of an index."""
-        found = {axis.name: axis.value(each) for axis, each in zip(self.axes, setting, strict=True)}
-        if self.densities and density is not None:
-            found[DENSITY] = self.densities[density]
-        return found
+    def params(self, setting: Numbers) -> dict[str, Any]:
+        """Return the hyperparameters at the coordinates of a setting."""
+        return {axis.name: axis.value(each) for axis, each in zip(self.axes, setting, strict=True)}
+
+    def at_density(self, setting: Mapping[str, Any], density: int) -> dict[str, Any]:
+        """Return the parameters of a cell: a setting at the density of an index."""
+        return {**setting, DENSITY: self.densities[density]} if self.densities else dict(setting)
+
+    def at_every_epoch(self, settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return settings with every epoch of the space, each once: snapshots of trainings that exist may cost less."""
+        axis = next((each for each in self.axes if each.name == EPOCHS), None)
+        if axis is None:
+            return [dict(each) for each in settings]
+        places = np.linspace(0, 1, MOST_EPOCHS)
+        epochs = list(dict.fromkeys(axis.value(each) for each in places))
+        found = [{**each, EPOCHS: epoch} for each in settings for epoch in dict.fromkeys([each[EPOCHS], *epochs])]
+        return list({tuple(sorted(each.items())): each for each in found}.values())
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,7 @@ class Observed:
         values: (n,) logarithms of their values, with far outliers (also diverged cells) moved in.
         trainings: (n,) number of the dense training of each.
         pending: (m, k) cells of running trials.
+        settings: hyperparameters of all cells, finished or running, without the density, each once.
         p_hotter: (n,) probability that hotter is better than colder, by the cell's landscape; NaN if not known.
     """
 
@@ -162,6 +175,7 @@ class Observed:
     values: Numbers
     trainings: NDArray[np.int64]
     pending: Numbers
+    settings: tuple[dict[str, Any], ...]
     p_hotter: Numbers
 
     def best(self, smooth: Numbers, space: UnitSpace) -> Numbers:
@@ -208,12 +222,14 @@ def observed(study: optuna.Study, space: UnitSpace, chance_error: float | None =
         if chance_error is not None and measures is not None:
             hotter[place] = p_hotter(measures, chance_error)
     running = [space.place(each.params) for each in trials if each.state == TrialState.RUNNING]
+    settings = [{axis.name: each.params[axis.name] for axis in space.axes} for each in trials]
     axes = space.count + bool(space.densities)
     return Observed(
         np.array(list(cells)).reshape(len(cells), axes),
         _moved_in(np.array([np.mean(each) for each in cells.values()])),
         np.array([rows[each] for each in cells], dtype=np.int64),
         np.array(running).reshape(len(running), axes),
+        tuple({tuple(each.items()): each for each in settings}.values()),
         np.array([np.nan if (p := hotter.get(each)) is None else p for each in cells], dtype=float),
     )
 

@@ -30,13 +30,16 @@ def best_of(study: optuna.Study) -> list[FrozenTrial]:
         UserError: no trial finished.
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        states = [each.state.name.lower() for each in study.get_trials(deepcopy=False)]
+        trials = study.get_trials(deepcopy=False)
+        states = [each.state.name.lower() for each in trials]
         said = ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states)) or "no trials"
         held = f"; trials are held by {', '.join(holders(study))}: if gone, use --take-over" if holders(study) else ""
-        raise UserError(
-            f"no trial finished ({said}){held}: use more trials, more time, or smaller values of a hyperparameter that "
-            "diverges"
+        reasons = [each.user_attrs[f"{PREFIX}why"] for each in trials if f"{PREFIX}why" in each.user_attrs]
+        why = f"; the first failed: {reasons[0]}" if reasons and reasons[0] != "diverged" else ""
+        advice = "use more trials or more time" + (
+            "" if why else ", or smaller values of a hyperparameter that diverges"
         )
+        raise UserError(f"no trial finished ({said}){held}{why}: {advice}")
     if len(study.directions) == 1:
         return [study.best_trial]
     by_cost: dict[tuple[float, ...], FrozenTrial] = {}
@@ -53,12 +56,21 @@ def tested(best: Sequence[FrozenTrial], spec: Hpo, cells: Cells, do: DoStages) -
         spec: the search's settings.
         cells: the cells.
         do: does the stages that are missing.
+
+    Raises:
+        UserError: a training failed.
     """
     seeds = range(spec.seed + 1, spec.seed + 1 + spec.final_seeds)
     fresh = {
         each.number: [dataclasses.replace(cell_of(each.params, spec), seed=seed) for seed in seeds] for each in best
     }
     do([stage for each in fresh.values() for cell in each for stage in cells.stages(cell)])
+    for cell in (cell for each in fresh.values() for cell in each):
+        why = cells.result(cell).why
+        if why not in ("", "diverged"):
+            raise UserError(
+                f"a final training failed: {why}; the trials are kept: repeat the command once it is mended"
+            )
     found = []
     for trial in best:
         errors = [_test_error(cell, cells) for cell in fresh[trial.number]]
@@ -102,22 +114,29 @@ def spending(study: optuna.Study, spec: Hpo, cells: Cells) -> dict[str, Any]:
         cell = cell_of(trial.params, spec)
         if f"{PREFIX}adopted" in trial.user_attrs:
             continue  # the run has paid for it
-        trainings.add(cells.training(cell))
+        if not _is_known(cells.stages(cell)[0].key, cells):
+            trainings.add(cells.training(cell))
         for key, seconds in _seconds(cell, cells).items():
             alone += seconds
-            if key not in seen:
+            if key not in seen and not _is_known(key, cells):
                 spent += seconds
             seen.add(key)
         done = trial.state == TrialState.COMPLETE
         curve.append({"seconds": spent, "trial": trial.number, "values": trial.values if done else None})
     return {
         "trials": len(finished),
+        "asked": spec.trials,
         "adopted": sum(f"{PREFIX}adopted" in trial.user_attrs for trial, _ in finished),
         "trainings": len(trainings),
         "seconds": spent,
         "alone_seconds": alone,
         "curve": curve,
     }
+
+
+def _is_known(key: str, cells: Cells) -> bool:
+    """Whether a stage was taken from the map's run."""
+    return cells.known is not None and cells.known.record_file(key).exists()
 
 
 def _seconds(cell: Cell, cells: Cells) -> dict[str, float]:

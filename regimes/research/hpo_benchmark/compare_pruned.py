@@ -30,7 +30,7 @@ SHARED = "one dense training for all densities and epochs, fleets"
 
 
 def methods_of(densities: int) -> list[PrunedMethod]:
-    """Return the compared methods; the first one is the baseline, the stock sampler with independent trials."""
+    """Return the compared methods; the baseline first: independent trials drawn by TPE, for a front by NSGA-II."""
     front = densities > 1
     batch = BATCH * densities
     stock = [PrunedMethod("TPE", f"TPE, {INDEPENDENT}", "tpe")]

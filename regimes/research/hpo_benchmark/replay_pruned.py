@@ -20,17 +20,18 @@ import xarray as xr
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from regimes.config.hpo import INTEGERS, Hpo
 from regimes.config.hpo_file import resolve_hpo
 from regimes.experiment.engine_selection import EngineChoice
 from regimes.hpo import SAMPLERS
 from regimes.hpo.optimize_loop import Limits, run_trials
-from regimes.hpo.pruned.cell_runner import CellRunner, RunningCell, space_of
-from regimes.hpo.pruned.cells import DENSITY, EPOCHS, Cell
+from regimes.hpo.pruned import DENSITY, EPOCHS
+from regimes.hpo.pruned.cell_runner import CellRunner, RunningCell, cell_of, space_of
+from regimes.hpo.pruned.cells import Cell, Snapshots
 from regimes.hpo.pruned.map_sampler import MapSampler
-from regimes.hpo.pruned.observed_cells import UnitSpace
+from regimes.hpo.pruned.observed_cells import Observed, UnitSpace
 from regimes.hpo.search_space import distributions
 from regimes.registry import lookup
 
@@ -168,19 +169,12 @@ class ReplayCells:
     def costs(self, params: Sequence[Mapping[str, Any]], begun: Iterable[Cell]) -> Numbers:
         """Return the cost (n, 1 + densities) of settings; see `Cells.costs`."""
         table, whole = self.table, self.table.epochs[-1]
-        snapshots: dict[tuple[Any, ...], int] = {}
-        for cell in begun:
-            key = _training(cell.setting)
-            snapshots[key] = max(snapshots.get(key, 0), int(cell.setting[EPOCHS]))
+        snapshots = Snapshots(whole, begun)
         found = np.full((len(params), 1 + len(table.densities)), table.retrain_seconds(8) / 8)
         for row, setting in enumerate(params):
-            start = min(snapshots.get(_training(setting), 0), setting[EPOCHS])
-            found[row, 0] = table.dense_seconds(int(setting["batch_size"]), 1, (setting[EPOCHS] - start) / whole)
+            share = (setting[EPOCHS] - snapshots.start(setting)) / whole
+            found[row, 0] = table.dense_seconds(int(setting["batch_size"]), 1, share)
         return found
-
-
-def _training(setting: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple((name, setting[name]) for name in sorted(setting) if name not in (DENSITY, EPOCHS))
 
 
 class ReplayRunner(CellRunner):
@@ -202,7 +196,7 @@ class ReplayRunner(CellRunner):
         self.table, self.method = table, method
         self.values = table.seen(seed)
         self.points = {_key(each): point for point, each in table.settings.items()}
-        self.snapshots: dict[int, int] = {}  # setting: latest epoch of its dense training
+        self.snapshots = Snapshots(table.epochs[-1])
         self.spent, self.marks = 0.0, list[Mark]()
 
     def ask(self, study: optuna.Study, count: int) -> list[RunningCell]:
@@ -212,13 +206,9 @@ class ReplayRunner(CellRunner):
             found = super().ask(study, count)
         else:
             trial = study.ask(distributions(space_of(self.spec)))
-            found = [RunningCell(trial, self._cell(trial.params))]
+            found = [RunningCell(trial, cell_of(trial.params, self.spec))]
         self.spent += time.process_time() - started
         return found
-
-    def _cell(self, params: Mapping[str, Any]) -> Cell:
-        items = tuple((name, params[name]) for name in self.spec.space)
-        return Cell(items, float(params.get(DENSITY, self.spec.pruned.densities[0] if self.spec.pruned else 1.0)))
 
     def run_batch(self, study: optuna.Study, batch: Sequence[RunningCell]) -> None:
         """Add the seconds of a batch, and tell its values."""
@@ -230,15 +220,15 @@ class ReplayRunner(CellRunner):
         for running, point in zip(batch, places, strict=True):
             density = self.spec.pruned.densities.index(running.cell.density)
             value = float(self.values[(*point, self.table.densities[density])])
-            running.over = True
-            if not math.isfinite(value):
-                running.trial.set_user_attr("regimes:why", "diverged")
-                value = 1.0
+            running.over, front = True, DENSITY in self.space
+            self.marks.append(Mark(self.spent, point, density, value if math.isfinite(value) else 1.0))
             if self.method.landscape:
                 running.trial.set_user_attr("regimes:cell", self.table.measures(point, self.table.densities[density]))
-            self.marks.append(Mark(self.spent, point, density, value))
-            front = DENSITY in self.space
-            study.tell(running.trial, [value, running.cell.density] if front else value)
+            if math.isfinite(value):
+                study.tell(running.trial, [value, running.cell.density] if front else value)
+            else:  # as `CellRunner` does
+                running.trial.set_user_attr("regimes:why", "diverged")
+                study.tell(running.trial, state=TrialState.FAIL if front else TrialState.PRUNED)
 
     def _dense(self, places: Sequence[Point]) -> float:
         """Seconds of the dense trainings of a batch: each once and in fleets, or each alone."""
@@ -246,16 +236,12 @@ class ReplayRunner(CellRunner):
         size = {point: int(self.table.settings[point]["batch_size"]) for point in places}
         if not self.method.shared:
             return sum(self.table.dense_seconds(size[each], 1, epochs[each[1]] / whole) for each in places)
-        wanted: dict[int, int] = {}
-        for setting, snapshot in places:
-            wanted[setting] = max(wanted.get(setting, 0), epochs[snapshot])
         groups: dict[tuple[int, float], int] = {}
-        for setting, stop in wanted.items():
-            start = self.snapshots.get(setting, 0)
-            if stop > start:
-                key = (size[next(point for point in places if point[0] == setting)], (stop - start) / whole)
-                groups[key] = groups.get(key, 0) + 1
-                self.snapshots[setting] = stop
+        for point in dict.fromkeys(sorted(places)):  # the snapshots of a training in their order
+            setting = self.table.settings[point]
+            share = (setting[EPOCHS] - self.snapshots.start(setting)) / whole
+            self.snapshots.add(setting)
+            groups[size[point], share] = groups.get((size[point], share), 0) + (share > 0)
         return sum(self.table.dense_seconds(each, count, share) for (each, share), count in groups.items())
 
 
@@ -347,8 +333,8 @@ class PooledMapSampler(MapSampler):
             return self.stock_in_pool.sample_relative(study, trial, search_space)
         return self.pool.nearest(found, study)
 
-    def _candidates(self, places: Numbers, values: Numbers, space: UnitSpace) -> Numbers:
-        return self.pool.places
+    def _candidates(self, seen: Observed, space: UnitSpace) -> list[dict[str, Any]]:
+        return self.pool.settings
 
 
 def replay(table: PrunedTable, method: PrunedMethod, trials: int, seed: int) -> tuple[list[Mark], float]:

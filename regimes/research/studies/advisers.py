@@ -31,8 +31,7 @@ PARAGRAPHS = [
     "collection of dense ResNet-18 (Zhou et al. 2024, arXiv 2406.16988), one map of batch size and width for each of "
     "ten shares of the data. With several seeds, a map of the others advises on each seed in turn; the collection has "
     "means of five seeds, so its maps advise on their own errors, and those of `fitted`, `error` and `joint` leave out "
-    "the width in question. Its connectivity is that of a trained curve. Digits have neither training error nor "
-    "Hessian trace recorded: `landscape` is `combined` there.",
+    "the width in question. Its connectivity is that of a trained curve.",
     "*Whole grids left out*: the adviser with the largest mean gain on the other grids, judged on the one left out, "
     "beside the default, which is fixed. The defaults were chosen with all of these grids in view.",
 ]

@@ -51,7 +51,7 @@ PARAGRAPHS = [
 
 
 @dataclass(frozen=True)
-class Cells:
+class KnownDirections:
     """Cells of a grid.
 
     Attributes:
@@ -79,7 +79,7 @@ def study(out: Path, runs: Path, say: Say) -> Page:
     return Page("directions", TITLE, [*PARAGRAPHS, told + "."], [_table(grids)], facts=weights)
 
 
-def cells_of(data: xr.Dataset) -> Cells:
+def cells_of(data: xr.Dataset) -> KnownDirections:
     """Return the cells of a grid of one knob and density whose direction is known."""
     (knob,) = (name for name in KNOBS if name in data.sizes)
     order = np.argsort(data[knob].values * (1 if lookup(KNOBS, knob, "knob").hotter == "larger" else -1))
@@ -98,10 +98,10 @@ def cells_of(data: xr.Dataset) -> Cells:
             if np.isfinite([*gains, *shown]).all() and max(gains) > MIN_GAIN:
                 rows.append([*features(*shown, chance), place / last])
                 hotter.append(bool(gains[0] > gains[1]))
-    return Cells(np.array(rows).reshape(len(rows), len(COLUMNS)), np.array(hotter))
+    return KnownDirections(np.array(rows).reshape(len(rows), len(COLUMNS)), np.array(hotter))
 
 
-def fit(grids: list[Cells], columns: tuple[int, ...]) -> Numbers:
+def fit(grids: list[KnownDirections], columns: tuple[int, ...]) -> Numbers:
     """Return intercept and weights (1 + k,) of a logistic regression on some features; grids have equal weights."""
     values = np.concatenate([each.values for each in grids])[:, columns]
     hotter = np.concatenate([each.hotter for each in grids])
@@ -113,7 +113,7 @@ def fit(grids: list[Cells], columns: tuple[int, ...]) -> Numbers:
     return np.concatenate([[model.intercept_[0] - slopes @ centre], slopes])
 
 
-def _table(grids: dict[str, Cells]) -> TextTable:
+def _table(grids: dict[str, KnownDirections]) -> TextTable:
     head = ["grid", "cells", "always the more frequent", *WAYS]
     rows, facts, shares = [head], list[dict[str, Any]](), list[list[float]]()
     for name, here in grids.items():
