@@ -39,6 +39,8 @@ def read_sweep(path: str | Path, changes: Iterable[str] = ()) -> Sweep:
     """
     path = Path(path)
     raw = read_toml(path, "sweep file", "sweeps/digits.toml")
+    if "space" in raw and "temperature" not in raw:
+        raise UserError(f"{path}: a search file, not a sweep file; use: regimes hpo {path}")
     return resolve_sweep(apply_overrides(raw, changes), str(path), default_name=path.stem, folder=path.resolve().parent)
 
 

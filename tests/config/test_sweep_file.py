@@ -55,6 +55,13 @@ def test_name_defaults_to_the_file(tiny: Sweep, tmp_path: Path) -> None:
     assert read_sweep(write_toml(tmp_path / "mine.toml", tiny)).name == "mine"
 
 
+def test_a_search_file_is_said_to_be_one(tiny: Sweep, tmp_path: Path) -> None:
+    del tiny["temperature"]
+    tiny["space"] = {"learning_rate": [0.1]}
+    with pytest.raises(UserError, match="a search file, not a sweep file; use: regimes hpo"):
+        read_sweep(write_toml(tmp_path / "x.toml", tiny))
+
+
 def test_data_without_a_recipe_of_its_own_takes_the_papers(tiny: Sweep) -> None:
     tiny["data"] = {"name": "test_sweep_file:anything"}
     tiny["recipe"] = {}
