@@ -26,7 +26,7 @@ SHOWN = {  # method: colour, line
     "ours, with the map": ("#E69F00", "--"),
     OURS.name: ("#D55E00", "-"),
 }
-STYLES = [(colour, style) for style in ("-", "--") for colour in tuple(each for each, _ in SHOWN.values())]
+STYLES = [(colour, style) for style in ("-", "--", ":") for colour in tuple(each for each, _ in SHOWN.values())]
 CURVE_POINTS = 200
 
 
@@ -37,7 +37,7 @@ def curves(
     shown: Mapping[str, tuple[str, str]] = SHOWN,
 ) -> Figure:
     """Draw the incumbent's expected test error over time, averaged over searches once all have an incumbent."""
-    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.6, 4.2), layout="constrained")
     axes = figure.subplots()
     latest = max(each.seconds for name in shown for each in found.get(name, ()))
     for name, (colour, style) in shown.items():
@@ -56,7 +56,7 @@ def curves(
     axes.set_xlabel("seconds of the search, one core, all costs included")
     axes.set_ylabel("expected test error of the incumbent (%)")
     axes.set_title("Best so far, mean of the replayed searches", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
