@@ -242,6 +242,6 @@ def test_workers_of_a_search_keep_their_device(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(worker_pool.multiprocessing, "get_context", Context)
     monkeypatch.setattr(worker_pool, "POLL_SECONDS", 0.0)
     monkeypatch.setattr("regimes.hpo.requeue.requeue_dead_trials", lambda study: [])
-    config = WorkerConfig(tmp_path, "", ("cuda:0", "cuda:1"), "full", 1, 1, 0.0)
-    run_workers(config, None, None, 3)  # type: ignore[arg-type]
+    config = WorkerConfig(tmp_path, "", ("cuda:0", "cuda:1"), 1, 0.0)
+    run_workers(config, None, [], 3)  # type: ignore[arg-type]
     assert started == [("cuda:0", 0), ("cuda:1", 1), ("cuda:0", 2), ("cuda:1", 4)]
