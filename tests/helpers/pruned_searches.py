@@ -6,8 +6,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from regimes.config.hpo import Hpo
 from regimes.config.hpo_file import resolve_hpo
+from regimes.config.sweep import Sweep
+from regimes.config.sweep_file import resolve_sweep
+from regimes.hpo.optuna_study import open_storage
 
 FILE = """
 objective = "pruned"
@@ -69,3 +74,26 @@ def written(folder: Path) -> Path:
     file = folder / "small.toml"
     file.write_text(FILE)
     return file
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
+
+
+def study_in(folder: Path, name: str = "small") -> optuna.Study:
+    """The study of a search in a folder."""
+    return optuna.load_study(study_name=name, storage=open_storage(str(folder / "study.log")))
+
+
+def sweep_of_trials(spec: Hpo, rates: list[float]) -> Sweep:
+    """A sweep over settings that a search could have."""
+    raw = {
+        "name": "grid",
+        "data": spec.data.model_dump(),
+        "model": spec.model.model_dump(),
+        "recipe": {"epochs": 4, "batch_size": 32, "last": 1},
+        "retrain": {"epochs": 2},
+        "temperature": {"learning_rate": rates, "epochs": [2, 4]},
+        "load": {"density": [0.05, 0.2]},
+    }
+    return resolve_sweep(raw)

@@ -93,7 +93,7 @@ class Snapshots:
 
 
 def _training(setting: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells a setting's dense training from others: all but its epoch."""
+    """The part of a setting that decides its dense training: all but density and epoch."""
     return tuple((name, setting[name]) for name in sorted(setting) if name not in (DENSITY, EPOCHS))
 
 

@@ -107,7 +107,7 @@ def record_full(recording: Recording, out: Path, runs: Path, say: Say) -> Page:
 
 
 def _in_words(recording: Recording, spec: Hpo) -> str:
-    """What is recorded."""
+    """Description of the recorded settings and fidelities."""
     return (
         f"`{recording.file}`: {recording.settings} settings of {', '.join(spec.space).replace('_', ' ')} that fill the "
         "space evenly, each trained with two seeds on the full network (the better quarter with four) and on the "
