@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,12 @@ import typer
 from regimes.cli.errors import report_user_errors
 from regimes.cli.formatting import duration
 from regimes.cli.options import Devices, Json, Set
+from regimes.cli.status_line import StatusLine
 
 if TYPE_CHECKING:
     from regimes.config.hpo import Hpo
     from regimes.hpo.progress import SearchState
     from regimes.hpo.search_options import SearchOptions
-
-LINE_INTERVAL = 5.0  # seconds between progress lines where they do not replace each other
-REDRAW_INTERVAL = 0.2  # seconds between redraws in a terminal
 
 
 @report_user_errors
@@ -90,18 +87,10 @@ def _searched(spec: Hpo, options: SearchOptions) -> dict[str, Any]:
     return result
 
 
-class SearchProgress:
+class SearchProgress(StatusLine):
     """A progress line of what is done and left, and a line for every full training."""
 
-    def __init__(self) -> None:
-        self.replace = sys.stderr.isatty()
-        self.started = self.last_line = time.monotonic()
-        self.told: set[int] | None = None  # numbers of full trainings
-        self.open = False
-
-    def message(self, text: str) -> None:
-        self.end()
-        print(text, file=sys.stderr, flush=True)
+    told: set[int] | None = None  # numbers of full trainings
 
     def look(self, state: SearchState) -> None:
         """Called at the start, after each segment of a trial, and periodically while worker processes run."""
@@ -112,22 +101,10 @@ class SearchProgress:
             if trial.number not in self.told:
                 self.told.add(trial.number)
                 self.message(state.full_training(trial))
-        if time.monotonic() - self.last_line >= (REDRAW_INTERVAL if self.replace else LINE_INTERVAL):
-            self.last_line = time.monotonic()
-            self._line(state)
-
-    def _line(self, state: SearchState) -> None:
-        left = state.seconds_left
-        line = f"{state.line()}, {duration(time.monotonic() - self.started)}"
-        line += f", about {duration(left)} left" if left is not None else ""
-        self.open = self.replace
-        start, end = ("\r\033[K", "") if self.replace else ("", "\n")
-        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self.open:
-            print(file=sys.stderr)
-            self.open = False
+        if self.is_due():
+            left = state.seconds_left
+            line = f"{state.line()}, {duration(time.monotonic() - self.started)}"
+            self.show(line + (f", about {duration(left)} left" if left is not None else ""))
 
 
 def _print(result: Mapping[str, Any], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from regimes.cli.formatting import duration
+from regimes.cli.status_line import StatusLine
 
 if TYPE_CHECKING:
     import optuna
 
     from regimes.config.hpo import Hpo
     from regimes.hpo.search_options import SearchOptions
-
-LINE_INTERVAL = 5.0  # seconds between progress lines where they do not replace each other
-REDRAW_INTERVAL = 0.2  # seconds between redraws in a terminal
 
 
 def searched_pruned(spec: Hpo, options: SearchOptions) -> dict[str, Any]:
@@ -41,39 +38,30 @@ def searched_pruned(spec: Hpo, options: SearchOptions) -> dict[str, Any]:
     return result
 
 
-class PrunedProgress:
-    """A progress line: trials done, dense trainings, the best value at each density, time left."""
+class PrunedProgress(StatusLine):
+    """A progress line: trials done, the best value at each density, time left."""
 
     def __init__(self, trials: int) -> None:
-        self.trials, self.replace = trials, sys.stderr.isatty()
-        self.started = self.last_line = time.monotonic()
+        super().__init__()
+        self.trials = trials
         self.before: int | None = None  # trials that earlier commands have finished
-        self.open = False
 
-    def message(self, text: str) -> None:
-        """Print a message on a line of its own."""
-        self.end()
-        print(text, file=sys.stderr, flush=True)
-
-    def look(self, study: optuna.Study, percent: bool) -> None:
-        """Print the line anew, unless it was printed just before; ``percent``: whether values are shares."""
+    def look(self, study: optuna.Study, what: Mapping[str, Any]) -> None:
+        """Show the line anew, unless it was shown just before; ``what``: title and unit of the values."""
+        from regimes.hpo.progress import number_in_words
         from regimes.hpo.pruned.cell_runner import rows
 
-        if time.monotonic() - self.last_line < (REDRAW_INTERVAL if self.replace else LINE_INTERVAL):
+        if not self.is_due():
             return
-        self.last_line = time.monotonic()
         finished = rows(study)
         self.before = len(finished) if self.before is None else self.before
         best: dict[float, float] = {}
         for trial, row in finished:
             if trial.state.name == "COMPLETE":
                 best[row["density"]] = min(best.get(row["density"], trial.values[0]), trial.values[0])
-        said = ", ".join(f"{text(value, percent)} at density {each:g}" for each, value in sorted(best.items()))
-        line = f"{len(finished)}/{self.trials} trials  best validation value: {said or 'none yet'}"
-        line += self._left(len(finished))
-        self.open = self.replace
-        start, end = ("\r\033[K", "") if self.replace else ("", "\n")
-        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+        said = ", ".join(f"{number_in_words(value, what)} at density {each:g}" for each, value in sorted(best.items()))
+        line = f"{len(finished)}/{self.trials} trials  best validation {what['title']}: {said or 'none yet'}"
+        self.show(line + self._left(len(finished)))
 
     def _left(self, done: int) -> str:
         new = done - (self.before or 0)
@@ -82,38 +70,28 @@ class PrunedProgress:
         seconds = (time.monotonic() - self.started) / new * (self.trials - done)
         return f"  about {duration(seconds)} left"
 
-    def end(self) -> None:
-        """End the line."""
-        if self.open:
-            print(file=sys.stderr)
-            self.open = False
-
-
-def text(value: float, fraction: bool) -> str:
-    """Return a value with its unit: an error as a percentage."""
-    return f"{value:.2%}" if fraction else f"{value:.4g}"
-
 
 def print_pruned(result: Mapping[str, Any], folder: Path) -> None:
     """Print the result of a search for pruned networks in plain words."""
-    error = result["value"] == "error"
-    percent = error and result["fraction"]
-    what = result["title"] if error else "loss"
+    from regimes.hpo.progress import number_in_words
+
+    what, error = result["units"][result["value"]], result["units"]["error"]
     front = len(result["densities"]) > 1
     if front:
         trials = counted(len(result["best"]), "trial")
-        typer.echo(f"front of validation {what} against {result['against']}, {trials}:")
+        typer.echo(f"front of validation {what['title']} against {result['against']}, {trials}:")
     for best in result["best"]:
         values = "  ".join(f"{name} {best['params'][name]:.4g}" for name in result["space"])
         cost = f", {best['cost']:.4g} {result['against_unit']}" if front and result["against"] != "density" else ""
         head = f"density {best['density']:g}{cost}" if front else f"best at density {best['density']:g}"
-        typer.echo(f"{head}: trial {best['trial']}, validation {what} {text(best['value'], percent)}:  {values}")
+        value = f"validation {what['title']} {number_in_words(best['value'], what)}"
+        typer.echo(f"{head}: trial {best['trial']}, {value}:  {values}")
         test, spread = best["test_error"], best["test_error_sd"]
-        said = "all diverged" if test is None else text(test, result["fraction"])
-        said += f" ± {text(spread, result['fraction'])}" if spread is not None else ""
-        typer.echo(f"  test {result['title']} of {len(best['test_errors'])} new trainings: {said}")
+        said = "all diverged" if test is None else number_in_words(test, error)
+        said += f" ± {number_in_words(spread, error)}" if spread is not None else ""
+        typer.echo(f"  test {error['title']} of {len(best['test_errors'])} new trainings: {said}")
     if front and result["against"] == "density":
-        _print_omitted(result, what, percent)
+        _print_omitted(result, what)
     _print_spending(result["spending"])
     failed = [each for each in result["trials"] if each["why"]]
     for each in failed:
@@ -122,8 +100,10 @@ def print_pruned(result: Mapping[str, Any], folder: Path) -> None:
     typer.echo(f"wrote {folder}/result.json, {folder}/search.png; every cell: regimes export {folder} --to csv")
 
 
-def _print_omitted(result: Mapping[str, Any], what: str, percent: bool) -> None:
+def _print_omitted(result: Mapping[str, Any], what: Mapping[str, Any]) -> None:
     """Say of each density that is not on the front what its best trial has."""
+    from regimes.hpo.progress import number_in_words
+
     on_front = {each["density"] for each in result["best"]}
     for density in result["densities"]:
         if density not in on_front:
@@ -131,7 +111,8 @@ def _print_omitted(result: Mapping[str, Any], what: str, percent: bool) -> None:
             best = min(here, key=lambda each: each["values"][0], default=None)
             said = "no trial finished"
             if best is not None:
-                said = f"not better than a lower one; trial {best['trial']}, {what} {text(best['values'][0], percent)}"
+                value = number_in_words(best["values"][0], what)
+                said = f"not better than a lower one; trial {best['trial']}, {what['title']} {value}"
             typer.echo(f"density {density:g}: {said}")
 
 

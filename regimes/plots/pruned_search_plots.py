@@ -57,9 +57,9 @@ def pruned_search(result: Mapping[str, Any]) -> Figure:
 
 
 def _label(result: Mapping[str, Any]) -> str:
-    if result["value"] == "loss":
-        return "validation loss"
-    return f"validation {result['title']}{', %' if result['fraction'] else ''}"
+    what = result["units"][result["value"]]
+    unit = "%" if what["fraction"] else "" if what["unit"] in ("1", "loss") else what["unit"]
+    return f"validation {what['title']}{', ' + unit if unit else ''}"
 
 
 def _scaled(values: Sequence[float], result_label: str) -> np.ndarray[Any, Any]:

@@ -73,7 +73,7 @@ def test_a_proxy_study_first_and_its_best_promoted(file: Path, tmp_path: Path) -
 
 def test_progress_tells_every_full_training_once_and_the_time_left(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """By hand: proxies of 2 s and full trainings of 10 s; 2 of 4 proxies and 1 of 3 full trainings are left."""
-    monkeypatch.setattr("regimes.cli.hpo.LINE_INTERVAL", 0.0)
+    monkeypatch.setattr("regimes.cli.status_line.LINE_INTERVAL", 0.0)
     asked = spec(trials=4, study={"pattern": "promote", "promoted": 3}, final_seeds=2)
     found, _ = planned(asked)
     proxies, base = optuna.create_study(), optuna.create_study()

@@ -261,7 +261,7 @@ def test_progress_of_losses_is_no_percentage(tmp_path: Path) -> None:
     shown: list[bool] = []
     for value in ("loss", "error"):
         spec = pruned_spec(trials=3, study={"value": value})
-        search_pruned(spec, SearchOptions(tmp_path / value), silent, lambda study, percent: shown.append(percent))
+        search_pruned(spec, SearchOptions(tmp_path / value), silent, lambda study, what: shown.append(what["fraction"]))
     assert set(shown[:3]) == {False}
     assert set(shown[-3:]) == {True}
 

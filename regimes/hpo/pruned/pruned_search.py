@@ -34,9 +34,10 @@ from regimes.hpo.requeue import count_finished
 from regimes.hpo.samplers import nothing_to_learn
 from regimes.hpo.search_options import RESULT, SearchOptions
 from regimes.hpo.until_done import until_done
+from regimes.hpo.validation import units_of
 from regimes.hpo.worker_pool import WorkerConfig, run_workers
 
-PrunedLook = Callable[[optuna.Study, bool], None]
+PrunedLook = Callable[[optuna.Study, Mapping[str, Any]], None]
 
 
 def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: PrunedLook | None = None) -> dict[str, Any]:
@@ -46,8 +47,8 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: PrunedLook 
         spec: the search's settings.
         options: folder, map, storage, limits and device.
         say: called with decisions and progress, in words.
-        look: called with the study, and whether its values are shares, after every trial, or twice a second if there
-            are several processes.
+        look: called with the study, and title and unit of its values, after every trial, or twice a second if there are
+            several processes.
 
     Raises:
         UserError: the map, storage, study or folder does not fit; no trial finished.
@@ -63,11 +64,11 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: PrunedLook 
         say(nothing_to_learn(spec))
     processes, limits = options.workers > 1, Limits(spec.trials, deadline)
 
-    percent = spec.study.value == "error" and cells.context.fraction(spec.recipe)
+    what = units_of(cells.context, spec.recipe)[spec.study.value]
 
     def shown(study: optuna.Study) -> None:
         if look is not None:
-            look(study, percent)
+            look(study, what)
 
     def work() -> None:
         if not processes:
@@ -111,13 +112,10 @@ def _finish(
         many = f"the {len(best)} best trials are" if len(best) > 1 else f"the best trial, {best[0].number}, is"
         say(f"{many} trained again with {spec.final_seeds} fresh seeds and tested")
         result["best"] = tested(best, spec, cells, do)
-    recipe = spec.recipe
-    title = "error" if cells.context.fraction(recipe) else "loss"
     result |= {
         "against": spec.study.against,
         "against_unit": UNITS[spec.study.against],
-        "fraction": cells.context.fraction(recipe),
-        "title": title,
+        "units": units_of(cells.context, spec.recipe),
         "space": {name: each.model_dump() for name, each in spec.space.items()},
         "densities": list(spec.pruned.densities if spec.pruned else ()),
         "spending": spending(study, spec, cells),
