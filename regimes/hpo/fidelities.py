@@ -181,7 +181,7 @@ def title_of(density: float, images: float = 1.0, share: float = 1.0) -> str:
         images: fraction of the training images.
         share: epochs as a fraction of the full training's.
     """
-    network = f"density {density:g}" if density < 1 else "the full network"
+    network = f"density {density:.3g}" if density < 1 else "the full network"
     parts = [f"{100 * part:.3g} % of the {what}" for part, what in ((images, "images"), (share, "epochs")) if part < 1]
     return f"{network} on {' and '.join(parts)}" if parts else network
 
