@@ -139,6 +139,17 @@ def test_parameters_macs_and_latency_as_the_cost_of_a_front(tmp_path: Path) -> N
             assert small.values[1] < large.values[1]
 
 
+def test_final_trainings_of_a_cleaned_folder_count_without_their_weights(tmp_path: Path) -> None:
+    data = {"name": "synthetic", "shape": [3, 8, 8], "train": 100, "test": 40}
+    model = {"name": "preresnet", "depth": 8, "width": 8}
+    load = {"density": [0.2, 0.6], "pruner": "channels-magnitude"}
+    asked = {"data": data, "model": model, "trials": 2, "load": load, "study": {"against": "macs"}}
+    first = search_pruned(pruned_spec(**asked, final_seeds=1), SearchOptions(tmp_path), silent)
+    assert call("clean", str(tmp_path), cwd=tmp_path).returncode == 0
+    more = search_pruned(pruned_spec(**asked, final_seeds=2), SearchOptions(tmp_path), silent)
+    assert [each["test_errors"][0] for each in more["best"]] == [each["test_errors"][0] for each in first["best"]]
+
+
 def test_parameters_of_a_masked_network_are_those_that_are_not_zero(tmp_path: Path) -> None:
     spec = pruned_spec(trials=2, load={"density": [0.2, 0.6]}, study={"against": "parameters"}, final_seeds=1)
     search_pruned(spec, SearchOptions(tmp_path), silent)

@@ -168,7 +168,8 @@ class CellRunner:
         try:
             note(trial, "cell", row_of(running.cell, result))
             if not result.why:
-                study.tell(trial, [result.value, result.cost] if front else result.value, skip_if_finished=True)
+                values = [result.value, self.cells.cost(running.cell)] if front else result.value
+                study.tell(trial, values, skip_if_finished=True)
             else:
                 note(trial, "why", result.why)
                 state = TrialState.PRUNED if result.why == "diverged" and not front else TrialState.FAIL

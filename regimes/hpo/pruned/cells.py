@@ -58,13 +58,11 @@ class CellResult:
 
     Attributes:
         value: validation error or loss after retraining, mean over the copies; NaN if ``why`` is not empty.
-        cost: density, parameters, MACs or seconds of a forward pass, whichever the search weighs it against.
         why: "diverged", the error message of a stage that failed, or "".
         measures: {variable: mean over copies or pairs} of everything measured without the test split.
     """
 
     value: float
-    cost: float
     why: str
     measures: Mapping[str, float]
 
@@ -169,14 +167,10 @@ class Cells:
         return dense.training
 
     def result(self, cell: Cell) -> CellResult:
-        """Return the result of a cell whose stages are done or have failed.
-
-        Raises:
-            DamagedFile: a file of a stage that is done is missing or damaged.
-        """
+        """Return the result of a cell whose stages are done or have failed."""
         measures: dict[str, list[float]] = {}
-        stages, why, cost = self.stages(cell), "", cell.density
-        for stage in stages:
+        why = ""
+        for stage in self.stages(cell):
             record, failed = self.store.read(stage.key), self.store.failure(stage.key)
             if record is None:
                 why = why or (failed["error"] if failed else "not finished")
@@ -193,10 +187,17 @@ class Cells:
         value = math.nan if why else found.get(VALUES[self.spec.study.value], math.nan)
         if not why and not math.isfinite(value):
             why = "diverged"
-        if not why:
-            (pruned,) = (each for each in stages if isinstance(each, PruneStage) and not each.intermediate)
-            cost = network_cost(pruned, self.spec.study.against, self.context, self.store)
-        return CellResult(value, cost, why, found)
+        return CellResult(value, why, found)
+
+    def cost(self, cell: Cell) -> float:
+        """Return the cost of a finished cell's network on a front; see `network_cost`.
+
+        Raises:
+            DamagedFile: its weights, which MACs and latency need, were removed.
+        """
+        stages = self.stages(cell)
+        (pruned,) = (each for each in stages if isinstance(each, PruneStage) and not each.intermediate)
+        return network_cost(pruned, self.spec.study.against, self.context, self.store)
 
     def costs(self, params: Sequence[Mapping[str, Any]], begun: Iterable[Cell]) -> Numbers:
         """Return the estimated cost (n, 1 + densities) of settings: of what is missing of the dense training, and of

@@ -57,14 +57,14 @@ def candidates(spec: Hpo, sweep: Sweep) -> Iterator[Cell]:
 
 def _add(study: optuna.Study, cell: Cell, cells: Cells) -> int:
     """Add a finished cell to the study; returns the number of trials added."""
-    space = space_of(cells.spec)
-    try:
-        result = cells.result(cell)
-    except DamagedFile:  # e.g. weights that were removed, which MACs and latency need
-        return 0
+    space, result = space_of(cells.spec), cells.result(cell)
     if result.why:
         return 0
     front = DENSITY in space
+    try:
+        values = [result.value, cells.cost(cell)] if front else [result.value]
+    except DamagedFile:
+        return 0
     params = {**cell.setting, **({DENSITY: cell.density} if front else {})}
     about = {f"{PREFIX}cell": row_of(cell, result), f"{PREFIX}adopted": True}
     study.add_trial(
@@ -72,7 +72,7 @@ def _add(study: optuna.Study, cell: Cell, cells: Cells) -> int:
             state=TrialState.COMPLETE,
             params=params,
             distributions=distributions(space),
-            values=[result.value, result.cost] if front else [result.value],
+            values=values,
             user_attrs=about,
         )
     )
