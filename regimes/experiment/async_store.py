@@ -7,6 +7,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,7 @@ class AsyncStore(Store):
         while True:
             item = self._queue.get()
             if isinstance(item, Outcome):
-                error = self._failed.pop(item.key, item.error)
-                self._report(Outcome(item.key, error))
+                self._report(replace(item, error=self._failed.pop(item.key, item.error)))
             else:
                 self._write(*item)
             self._queue.task_done()

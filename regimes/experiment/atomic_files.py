@@ -82,7 +82,8 @@ def write_atomic(path: Path, content: bytes, keep_existing: bool = False) -> Non
         raise
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine exists."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -96,5 +97,5 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of killed processes of this machine."""
     for path in folder.rglob(f".{_HOST}.*.tmp"):
         writer = path.name.split(".")[2]
-        if not (writer.isdigit() and _alive(int(writer))):
+        if not (writer.isdigit() and is_alive(int(writer))):
             path.unlink(missing_ok=True)

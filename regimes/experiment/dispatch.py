@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.context import RunContext
 from regimes.experiment.schedule import Fleet
 from regimes.experiment.stages.discover import discover
@@ -31,22 +30,9 @@ def run_fleet(fleet: Fleet, context: RunContext, store: Store, report: Report) -
     """Do every stage of a fleet that another process has not done meanwhile; report each as it finishes."""
     pending = []
     for stage in fleet.stages:
-        if _is_intact(stage.key, store):
-            report(Outcome(stage.key))
+        if store.is_intact(stage.key):
+            report(Outcome(stage.key, ours=False))
         else:
             pending.append(stage)
     if pending:
         STAGE_FUNCTIONS[fleet.kind](pending, context.sized(size_of(pending[0].coords)), store, report)
-
-
-def _is_intact(key: str, store: Store) -> bool:
-    try:
-        record = store.read(key)
-        if record is None:
-            return False
-        if record.get("weights"):
-            store.check_weights(key, record)
-            return store.weights_file(key).exists()
-    except DamagedFile:
-        return False
-    return True

@@ -10,15 +10,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from regimes.device_faults import DeviceFaultMessage
+from regimes.experiment.claims import Claims
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.dispatch import run_fleet
-from regimes.experiment.schedule import Fleet, ReadyQueue
+from regimes.experiment.ready_queue import LOOK_INTERVAL, ReadyQueue
+from regimes.experiment.schedule import Fleet
 from regimes.experiment.stages.stage import Outcome, Report, Stage
 from regimes.experiment.store import Store
 from regimes.experiment.warning_lines import WorkerWarning
@@ -34,18 +37,31 @@ class StopRun(BaseException):
     """Raised by a report function to end a run early (``--fail-fast``); a BaseException, so that stages pass it on."""
 
 
-def in_process(fleets: Iterable[Fleet], spec: ContextSpec, report: Report) -> None:
-    """Do the fleets sequentially in this process, on one thread: for small grids, notebooks and debugging."""
-    store, waiting = Store(spec.folder), ReadyQueue(fleets)
+def in_process(
+    fleets: Iterable[Fleet],
+    context: RunContext,
+    claims: Claims,
+    report: Report,
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do the fleets sequentially in this process, on one thread: for small grids, notebooks and debugging.
 
-    def note(outcome: Outcome) -> None:
-        waiting.close(outcome)
-        report(outcome)
-
+    Args:
+        fleets: the fleets.
+        context: the run context.
+        claims: the claims of this command on the run's folder.
+        report: function that receives the outcomes.
+        until: asked before each fleet whether to stop.
+    """
+    store = Store(context.spec.folder)
+    waiting = ReadyQueue(fleets, store, claims, report)
     with one_thread():
-        context = RunContext(spec)
-        while (fleet := waiting.take()) is not None:
-            run_fleet(fleet, context, store, note)
+        while not (until() or waiting.is_over):
+            fleet = waiting.take()
+            if fleet is not None:
+                run_fleet(fleet, context, store, waiting.close)
+            elif waiting.elsewhere:
+                time.sleep(LOOK_INTERVAL)
 
 
 @dataclass
@@ -100,6 +116,7 @@ class Supervisor:
     Args:
         fleets: the fleets, handed out as soon as the stages they need are done.
         spec: description of the run context.
+        claims: the claims of this command on the run's folder.
         report: function that receives the outcomes.
         workers: number of worker processes.
         devices: devices of the workers, in turn; a worker that replaces a dead one has its device. After two device
@@ -107,13 +124,18 @@ class Supervisor:
     """
 
     def __init__(
-        self, fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int, devices: Sequence[str]
+        self,
+        fleets: Iterable[Fleet],
+        spec: ContextSpec,
+        claims: Claims,
+        report: Report,
+        workers: int,
+        devices: Sequence[str],
     ) -> None:
-        self.waiting = ReadyQueue(fleets)
-        self.spec = spec
-        self.report = report
-        self.count, self.devices = workers, devices
         self.store = Store(spec.folder)
+        self.waiting = ReadyQueue(fleets, self.store, claims, report)
+        self.spec = spec
+        self.count, self.devices = workers, devices
         self.deaths: dict[str, list[str]] = {}  # key of a stage: devices of the workers that died on it
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
@@ -126,8 +148,11 @@ class Supervisor:
             self.workers = [self._spawn(self.devices[number % len(self.devices)]) for number in range(count)]
             for worker in list(self.workers):
                 self._hand_out(worker)
-            while any(worker.fleet or worker.owed for worker in self.workers):
-                self._handle(*self.events.get())
+            while self.waiting.elsewhere or any(worker.fleet or worker.owed for worker in self.workers):
+                try:
+                    self._handle(*self.events.get(timeout=LOOK_INTERVAL))
+                except queue.Empty:
+                    self._wake_idle()
         finally:
             for worker in self.workers:
                 _kill(worker.process)
@@ -173,7 +198,7 @@ class Supervisor:
     def _handle(self, worker: _Worker, event: Any) -> None:
         if isinstance(event, Outcome):
             worker.receive(event)
-            self._close(event)
+            self.waiting.close(event)
             self._wake_idle()
         elif isinstance(event, WorkerWarning):
             event.issue(self.warned)
@@ -186,10 +211,6 @@ class Supervisor:
             worker.fleet = None
             self._hand_out(worker)
             self._wake_idle()
-
-    def _close(self, outcome: Outcome) -> None:
-        self.waiting.close(outcome)
-        self.report(outcome)
 
     def _wake_idle(self) -> None:
         for worker in self.workers:
@@ -220,7 +241,8 @@ class Supervisor:
             cause = worker.fault or f"{ended}, out of memory or a native crash?"
             left = Fleet(fleet.kind, worker.left_of(fleet))
             self._retry_or_fail(left, cause, worker.device, elsewhere=elsewhere and worker.fault != "")
-        if (fleet is not None or worker.given) and not lost:  # an idle one is not replaced
+        has_work = fleet is not None or worker.given or self.waiting.elsewhere
+        if has_work and not lost:  # an idle one is not replaced
             self.workers.append(self._spawn(worker.device, worker.faults))
         self._wake_idle()
 
@@ -239,7 +261,7 @@ class Supervisor:
             line = f"the worker process died {len(deaths)} times on this stage: {cause}"
             for stage in left.stages:
                 self.store.fail(stage.key, line, "", stage.coords)
-                self._close(Outcome(stage.key, line))
+                self.waiting.close(Outcome(stage.key, line))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -251,7 +273,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def by_processes(
-    fleets: Iterable[Fleet], spec: ContextSpec, report: Report, workers: int, devices: Sequence[str]
+    fleets: Iterable[Fleet], spec: ContextSpec, claims: Claims, report: Report, workers: int, devices: Sequence[str]
 ) -> None:
     """Do the fleets in ``workers`` spawned single-threaded processes, which get a device each in turn."""
-    Supervisor(fleets, spec, report, workers, devices).run()
+    Supervisor(fleets, spec, claims, report, workers, devices).run()

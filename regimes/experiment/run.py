@@ -17,6 +17,7 @@ from regimes.config.sweep import Sweep
 from regimes.config.sweep_file import read_sweep
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import Record
+from regimes.experiment.claims import Claims
 from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.devices import devices_of
 from regimes.experiment.engine_selection import EngineChoice, select_engines, with_lanes
@@ -150,22 +151,28 @@ def run(
     forget_damaged(prepared)
     by_key = {stage.key: stage for stage in stages}
 
+    ours = 0
+
     def report(outcome: Outcome) -> None:
+        nonlocal ours
+        ours += outcome.ours
         watch(by_key[outcome.key], outcome)
         if fail_fast and outcome.error is not None:
             raise StopRun
 
-    work = fleets(prepared.progress.todo, prepared.lanes, processes or 1)
     try:
-        if processes:
-            by_processes(work, prepared.spec, report, processes, prepared.devices)
-        else:
-            in_process(work, prepared.spec, report)
+        with Claims(store.folder, processes or 1) as claims:
+            workers_in_all = sum((owner.workers for owner in claims.others()), processes or 1)
+            work = fleets(prepared.progress.todo, prepared.lanes, workers_in_all)
+            if processes:
+                by_processes(work, prepared.spec, claims, report, processes, prepared.devices)
+            else:
+                in_process(work, RunContext(prepared.spec), claims, report)
     except StopRun:
         pass
     finally:
         seconds = time.perf_counter() - started
-        log(store, seconds)
+        log(store, seconds, ours)
     return Result(store.folder, stages, scan_store(stages, store), seconds)
 
 

@@ -1,4 +1,4 @@
-"""Scheduling: the progress of a run, the grouping of pending stages into fleets, and the queue of fleets."""
+"""Scheduling: the progress of a run, and the grouping of pending stages into fleets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from regimes.experiment.atomic_files import DamagedFile
 from regimes.experiment.stages.discover import DiscoverStage
 from regimes.experiment.stages.measure import MeasureStage
 from regimes.experiment.stages.pretrained import PretrainedStage
+from regimes.experiment.stages.prune import PruneStage
 from regimes.experiment.stages.retrain import RetrainStage
-from regimes.experiment.stages.stage import Outcome, Stage, size_of
+from regimes.experiment.stages.stage import Stage, size_of
 from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.training.fleet import PER_NETWORK_FIELDS
@@ -191,6 +192,18 @@ def _fleet_key(stage: Stage, asked: Mapping[str, tuple[int, ...]]) -> tuple[str,
     return ("prune", stage.needs[0].key)
 
 
+def claim_of(stage: Stage) -> str:
+    """Return the name of the work that a stage belongs to, which one command does at a time: the snapshots of a
+    training, the masks of a dense network, the measurements of a pruned network; other stages are work of their own."""
+    if isinstance(stage, TrainStage):
+        return stage.training
+    if isinstance(stage, PruneStage):
+        return f"{stage.needs[0].key}-masks"
+    if isinstance(stage, MeasureStage):
+        return f"{stage.subjects[0].pruned.key}-measures"
+    return stage.key
+
+
 def _stackable_key(recipe: Recipe) -> str:
     """Fields that the recipes of one fleet share: all but `PER_NETWORK_FIELDS`; SAM and plain SGD do not mix."""
     return str(canonical([recipe.model_dump(exclude=set(PER_NETWORK_FIELDS)), recipe.sam_rho > 0]))
@@ -207,42 +220,3 @@ def _split_evenly(members: Sequence[Stage], capacity: int, workers: int) -> Iter
         chosen = each[part * len(each) // count : (part + 1) * len(each) // count]
         if chosen:
             yield tuple(stage for network in chosen for stage in network)
-
-
-class ReadyQueue:
-    """Queue of fleets, each ready when the stages it needs are done.
-
-    Attributes:
-        fleets: the waiting fleets in order.
-        open: keys of stages that are neither done nor failed.
-        failed: keys of stages that failed or need a failed one.
-    """
-
-    def __init__(self, fleets: Iterable[Fleet]) -> None:
-        self.fleets = list(fleets)
-        self.open = {stage.key for fleet in self.fleets for stage in fleet.stages}
-        self.failed: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self.fleets)
-
-    def take(self) -> Fleet | None:
-        """Remove and return the first ready fleet, None if there is none; drop stages that need a failed one."""
-        remaining = (fleet.without(self.failed) for fleet in self.fleets)
-        self.fleets = [fleet for fleet in remaining if fleet.stages]
-        self.open -= self.failed
-        for fleet in self.fleets:
-            if not fleet.needs & self.open:
-                self.fleets.remove(fleet)
-                return fleet
-        return None
-
-    def put_back(self, fleet: Fleet) -> None:
-        """Put a fleet back at the front of the queue."""
-        self.fleets.insert(0, fleet)
-
-    def close(self, outcome: Outcome) -> None:
-        """Record the outcome of a stage."""
-        self.open.discard(outcome.key)
-        if outcome.error is not None:
-            self.failed.add(outcome.key)

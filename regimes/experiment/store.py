@@ -125,6 +125,16 @@ class Store:
         """Raise `DamagedFile` if the weights exist but do not match the checksum in the record."""
         self._read_checked_weights(key, record)
 
+    def is_intact(self, key: str) -> bool:
+        """Return whether a stage is done, with its weights on disk if it has any."""
+        try:
+            record = self.read(key)
+            if record is None or not record.get("weights"):
+                return record is not None
+            return self._read_checked_weights(key, record) is not None
+        except DamagedFile:
+            return False
+
     def _read_checked_weights(self, key: str, record: Record) -> bytes | None:
         path = self.weights_file(key)
         try:

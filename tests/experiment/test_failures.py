@@ -119,9 +119,9 @@ def test_a_worker_that_dies_is_replaced_and_its_fleet_put_back(
             worker.process.kill()
         handle(self, worker, event)
 
-    expected = done(Store(run_tiny(tiny, "calm").folder))
+    expected = done(Store(run_tiny(tiny, "calm", engine="stacked").folder))
     monkeypatch.setattr(executors.Supervisor, "_handle", murderous)
-    result = run_tiny(tiny, "murdered", workers=2)
+    result = run_tiny(tiny, "murdered", workers=2, engine="stacked")
     assert len(kills) == 4
     assert not result.progress.todo
     assert done(Store(result.folder)) == expected

@@ -20,9 +20,9 @@ from searches import PROGRAM, call
 
 import regimes
 from regimes.errors import UserError
+from regimes.experiment import executors
 from regimes.experiment.run import run
 from regimes.experiment.store import Store
-from regimes.hpo.pruned import cell_runner
 from regimes.hpo.pruned import search_folder as pruned_module
 from regimes.hpo.pruned.cell_runner import cell_of
 from regimes.hpo.pruned.pruned_search import search_pruned
@@ -68,17 +68,17 @@ def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(
 ) -> None:
     spec = pruned_spec(trials=6)
     whole = search_pruned(spec, SearchOptions(tmp_path / "whole"), silent)
-    done, calls = cell_runner.run_fleet, itertools.count()
+    done, calls = executors.run_fleet, itertools.count()
 
     def interrupted(*given: object) -> None:
         if next(calls) == cut:
             raise KeyboardInterrupt
         done(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cell_runner, "run_fleet", interrupted)
+    monkeypatch.setattr(executors, "run_fleet", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search_pruned(spec, SearchOptions(tmp_path / "cut"), silent)
-    monkeypatch.setattr(cell_runner, "run_fleet", done)
+    monkeypatch.setattr(executors, "run_fleet", done)
     resumed = search_pruned(spec, SearchOptions(tmp_path / "cut"), silent)
     key = [(each["params"], each["density"], each["value"], each["test_errors"]) for each in whole["best"]]
     assert [(each["params"], each["density"], each["value"], each["test_errors"]) for each in resumed["best"]] == key

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from regimes.config.sweep import Size
@@ -59,10 +59,17 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a stage: done, or failed with an error message of one line."""
+    """Outcome of a stage.
+
+    Attributes:
+        key: the stage's key.
+        error: the error message of one line of a stage that failed; None: it is done.
+        ours: whether it was done by this command, not found done or failed meanwhile by another one.
+    """
 
     key: str
     error: str | None = None
+    ours: bool = field(default=True, compare=False)
 
 
 Report = Callable[[Outcome], None]

@@ -14,10 +14,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from regimes.config.hpo import Dimension, Hpo
-from regimes.experiment.context import one_thread
-from regimes.experiment.dispatch import run_fleet
+from regimes.experiment.claims import Claims
 from regimes.experiment.engine_selection import EngineChoice
-from regimes.experiment.schedule import ReadyQueue, fleets, scan_store
+from regimes.experiment.executors import in_process
+from regimes.experiment.schedule import fleets, scan_store
 from regimes.experiment.stages.stage import Outcome
 from regimes.hpo import batch_ask
 from regimes.hpo.process_identity import this_worker
@@ -140,25 +140,25 @@ class CellRunner:
         self.write_layout(study)
         stages = list({stage.key: stage for each in batch for stage in self.cells.stages(each.cell)}.values())
         self.cells.take_known(stages)
-        progress = scan_store(stages, self.cells.store)
-        queue = ReadyQueue(fleets(progress.todo, lanes_of(self.engines)))
-        left = {stage.key for stage in progress.todo}
-        self._tell_done(study, batch, left)
+        todo = scan_store(stages, self.cells.store).todo
+        left, failed = {stage.key for stage in todo}, set[str]()
+
+        def tell_done() -> None:
+            for running in batch:
+                keys = {stage.key for stage in self.cells.stages(running.cell)}
+                if not running.over and (keys & failed or not keys & left):
+                    self._tell(study, running)
 
         def report(outcome: Outcome) -> None:
             left.discard(outcome.key)
-            queue.close(outcome)
+            if outcome.error is not None:
+                failed.add(outcome.key)
+            tell_done()
 
-        with one_thread():
-            while time.monotonic() < self.deadline and (fleet := queue.take()) is not None:
-                run_fleet(fleet, self.cells.context, self.cells.store, report)
-                self._tell_done(study, batch, left - queue.failed)
-        self._tell_done(study, batch, left - queue.failed)  # `take` has dropped the stages that need a failed one
-
-    def _tell_done(self, study: optuna.Study, batch: Sequence[RunningCell], left: set[str]) -> None:
-        for running in batch:
-            if not running.over and not any(stage.key in left for stage in self.cells.stages(running.cell)):
-                self._tell(study, running)
+        tell_done()
+        with Claims(self.cells.store.folder) as claims:
+            work = fleets(todo, lanes_of(self.engines))
+            in_process(work, self.cells.context, claims, report, until=lambda: time.monotonic() >= self.deadline)
 
     def _tell(self, study: optuna.Study, running: RunningCell) -> None:
         """Tell a finished trial. One that diverged is PRUNED, so that samplers avoid its setting; in a front, where

@@ -14,6 +14,7 @@ from regimes.config.keys import digest
 from regimes.data.dataset import guessing_error
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
+from regimes.experiment.claims import Claims
 from regimes.experiment.context import RunContext
 from regimes.experiment.devices import devices_of
 from regimes.experiment.executors import by_processes, in_process
@@ -89,10 +90,11 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: PrunedLook 
         for stage in distinct:
             cells.store.failure_file(stage.key).unlink(missing_ok=True)  # the last command's: try again
         fresh = fleets(scan_store(distinct, cells.store).todo, lanes_of(engines), options.workers)
-        if processes:
-            by_processes(fresh, cells.context.spec, lambda outcome: None, options.workers, devices)
-        else:
-            in_process(fresh, cells.context.spec, lambda outcome: None)
+        with Claims(options.folder, options.workers) as claims:
+            if processes:
+                by_processes(fresh, cells.context.spec, claims, lambda outcome: None, options.workers, devices)
+            else:
+                in_process(fresh, cells.context, claims, lambda outcome: None)
 
     return _finish(spec, study, cells, best, do, options, say)
 

@@ -27,6 +27,7 @@ from regimes.config.sweep_file import read_toml
 from regimes.data.dataset import guessing_error
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import DamagedFile, read_checked, write_checked
+from regimes.experiment.claims import Claims
 from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.engine_selection import select_engine
 from regimes.experiment.environment import environment
@@ -121,7 +122,8 @@ class PrunedRecorder:
 
         todo, lanes = scan_store(stages, self.store).todo, {"train": 1, "retrain": self.facts["engine"]["lanes"]}
         spec = self.context.spec
-        by_processes(fleets(todo, lanes, workers), spec, evaluate, workers, [spec.device])
+        with Claims(spec.folder, workers) as claims:
+            by_processes(fleets(todo, lanes, workers), spec, claims, evaluate, workers, [spec.device])
         failed = scan_store(stages, self.store).failed
         if failed:
             key, error = next(iter(failed.items()))

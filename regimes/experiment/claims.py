@@ -1,0 +1,217 @@
+"""Claims: the work that each command has begun, so that several commands on one folder share it.
+
+A command writes a file ``claims/HOST-PID-….owner`` and touches it every ten seconds. A claim on some work is a hard
+link ``claims/NAME.N`` to that file: links are created atomically, also on shared file systems, and one touch renews all
+claims of a command. A claim is stale once its owner's process has ended, or, on another machine, once the file has not
+been touched for three minutes by the clock of the file system. Work with a stale claim N is claimed by N + 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from regimes.experiment.atomic_files import is_alive, write_atomic
+
+FOLDER = "claims"
+HEARTBEAT = 10.0  # seconds between two touches
+STALE_AFTER = 180.0  # seconds without a touch; clients of a network file system may see times a minute old
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A command that works on a folder.
+
+    Attributes:
+        host, pid: its machine's name and its process.
+        machine: identity of the booted machine and its process namespace; process numbers are comparable within one.
+        started: start of the process in the machine's own unit, which tells it from a later process of the same number.
+        workers: number of worker processes.
+    """
+
+    host: str
+    pid: int
+    machine: str
+    started: str
+    workers: int
+
+    @classmethod
+    def here(cls, workers: int) -> Owner:
+        """Return the owner of this process."""
+        return cls(platform.node(), os.getpid(), _machine(), _started(os.getpid()), workers)
+
+    def __str__(self) -> str:
+        return f"{self.host}, process {self.pid}"
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its process is known to have ended."""
+        return self.machine == _machine() and not (is_alive(self.pid) and _started(self.pid) == self.started)
+
+
+class Claims:
+    """The claims of one command in a folder; a context manager that keeps them fresh and gives them up at its end.
+
+    Args:
+        folder: the run folder.
+        workers: number of worker processes of this command.
+    """
+
+    def __init__(self, folder: str | Path, workers: int = 1) -> None:
+        self.folder = Path(folder) / FOLDER
+        self.me = Owner.here(workers)
+        self.file = self.folder / f"{_plain(self.me.host)}-{self.me.pid}-{uuid.uuid4().hex[:8]}.owner"
+        self._held: dict[str, Path] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Claims:
+        self._register()
+        self._remove_stale()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end.set()
+        self._thread.join()
+        for name in list(self._held):
+            self.release(name)
+        self.file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are there
+            self.folder.rmdir()
+
+    def take(self, name: str) -> bool:
+        """Claim some work; return whether it is this command's now."""
+        if name in self._held:
+            return True
+        number = 1
+        while True:
+            path = self._path(name, number)
+            try:
+                os.link(self.file, path)
+            except FileExistsError:
+                if not self._is_stale(path):
+                    return False
+                number += 1
+            except FileNotFoundError:  # the folder was removed meanwhile
+                self._register()
+            else:
+                break
+        # Stale claims may have been removed and claimed anew since they were looked at.
+        if any(self._is_held(self._path(name, other)) for other in (number - 1, number + 1)):
+            path.unlink(missing_ok=True)
+            return False
+        self._held[name] = path
+        return True
+
+    def release(self, name: str) -> None:
+        """Give up a claim."""
+        path = self._held.pop(name, None)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def is_taken(self, name: str) -> bool:
+        """Return whether another living command has claimed some work."""
+        number = 1
+        while (path := self._path(name, number)).exists():
+            if not self._is_stale(path):
+                return name not in self._held
+            number += 1
+        return False
+
+    def others(self) -> list[Owner]:
+        """Return the other living commands."""
+        return [owner for path, owner in _owners(self.folder) if path != self.file and not self._is_stale(path)]
+
+    def _path(self, name: str, number: int) -> Path:
+        return self.folder / f"{name}.{number}"
+
+    def _register(self) -> None:
+        write_atomic(self.file, json.dumps(vars(self.me)).encode())
+
+    def _beat(self) -> None:
+        while not self._end.wait(HEARTBEAT):
+            try:
+                os.utime(self.file)
+            except OSError:  # the folder is out of reach, or was removed
+                with contextlib.suppress(OSError):
+                    self._register()
+
+    def _is_held(self, path: Path) -> bool:
+        return path.exists() and not self._is_stale(path)
+
+    def _is_stale(self, path: Path) -> bool:
+        return is_stale(path, self.file)
+
+    def _remove_stale(self) -> None:
+        for path in self.folder.iterdir():
+            if path != self.file and path.suffix != ".tmp" and self._is_stale(path):
+                path.unlink(missing_ok=True)
+
+
+def is_stale(path: Path, clock: Path) -> bool:
+    """Return whether the owner of a claim, or of an owner's file, is no longer at work.
+
+    Args:
+        path: the file; one that was removed is not stale.
+        clock: a file that has just been touched, for the time of the file system.
+    """
+    try:
+        owner, touched = _read(path), path.stat().st_mtime
+        age = clock.stat().st_mtime - touched
+    except FileNotFoundError:
+        return False
+    return age > STALE_AFTER or (owner is not None and owner.is_dead)
+
+
+def owners(folder: str | Path) -> list[Owner]:
+    """Return the commands that are working on a folder, without writing to it."""
+    return [owner for _, owner in _owners(Path(folder) / FOLDER) if not owner.is_dead]
+
+
+def _owners(folder: Path) -> Iterator[tuple[Path, Owner]]:
+    for path in sorted(folder.glob("*.owner")):
+        with contextlib.suppress(FileNotFoundError):
+            owner = _read(path)
+            if owner is not None:
+                yield path, owner
+
+
+def _read(path: Path) -> Owner | None:
+    """The owner in a file; None if it is damaged."""
+    try:
+        return Owner(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        return None
+
+
+def _plain(host: str) -> str:
+    return "".join(char for char in host if char.isalnum())[:20] or "host"
+
+
+@cache
+def _machine() -> str:
+    """The identity of the booted machine and, on Linux, of its process namespace."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str:
+    """The start time of a process in clock ticks since the boot; "" where it cannot be known, or once it has ended."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if facts[0] == "Z" else facts[19]
+    except (OSError, IndexError):
+        return ""
