@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from regimes.device_faults import fault_of
-from regimes.errors import RunFailed, UserError
+from regimes.faults import user_error_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,35 +18,42 @@ INTERRUPTED = 130
 
 
 def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Print a UserError and exit with its code, a device fault and exit with 1; exit with 130 on Ctrl-C.
+    """Print a UserError or a storage fault and exit with 2, a device fault and exit with 1; exit with 130 on Ctrl-C or
+    SIGTERM, at once on the second.
 
     Other exceptions are bugs and propagate.
     """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _interrupt)
         try:
             return command(*args, **kwargs)
-        except UserError as error:
-            for line in error.lines:
-                print(f"regimes: {line}", file=sys.stderr)
-            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             print("regimes: interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
         except BrokenPipeError:  # | head
             sys.stderr.close()
             sys.exit(0)
-        except OSError as error:  # a full disk, a folder that may not be written
-            if error.filename is None:
-                raise
-            print(f"regimes: {error.filename}: {error.strerror}", file=sys.stderr)
-            sys.exit(UserError.exit_code)
         except Exception as error:
-            fault = fault_of(error)
-            if not fault:
+            known = user_error_of(error)
+            if known is None:
                 raise
-            print(f"regimes: {fault}; what is finished is kept: run the same command again", file=sys.stderr)
-            sys.exit(RunFailed.exit_code)
+            for line in known.lines:
+                print(f"regimes: {line}", file=sys.stderr)
+            sys.exit(known.exit_code)
 
     return wrapped
+
+
+_interruptions: list[int] = []
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Interrupt the command, which then cleans up; leave at once the second time: files are written atomically."""
+    _interruptions.append(number)
+    if len(_interruptions) > 1:
+        os._exit(INTERRUPTED)
+    raise KeyboardInterrupt

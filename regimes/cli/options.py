@@ -44,6 +44,15 @@ Precision = Annotated[
     typer.Option(help="Precision of training steps: float32, bfloat16 (default: float32)."),
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failure, or continue.")]
+StageTimeout = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        metavar="SECONDS",
+        show_default=False,
+        help="Kill a worker that has had no result for so long, and try its work again, three times (default: never).",
+    ),
+]
 Mixed = Annotated[bool, typer.Option("--allow-mixed", help="Resume a run although its numerics id differs.")]
 Set = Annotated[
     list[str],

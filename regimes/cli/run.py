@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from regimes.cli.errors import report_user_errors
-from regimes.cli.options import Devices, Engine, FailFast, Lanes, Mixed, Out, Precision, Set, Workers
+from regimes.cli.options import Devices, Engine, FailFast, Lanes, Mixed, Out, Precision, Set, StageTimeout, Workers
 from regimes.errors import UserError
 
 
@@ -26,6 +27,7 @@ def run(
     changes: Set = [],  # noqa: B006
     fail_fast: FailFast = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed stages again.")] = False,
+    stage_timeout: StageTimeout = math.inf,
     allow_mixed: Mixed = False,
     adaptive: Annotated[
         bool,
@@ -41,8 +43,15 @@ def run(
     resume = sweep.is_dir()
     if resume and (out is not None or changes or adaptive):
         raise UserError(f"{sweep}: is a run folder; --out, --set and --adaptive need the sweep file instead")
-    options = {"workers": workers, "device": device, "engine": engine, "precision": precision, "changes": changes}
+    options: dict[str, Any] = {
+        "workers": workers,
+        "device": device,
+        "engine": engine,
+        "precision": precision,
+        "changes": changes,
+    }
     options |= {"lanes": lanes, "fail_fast": fail_fast, "allow_mixed": allow_mixed, "retry_failed": retry_failed}
+    options["stage_timeout"] = stage_timeout
     if adaptive:
         run_adaptively(sweep, out, budget, options)
     else:

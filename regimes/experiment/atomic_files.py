@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -78,7 +79,8 @@ def write_atomic(path: Path, content: bytes, keep_existing: bool = False) -> Non
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):  # "no space left" does not name the file
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            needed = f", {len(content):,} bytes to write" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise OSError(error.errno, f"{error.strerror}{needed}", str(path)) from error
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import queue
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from regimes.device_faults import DeviceFaultMessage
+from regimes.errors import UserError
 from regimes.experiment.claims import Claims
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.dispatch import run_fleet
@@ -72,6 +74,8 @@ class _Worker:
         device: its device.
         faults: device faults in a row, before any outcome, of the workers that it replaces and of itself.
         fault: the device fault that it ends by; "": none so far.
+        cause: why the supervisor has killed it; "": it has not.
+        since: time of its last sign of life, an outcome or a new fleet.
         fleet: the fleet that it computes; None: it is idle.
         given: fleets with an outcome pending, also those that are computed but not yet written.
         owed: keys of the stages with an outcome pending.
@@ -81,6 +85,8 @@ class _Worker:
     device: str
     faults: int = 0
     fault: str = ""
+    cause: str = ""
+    since: float = field(default_factory=time.monotonic)
     fleet: Fleet | None = None
     given: list[Fleet] = field(default_factory=list)
     owed: set[str] = field(default_factory=set)
@@ -92,7 +98,7 @@ class _Worker:
         return self.process.stdin
 
     def send(self, fleet: Fleet) -> None:
-        self.fleet = fleet
+        self.fleet, self.since = fleet, time.monotonic()
         self.given.append(fleet)
         self.owed |= {stage.key for stage in fleet.stages}
         try:
@@ -102,7 +108,7 @@ class _Worker:
             pass  # it has just died; its listener reports that
 
     def receive(self, outcome: Outcome) -> None:
-        self.faults = 0
+        self.faults, self.since = 0, time.monotonic()
         self.owed.discard(outcome.key)
         self.given = [fleet for fleet in self.given if self.left_of(fleet)]
 
@@ -121,6 +127,8 @@ class Supervisor:
         workers: number of worker processes.
         devices: devices of the workers, in turn; a worker that replaces a dead one has its device. After two device
             faults in a row it is not replaced if there are workers on another device.
+        stage_timeout: seconds without a result after which a worker that has work is killed; its work is tried again as
+            if it had died.
     """
 
     def __init__(
@@ -131,18 +139,23 @@ class Supervisor:
         report: Report,
         workers: int,
         devices: Sequence[str],
+        stage_timeout: float = math.inf,
     ) -> None:
         self.store = Store(spec.folder)
         self.waiting = ReadyQueue(fleets, self.store, claims, report)
         self.spec = spec
-        self.count, self.devices = workers, devices
+        self.count, self.devices, self.stage_timeout = workers, devices, stage_timeout
         self.deaths: dict[str, list[str]] = {}  # key of a stage: devices of the workers that died on it
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
         self.warned: dict[Any, Any] = {}
 
     def run(self) -> None:
-        """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first."""
+        """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first.
+
+        Raises:
+            UserError: a worker cannot write to the run's folder.
+        """
         try:
             count = max(1, min(self.count, len(self.waiting)))
             self.workers = [self._spawn(self.devices[number % len(self.devices)]) for number in range(count)]
@@ -153,6 +166,7 @@ class Supervisor:
                     self._handle(*self.events.get(timeout=LOOK_INTERVAL))
                 except queue.Empty:
                     self._wake_idle()
+                self._kill_silent()
         finally:
             for worker in self.workers:
                 _kill(worker.process)
@@ -202,6 +216,8 @@ class Supervisor:
             self._wake_idle()
         elif isinstance(event, WorkerWarning):
             event.issue(self.warned)
+        elif isinstance(event, UserError):
+            raise event
         elif isinstance(event, DeviceFaultMessage):
             worker.fault, worker.faults = event.text, worker.faults + 1
         elif isinstance(event, EOFError):
@@ -211,6 +227,13 @@ class Supervisor:
             worker.fleet = None
             self._hand_out(worker)
             self._wake_idle()
+
+    def _kill_silent(self) -> None:
+        """Kill the workers that have been without a result for too long; their deaths are handled as any other."""
+        for worker in self.workers:
+            if worker.owed and not worker.cause and time.monotonic() - worker.since > self.stage_timeout:
+                worker.cause = f"no result within {self.stage_timeout:g} s (--stage-timeout)"
+                _kill(worker.process)
 
     def _wake_idle(self) -> None:
         for worker in self.workers:
@@ -238,7 +261,7 @@ class Supervisor:
                 self.waiting.put_back(Fleet(given.kind, worker.left_of(given)))
         if fleet is not None:
             ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-            cause = worker.fault or f"{ended}, out of memory or a native crash?"
+            cause = worker.fault or worker.cause or f"{ended}, out of memory or a native crash?"
             left = Fleet(fleet.kind, worker.left_of(fleet))
             self._retry_or_fail(left, cause, worker.device, elsewhere=elsewhere and worker.fault != "")
         has_work = fleet is not None or worker.given or self.waiting.elsewhere
@@ -273,7 +296,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def by_processes(
-    fleets: Iterable[Fleet], spec: ContextSpec, claims: Claims, report: Report, workers: int, devices: Sequence[str]
+    fleets: Iterable[Fleet],
+    spec: ContextSpec,
+    claims: Claims,
+    report: Report,
+    workers: int,
+    devices: Sequence[str],
+    stage_timeout: float = math.inf,
 ) -> None:
-    """Do the fleets in ``workers`` spawned single-threaded processes, which get a device each in turn."""
-    Supervisor(fleets, spec, claims, report, workers, devices).run()
+    """Do the fleets in ``workers`` spawned single-threaded processes; for the arguments see `Supervisor`."""
+    Supervisor(fleets, spec, claims, report, workers, devices, stage_timeout).run()

@@ -106,6 +106,7 @@ def run(
     fail_fast: bool = False,
     allow_mixed: bool = False,
     retry_failed: bool = False,
+    stage_timeout: float = math.inf,
     changes: Sequence[str] = (),
     only: Callable[[Stage], bool] | None = None,
     on_start: Callable[[Prepared], None] = lambda prepared: None,
@@ -126,6 +127,7 @@ def run(
         fail_fast: stop at the first failure instead of continuing with the rest.
         allow_mixed: resume although the run's numerics (device type, torch version, ...) differ.
         retry_failed: run failed stages again.
+        stage_timeout: seconds without a result after which a worker is killed, and its work tried again.
         changes: overrides of keys of the sweep file, "recipe.epochs=20" each.
         only: selects the stages to run now, with those they need; None: all. The plan remains the whole sweep's.
         on_start: called once before the work begins.
@@ -137,6 +139,8 @@ def run(
     """
     started = time.perf_counter()
     processes = default_workers(devices_of(device)) if workers is None else workers
+    if not processes and stage_timeout < math.inf:
+        raise UserError("--stage-timeout: needs worker processes, which can be killed; use --workers 1 or more")
     prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1, changes, lanes)
     store, stages = prepared.store, prepared.stages
     prepared = start_run(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
@@ -165,7 +169,7 @@ def run(
             workers_in_all = sum((owner.workers for owner in claims.others()), processes or 1)
             work = fleets(prepared.progress.todo, prepared.lanes, workers_in_all)
             if processes:
-                by_processes(work, prepared.spec, claims, report, processes, prepared.devices)
+                by_processes(work, prepared.spec, claims, report, processes, prepared.devices, stage_timeout)
             else:
                 in_process(work, RunContext(prepared.spec), claims, report)
     except StopRun:

@@ -27,6 +27,7 @@ def main() -> None:
     from regimes.experiment.context import RunContext
     from regimes.experiment.dispatch import run_fleet
     from regimes.experiment.warning_lines import send_warnings
+    from regimes.faults import storage_error_of
 
     sys.path[:] = pickle.load(orders)
     spec = pickle.load(orders)
@@ -51,10 +52,11 @@ def main() -> None:
             run_fleet(inbox.get(), context, store, store.report)
             answer("computed")  # ready for the next fleet; the outcomes follow as they are written
     except (Exception, SystemExit) as error:
-        if not fault_of(error):
+        fault = storage_error_of(error) or (DeviceFaultMessage(fault_of(error)) if fault_of(error) else None)
+        if fault is None:
             raise
         store.flush()  # what was computed before
-        answer(DeviceFaultMessage(fault_of(error)))
+        answer(fault)
         os._exit(1)
 
 

@@ -27,7 +27,6 @@ JOURNAL = "study.log"
 STORAGE_URLS = "a journal file ending in .log, sqlite:///FILE.db, postgresql+psycopg://USER@HOST/NAME, any Optuna URL"
 OPEN_ATTEMPTS = 6  # of a database whose tables another process is making
 MADE_AT_ONCE_TEXTS = ("already exists", "unique constraint", "duplicate key", "database is locked")
-LOCK_GRACE_PERIOD = 5  # seconds after which a journal's lock counts as stale
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
@@ -37,7 +36,8 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         UserError: the URL is not valid, or the storage cannot be reached.
     """
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    from regimes.hpo.journal import Journal
 
     try:
         with warnings.catch_warnings():
@@ -47,8 +47,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             if not url.endswith(".log"):
                 raise UserError(f"--storage {url}: not a storage; allowed: {STORAGE_URLS}")
             Path(url).parent.mkdir(parents=True, exist_ok=True)
-            lock = JournalFileOpenLock(url, grace_period=LOCK_GRACE_PERIOD)
-            return JournalStorage(JournalFileBackend(url, lock_obj=lock))
+            return JournalStorage(Journal(url))
     except UserError:
         raise
     except Exception as error:  # missing driver, unreachable server, not a journal file

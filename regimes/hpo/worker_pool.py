@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regimes.device_faults import fault_of
 from regimes.errors import RunFailed, UserError
 from regimes.experiment.parent_watchdog import exit_with_parent
 from regimes.experiment.warning_lines import send_warnings
+from regimes.faults import user_error_of
 
 if TYPE_CHECKING:
     import optuna
@@ -127,9 +127,8 @@ def _worker(config: WorkerConfig, spec: Hpo, device: str, number: int, command: 
         deadline = time.monotonic() + config.ends - time.time()
         (_work_on_pruned if spec.objective == "pruned" else _work_on_full)(config, spec, device, number, deadline)
     except Exception as error:
-        fault = fault_of(error)
-        said = RunFailed(f"{fault}; what is finished is kept: run the same command again") if fault else error
-        if not isinstance(said, UserError):
+        said = user_error_of(error)
+        if said is None:
             raise
         messages.put(said)
         os._exit(said.exit_code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def test_a_write_that_fails_makes_a_failed_stage(tmp_path: Path, monkeypatch: py
 
     def full(self: Store, key: str, *args: Any) -> None:
         if key.startswith("b"):
-            raise OSError("No space left on device")
+            raise OSError("File name too long")
         write(self, key, *args)
 
     monkeypatch.setattr(Store, "write", full)
@@ -62,8 +64,30 @@ def test_a_write_that_fails_makes_a_failed_stage(tmp_path: Path, monkeypatch: py
         writer.write(key, RECORD)
         writer.report(Outcome(key))
     writer.flush()
-    assert [outcome.error for outcome in heard] == [None, "OSError: No space left on device", None]
+    assert [outcome.error for outcome in heard] == [None, "OSError: File name too long", None]
     failure = Store(tmp_path).failure("b" * 20)
     assert failure is not None
-    assert failure["error"] == "OSError: No space left on device"
+    assert failure["error"] == "OSError: File name too long"
     assert failure["at"] == {"density": 0.1}
+
+
+def test_after_a_full_disk_nothing_more_is_written_or_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Store.write
+
+    def full(self: Store, key: str, *args: Any) -> None:
+        if key.startswith("b"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+        write(self, key, *args)
+
+    monkeypatch.setattr(Store, "write", full)
+    heard: list[Any] = []
+    writer = AsyncStore(tmp_path, heard.append)
+    for key in ("a" * 20, "b" * 20, "c" * 20):
+        writer.write(key, RECORD)
+        writer.report(Outcome(key))
+    writer.flush()
+    done, fault = heard
+    assert done == Outcome("a" * 20)
+    assert str(fault).startswith(f"{tmp_path}: No space left on device; what is finished is kept")
+    assert Store(tmp_path).read("c" * 20) is None
+    assert not list(tmp_path.glob("failures/*"))

@@ -14,6 +14,7 @@ from regimes.config.sweep import Size
 from regimes.device_faults import reraise_device_fault
 from regimes.experiment.context import RunContext
 from regimes.experiment.store import Store
+from regimes.faults import storage_error_of
 from regimes.landscape.estimate import Estimate
 from regimes.landscape.metric import Curve, Variable
 
@@ -76,11 +77,18 @@ Report = Callable[[Outcome], None]
 Member = TypeVar("Member")
 
 
+def reraise_faults(error: BaseException) -> None:
+    """Raise an error again that would make all later stages fail: a fault of the device or the disk."""
+    reraise_device_fault(error)
+    if storage_error_of(error):
+        raise error
+
+
 @contextmanager
 def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[Report]:
     """Context manager that writes an exception as the failure of all stages not yet reported as done.
 
-    Yields the function to report with. A device fault is raised again: it would make all later stages fail.
+    Yields the function to report with. Faults of the device or the disk are raised again.
     """
     done: set[str] = set()
 
@@ -91,7 +99,7 @@ def attempt(stages: Sequence[Stage], store: Store, report: Report) -> Iterator[R
     try:
         yield note
     except (Exception, SystemExit) as error:  # user code may raise anything
-        reraise_device_fault(error)
+        reraise_faults(error)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         for stage in stages:
             if stage.key not in done:
@@ -128,7 +136,7 @@ def bisect_on_failure(
         work(left, note)
         return
     except (Exception, SystemExit) as error:
-        reraise_device_fault(error)  # else leave this block first: the error's frames hold the failed fleet's memory
+        reraise_faults(error)  # else leave this block first: the error's frames hold the failed fleet's memory
     middle = len(left) // 2
     for half in (left[:middle], left[middle:]):
         bisect_on_failure(half, stages_of, work, store, report, frozenset(reported))
