@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -22,6 +21,7 @@ from regimes.errors import RunFailed
 
 if TYPE_CHECKING:
     from regimes.config.discovery_file import DiscoveryConfig
+    from regimes.experiment.claims import Claims
     from regimes.experiment.run_discovery import DiscoveryTask
 
 Found = dict[str, Any] | RunFailed
@@ -42,7 +42,8 @@ def discover(
     """Find smaller networks: channels and residual blocks are removed during training. Resumes where it stopped."""
     from regimes.cli.progress import exit_interrupted
     from regimes.config.discovery_file import read_discovery_file
-    from regimes.experiment.run_discovery import checked_context_of, tasks
+    from regimes.experiment.claims import Claims
+    from regimes.experiment.run_discovery import DiscoveryTask, checked_context_of, tasks
 
     config = read_discovery_file(file, changes)
     folder = out or Path("runs") / config.name
@@ -50,13 +51,16 @@ def discover(
     context = checked_context_of(config, device, folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        together = workers > 1 and len(todo) > 1
-        found = _in_pool(config, todo, device, workers) if together else [_one(task, context) for task in todo]
+        with Claims(folder, workers) as claims:
+            if workers > 1 and len(todo) > 1:
+                found = _in_pool(config, todo, device, workers, claims)
+            else:
+                found = {task.name: _one(task, context) for task in claims.in_turn(todo, DiscoveryTask.claim)}
     except KeyboardInterrupt:
         exit_interrupted()
-    done = [(task, each) for task, each in zip(todo, found, strict=True) if not isinstance(each, RunFailed)]
-    _show(done, folder, config.name, as_json)
-    failed = [str(each) for each in found if isinstance(each, RunFailed)]
+    results = [(task, found[task.name]) for task in todo]
+    _show([(task, each) for task, each in results if not isinstance(each, RunFailed)], folder, config.name, as_json)
+    failed = [str(each) for _, each in results if isinstance(each, RunFailed)]
     if failed:
         raise RunFailed(*failed)
 
@@ -106,22 +110,35 @@ class DiscoveryProgress:
             print(line, file=sys.stderr, flush=True)
 
 
-def _in_pool(wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, workers: int) -> list[Found]:
-    """Run the trainings in worker processes, one thread each."""
+def _in_pool(
+    wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, workers: int, claims: Claims
+) -> dict[str, Found]:
+    """Run the trainings in worker processes, one thread each; return {name: result}."""
     import multiprocessing
 
     spawn, count = multiprocessing.get_context("spawn"), min(workers, len(todo))
-    messages = spawn.SimpleQueue()
+    messages, warned = spawn.SimpleQueue(), dict[Any, Any]()
     given = (wanted, device, os.getpid(), messages)
+    left, found = list(todo), dict[str, Found]()
     with ProcessPoolExecutor(count, mp_context=spawn, initializer=_set_up, initargs=given) as pool:
-        futures = {pool.submit(_work, task): number for number, task in enumerate(todo)}
-        found: dict[int, Found] = {}
+        running: dict[Future[Found], DiscoveryTask] = {}
         try:
-            for future in _completed(futures, messages):
-                number = futures[future]
-                found[number] = future.result()
-                said = f"{_in_short(found[number])}, {len(found)} of {len(todo)} done"
-                print(f"{todo[number].name}: {said}", file=sys.stderr, flush=True)
+            while left or running:
+                for task in list(left):
+                    if len(running) < count and claims.take(task.claim()):
+                        left.remove(task)
+                        running[pool.submit(_work, task)] = task
+                done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                while not messages.empty():
+                    messages.get().issue(warned)
+                for future in done:
+                    task = running.pop(future)
+                    found[task.name] = future.result()
+                    claims.release(task.claim())
+                    said = f"{_in_short(found[task.name])}, {len(found)} of {len(todo)} done"
+                    print(f"{task.name}: {said}", file=sys.stderr, flush=True)
+                if left and not running:
+                    time.sleep(POLL_SECONDS)  # another command has the rest
         except BrokenProcessPool as error:
             again = "out of memory? Resume with the same command and fewer --workers"
             raise RunFailed(f"a worker was killed after {len(found)} of {len(todo)} trainings: {again}") from error
@@ -129,17 +146,7 @@ def _in_pool(wanted: DiscoveryConfig, todo: list[DiscoveryTask], device: str, wo
             for process in list(pool._processes.values()):  # a training does not end by itself
                 process.terminate()
             raise
-    return [found[number] for number in range(len(todo))]
-
-
-def _completed(futures: Iterable[Future[Found]], messages: Any) -> Iterator[Future[Found]]:
-    """Yield futures as they complete, and issue the warnings of the workers meanwhile."""
-    pending, warned = set(futures), dict[Any, Any]()
-    while pending:
-        done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-        while not messages.empty():
-            messages.get().issue(warned)
-        yield from done
+    return found
 
 
 def _in_short(found: Found) -> str:

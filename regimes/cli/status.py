@@ -18,6 +18,7 @@ from regimes.cli.options import Json, Run
 def status(run: Run, as_json: Json = False) -> None:
     """Show the progress of a run: stages done, pending or failed with their errors, damaged files."""
     from regimes.experiment.atomic_files import DamagedFile
+    from regimes.experiment.claims import owners
     from regimes.experiment.store import open_store
     from regimes.plots.run_info import engine_line
 
@@ -44,9 +45,11 @@ def status(run: Run, as_json: Json = False) -> None:
             state = "failed"
             failed[stage_name(stage["kind"], stage["at"])] = failure["error"]
         states[stage["kind"]][state] += 1
+    working = owners(run)
     states = {kind: counts for kind, counts in states.items() if counts}
     if as_json:
         facts = {"name": layout["name"], "stages": states, "failed": failed, "damaged": damaged}
+        facts["working"] = [vars(owner) for owner in working]
         facts |= {name: info[name] for name in ("engines", "lanes") if name in info}
         typer.echo(json.dumps(facts, indent=1))
         return
@@ -55,6 +58,8 @@ def status(run: Run, as_json: Json = False) -> None:
         typer.echo(f"  engines: {engines}")
     for kind, counts in states.items():
         typer.echo(f"  {kind:<8} " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    for owner in working:
+        typer.echo(f"  working on it: {owner}, {owner.workers} workers")
     echo_problems(failed, damaged)
     if failed:
         typer.echo(f"  retry them with: regimes run {run} --retry-failed")

@@ -13,18 +13,23 @@ import json
 import os
 import platform
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from regimes.experiment.atomic_files import is_alive, write_atomic
 
 FOLDER = "claims"
 HEARTBEAT = 10.0  # seconds between two touches
+LOOK_INTERVAL = 0.5  # seconds between looks at the work of other commands
 STALE_AFTER = 180.0  # seconds without a touch; clients of a network file system may see times a minute old
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,21 @@ class Claims:
                 return name not in self._held
             number += 1
         return False
+
+    def in_turn(self, work: Iterable[T], name: Callable[[T], str]) -> Iterator[T]:
+        """Yield pieces of work as they can be claimed, each claimed until the next one is asked for.
+
+        What other commands have claimed comes when they are finished with it.
+        """
+        left = list(work)
+        while left:
+            for piece in list(left):
+                if self.take(name(piece)):
+                    left.remove(piece)
+                    yield piece
+                    self.release(name(piece))
+            if left:
+                time.sleep(LOOK_INTERVAL)
 
     def others(self) -> list[Owner]:
         """Return the other living commands."""

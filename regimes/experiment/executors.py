@@ -19,10 +19,10 @@ from typing import IO, Any
 
 from regimes.device_faults import DeviceFaultMessage
 from regimes.errors import UserError
-from regimes.experiment.claims import Claims
+from regimes.experiment.claims import LOOK_INTERVAL, Claims
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.dispatch import run_fleet
-from regimes.experiment.ready_queue import LOOK_INTERVAL, ReadyQueue
+from regimes.experiment.ready_queue import ReadyQueue
 from regimes.experiment.schedule import Fleet
 from regimes.experiment.stages.stage import Outcome, Report, Stage
 from regimes.experiment.store import Store

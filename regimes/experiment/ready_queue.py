@@ -7,12 +7,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from regimes.experiment.claims import Claims
+from regimes.experiment.claims import LOOK_INTERVAL, Claims
 from regimes.experiment.schedule import Fleet, claim_of
 from regimes.experiment.stages.stage import Outcome, Report, Stage
 from regimes.experiment.store import Store
-
-LOOK_INTERVAL = 0.5  # seconds between looks at the stages that other commands are working on
 
 
 class ReadyQueue:

@@ -56,6 +56,10 @@ class DiscoveryTask:
         """The pressure and the seed, for display."""
         return f"nu {self.pressure.nu:g}, seed {self.seed}"
 
+    def claim(self) -> str:
+        """Return the name of its claim."""
+        return self.folder.name
+
 
 def tasks(config: DiscoveryConfig, out: Path) -> list[DiscoveryTask]:
     """Return all trainings of a discovery file, seed by seed."""

@@ -38,7 +38,8 @@ Sweep = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ready_queue, "LOOK_INTERVAL", 0.0)
+    for module in (ready_queue, claims_module):
+        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.0)
 
 
 def test_work_belongs_to_whoever_claims_it_first(tmp_path: Path) -> None:
@@ -73,6 +74,24 @@ def test_of_many_that_claim_at_once_one_has_it(tmp_path: Path) -> None:
     assert sorted(name for mine in had for name in mine) == sorted(names)
     for command in commands:
         command.__exit__(None, None, None)
+
+
+def test_pieces_of_work_are_done_once_by_two_commands_in_turn(tmp_path: Path) -> None:
+    did: list[int] = []
+
+    def work() -> None:
+        with Claims(tmp_path) as claims:
+            for piece in claims.in_turn(range(8), str):
+                if piece not in did:  # as a finished piece is seen on disk
+                    time.sleep(0.02)
+                    did.append(piece)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(did) == list(range(8))
 
 
 def a_command(folder: Path, work: str) -> subprocess.Popen[bytes]:
