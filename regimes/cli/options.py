@@ -44,6 +44,13 @@ Precision = Annotated[
     typer.Option(help="Precision of training steps: float32, bfloat16 (default: float32)."),
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failure, or continue.")]
+Executor = Annotated[str, typer.Option(help="processes of this machine, or ray: workers of a Ray cluster.")]
+Address = Annotated[
+    str | None, typer.Option(help="With --executor ray: address of the cluster, e.g. auto (default: this machine).")
+]
+Gpus = Annotated[
+    float | None, typer.Option(min=0, help="With --executor ray: GPUs of each worker, e.g. 0.25 (default: 1 on CUDA).")
+]
 StageTimeout = Annotated[
     float,
     typer.Option(

@@ -136,7 +136,7 @@ def run_with_progress(sweep: Path | None, out: Path | None, options: dict[str, A
         f"{len(progress.done)} of {len(result.stages)} stages done in {duration(result.seconds)}: {result.folder}"
     )
     if progress.diverged:
-        typer.echo(f"{progress.diverged} of them diverged (loss not finite); see: regimes status {result.folder}")
+        typer.echo(f"{len(progress.diverged)} of them diverged (loss not finite); see: regimes status {result.folder}")
     if progress.failed:
         raise RunFailed(_failures(result, f", {len(progress.blocked)} wait for them"))
     if progress.todo:

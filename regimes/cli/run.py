@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from regimes.cli.errors import report_user_errors
-from regimes.cli.options import Devices, Engine, FailFast, Lanes, Mixed, Out, Precision, Set, StageTimeout, Workers
+from regimes.cli.options import (
+    Address,
+    Devices,
+    Engine,
+    Executor,
+    FailFast,
+    Gpus,
+    Lanes,
+    Mixed,
+    Out,
+    Precision,
+    Set,
+    StageTimeout,
+    Workers,
+)
 from regimes.errors import UserError
 
 
@@ -28,6 +42,9 @@ def run(
     fail_fast: FailFast = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed stages again.")] = False,
     stage_timeout: StageTimeout = math.inf,
+    executor: Executor = "processes",
+    address: Address = None,
+    gpus: Gpus = None,
     allow_mixed: Mixed = False,
     adaptive: Annotated[
         bool,

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import os
-import pickle
 import queue
-import signal
-import subprocess
-import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from typing import Any
 
 from regimes.device_faults import DeviceFaultMessage
-from regimes.errors import UserError
+from regimes.errors import RunFailed, UserError
 from regimes.experiment.claims import LOOK_INTERVAL, Claims
 from regimes.experiment.context import ContextSpec, RunContext, one_thread
 from regimes.experiment.dispatch import run_fleet
+from regimes.experiment.environment import default_workers
+from regimes.experiment.ray_worker import RayWorker, ray_cluster
 from regimes.experiment.ready_queue import ReadyQueue
 from regimes.experiment.schedule import Fleet
 from regimes.experiment.stages.stage import Outcome, Report, Stage
 from regimes.experiment.store import Store
 from regimes.experiment.warning_lines import WorkerWarning
+from regimes.experiment.worker_process import READY, Heard, WorkerHandle, WorkerProcess
 
-# By default glibc returns the memory of every large tensor to the system and requests it again in the next layer;
-# keeping it makes forward passes on 32x32 images 1.5 times as fast. Other systems ignore these variables.
-MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+EXECUTORS = ("processes", "ray")
 MAX_ATTEMPTS = 3  # of a fleet whose worker dies, before it counts as failed
+MAX_FALSE_STARTS = 20  # workers in a row that end, none being ready meanwhile
 MAX_FAULTS = 2  # device faults in a row, after which a worker is not replaced if there are workers on another device
 
 
@@ -66,46 +63,86 @@ def in_process(
                 time.sleep(LOOK_INTERVAL)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Workers of a command.
+
+    Attributes:
+        workers: their number; 0: the main process does the work itself.
+        start: function that starts one.
+        stage_timeout: seconds without a result after which a worker that has work is killed; its work is tried again as
+            if it had died.
+    """
+
+    workers: int
+    start: Callable[[ContextSpec, Heard], WorkerHandle] = WorkerProcess
+    stage_timeout: float = math.inf
+
+
+@contextlib.contextmanager
+def pool_of(
+    executor: str,
+    workers: int | None,
+    devices: Sequence[str],
+    address: str | None = None,
+    gpus: float | None = None,
+    stage_timeout: float = math.inf,
+) -> Iterator[Pool]:
+    """Yield the workers of an executor; for the arguments see `regimes.experiment.run.run`.
+
+    Raises:
+        UserError: options that do not belong together, or a Ray cluster that cannot be reached.
+    """
+    if executor not in EXECUTORS:
+        raise UserError(f"--executor {executor}: unknown; allowed: {', '.join(EXECUTORS)}")
+    if executor == "processes":
+        if address is not None or gpus is not None:
+            raise UserError("--address and --gpus belong to --executor ray; add it, or leave them out")
+        count = default_workers(tuple(devices)) if workers is None else workers
+        if not count and stage_timeout < math.inf:
+            raise UserError("--stage-timeout: needs worker processes, which can be killed; use --workers 1 or more")
+        yield Pool(count, stage_timeout=stage_timeout)
+        return
+    if workers == 0:
+        raise UserError("--executor ray: its workers are processes; use --workers 1 or more, or leave it out")
+    each = gpus if gpus is not None else float(devices[0].startswith("cuda"))
+    with ray_cluster(address, workers, each) as count:
+        yield Pool(count, functools.partial(RayWorker, gpus=each), stage_timeout)
+
+
 @dataclass
 class _Worker:
-    """A worker process that reads fleets from standard input and writes outcomes to standard output.
+    """A worker with the work that it has been given.
 
     Attributes:
         device: its device.
+        handle: its process.
+        idle: whether it waits for a fleet.
         faults: device faults in a row, before any outcome, of the workers that it replaces and of itself.
         fault: the device fault that it ends by; "": none so far.
         cause: why the supervisor has killed it; "": it has not.
         since: time of its last sign of life, an outcome or a new fleet.
-        fleet: the fleet that it computes; None: it is idle.
+        fleet: the fleet that it computes; None: none.
         given: fleets with an outcome pending, also those that are computed but not yet written.
         owed: keys of the stages with an outcome pending.
     """
 
-    process: subprocess.Popen[bytes]
     device: str
     faults: int = 0
+    handle: WorkerHandle = field(init=False)
+    idle: bool = False
     fault: str = ""
     cause: str = ""
     since: float = field(default_factory=time.monotonic)
     fleet: Fleet | None = None
     given: list[Fleet] = field(default_factory=list)
     owed: set[str] = field(default_factory=set)
-    listener: threading.Thread = field(default_factory=threading.Thread)
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        assert self.process.stdin is not None
-        return self.process.stdin
 
     def send(self, fleet: Fleet) -> None:
-        self.fleet, self.since = fleet, time.monotonic()
+        self.fleet, self.idle, self.since = fleet, False, time.monotonic()
         self.given.append(fleet)
         self.owed |= {stage.key for stage in fleet.stages}
-        try:
-            pickle.dump(fleet, self.stdin)
-            self.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has just died; its listener reports that
+        self.handle.send(fleet)
 
     def receive(self, outcome: Outcome) -> None:
         self.faults, self.since = 0, time.monotonic()
@@ -124,11 +161,9 @@ class Supervisor:
         spec: description of the run context.
         claims: the claims of this command on the run's folder.
         report: function that receives the outcomes.
-        workers: number of worker processes.
+        pool: number of workers, and how they are started.
         devices: devices of the workers, in turn; a worker that replaces a dead one has its device. After two device
             faults in a row it is not replaced if there are workers on another device.
-        stage_timeout: seconds without a result after which a worker that has work is killed; its work is tried again as
-            if it had died.
     """
 
     def __init__(
@@ -137,18 +172,17 @@ class Supervisor:
         spec: ContextSpec,
         claims: Claims,
         report: Report,
-        workers: int,
+        pool: Pool,
         devices: Sequence[str],
-        stage_timeout: float = math.inf,
     ) -> None:
         self.store = Store(spec.folder)
         self.waiting = ReadyQueue(fleets, self.store, claims, report)
-        self.spec = spec
-        self.count, self.devices, self.stage_timeout = workers, devices, stage_timeout
+        self.spec, self.pool, self.devices = spec, pool, devices
         self.deaths: dict[str, list[str]] = {}  # key of a stage: devices of the workers that died on it
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
         self.warned: dict[Any, Any] = {}
+        self.false_starts = 0  # workers in a row that have ended, none being ready meanwhile
 
     def run(self) -> None:
         """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first.
@@ -157,11 +191,9 @@ class Supervisor:
             UserError: a worker cannot write to the run's folder.
         """
         try:
-            count = max(1, min(self.count, len(self.waiting)))
+            count = max(1, min(self.pool.workers, len(self.waiting)))
             self.workers = [self._spawn(self.devices[number % len(self.devices)]) for number in range(count)]
-            for worker in list(self.workers):
-                self._hand_out(worker)
-            while self.waiting.elsewhere or any(worker.fleet or worker.owed for worker in self.workers):
+            while not self.waiting.is_over or any(worker.fleet or worker.owed for worker in self.workers):
                 try:
                     self._handle(*self.events.get(timeout=LOOK_INTERVAL))
                 except queue.Empty:
@@ -169,45 +201,16 @@ class Supervisor:
                 self._kill_silent()
         finally:
             for worker in self.workers:
-                _kill(worker.process)
+                worker.handle.kill()
             for worker in self.workers:
-                worker.process.wait()
+                worker.handle.wait()
 
     def _spawn(self, device: str, faults: int = 0) -> _Worker:
-        environment = {**MALLOC_SETTINGS, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "regimes.experiment.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            # A process group of its own: only the supervisor receives Ctrl-C, and kills its workers.
-            process_group=0 if os.name == "posix" else None,
+        worker = _Worker(device, faults)
+        worker.handle = self.pool.start(
+            replace(self.spec, device=device), lambda event: self.events.put((worker, event))
         )
-        worker = _Worker(process, device, faults)
-        try:
-            pickle.dump(sys.path, worker.stdin)
-            pickle.dump(replace(self.spec, device=device), worker.stdin)
-            worker.stdin.flush()
-        except BrokenPipeError:
-            pass
-        worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True)
-        worker.listener.start()
-        threading.Thread(target=self._await_death, args=(worker,), daemon=True).start()
         return worker
-
-    def _await_death(self, worker: _Worker) -> None:
-        # Not by the end of its output: children that user code has started may hold that pipe open.
-        worker.process.wait()
-        worker.listener.join(timeout=1.0)  # outcomes written before it died count
-        self.events.put((worker, EOFError()))
-
-    def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None
-        try:
-            while True:
-                self.events.put((worker, pickle.load(worker.process.stdout)))
-        except (EOFError, pickle.UnpicklingError, OSError):
-            return
 
     def _handle(self, worker: _Worker, event: Any) -> None:
         if isinstance(event, Outcome):
@@ -223,27 +226,21 @@ class Supervisor:
         elif isinstance(event, EOFError):
             if worker in self.workers:
                 self._replace_dead(worker)
-        elif worker in self.workers:  # the fleet is computed
-            worker.fleet = None
-            self._hand_out(worker)
+        elif event == READY and worker in self.workers:
+            worker.fleet, worker.idle, self.false_starts = None, True, 0
             self._wake_idle()
 
     def _kill_silent(self) -> None:
         """Kill the workers that have been without a result for too long; their deaths are handled as any other."""
         for worker in self.workers:
-            if worker.owed and not worker.cause and time.monotonic() - worker.since > self.stage_timeout:
-                worker.cause = f"no result within {self.stage_timeout:g} s (--stage-timeout)"
-                _kill(worker.process)
+            if worker.owed and not worker.cause and time.monotonic() - worker.since > self.pool.stage_timeout:
+                worker.cause = f"no result within {self.pool.stage_timeout:g} s (--stage-timeout)"
+                worker.handle.kill()
 
     def _wake_idle(self) -> None:
         for worker in self.workers:
-            if worker.fleet is None:
-                self._hand_out(worker)
-
-    def _hand_out(self, worker: _Worker) -> None:
-        fleet = self.waiting.take()
-        if fleet is not None:
-            worker.send(fleet)
+            if worker.idle and (fleet := self.waiting.take()) is not None:
+                worker.send(fleet)
 
     def _replace_dead(self, worker: _Worker) -> None:
         """Replace a worker that died, unless its device seems lost; requeue its fleets, or fail them."""
@@ -253,18 +250,20 @@ class Supervisor:
         if worker.fault:
             then = f"not replaced after {worker.faults} device faults in a row" if lost else "replaced"
             warnings.warn(f"{worker.device} failed in a worker, which is {then}: {worker.fault}", stacklevel=2)
-        code = worker.process.wait()
-        _kill(worker.process)
+        ended = worker.handle.wait()
+        worker.handle.kill()  # what user code has started in it
+        self.false_starts += 1
+        if self.false_starts > MAX_FALSE_STARTS:
+            raise RunFailed(f"{self.false_starts} workers in a row ended before they were ready: {ended}")
         fleet = worker.fleet
         for given in worker.given:
             if given is not fleet:  # computed but not fully written: not the cause, to be done again
                 self.waiting.put_back(Fleet(given.kind, worker.left_of(given)))
         if fleet is not None:
-            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-            cause = worker.fault or worker.cause or f"{ended}, out of memory or a native crash?"
+            cause = worker.fault or worker.cause or ended
             left = Fleet(fleet.kind, worker.left_of(fleet))
             self._retry_or_fail(left, cause, worker.device, elsewhere=elsewhere and worker.fault != "")
-        has_work = fleet is not None or worker.given or self.waiting.elsewhere
+        has_work = fleet is not None or worker.given or not self.waiting.is_over
         if has_work and not lost:  # an idle one is not replaced
             self.workers.append(self._spawn(worker.device, worker.faults))
         self._wake_idle()
@@ -287,22 +286,8 @@ class Supervisor:
                 self.waiting.close(Outcome(stage.key, line))
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a worker and all processes that user code has started in it."""
-    if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-
-
 def by_processes(
-    fleets: Iterable[Fleet],
-    spec: ContextSpec,
-    claims: Claims,
-    report: Report,
-    workers: int,
-    devices: Sequence[str],
-    stage_timeout: float = math.inf,
+    fleets: Iterable[Fleet], spec: ContextSpec, claims: Claims, report: Report, pool: Pool, devices: Sequence[str]
 ) -> None:
-    """Do the fleets in ``workers`` spawned single-threaded processes; for the arguments see `Supervisor`."""
-    Supervisor(fleets, spec, claims, report, workers, devices, stage_timeout).run()
+    """Do the fleets in single-threaded processes; for the arguments see `Supervisor`."""
+    Supervisor(fleets, spec, claims, report, pool, devices).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -21,8 +22,7 @@ from regimes.experiment.claims import Claims
 from regimes.experiment.context import ContextSpec, RunContext
 from regimes.experiment.devices import devices_of
 from regimes.experiment.engine_selection import EngineChoice, select_engines, with_lanes
-from regimes.experiment.environment import default_workers
-from regimes.experiment.executors import StopRun, by_processes, in_process
+from regimes.experiment.executors import Pool, StopRun, by_processes, in_process, pool_of
 from regimes.experiment.expand import cell_stages, check_sweep, dense_stages, without_duplicates
 from regimes.experiment.memory import release_memory
 from regimes.experiment.numerics import Numerics, numerics_of
@@ -107,6 +107,9 @@ def run(
     allow_mixed: bool = False,
     retry_failed: bool = False,
     stage_timeout: float = math.inf,
+    executor: str = "processes",
+    address: str | None = None,
+    gpus: float | None = None,
     changes: Sequence[str] = (),
     only: Callable[[Stage], bool] | None = None,
     on_start: Callable[[Prepared], None] = lambda prepared: None,
@@ -128,6 +131,9 @@ def run(
         allow_mixed: resume although the run's numerics (device type, torch version, ...) differ.
         retry_failed: run failed stages again.
         stage_timeout: seconds without a result after which a worker is killed, and its work tried again.
+        executor: "processes" of this machine, or "ray": workers of a Ray cluster, see `ray_cluster`.
+        address: with Ray, the address of the cluster; None: this machine alone.
+        gpus: with Ray, GPUs of each worker, e.g. 0.25; None: 1 with a CUDA device.
         changes: overrides of keys of the sweep file, "recipe.epochs=20" each.
         only: selects the stages to run now, with those they need; None: all. The plan remains the whole sweep's.
         on_start: called once before the work begins.
@@ -138,24 +144,26 @@ def run(
             steps that cannot be in the run's precision.
     """
     started = time.perf_counter()
-    processes = default_workers(devices_of(device)) if workers is None else workers
-    if not processes and stage_timeout < math.inf:
-        raise UserError("--stage-timeout: needs worker processes, which can be killed; use --workers 1 or more")
-    prepared = prepare(sweep, out, device, engine, allow_mixed, precision, processes or 1, changes, lanes)
-    store, stages = prepared.store, prepared.stages
-    prepared = start_run(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
-    if retry_failed:
-        for key in prepared.progress.failed:
-            store.failure_file(key).unlink(missing_ok=True)
-        prepared = dataclasses.replace(prepared, progress=scan_store(stages, store))
-    if only is not None:
-        todo = with_dependencies(prepared.progress.todo, only)
-        prepared = dataclasses.replace(prepared, progress=dataclasses.replace(prepared.progress, todo=todo))
-    on_start(prepared)
-    forget_damaged(prepared)
-    by_key = {stage.key: stage for stage in stages}
+    with pool_of(executor, workers, devices_of(device), address, gpus, stage_timeout) as pool:
+        prepared = prepare(sweep, out, device, engine, allow_mixed, precision, pool.workers or 1, changes, lanes)
+        store, stages = prepared.store, prepared.stages
+        prepared = start_run(prepared, adopt=engine is None and not allow_mixed, mixed=allow_mixed)
+        if retry_failed:
+            for key in prepared.progress.failed:
+                store.failure_file(key).unlink(missing_ok=True)
+            prepared = dataclasses.replace(prepared, progress=scan_store(stages, store))
+        if only is not None:
+            todo = with_dependencies(prepared.progress.todo, only)
+            prepared = dataclasses.replace(prepared, progress=dataclasses.replace(prepared.progress, todo=todo))
+        on_start(prepared)
+        forget_damaged(prepared)
+        _work(prepared, pool, watch, fail_fast, started)
+    return Result(store.folder, stages, scan_store(stages, store, prepared.progress), time.perf_counter() - started)
 
-    ours = 0
+
+def _work(prepared: Prepared, pool: Pool, watch: Watch, fail_fast: bool, started: float) -> None:
+    """Do the pending stages, beside other commands on the same folder, and log their number."""
+    by_key, ours = {stage.key: stage for stage in prepared.stages}, 0
 
     def report(outcome: Outcome) -> None:
         nonlocal ours
@@ -165,19 +173,15 @@ def run(
             raise StopRun
 
     try:
-        with Claims(store.folder, processes or 1) as claims:
-            workers_in_all = sum((owner.workers for owner in claims.others()), processes or 1)
+        with Claims(prepared.store.folder, pool.workers or 1) as claims, contextlib.suppress(StopRun):
+            workers_in_all = sum((owner.workers for owner in claims.others()), pool.workers or 1)
             work = fleets(prepared.progress.todo, prepared.lanes, workers_in_all)
-            if processes:
-                by_processes(work, prepared.spec, claims, report, processes, prepared.devices, stage_timeout)
+            if pool.workers:
+                by_processes(work, prepared.spec, claims, report, pool, prepared.devices)
             else:
                 in_process(work, RunContext(prepared.spec), claims, report)
-    except StopRun:
-        pass
     finally:
-        seconds = time.perf_counter() - started
-        log(store, seconds, ours)
-    return Result(store.folder, stages, scan_store(stages, store), seconds)
+        log(prepared.store, time.perf_counter() - started, ours)
 
 
 def expand(sweep: Sweep, context: RunContext) -> list[Stage]:

@@ -65,7 +65,7 @@ class Progress:
         done: keys of the stages with an intact record.
         failed: {key: error} of stages that raised.
         blocked: keys of the stages that need a failed one.
-        diverged: number of done stages that diverged.
+        diverged: keys of the done stages that diverged.
         damaged: {key: message} of damaged files; their stages are among ``todo``.
     """
 
@@ -74,29 +74,39 @@ class Progress:
     failed: dict[str, str]
     blocked: frozenset[str]
     damaged: dict[str, str]
-    diverged: int = 0
+    diverged: frozenset[str] = frozenset()
 
 
 NOTHING = Progress((), frozenset(), {}, frozenset(), {})
 
 
-def scan_store(stages: Sequence[Stage], store: Store) -> Progress:
+def scan_store(stages: Sequence[Stage], store: Store, before: Progress = NOTHING) -> Progress:
     """Read every record, check every weight file, and return the progress; writes nothing.
 
     Weights that were removed (``regimes clean``) are recomputed only if a pending stage needs them.
+
+    Args:
+        stages: all stages, each after those it needs.
+        store: the run folder.
+        before: progress found earlier by the same command; what was done then is not read again.
     """
+    known = before.done - {stage.key for stage in before.todo}
     damaged: dict[str, str] = {}
     failed: dict[str, str] = {}
     missing: set[str] = set()
-    diverged = 0
+    diverged = set(before.diverged & known)
     without_weights: set[str] = set()  # done, but without weights on disk
     for stage in stages:
+        if stage.key in known:
+            continue
         try:
             record = store.read(stage.key)
-            diverged += record is not None and record["status"] == "diverged"
             if record is None:
                 missing.add(stage.key)
-            elif record.get("weights"):
+                continue
+            if record["status"] == "diverged":
+                diverged.add(stage.key)
+            if record.get("weights"):
                 store.check_weights(stage.key, record)
                 if not store.weights_file(stage.key).exists():
                     without_weights.add(stage.key)
@@ -109,7 +119,7 @@ def scan_store(stages: Sequence[Stage], store: Store) -> Progress:
             failed[key] = failure["error"]
     todo, blocked = _pending_and_blocked(stages, missing, without_weights, failed)
     done = frozenset(stage.key for stage in stages if stage.key not in missing)
-    return Progress(todo, done, failed, blocked, damaged, diverged)
+    return Progress(todo, done, failed, blocked, damaged, frozenset(diverged))
 
 
 def _pending_and_blocked(

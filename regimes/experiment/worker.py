@@ -1,4 +1,4 @@
-"""Worker process: reads fleets from standard input, does them, and writes outcomes to standard output."""
+"""Worker: does fleets as they come, in a process of its own or in an actor of a cluster."""
 
 from __future__ import annotations
 
@@ -7,11 +7,44 @@ import pickle
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 
+def serve(spec: Any, next_fleet: Callable[[], Any], answer: Callable[[Any], None]) -> None:
+    """Do fleets until a fault of the device or the disk, which is answered; other exceptions propagate.
+
+    Args:
+        spec: description of the run context.
+        next_fleet: function that waits for the next fleet.
+        answer: function that sends outcomes, warnings, faults, and `READY` whenever a fleet is computed; outcomes
+            follow as they are written.
+    """
+    from regimes.device_faults import DeviceFaultMessage, fault_of
+    from regimes.experiment.async_store import AsyncStore
+    from regimes.experiment.context import RunContext
+    from regimes.experiment.dispatch import run_fleet
+    from regimes.experiment.warning_lines import send_warnings
+    from regimes.experiment.worker_process import READY
+    from regimes.faults import storage_error_of
+
+    send_warnings(answer)
+    store = AsyncStore(spec.folder, answer)
+    try:
+        context = RunContext(spec)
+        while True:
+            run_fleet(next_fleet(), context, store, store.report)
+            answer(READY)
+    except (Exception, SystemExit) as error:
+        fault = storage_error_of(error) or (DeviceFaultMessage(fault_of(error)) if fault_of(error) else None)
+        if fault is None:
+            raise
+        store.flush()  # what was computed before
+        answer(fault)
+
+
 def main() -> None:
-    """Serve until the supervisor closes the pipe, then exit immediately, even in the middle of a fleet."""
+    """Serve until the main process closes the pipe, then exit immediately, even in the middle of a fleet."""
     # User code must neither read from the input pipe nor print into the output pipe.
     orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -21,19 +54,13 @@ def main() -> None:
     # Imported before the user's folder is on the path: a queue.py or random.py there must not shadow Python's.
     import torch
 
-    torch.set_num_threads(1)
-    from regimes.device_faults import DeviceFaultMessage, fault_of
-    from regimes.experiment.async_store import AsyncStore
-    from regimes.experiment.context import RunContext
-    from regimes.experiment.dispatch import run_fleet
-    from regimes.experiment.warning_lines import send_warnings
-    from regimes.faults import storage_error_of
+    import regimes.experiment.dispatch  # noqa: F401
 
+    torch.set_num_threads(1)
     sys.path[:] = pickle.load(orders)
     spec = pickle.load(orders)
     inbox: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_receive, args=(orders, inbox), daemon=True).start()
-
     lock = threading.Lock()
 
     def answer(message: Any) -> None:
@@ -42,22 +69,10 @@ def main() -> None:
                 pickle.dump(message, answers)
                 answers.flush()
         except BrokenPipeError:
-            os._exit(0)  # the supervisor has exited
+            os._exit(0)  # the main process has exited
 
-    send_warnings(answer)
-    store = AsyncStore(spec.folder, answer)
-    try:
-        context = RunContext(spec)
-        while True:
-            run_fleet(inbox.get(), context, store, store.report)
-            answer("computed")  # ready for the next fleet; the outcomes follow as they are written
-    except (Exception, SystemExit) as error:
-        fault = storage_error_of(error) or (DeviceFaultMessage(fault_of(error)) if fault_of(error) else None)
-        if fault is None:
-            raise
-        store.flush()  # what was computed before
-        answer(fault)
-        os._exit(1)
+    serve(spec, inbox.get, answer)
+    os._exit(1)
 
 
 def _receive(orders: Any, inbox: queue.Queue[Any]) -> None:
@@ -65,7 +80,7 @@ def _receive(orders: Any, inbox: queue.Queue[Any]) -> None:
         while True:
             inbox.put(pickle.load(orders))
     except (EOFError, OSError, pickle.UnpicklingError):
-        os._exit(0)  # the supervisor has exited
+        os._exit(0)  # the main process has exited
 
 
 if __name__ == "__main__":

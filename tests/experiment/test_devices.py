@@ -125,9 +125,9 @@ def test_workers_get_a_device_in_turn_and_a_new_worker_that_of_the_dead_one(
     )
 
     def handle_and_kill(self: executors.Supervisor, worker: Any, event: Any) -> None:
-        if len(killed) < 3 and worker.fleet is not None and worker.process.poll() is None:
+        if len(killed) < 3 and worker.fleet is not None and worker.handle.process.poll() is None:
             killed.append(worker.device)
-            worker.process.kill()
+            worker.handle.process.kill()
         handle(self, worker, event)
 
     def noting_spawn(self: executors.Supervisor, device: str, *rest: Any) -> Any:

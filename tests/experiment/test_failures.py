@@ -114,9 +114,9 @@ def test_a_worker_that_dies_is_replaced_and_its_fleet_put_back(
     handle = executors.Supervisor._handle
 
     def murderous(self: executors.Supervisor, worker: Any, event: Any) -> None:
-        if len(kills) < 4 and worker.process.poll() is None:
-            kills.append(worker.process.pid)
-            worker.process.kill()
+        if len(kills) < 4 and worker.fleet is not None and worker.handle.process.poll() is None:
+            kills.append(worker.handle.process.pid)
+            worker.handle.process.kill()
         handle(self, worker, event)
 
     expected = done(Store(run_tiny(tiny, "calm", engine="stacked").folder))

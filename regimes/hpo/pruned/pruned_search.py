@@ -17,7 +17,7 @@ from regimes.experiment.atomic_files import DamagedFile, read_checked, write_che
 from regimes.experiment.claims import Claims
 from regimes.experiment.context import RunContext
 from regimes.experiment.devices import devices_of
-from regimes.experiment.executors import by_processes, in_process
+from regimes.experiment.executors import Pool, by_processes, in_process
 from regimes.experiment.schedule import fleets, scan_store
 from regimes.experiment.stages.stage import Stage
 from regimes.hpo.optimize_loop import Limits, run_trials, trials_left
@@ -92,7 +92,7 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: PrunedLook 
         fresh = fleets(scan_store(distinct, cells.store).todo, lanes_of(engines), options.workers)
         with Claims(options.folder, options.workers) as claims:
             if processes:
-                by_processes(fresh, cells.context.spec, claims, lambda outcome: None, options.workers, devices)
+                by_processes(fresh, cells.context.spec, claims, lambda outcome: None, Pool(options.workers), devices)
             else:
                 in_process(fresh, cells.context, claims, lambda outcome: None)
 

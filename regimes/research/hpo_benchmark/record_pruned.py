@@ -31,7 +31,7 @@ from regimes.experiment.claims import Claims
 from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.engine_selection import select_engine
 from regimes.experiment.environment import environment
-from regimes.experiment.executors import by_processes
+from regimes.experiment.executors import Pool, by_processes
 from regimes.experiment.schedule import fleets, scan_store
 from regimes.experiment.stages.measure import MeasureStage
 from regimes.experiment.stages.prune import PruneStage
@@ -123,7 +123,7 @@ class PrunedRecorder:
         todo, lanes = scan_store(stages, self.store).todo, {"train": 1, "retrain": self.facts["engine"]["lanes"]}
         spec = self.context.spec
         with Claims(spec.folder, workers) as claims:
-            by_processes(fleets(todo, lanes, workers), spec, claims, evaluate, workers, [spec.device])
+            by_processes(fleets(todo, lanes, workers), spec, claims, evaluate, Pool(workers), [spec.device])
         failed = scan_store(stages, self.store).failed
         if failed:
             key, error = next(iter(failed.items()))

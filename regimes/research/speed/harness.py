@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regimes.errors import UserError
-from regimes.experiment.executors import MALLOC_SETTINGS
+from regimes.experiment.worker_process import MALLOC_SETTINGS
 from regimes.research.page import Say
 
 Case = Mapping[str, Any]
