@@ -97,6 +97,22 @@ def gpu(
     raise typer.Exit(1 if left else 0)
 
 
+@app.command()
+@report_user_errors
+def abuse(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report; its counts are added to.")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time limit, the same share for every part.")] = 30.0,
+    only: Annotated[list[str] | None, typer.Option(help="A part to do, repeatable (default: all).")] = None,
+    postgres: Annotated[str, typer.Option(help="URL of an empty PostgreSQL database, for kills of searches.")] = "",
+) -> None:
+    """Try malformed descriptions, grids and checkpoints, and kill commands at random instants; count what is seen."""
+    from regimes.research.abuse.command import abuse as try_all
+
+    page = try_all(out, minutes, only or [], postgres, _progress)
+    typer.echo(page.text())
+    page.write(out, _command())
+
+
 def _check_images(images: str) -> None:
     if images and not (Path(images) / "train").is_dir():
         raise UserError(f"--images {images}: no folder train/; expected train/CLASS/*.jpg and test/CLASS/*.jpg")

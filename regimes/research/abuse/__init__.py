@@ -1,0 +1,1 @@
+"""Abuse: malformed inputs and kills, counted; see ``python -m regimes.research abuse --help``."""
