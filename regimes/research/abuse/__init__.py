@@ -1,0 +1,1 @@
+"""Random hostile inputs: what the package makes of them."""
