@@ -78,7 +78,7 @@ def _values(value: Any, key: str, depth: int) -> Iterator[tuple[str, str]]:
 def _problem(value: Any, depth: int) -> str:
     if depth > MAX_DEPTH:
         return f"nested too deeply; allowed: {MAX_DEPTH} lists and tables in one another"
-    if isinstance(value, (bool, list, tuple)):
+    if value is None or isinstance(value, (bool, list, tuple)):  # None: from Python, TOML has none
         return ""
     if isinstance(value, Mapping):
         return f"a table of {len(value):,} keys; allowed: {MAX_KEYS}" if len(value) > MAX_KEYS else ""

@@ -84,7 +84,7 @@ def test_names_that_are_allowed(kind: str, name: str) -> None:
         (2**63, "an integer of 64 bits; allowed: 64"),
         (16**3000, "an integer of 12001 bits; allowed: 64"),
         (datetime.date(1979, 5, 27), "must be a number, string, boolean or a list of those, got 1979-05-27"),
-        (None, "must be a number, string, boolean or a list of those, got None"),
+        (2j, "must be a number, string, boolean or a list of those, got 2j"),
         ("a\x1b[31m", r"must be printable, without control characters, got 'a\x1b[31m'"),
         ("x" * 5000, "a string of 5,000 characters; allowed: 4,096"),
         ({f"key{each}": 1 for each in range(201)}, "a table of 201 keys; allowed: 200"),
