@@ -42,7 +42,7 @@ def apply_overrides(raw: Mapping[str, Any], changes: Iterable[str]) -> dict[str,
 
 def _value(text: str, source: str) -> Any:
     try:
-        parsed = parse_toml(f"value = {text}", source)
+        parsed = parse_toml(f"value = {text}".encode(errors="surrogateescape"), source)
     except tomllib.TOMLDecodeError:
         return text
     return parsed["value"] if len(parsed) == 1 else text

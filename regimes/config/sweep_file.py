@@ -54,16 +54,16 @@ def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:
         example: a file of that kind, for error messages.
 
     Raises:
-        UserError: the file does not exist or is not valid TOML.
+        UserError: the file does not exist or is not valid TOML; see `parse_toml`.
     """
     try:
         with path.open("rb") as file:
-            raw = parse_toml(file.read(MAX_BYTES + 1).decode("utf-8-sig"), str(path))
+            raw = parse_toml(file.read(MAX_BYTES + 1), str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such {what}") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; expected a {what}, e.g. {example}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     allow_imports_from(str(path.resolve().parent))
     return raw

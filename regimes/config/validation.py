@@ -24,22 +24,22 @@ MAX_DEPTH = 20
 MAX_TEXT = 4_096
 
 
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse a text in TOML.
+def parse_toml(content: bytes, source: str) -> dict[str, Any]:
+    """Parse the content of a TOML file.
 
     Raises:
-        TOMLDecodeError: the text is not valid TOML.
-        UserError: it is longer than `MAX_BYTES`, nested too deeply, or has an integer of thousands of digits.
+        TOMLDecodeError: it is not valid TOML.
+        UserError: it is longer than `MAX_BYTES`, not UTF-8, nested too deeply, or has an integer of 5,000 digits.
     """
-    if len(text) > MAX_BYTES:
-        raise UserError(f"{source}: more than {MAX_BYTES:,} characters, the limit of a description")
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{source}: more than {MAX_BYTES:,} bytes, the limit of a description")
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(content.decode("utf-8-sig"))
     except RecursionError as error:
         raise UserError(f"{source}: not valid TOML: nested too deeply") from error
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError as error:  # an integer of more digits than Python converts
+    except ValueError as error:  # not UTF-8, or an integer of more digits than Python converts
         raise UserError(f"{source}: not valid TOML: {error}") from error
 
 

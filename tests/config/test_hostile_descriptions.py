@@ -105,11 +105,12 @@ def test_values_that_no_description_contains(kind: str, value: Any, said: str) -
         (b"x = " + b"9" * 5_000, "not valid TOML: Exceeds the limit (4300 digits)"),
         (b"x = " + b"[" * 1_500 + b"]" * 1_500, "not valid TOML: nested too deeply"),
         (b"x" + b".x" * 1_500 + b" = 1", "nested too deeply; allowed: 20"),
-        (b"[load]\ndensity = [" + b"0.25, " * 800_000 + b"]", "more than 1,000,000 characters"),
-        (b"\xff\xfe", "not valid TOML"),
+        (b"[load]\ndensity = [" + b"0.25, " * 800_000 + b"]", "more than 1,000,000 bytes"),
+        ("# ä\n".encode() * 200_000 + b"name = 'x'", "more than 1,000,000 bytes"),
+        (b"\xff\xfe", "not valid TOML: 'utf-8' codec can't decode"),
         (b"x = '\x1b[31m'", "not valid TOML"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_files_that_no_one_writes(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "x.toml").write_bytes(content)
@@ -123,11 +124,12 @@ def test_files_that_no_one_writes(tmp_path: Path, content: bytes, said: str) -> 
         ("recipe.epochs=" + "9" * 5_000, "not valid TOML: Exceeds the limit (4300 digits)"),
         ("recipe.epochs=" + "[" * 1_500, "not valid TOML: nested too deeply"),
         (".".join("x" * 1_500) + "=1", "nested too deeply; allowed: 20"),
-        ("load.density=[" + "0.25, " * 800_000 + "]", "more than 1,000,000 characters"),
+        ("load.density=[" + "0.25, " * 800_000 + "]", "more than 1,000,000 bytes"),
         ("recipe.epochs=3\nname = 'x'", "recipe.epochs: must be printable"),
         ("recipe.\x1b[31m=3", "not a printable key"),
+        ("recipe.loss=\udcff", "not valid TOML: 'utf-8' codec can't"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_changes_that_no_one_types(tmp_path: Path, change: str, said: str) -> None:
     (line,) = answer(read_sweep, write_toml(tmp_path / "x.toml", TINY), [change])

@@ -27,7 +27,7 @@ from regimes.errors import MAX_LINE, MAX_LINES, UserError
 SECONDS = 2.0  # processor time in which a description is answered
 SWEEPS = Path(__file__).parents[3] / "sweeps"  # of a clone
 PASSWORD = "hunter2"
-RARELY = 0.02  # share of descriptions of a megabyte
+RARELY = 0.02  # share of values that are large
 
 HOSTILE: tuple[Any, ...] = (
     *(True, False, 0, 1, -1, 2, 2.5, 1e-300, 1e300, -1e300, math.nan, math.inf, -math.inf, 10**6, 10**9, 10**20),
