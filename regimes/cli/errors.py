@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from regimes.device_faults import fault_of
-from regimes.errors import RunFailed, UserError, one_line
+from regimes.errors import RunFailed, UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,13 +38,13 @@ def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:  # a full disk, a folder that may not be written
             if error.filename is None:
                 raise
-            print(f"regimes: {one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+            print(f"regimes: {error.filename}: {error.strerror}", file=sys.stderr)
             sys.exit(UserError.exit_code)
         except Exception as error:
             fault = fault_of(error)
             if not fault:
                 raise
-            print(f"regimes: {one_line(fault)}; what is finished is kept: run the same command again", file=sys.stderr)
+            print(f"regimes: {fault}; what is finished is kept: run the same command again", file=sys.stderr)
             sys.exit(RunFailed.exit_code)
 
     return wrapped
