@@ -22,7 +22,7 @@ def one_line(text: str, most: int = MAX_LINE) -> str:
     """
     if len(text) > 2 * _READ:
         text = f"{text[:_READ]} ... {text[-_READ:]}"
-    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in without_passwords(text))
+    text = without_passwords("".join(each if each.isprintable() else repr(each)[1:-1] for each in text))
     tail = most // 2
     return text if len(text) <= most else f"{text[: most - tail - 5]} ... {text[-tail:]}"
 

@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regimes.errors import MAX_LINE, MAX_LINES, UserError, one_line, without_passwords
+from regimes.errors import MAX_LINE, MAX_LINES, UserError, one_line
 from regimes.hpo.optuna_study import open_storage
 
 text = st.text(max_size=50) | st.text("ab:/@?=\n\x1b\u202e", max_size=400)
 
 
 @given(text)
-def test_a_line_is_printable_and_short_and_stays_as_it_is(given: str) -> None:
+def test_a_line_is_printable_and_short(given: str) -> None:
     line = one_line(given)
     assert line.isprintable()
     assert len(line) <= MAX_LINE
-    assert one_line(line) == line
+    if given.isprintable() and len(given) <= MAX_LINE and not {"@", "="} & set(given):
+        assert line == given
 
 
 def test_both_ends_of_a_long_text_are_shown() -> None:
@@ -33,6 +34,7 @@ def test_both_ends_of_a_long_text_are_shown() -> None:
     [
         ("postgresql+psycopg://me:hunter2@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
         ("postgresql://me:hunter2@/:@host/db", "postgresql://me:***@host/db"),
+        ("me:hun\nter2@host", "me:***@host"),
         ("redis://:hunter2@host", "redis://:***@host"),
         ("postgresql:/me:hunter2@host/db", "postgresql:/me:***@host/db"),
         ("postgresql://host/db?user=me&password=hunter2&x=1", "postgresql://host/db?user=me&password=***&x=1"),
@@ -41,7 +43,6 @@ def test_both_ends_of_a_long_text_are_shown() -> None:
     ],
 )
 def test_passwords_of_urls_are_hidden(url: str, shown: str) -> None:
-    assert without_passwords(f"opened {url}: done") == f"opened {shown}: done"
     assert str(UserError(f"--storage {url}: refused")) == f"--storage {shown}: refused"
 
 
