@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-MAX_LINE = 300  # characters of a line of a message
+MAX_LINE = 1_000  # characters of a line of a message
+SHORT_LINE = 300  # of a line about a description, which quotes what is in it
 MAX_LINES = 20  # lines of a message
 _READ = 2_000  # characters at either end of a text that are looked at, however long it is
 _PASSWORDS = (  # of a URL, of one that is not quite one, in its query
@@ -57,8 +58,8 @@ class UserError(Exception):
 
     @classmethod
     def collect(cls, lines: Iterable[str]) -> None:
-        """Raise one error with all lines; do nothing if there are none."""
-        found = tuple(lines)
+        """Raise one error with all lines, of 300 characters at most; do nothing if there are none."""
+        found = [one_line(line, SHORT_LINE) for line in lines]
         if found:
             raise cls(*found)
 

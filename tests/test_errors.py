@@ -19,12 +19,13 @@ def test_a_line_is_printable_and_short(given: str) -> None:
     line = one_line(given)
     assert line.isprintable()
     assert len(line) <= MAX_LINE
+    assert len(one_line(given, 60)) <= 60
     if given.isprintable() and len(given) <= MAX_LINE and not {"@", "="} & set(given):
         assert line == given
 
 
 def test_both_ends_of_a_long_text_are_shown() -> None:
-    assert one_line("key: " + "x" * 10**7 + "; allowed: a") == f"key: {'x' * 140} ... {'x' * 138}; allowed: a"
+    assert one_line("key: " + "x" * 10**7 + "; allowed: a", 300) == f"key: {'x' * 140} ... {'x' * 138}; allowed: a"
     assert one_line("short") == "short"
     assert one_line("a\tb\x1b[31m\u202e\0") == r"a\tb\x1b[31m\u202e\x00"
 

@@ -19,7 +19,7 @@ from regimes.config.discovery_file import resolve_discovery
 from regimes.config.hpo_file import resolve_hpo
 from regimes.config.overrides import apply_overrides
 from regimes.config.sweep_file import MAX_STAGES, read_sweep, resolve_sweep
-from regimes.errors import MAX_LINE, MAX_LINES, UserError
+from regimes.errors import MAX_LINES, SHORT_LINE, UserError
 from regimes.experiment.expand import cell_stages, dense_stages
 from regimes.experiment.run import prepare
 from regimes.experiment.stages.pretrained import content_hash
@@ -39,7 +39,7 @@ def answer(resolve: Callable[..., Any], *given: Any) -> list[str]:
     """Lines of the error, of which each is short and printable."""
     with pytest.raises(UserError) as error:
         resolve(*given)
-    assert all(line.isprintable() and len(line) <= MAX_LINE for line in error.value.lines)
+    assert all(line.isprintable() and len(line) <= SHORT_LINE for line in error.value.lines)
     assert len(error.value.lines) <= MAX_LINES + 1
     return list(error.value.lines)
 

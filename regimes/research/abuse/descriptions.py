@@ -22,7 +22,7 @@ from regimes.config.hpo_file import read_hpo
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import LoadConfig
 from regimes.config.sweep_file import read_sweep
-from regimes.errors import MAX_LINE, MAX_LINES, UserError
+from regimes.errors import MAX_LINES, SHORT_LINE, UserError
 
 SECONDS = 2.0  # processor time in which a description is answered
 SWEEPS = Path(__file__).parents[3] / "sweeps"  # of a clone
@@ -106,7 +106,7 @@ def attack(seed: int, folder: Path) -> str:
     except OverTime:
         answer = "over time"
     except (Exception, SystemExit) as error:
-        answer = f"traceback: {type(error).__name__}: {error}"[:MAX_LINE]
+        answer = f"traceback: {type(error).__name__}: {error}"[:SHORT_LINE]
     return answer if time.process_time() - started < SECONDS else "over time"
 
 
@@ -183,7 +183,7 @@ def _problem(lines: Iterable[str]) -> str:
     if len(shown) > MAX_LINES + 1:
         return f"a message of {len(shown)} lines"
     for line in shown:
-        if len(line) > MAX_LINE:
+        if len(line) > SHORT_LINE:
             return f"a line of {len(line)} characters: {line[:80]!r}"
         if not line.isprintable() or PASSWORD in line:
             return f"a control character or a password in {line!r}"
