@@ -11,8 +11,11 @@ import importlib
 import inspect
 import os
 import sys
+import sysconfig
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from regimes.errors import UserError
@@ -25,7 +28,7 @@ _SEEN: dict[str, str] = {}  # {file of a user's module: fingerprint of its sourc
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest allowed name, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:100], list(allowed), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
@@ -38,7 +41,8 @@ def lookup(registry: Registry, name: str, what: str) -> Any:
         what: kind of object, for error messages.
 
     Raises:
-        UserError: the name is neither in the registry nor an import path, or the import fails.
+        UserError: the name is neither in the registry nor an import path, the module is one of Python's standard
+            library (importing some of them opens windows or waits for input), or the import fails.
     """
     if name in registry:
         module, _, attribute = registry[name].partition(":")
@@ -53,7 +57,12 @@ def lookup(registry: Registry, name: str, what: str) -> Any:
 
 def _import(path: str, what: str) -> Any:
     module_name, _, attribute = path.partition(":")
+    parts = module_name.split(".")
+    if not all(each.isidentifier() for each in (*parts, attribute)) or "__main__" in parts:
+        raise UserError(f"cannot import {what} '{path}': not an import path 'package.module:attribute'")
     allow_imports_from(os.getcwd())
+    if parts[0] in sys.stdlib_module_names and not _is_own(parts[0]):
+        raise UserError(f"cannot import {what} '{path}': {parts[0]} is a module of Python's standard library")
     try:
         module = _import_module(module_name)
     except (Exception, SystemExit) as error:  # importing a user's module may raise anything
@@ -66,6 +75,15 @@ def _import(path: str, what: str) -> Any:
         public = [each for each in vars(module) if not each.startswith("_")]
         hint = nearest(attribute, public)
         raise UserError(f"cannot import {what} '{path}': {module_name} has no '{attribute}'{hint}") from error
+
+
+def _is_own(name: str) -> bool:
+    """Whether a module with a name of the standard library is found elsewhere first, e.g. beside the description."""
+    found = importlib.machinery.PathFinder.find_spec(name)
+    if found is None or found.origin is None:
+        return False
+    library = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    return not any(Path(found.origin).is_relative_to(folder) for folder in library)
 
 
 def _import_module(name: str) -> Any:
@@ -155,3 +173,38 @@ def options_of(function: Any, given: Iterable[str]) -> tuple[list[str] | None, l
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return None, required
     return [each.name for each in named if each.name not in skipped], required
+
+
+def types_of(function: Any) -> dict[str, Any]:
+    """Return the types of a function's arguments: their annotations, or else those of boolean and numeric defaults."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    found = {name: _type_of(function, each) for name, each in parameters.items()}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _type_of(function: Any, parameter: inspect.Parameter) -> Any:
+    by_default = {bool: bool, int: float, float: float}.get(type(parameter.default))  # an integer is also a float
+    if parameter.annotation is parameter.empty:
+        return by_default
+    names = getattr(inspect.unwrap(function.__init__ if inspect.isclass(function) else function), "__globals__", {})
+    alone = SimpleNamespace(__annotations__={"it": parameter.annotation})
+    try:
+        return typing.get_type_hints(alone, names)["it"]
+    except Exception:  # with names that exist for type checkers only, or not at all
+        return by_default
+
+
+def call_strictly(function: Any, options: Mapping[str, Any]) -> Any:
+    """Call a function with options from a file; a boolean must be one, since Python takes any string for true.
+
+    Raises:
+        TypeError: the value of a boolean option is not a boolean, or what the function raises.
+    """
+    for name, kind in types_of(function).items():
+        allowed = tuple(each for each in (kind, *typing.get_args(kind)) if isinstance(each, type))
+        if name in options and bool in allowed and not isinstance(options[name], allowed):
+            raise TypeError(f"{name} must be true or false, got {options[name]!r}")
+    return function(**options)

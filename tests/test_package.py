@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "regimes"
 ORDER = [
     "errors",
     "device_faults",
+    "faults",
     "source_hash",
     "torchvision_import",
     "registry",

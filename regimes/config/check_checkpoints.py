@@ -11,7 +11,7 @@ from typing import Any
 from regimes.config.checkpoint_patterns import expand_pattern
 from regimes.config.sweep import Checkpoint, DenseConfig
 from regimes.config.validation import Checker
-from regimes.errors import UserError
+from regimes.errors import MAX_LINES, UserError
 from regimes.knobs import KNOBS
 
 KEY = "dense.checkpoints"
@@ -47,10 +47,10 @@ def check_checkpoints(
     axes = {name: list(dict.fromkeys(checkpoint.knobs[name] for checkpoint in dense.checkpoints)) for name in names}
     seeds = 1 + max(checkpoint.dense_seed for checkpoint in dense.checkpoints)
     places = Counter((one.dense_seed, *(one.knobs[name] for name in axes)) for one in dense.checkpoints)
-    for place in itertools.product(range(seeds), *axes.values()):
-        if places[place] != 1:
-            where = ", ".join(f"{name} = {value}" for name, value in zip(("dense_seed", *axes), place, strict=True))
-            checker.add_error(KEY, f"{places[place]} checkpoints for {where}; exactly one is required")
+    wrong = (each for each in itertools.product(range(seeds), *axes.values()) if places[each] != 1)
+    for place in itertools.islice(wrong, MAX_LINES):  # there may be many more combinations than checkpoints
+        where = ", ".join(f"{name} = {value}" for name, value in zip(("dense_seed", *axes), place, strict=True))
+        checker.add_error(KEY, f"{places[place]} checkpoints for {where}; exactly one is required")
     placed = tuple(one.model_copy(update={"path": str(folder / one.path)}) for one in dense.checkpoints)
     return {**raw, "temperature": axes, "dense_seeds": seeds}, DenseConfig(checkpoints=placed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,6 +34,8 @@ def expand_pattern(entry: Checkpoint, folder: Path) -> list[Checkpoint]:
     lists = {name: list(value) for name, value in entry.knobs.items() if isinstance(value, (list, tuple))}
     texts = {file: _texts(file, folder / entry.path) for file in found}
     places = {name: _place(name, values, texts, entry.path) for name, values in lists.items()}
+    if (count := math.prod(map(len, lists.values()))) > len(found):
+        raise UserError(f"'{entry.path}' matches {len(found)} files, fewer than the {count:,} settings in its lists")
     groups: dict[tuple[Any, ...], list[str]] = {each: [] for each in itertools.product(*lists.values())}
     for file in found:
         numbers = {name: _number(texts[file][place]) for name, place in places.items()}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, ValidationError
+from typing import Any
 
 from regimes.config.check_load_axis import check_discovery_loop
 from regimes.config.discovery import Pressure
 from regimes.config.overrides import apply_overrides
-from regimes.config.recipe import Count, Recipe, Section
+from regimes.config.recipe import Count, Name, Recipe, Section
 from regimes.config.sweep import Named
 from regimes.config.sweep_file import SweepChecker, read_toml
 from regimes.data import DATASETS
@@ -21,6 +19,7 @@ from regimes.models import BUILDER_ARGUMENTS, MODELS
 
 TABLES = ("data", "model", "recipe", "discover")
 PLAIN = ("name", "seeds")
+MAX_TRAININGS = 100_000
 
 
 class DiscoveryConfig(Section):
@@ -34,7 +33,7 @@ class DiscoveryConfig(Section):
         seeds: the number of trainings at each pressure.
     """
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: Name
     data: Named
     model: Named
     recipe: Recipe
@@ -66,16 +65,12 @@ def resolve_discovery(
     check_discovery_loop(checker, recipe)
     pressures = _pressures(checker, dict(raw.get("discover", {})))
     UserError.collect(checker.errors)
-    assert data is not None  # or an error had been raised
-    assert model is not None
-    assert recipe is not None
-    rest = {"name": raw.get("name", default_name), "seeds": raw.get("seeds", 1)}
-    try:
-        return DiscoveryConfig(data=data, model=model, recipe=recipe, pressures=pressures, **rest)
-    except ValidationError as error:
-        raise UserError(
-            *(f"{source}: {each['loc'][0]}: {each['msg']}, got {each['input']!r}" for each in error.errors())
-        ) from error
+    found = {"data": data, "model": model, "recipe": recipe, "pressures": pressures, "seeds": raw.get("seeds", 1)}
+    config: DiscoveryConfig = checker.validate(DiscoveryConfig, "", {"name": raw.get("name", default_name), **found})
+    UserError.collect(checker.errors)
+    if (count := len(config.pressures) * config.seeds) > MAX_TRAININGS:
+        raise UserError(f"{source}: {count:,} trainings; allowed: {MAX_TRAININGS:,}; use fewer seeds or values of nu")
+    return config
 
 
 def _pressures(checker: SweepChecker, table: dict[str, Any]) -> tuple[Pressure, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Strict, model_validator
 
-from regimes.config.recipe import Count, Flag, Recipe, Section, Share
+from regimes.config.recipe import Count, Flag, Name, Recipe, Section, Share
 from regimes.config.sweep import Density, LoadConfig, MeasureConfig, Named
 
 TUNABLE = (
@@ -207,7 +207,7 @@ class Hpo(Section):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Strict(), Field(min_length=1)]
+    name: Name
     objective: Literal["full", "pruned"] = "full"
     data: Named
     model: Named
@@ -218,6 +218,6 @@ class Hpo(Section):
     study: StudySpec = StudySpec()
     map: MapSpec = MapSpec()
     trials: Count = 64
-    batch: Count = 16
+    batch: Annotated[int, Strict(), Field(ge=1, le=1000)] = 16
     seed: Annotated[int, Strict(), Field(ge=0)] = 0
     final_seeds: Count = 3

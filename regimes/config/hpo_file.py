@@ -6,19 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from regimes.config.hpo import INTEGERS, TUNABLE, Dimension, Hpo, LadderSpec, MapSpec, StudySpec
 from regimes.config.overrides import apply_overrides
 from regimes.config.pruned_search import PRUNED_TABLES, TUNABLE_PRUNED, check_pruned
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named
 from regimes.config.sweep_file import SweepChecker, read_toml
+from regimes.config.validation import duplicates
 from regimes.data import DATASETS
 from regimes.errors import UserError
 from regimes.hpo import PROXIES, SAMPLERS, STOPPERS
 from regimes.models import BUILDER_ARGUMENTS, MODELS
-from regimes.registry import lookup, nearest, options_of
+from regimes.registry import lookup, nearest, options_of, types_of
 
 TABLES = ("data", "model", "recipe", "space", "ladder", "study", "map")
 PLAIN = ("name", "trials", "batch", "seed", "final_seeds")
@@ -76,21 +75,17 @@ def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: st
         "name": raw.get("name", default_name),
         **{key: raw[key] for key in PLAIN[1:] if key in raw},
     }
-    try:
-        return Hpo(**found, **rest)
-    except ValidationError as error:
-        raise UserError(
-            *(f"{source}: {each['loc'][0]}: {each['msg']}, got {each['input']!r}" for each in error.errors())
-        ) from error
+    spec: Hpo = checker.validate(Hpo, "", {**found, **rest})
+    UserError.collect(checker.errors)
+    return spec
 
 
 def _ladder(checker: SweepChecker, ladder: LadderSpec) -> None:
     if ladder.densities is not None and ladder.step_time is not None:
         checker.add_error("ladder.step_time", "cannot be combined with densities; remove one of the two")
     for name in ("densities", "step_time", "images", "reports", "proxy_reports"):
-        values = getattr(ladder, name) or ()
-        if len(set(values)) != len(values):
-            checker.add_error(f"ladder.{name}", f"duplicate value in {list(values)}")
+        for value in duplicates(getattr(ladder, name) or ()):
+            checker.add_error(f"ladder.{name}", f"duplicate value {value}")
 
 
 def _option_ladder(checker: SweepChecker, ladder: LadderSpec, model: Named | None) -> None:
@@ -102,19 +97,23 @@ def _option_ladder(checker: SweepChecker, ladder: LadderSpec, model: Named | Non
     for name in ("proxy", "densities", "step_time", "most"):
         if name in ladder.model_fields_set and getattr(ladder, name) is not None:
             checker.add_error(f"ladder.{name}", "cannot be combined with option; remove one of the two")
-    if any(ladder.values.count(value) > 1 for value in ladder.values):
-        checker.add_error("ladder.values", f"duplicate value in {list(ladder.values)}")
+    for value in duplicates(ladder.values):
+        checker.add_error("ladder.values", f"duplicate value {value!r}")
     if model is None:
         return
     if ladder.option in model.options and model.options[ladder.option] in ladder.values:
         checker.add_error("ladder.values", f"{model.options[ladder.option]!r} is the full network's; remove it")
     try:
-        allowed, _ = options_of(lookup(MODELS, model.name, "model"), BUILDER_ARGUMENTS)
+        builder = lookup(MODELS, model.name, "model")
     except UserError:  # reported for model.name
         return
+    allowed, _ = options_of(builder, BUILDER_ARGUMENTS)
     if allowed is not None and ladder.option not in allowed:
         known = f"{nearest(ladder.option, allowed)}; allowed: {', '.join(allowed) or 'none'}"
         checker.add_error("ladder.option", f"model '{model.name}' has no option '{ladder.option}'{known}")
+    elif ladder.option in (types := types_of(builder)):
+        for value in ladder.values:
+            checker.check_type("ladder.values", types[ladder.option], value)
 
 
 def _space(

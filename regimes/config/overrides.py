@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from regimes.errors import UserError
+from regimes.config.validation import parse_toml
+from regimes.errors import UserError, one_line
 
 
 def apply_overrides(raw: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
@@ -19,25 +19,30 @@ def apply_overrides(raw: Mapping[str, Any], changes: Iterable[str]) -> dict[str,
             ``temperature.epochs=[1, 2]``, ``data={name="digits"}``); a value that is not TOML is taken as a string.
 
     Raises:
-        UserError: a change is not ``key=value``, or its key leads through something that is not a table.
+        UserError: a change is not ``key=value``, its key leads through something that is not a table, or its value is
+            too long or too deeply nested (see `parse_toml`).
     """
-    found = copy.deepcopy(dict(raw))
+    found = dict(raw)
     for change in changes:
         key, equals, text = change.partition("=")
+        shown = f"--set {one_line(change, 100)}"
         *tables, last = key.strip().split(".")
         if not equals or not last or not all(tables):
-            raise UserError(f"--set {change}: allowed: KEY=VALUE, e.g. recipe.epochs=20 or 'load.density=[0.1, 0.5]'")
+            raise UserError(f"{shown}: allowed: KEY=VALUE, e.g. recipe.epochs=20 or 'load.density=[0.1, 0.5]'")
         place = found
         for name in tables:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
-                raise UserError(f"--set {change}: '{name}' is not a table in this file")
-        place[last] = _value(text.strip())
+            inner = place.get(name, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"{shown}: '{name}' is not a table in this file")
+            place[name] = dict(inner)
+            place = place[name]
+        place[last] = _value(text.strip(), shown)
     return found
 
 
-def _value(text: str) -> Any:
+def _value(text: str, source: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = parse_toml(f"value = {text}".encode(errors="surrogateescape"), source)
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["value"] if len(parsed) == 1 else text

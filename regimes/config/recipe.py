@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,6 +26,13 @@ from regimes.registry import lookup, source_id
 if TYPE_CHECKING:
     from regimes.losses.tasks import ErrorFunction
 
+
+def _file_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{0,99}", text):
+        raise ValueError("must be a file name of at most 100 letters, digits and _ . -, which begins with none of . -")
+    return text
+
+
 # Strict: "0.1" is not a number and true is not 1.
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
@@ -32,6 +41,7 @@ ShareOrZero = Annotated[float, Strict(), Field(ge=0, lt=1)]
 Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 Batch = Annotated[int, Strict(), Field(ge=2, le=1_000_000_000)]
 Flag = Annotated[bool, Strict()]
+Name = Annotated[str, Strict(), AfterValidator(_file_name)]  # of the folder of a run
 LATER_FIELDS = ("error", "optimizer", "beta1", "beta2", "eps", "warmup", "clip_norm", "train")  # younger than keys
 LOOP_ARGUMENTS = ("model", "data", "recipe", "seed", "mask", "start", "state")  # of a training loop of one's own
 USED_BY = {  # the optimisers that use a field; all use the fields that are not named here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -10,11 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Strict
 
 from regimes.config.discovery import Pressure
-from regimes.config.recipe import Count, Flag, NonNegative, Recipe, Section
+from regimes.config.recipe import Count, Flag, Name, NonNegative, Recipe, Section
 from regimes.knobs import KNOBS, Knob, Value
+from regimes.landscape import METRICS
 from regimes.pruners import DISCOVERED, STRUCTURED_PRUNERS
 from regimes.registry import lookup
 
+MAX_ROUNDS = 100  # each round's stages hold those of the round before, in as many nested objects
 DEFAULT_ROUNDS = {"iterative": 3, "gradual": 10}  # of each pruning schedule
 Density = Annotated[float, Strict(), Field(gt=0, le=1)]
 Width = Annotated[int, Strict(), Field(ge=1)] | Annotated[float, Strict(), Field(gt=0)]
@@ -59,7 +62,7 @@ class LoadConfig(Section):
     pruner: str = "magnitude"
     allocation: str = "uniform"
     schedule: Literal["one-shot", "iterative", "gradual"] = "one-shot"
-    rounds: Annotated[int, Strict(), Field(ge=2, le=1000)] | None = None
+    rounds: Annotated[int, Strict(), Field(ge=2, le=MAX_ROUNDS)] | None = None
     rewind: Annotated[int, Strict(), Field(ge=0)] | None = None
     embeddings: Flag = False
     discover: Pressure = Pressure()
@@ -150,7 +153,7 @@ class Sweep(Section):
         retrain_seeds: retrained copies of each pruned network; pairs are formed among them.
     """
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: Name
     data: Named
     model: Named
     recipe: Recipe
@@ -198,6 +201,17 @@ class Sweep(Section):
             and all(checkpoint.knobs[name] == value for name, value in temperature.items())
         )
         return path
+
+    def count_stages(self) -> int:
+        """Return the number of stages, before duplicates are removed, without listing them."""
+        copies, load = self.retrain_seeds, self.load
+        subjects = [lookup(METRICS, name, "metric").subject for name in self.measure.metrics]
+        measured = sum(copies if each == "model" else math.comb(copies, 2) for each in subjects)
+        rounds = 1 if load.schedule == "one-shot" else load.rounds or DEFAULT_ROUNDS[load.schedule]
+        rewound = bool(load.rewind) and load.axis[0] == "density"
+        cell = rewound + 2 * (rounds - 1) + 1 + copies + measured
+        settings = len(self.points) or math.prod(map(len, self.temperature.values()))
+        return len(self.sizes()) * settings * self.dense_seeds * (1 + len(load.axis[1]) * cell)
 
     def pairs(self) -> list[tuple[int, int]]:
         """Return all pairs of retrain seeds within one dense seed."""

@@ -15,7 +15,7 @@ from regimes.config.check_load_axis import check_load
 from regimes.config.overrides import apply_overrides
 from regimes.config.recipe import LOOP_ARGUMENTS, RECIPES, USED_BY, Recipe
 from regimes.config.sweep import MeasureConfig, Named, Sweep
-from regimes.config.validation import Checker
+from regimes.config.validation import MAX_BYTES, Checker, duplicates, parse_toml
 from regimes.data import AUGMENTATIONS, DATASETS
 from regimes.data.augment import Augmentation
 from regimes.errors import UserError
@@ -29,6 +29,7 @@ from regimes.registry import Registry, allow_imports_from, lookup, nearest, opti
 TABLES = ("data", "model", "recipe", "retrain", "dense", "temperature", "load", "measure")
 PLAIN = ("name", "dense_seeds", "retrain_seeds")
 REQUIRED = ("data", "model", "temperature", "load")
+MAX_STAGES = 2_000_000  # of a sweep: 100,000 cells of 20 stages; listing them takes a minute or two and a gigabyte
 
 
 def read_sweep(path: str | Path, changes: Iterable[str] = ()) -> Sweep:
@@ -53,15 +54,16 @@ def read_toml(path: Path, what: str, example: str) -> dict[str, Any]:
         example: a file of that kind, for error messages.
 
     Raises:
-        UserError: the file does not exist or is not valid TOML.
+        UserError: the file does not exist or is not valid TOML; see `parse_toml`.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            raw = parse_toml(file.read(MAX_BYTES + 1), str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such {what}") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; expected a {what}, e.g. {example}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     allow_imports_from(str(path.resolve().parent))
     return raw
@@ -72,13 +74,18 @@ def resolve_sweep(
 ) -> Sweep:
     """Validate a parsed sweep file (a plain dict); see `read_sweep`.
 
-    Relative checkpoint paths start from ``folder`` (None: the current folder).
+    Relative checkpoint paths start from ``folder`` (None: the current folder). A sweep has at most `MAX_STAGES` stages.
     """
     checker = SweepChecker(source)
     checker.folder = folder or Path.cwd()
     sweep = checker.sweep(raw, default_name)
     UserError.collect(checker.errors)
     assert sweep is not None
+    if (count := sweep.count_stages()) > MAX_STAGES:
+        raise UserError(
+            f"{source}: {count:,} trainings, prunings and measurements; allowed: {MAX_STAGES:,}; use fewer values of "
+            "[temperature] and [load], or fewer seeds"
+        )
     return sweep
 
 
@@ -128,7 +135,7 @@ class SweepChecker(Checker):
             return None
         builder = self.resolve_name(f"{key}.name", named.name, registry, what)
         if builder is not None:
-            self.check_options(key, named.options, *options_of(builder, given))
+            self.check_options(key, named.options, builder, given)
         return named
 
     def _with_first_width(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -185,7 +192,7 @@ class SweepChecker(Checker):
             self.add_error("temperature", f"needs at least one knob with values; allowed: {', '.join(KNOBS)}")
         axes = {name: self._knob_values(f"temperature.{name}", name, given, recipe) for name, given in table.items()}
         names = [knob.name for knob, _ in axes.values() if knob is not None]
-        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        for name in duplicates(names):
             self.add_error("temperature", f"duplicate knob '{name}', given by name and by import path")
         return {name: values for name, (_, values) in axes.items()}
 
@@ -234,8 +241,7 @@ class SweepChecker(Checker):
 
     def _metric_options(self, key: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
         fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        for name, value in options.items():
-            self.check_plain(f"{key}.{name}", value)
+        for name in options:
             if name not in fields:
                 self.add_error(
                     f"{key}.{name}", f"unknown key{nearest(name, fields)}; allowed: {', '.join(fields) or 'none'}"

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from regimes.config.hpo import StudySpec
 from regimes.config.keys import seed_of
-from regimes.errors import UserError
+from regimes.errors import UserError, without_passwords
 from regimes.hpo import SAMPLERS, STOPPERS
 from regimes.hpo.process_identity import this_worker
 from regimes.hpo.requeue import is_gone, is_open
@@ -39,20 +39,21 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
     from regimes.hpo.journal import Journal
 
+    shown = without_passwords("".join(url.split()))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if "://" in url:
                 return _database(url)
             if not url.endswith(".log"):
-                raise UserError(f"--storage {url}: not a storage; allowed: {STORAGE_URLS}")
+                raise UserError(f"--storage {shown}: not a storage; allowed: {STORAGE_URLS}")
             Path(url).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(Journal(url))
     except UserError:
         raise
     except Exception as error:  # missing driver, unreachable server, not a journal file
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"--storage {url}: {type(error).__name__}: {reason}; allowed: {STORAGE_URLS}") from error
+        reason = (str(error).replace(url, shown).splitlines() or [""])[0]
+        raise UserError(f"--storage {shown}: {type(error).__name__}: {reason}; allowed: {STORAGE_URLS}") from error
 
 
 def _database(url: str) -> optuna.storages.RDBStorage:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna import samplers
 
+from regimes.registry import call_strictly
+
 if TYPE_CHECKING:
     from regimes.config.hpo import Hpo
 
@@ -21,7 +23,9 @@ def tpe(seed: int, **options: Any) -> samplers.BaseSampler:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental options
-        return samplers.TPESampler(**{"seed": seed, "multivariate": True, "constant_liar": True, **options})
+        return call_strictly(
+            samplers.TPESampler, {"seed": seed, "multivariate": True, "constant_liar": True, **options}
+        )
 
 
 def cma_es(seed: int, **options: Any) -> samplers.BaseSampler:
@@ -29,7 +33,7 @@ def cma_es(seed: int, **options: Any) -> samplers.BaseSampler:
     chosen = {"seed": seed, "warn_independent_sampling": False, "consider_pruned_trials": True, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return samplers.CmaEsSampler(**chosen)
+        return call_strictly(samplers.CmaEsSampler, chosen)
 
 
 def gp(seed: int, **options: Any) -> samplers.BaseSampler:
@@ -39,12 +43,12 @@ def gp(seed: int, **options: Any) -> samplers.BaseSampler:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return samplers.GPSampler(**{"seed": seed, "deterministic_objective": False, **options})
+        return call_strictly(samplers.GPSampler, {"seed": seed, "deterministic_objective": False, **options})
 
 
 def random(seed: int, **options: Any) -> samplers.BaseSampler:
     """Independent random sampling."""
-    return samplers.RandomSampler(**{"seed": seed, **options})
+    return call_strictly(samplers.RandomSampler, {"seed": seed, **options})
 
 
 def nothing_to_learn(spec: Hpo) -> str:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from optuna import pruners
 
+from regimes.registry import call_strictly
+
 T = TypeVar("T")
 HALVING_STOPPERS = (pruners.SuccessiveHalvingPruner, pruners.HyperbandPruner)  # do not wait for finished trials
 REDUCTION_FACTOR = 3  # one of three trials continues
@@ -23,23 +25,24 @@ REDUCTION_FACTOR = 3  # one of three trials continues
 
 def none(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
     """No stopping: every trial trains the full network."""
-    return pruners.NopPruner(**options)
+    return call_strictly(pruners.NopPruner, options)
 
 
 def median(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
     """Stop trials that are worse than the median of the trials at a step, after four finished trials."""
-    return pruners.MedianPruner(**{"n_startup_trials": 4, "n_warmup_steps": 0, **options})
+    return call_strictly(pruners.MedianPruner, {"n_startup_trials": 4, "n_warmup_steps": 0, **options})
 
 
 def percentile(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
     """Stop trials that are not in the best third at a step, after four finished trials."""
     chosen = {"percentile": 100 / REDUCTION_FACTOR, "n_startup_trials": 4, "n_warmup_steps": 0, **options}
-    return pruners.PercentilePruner(**chosen)
+    return call_strictly(pruners.PercentilePruner, chosen)
 
 
 def halving(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
     """Successive halving: at costs of 1, 3, 9, ... the best third continues, from the first trial on."""
-    return pruners.SuccessiveHalvingPruner(**{"min_resource": 1, "reduction_factor": REDUCTION_FACTOR, **options})
+    chosen = {"min_resource": 1, "reduction_factor": REDUCTION_FACTOR, **options}
+    return call_strictly(pruners.SuccessiveHalvingPruner, chosen)
 
 
 def hyperband(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
@@ -48,7 +51,7 @@ def hyperband(steps: Sequence[int], **options: Any) -> pruners.BasePruner:
     chosen = {"min_resource": 1, "max_resource": largest, "reduction_factor": REDUCTION_FACTOR, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pruners.HyperbandPruner(**chosen)
+        return call_strictly(pruners.HyperbandPruner, chosen)
 
 
 def fair_order(batch: Sequence[T], value: Callable[[T], float]) -> list[T]:

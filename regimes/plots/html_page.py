@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +41,20 @@ def write_page(data: xr.Dataset, file: str | Path) -> Path:
     except ImportError as error:
         raise UserError(f"the page needs {error.name}; install it with: {INSTALL_COMMAND}") from error
     with altair.data_transformers.enable("default", max_rows=None):
-        html = _page(data).to_html(inline=True, embed_options={"renderer": "svg", "actions": False})
+        options = {"renderer": "svg", "actions": False}
+        html = _page(data).to_html(inline=True, embed_options=options, json_kwds={"cls": _InScript})
     try:
         Path(file).write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
     return Path(file)
+
+
+class _InScript(json.JSONEncoder):
+    """Encoder of JSON inside ``<script>``, which a title with ``</script>`` does not end."""
+
+    def encode(self, o: Any) -> str:
+        return super().encode(o).replace("<", "\\u003c")
 
 
 def _page(data: xr.Dataset) -> Any:

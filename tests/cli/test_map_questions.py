@@ -184,6 +184,15 @@ def test_the_page_holds_every_number_and_curve(tmp_path: Path) -> None:
         write_page(world(), tmp_path / "q.html")
 
 
+def test_a_title_is_text_on_the_page(tmp_path: Path) -> None:
+    data, title = with_curves(), "</script><img src=x onerror=alert(1)>"
+    plain = write_page(data, tmp_path / "p.html").read_text()
+    marked = write_page(data.assign_attrs(title=title), tmp_path / "q.html").read_text()
+    assert title not in marked
+    assert marked.count("</script>") == plain.count("</script>")
+    assert "\\u003c/script>\\u003cimg src=x" in marked
+
+
 HOVER = """<pre id="said"></pre><script>
 const waiting = setInterval(() => {
   const cells = [...document.querySelectorAll('g.mark-rect path')];

@@ -96,26 +96,26 @@ def test_retraining_follows_the_recipe_but_no_knob(tiny: Sweep) -> None:
         ),
         ("recipe", "learning_rate", "0.1", r"recipe.learning_rate: .*valid number, got '0.1'"),
         ("recipe", "epochs", True, r"recipe.epochs: .*valid integer, got True"),
-        ("recipe", "epochs", 10**20, r"recipe.epochs: .*less than or equal to 1000000"),
+        ("recipe", "epochs", 10**18, r"recipe.epochs: .*less than or equal to 1000000"),
         ("recipe", "base", ["x"], r"recipe.base: unknown recipe '\['x'\]'"),
         ("load", "density", [[0.1], [0.1]], r"load.density: must be a plain list of values, got \[0.1\] in it"),
         ("load", "density", [0.6, "0.5"], r"load.density.1: .*valid number, got '0.5'"),
-        ("load", "pruner", "math:pi", r"load.pruner: 'math:pi' is a float; expected a function"),
-        ("model", "name", "math:pi", r"model.name: 'math:pi' is a float; expected a function"),
+        ("load", "pruner", "torch:pi", r"load.pruner: 'torch:pi' is a float; expected a function"),
+        ("model", "name", "torch:pi", r"model.name: 'torch:pi' is a float; expected a function"),
         (
             "measure",
             "metrics",
-            ["math:sin"],
-            r"measure.metrics: 'math:sin' is a builtin_function_or_method; expected a Metric",
+            ["torch:sin"],
+            r"measure.metrics: 'torch:sin' is a builtin_function_or_method; expected a Metric",
         ),
-        ("temperature", "math:pi", [1], r"temperature.math:pi: 'math:pi' is a float; expected a Knob"),
+        ("temperature", "torch:pi", [1], r"temperature.torch:pi: 'torch:pi' is a float; expected a Knob"),
         ("temperature", "regimes.knobs:EPOCHS", [1], r"duplicate knob 'epochs'"),
         ("model", "widths", float("nan"), r"model.widths: nan is not a finite number"),
         ("measure", "lmc", {"points": 2}, r"measure.lmc.points: .*greater than or equal to 3, got 2"),
         ("measure", "cka", {"images": 2}, r"measure.cka.images: allowed: 0 \(all images\) or at least 8, got 2"),
         ("measure", "hessian", {"images": "64"}, r"measure.hessian.images: .*valid integer, got '64'"),
         ("measure", "hessian", {"probes": 1}, r"measure.hessian.probes: allowed: 0, or at least 2.*got 1"),
-        ("temperature", "epochs", [10**400], r"invalid training epochs 10+; allowed: whole numbers from 1 up"),
+        ("temperature", "epochs", [10**400], r"temperature.epochs: an integer of 1329 bits; allowed: 64"),
         ("load", "pruner", "magnitud", r"load.pruner: unknown pruner 'magnitud' \(did you mean 'magnitude'\?\)"),
         (
             "load",
@@ -286,4 +286,4 @@ def test_key_of_a_known_description_stays() -> None:
 def test_no_field_of_a_recipe_is_left_out_of_the_key() -> None:
     """Only `stop` is left out, which selects a snapshot of the same training, and later fields at their defaults."""
     assert set(Recipe.model_fields) - set(Recipe().key_fields()) == {"stop", *LATER_FIELDS}
-    assert "error" in Recipe(error="math:hypot").key_fields()
+    assert "error" in Recipe(error="torch:hypot").key_fields()

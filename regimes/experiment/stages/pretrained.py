@@ -78,6 +78,8 @@ def content_hash(path: str) -> str:
     Raises:
         UserError: the file cannot be read.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a folder, or a device without an end
+        raise UserError(f"{path}: is not a file; expected a state dict")
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:20]
     except OSError as error:
