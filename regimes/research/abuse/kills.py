@@ -173,20 +173,26 @@ def commands(postgres: str) -> list[Killed]:
     """Return the commands to kill; searches on PostgreSQL only with the URL of a server."""
     one = ("--workers", "1")
     eager = (*one, "--engine", "eager")
+
+    def search(name: str, *storage: str) -> Killed:
+        return Killed(name, SEARCH, ("hpo", *one, *storage), trials_in("".join(storage[1:])), steady=False)
+
     found = [
         Killed("run", SWEEP, ("run", *eager), stages),
         Killed("run --adaptive", SWEEP, ("run", "--adaptive", *eager), stages),
         Killed("discover", DISCOVERY, ("discover",), discoveries),
-        Killed("hpo, journal", SEARCH, ("hpo", *one), trials_in(""), steady=False),
-        Killed("hpo, SQLite", SEARCH, ("hpo", *one, "--storage", "sqlite:///FOLDER.db"), trials_in("sqlite:///FOLDER.db"), steady=False),
+        search("hpo, journal"),
+        search("hpo, SQLite", "--storage", "sqlite:///FOLDER.db"),
         Killed("hpo, objective pruned", PRUNED, ("hpo", *one), stages, steady=False),
     ]
     if postgres:
-        found.append(Killed("hpo, PostgreSQL", SEARCH, ("hpo", *one, "--storage", postgres), trials_in(postgres), steady=False))
+        found.append(search("hpo, PostgreSQL", "--storage", postgres))
     return found
 
 
-def kill_until_done(killed: Killed, folder: Path, seed: int, whole: Finished | None, seconds: float, count: Count) -> None:
+def kill_until_done(
+    killed: Killed, folder: Path, seed: int, whole: Finished | None, seconds: float, count: Count
+) -> None:
     """Start a command, kill it at a random instant, compare, and so on until it has finished.
 
     Args:
