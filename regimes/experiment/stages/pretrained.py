@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from regimes.config.keys import SCHEMA, digest
@@ -19,7 +18,7 @@ from regimes.experiment.stages.train import VARIABLES
 from regimes.experiment.store import Store
 from regimes.landscape.error import error_and_loss
 from regimes.models.build import load_weights
-from regimes.models.state_dict_file import read_checkpoint
+from regimes.models.state_dict_file import check_file, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,9 @@ def content_hash(path: str) -> str:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:20]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    check_file(path)
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:20]
 
 
 def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, store: Store, report: Report) -> None:

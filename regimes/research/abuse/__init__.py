@@ -1,0 +1,1 @@
+"""Attacks with malformed input of every kind, each made from a seed."""
