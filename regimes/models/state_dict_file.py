@@ -112,17 +112,21 @@ def _content(path: str) -> Any:
     """Load a file of safetensors or ``torch.save``."""
     check_file(path)
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about formats
             start = stream.read(9)
-        if start[8:] == b"{":
-            from safetensors.torch import load_file
+            stream.seek(0)
+            if start[8:] == b"{":
+                from safetensors.torch import load_file
 
-            return load_file(path)
-        if start.startswith(b"PK\x03\x04"):
-            _check_archive(path)
-        elif not start.startswith(b"\x80"):  # pickle, as torch.save wrote before version 1.6
-            raise UserError(f"{path}: cannot read weights: neither torch.save nor safetensors wrote this file; {AGAIN}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+                return load_file(path)
+            if start.startswith(b"PK\x03\x04"):
+                _check_archive(path)
+            elif not start.startswith(b"\x80"):  # pickle, as torch.save wrote before version 1.6
+                raise UserError(
+                    f"{path}: cannot read weights: neither torch.save nor safetensors wrote this file; {AGAIN}"
+                )
+            return torch.load(stream, map_location="cpu", weights_only=True)  # of a path, torch looks at the name
     except UserError:
         raise
     except Exception as error:  # invalid files raise anything

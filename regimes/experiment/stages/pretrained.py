@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def content_hash(path: str) -> str:
 
 
 def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, store: Store, report: Report) -> None:
-    """Evaluate each network once, and store its weights like those of a trained network."""
+    """Evaluate each network once, and store its weights like those of a trained network; without a finite loss it has
+    diverged."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
@@ -92,10 +94,15 @@ def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, st
                 raise UserError(f"{stage.path} has changed since the run started; run again")
             weights = read_checkpoint(stage.path, model)
             load_weights(model, weights)
-            values = {}
+            values, losses = {}, []
             for name, variable in VARIABLES.items():
                 split = getattr(context.data, name.removesuffix("_error"))
-                error, _ = error_and_loss(model, split, stage.recipe.loss_fn, stage.recipe.error_function)
+                error, loss = error_and_loss(model, split, stage.recipe.loss_fn, stage.recipe.error_function)
                 values[name] = value(error, context.with_units(variable, stage.recipe))
-            store.write(stage.key, record_of(stage, context, started, values), weights)
+                losses.append(loss.value)
+            record = record_of(stage, context, started, values)
+            if all(map(math.isfinite, losses)):
+                store.write(stage.key, record, {name: each.clone() for name, each in weights.items()})  # may be tied
+            else:
+                store.write(stage.key, {**record, "status": "diverged"})
             done(Outcome(stage.key))

@@ -23,7 +23,26 @@ from regimes.models.build import build, load_weights
 from regimes.models.state_dict_file import read_checkpoint
 
 LIMIT = 2.0  # seconds
-NUMBERS = (-1, 0, 1, 3, 7, 255, 2**31, 2**32 - 1, 2**53, 2**63, 2**64, 1e400, 0.5, None, True, "x", [], {})
+NUMBERS: tuple[Any, ...] = (
+    -1,
+    0,
+    1,
+    3,
+    7,
+    255,
+    2**31,
+    2**32 - 1,
+    2**53,
+    2**63,
+    2**64,
+    1e400,
+    0.5,
+    None,
+    True,
+    "x",
+    [],
+    {},
+)
 State = dict[Any, Any]
 
 
