@@ -8,8 +8,7 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A user error, shown without traceback.
 
-    Each line states what is wrong, where, what is allowed and what to do. Line breaks in it, e.g. of a name in a file,
-    become spaces, and other control characters are escaped.
+    Each line states what is wrong, where, what is allowed and what to do.
 
     Attributes:
         exit_code: exit code of the command line.
@@ -19,8 +18,8 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, *lines: str) -> None:
-        self.lines = tuple(_one_line(each) for each in lines)
-        super().__init__("\n".join(self.lines))
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
     @classmethod
     def collect(cls, lines: Iterable[str]) -> None:
@@ -28,11 +27,6 @@ class UserError(Exception):
         found = tuple(lines)
         if found:
             raise cls(*found)
-
-
-def _one_line(text: str) -> str:
-    joined = " ".join(text.splitlines())
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in joined)
 
 
 class RunFailed(UserError):

@@ -162,7 +162,7 @@ def _by_model_name(path: str, held: Mapping[str, Tensor], wanted: Mapping[str, T
     for name in held:
         short = _unwrapped(name)
         if short in given:
-            raise UserError(f"{path}: has both {given[short]} and {name}; keep the one to be used")
+            raise UserError(f"{path}: has both {_shown([given[short]])} and {_shown([name])}; keep the one to be used")
         if short != COUNTER or COUNTER in wanted:
             given[short] = name
     own = {_unwrapped(name): name for name in wanted}
@@ -185,6 +185,6 @@ def _unwrapped(name: str) -> str:
 
 
 def _shown(names: Iterable[str]) -> str:
-    """The first few names, and how many there are if more."""
-    found = [str(name)[:SHOWN_LENGTH] for name in names]
+    """The first few names, printable, and how many there are if more."""
+    found = [repr(str(name)[:SHOWN_LENGTH])[1:-1] for name in names]
     return ", ".join(found[:SHOWN]) + (f", ... ({len(found)})" if len(found) > SHOWN else "")

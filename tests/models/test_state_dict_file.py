@@ -117,7 +117,7 @@ REFUSED: dict[str, Callable[[Weights], Any]] = {
     "no state dict .* in this file; it has state, param_groups": lambda w: {"state": {0: w}, "param_groups": [1]},
     "no state dict .* in this file; it has 0, 1, 2, ... .9.": lambda w: dict(enumerate(w.values())),
     "it holds test_state_dict_file.Lit, not only tensors; save the state dict alone": lambda w: {"a": Lit(network())},
-    "lacks body.1.weight, body.1.bias, body.2.weight, ... .9. and has .* b.x1b, which": lambda w: {
+    "lacks body.1.weight, body.1.bias, body.2.weight, ... .9. and has a.nb.x1b, which": lambda w: {
         "a\nb\x1b": w["body.1.weight"]
     },
     "lacks body.1.weight": lambda w: {n: each for n, each in w.items() if n != "body.1.weight"},
