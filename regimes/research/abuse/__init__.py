@@ -1,1 +1,1 @@
-"""Attacks with malformed input of every kind, each made from a seed."""
+"""Random malformed inputs, and what the package makes of them."""
