@@ -73,7 +73,7 @@ def _checkpoints(
     for option, value in (("--model", model), ("--data", data)):
         if not value:
             raise UserError(f"{option} is needed for checkpoints, e.g. --model preresnet --data cifar10")
-    from regimes.cli.checkpoints import expand_files, prepare_measurement, read_networks
+    from regimes.cli.read_networks import expand_files, prepare_measurement, read_networks
     from regimes.diagnosis.diagnose_networks import diagnose as diagnose_networks
     from regimes.experiment.context import one_thread
 

@@ -38,7 +38,7 @@ def measure(
 
     Options of the model, data and metrics: --set model.depth=20, --set measure.hessian.images=1000.
     """
-    from regimes.cli.checkpoints import expand_files, prepare_measurement, read_networks
+    from regimes.cli.read_networks import expand_files, prepare_measurement, read_networks
     from regimes.experiment.context import one_thread
     from regimes.landscape.estimate import UncertainEstimateWarning
     from regimes.landscape.measure_networks import default_metrics, mask_of_zeros

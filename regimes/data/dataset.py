@@ -107,15 +107,10 @@ class Dataset:
             pairs["train"], pairs["val"] = hold_out(pairs["train"], val_fraction, split_seed)
         else:
             pairs["val"] = _pair(val, "val", title, ignore_index)
-        kinds = {(split.targets.dtype, split.targets.shape[1:]) for split in pairs.values()}
-        if len(kinds) > 1:
-            raise UserError(f"data set '{title}': its splits have targets of different kinds")
-        forms = {str(type(each.inputs)) + str(input_shape(each.inputs)) for each in pairs.values()}
-        if len(forms) > 1:
-            raise UserError(f"data set '{title}': its splits have inputs of different shapes")
-        ((dtype, shape),) = kinds
-        numbers = dtype.is_floating_point
-        classes = shape.numel() if numbers else 1 + max(int(split.targets.max()) for split in pairs.values())
+        check_alike(title, pairs)
+        targets = pairs["train"].targets
+        numbers = targets.is_floating_point()
+        classes = targets[0].numel() if numbers else 1 + max(int(split.targets.max()) for split in pairs.values())
         return cls(pairs["train"], pairs["val"], pairs["test"], classes, title)
 
     @property
@@ -152,6 +147,28 @@ class Dataset:
         """Return the data set on a device. Compute `fingerprint` before: it hashes the data as loaded."""
         train, val, test = (split.to(device, dtype, layout) for split in (self.train, self.val, self.test))
         return Dataset(train, val, test, self.classes, self.title)
+
+
+def check_alike(title: str, splits: Mapping[str, Split]) -> None:
+    """Refuse splits whose inputs or targets are of different kinds or shapes.
+
+    Raises:
+        UserError: they are.
+    """
+    for what in ("targets", "inputs"):
+        held = {name: getattr(split, what) for name, split in splits.items()}
+        kinds = {name: f"{_kind(each)} of shape {input_shape(each)}" for name, each in held.items()}
+        if len(set(kinds.values())) > 1:
+            found = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+            raise UserError(f"data set '{title}': its splits have {what} of different kinds or shapes: {found}")
+
+
+def _kind(numbers: Any) -> str:
+    if isinstance(numbers, TensorGroup):
+        return ", ".join(f"'{name}' {_kind(each)}" for name, each in numbers.named().items())
+    if isinstance(numbers, Tensor):
+        return "floats" if numbers.is_floating_point() else str(numbers.dtype).removeprefix("torch.")
+    return "images"
 
 
 def subset(split: Split, images: int) -> Split:
@@ -215,8 +232,10 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 def held_out_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return a boolean array (n,) that marks a random ``fraction`` of every class, the same on every machine.
 
+    At least one of a class is marked, and at least one is not: the only one of a class is not.
+
     Raises:
-        UserError: a fraction outside (0, 1).
+        UserError: a fraction outside (0, 1), or no class with two inputs.
     """
     if not 0 < fraction < 1:
         raise UserError(f"val_fraction = {fraction}: allowed: above 0 and below 1")
@@ -224,9 +243,11 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     held = []
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
-        held.append(members[: max(1, round(fraction * len(members)))])
+        held.append(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
     out = np.zeros(len(labels), dtype=bool)
     out[np.concatenate(held)] = True
+    if not out.any():
+        raise UserError("no class has a second training input to be held out; give a validation split, val=(x, y)")
     return out
 
 
@@ -281,4 +302,6 @@ def _as_inputs(given: Any, where: str) -> Any:
         raise UserError(
             f"{where} inputs must be an array of numbers, or a tuple or dict of such arrays: {error}"
         ) from error
-    return inputs.contiguous()
+    if inputs.layout != torch.strided:
+        raise UserError(f"{where} inputs must be dense; use .to_dense()")
+    return inputs.detach().contiguous()

@@ -78,7 +78,7 @@ def decode_images(files: Sequence[Path], load: Callable[[str], Any], what: str, 
         size: side in pixels of the squares they are cropped and reduced to; 0: as they are.
 
     Raises:
-        UserError: no files, or images of different size.
+        UserError: no files, a file that cannot be read, or images of different size.
     """
     if not files:
         raise UserError(f"{what}: no images in this folder")
@@ -90,13 +90,13 @@ def decode_images(files: Sequence[Path], load: Callable[[str], Any], what: str, 
     kept = folder / f"{digest.hexdigest()[:24]}.npy"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        first = _bytes(load(str(files[0])), size)
+        first = _bytes(load, files[0], size)
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
             shape = (len(files), first.shape[2], *first.shape[:2])
         try:
             bytes_ = np.lib.format.open_memmap(part.name, mode="w+", dtype=np.uint8, shape=shape)
             for number, file in enumerate(files):
-                image = _bytes(load(str(file)), size)
+                image = _bytes(load, file, size)
                 if image.shape != first.shape:
                     raise UserError(
                         f"{what}: images of different size, {first.shape[:2]} and {image.shape[:2]} ({file.name}); "
@@ -146,8 +146,13 @@ def balanced_indices(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.lexsort((labels, place))[:count])
 
 
-def _bytes(image: Any, size: int) -> np.ndarray:
-    return np.asarray(resized(image, size))
+def _bytes(load: Callable[[str], Any], file: Path, size: int) -> np.ndarray:
+    try:
+        if not file.is_file():
+            raise OSError("not a regular file")
+        return np.asarray(resized(load(str(file)), size))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read this image: {error}; replace or remove it") from error
 
 
 def _tensors(images: np.ndarray, rows: np.ndarray) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 FREE_MEMORY_FACTOR = 4  # images are kept on a device with this many times their bytes free; networks need memory too
+CONSTANT = 1.0  # deviation of a constant channel, which is not scaled; others have at most 0.5
 CHUNK_BYTES = 2**26  # bytes per chunk when computing statistics or hashes
 
 
@@ -50,6 +51,11 @@ class Uint8Images:
         """Number of bytes of these images."""
         return self.bytes[:1].nbytes * len(self.rows)
 
+    @property
+    def constant(self) -> Tensor:
+        """Whether each channel is constant, (c,)."""
+        return self.deviation == CONSTANT
+
     def dim(self) -> int:
         """Return the number of dimensions, 4."""
         return self.bytes.dim()
@@ -88,7 +94,7 @@ class Uint8Images:
 
 
 def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel, on the scale 0 to 1; the deviation is never 0.
+    """Return mean and standard deviation of each channel, on the scale 0 to 1; 1 is the deviation of a constant one.
 
     Args:
         images: bytes (m, c, h, w).
@@ -103,5 +109,6 @@ def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Te
             counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
-    deviation = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1e-12))  # a channel may be constant
+    deviation = np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
+    deviation[(counts > 0).sum(axis=1) == 1] = CONSTANT
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()

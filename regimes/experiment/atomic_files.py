@@ -35,12 +35,9 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
     Raises:
         DamagedFile: the file is truncated, altered, or belongs to another key.
     """
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    text = read_stored(path)
+    if text is None:
         return None
-    except OSError as error:
-        raise DamagedFile(f"{path}: {error.strerror}") from error
     try:
         whole = json.loads(text)
         content: Record = whole["content"]
@@ -50,6 +47,22 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
     if not good or (expect_key is not None and content.get("key") != expect_key):
         raise DamagedFile(f"{path}: altered, its checksum does not match")
     return content
+
+
+def read_stored(path: Path) -> bytes | None:
+    """Return the content of a stored file; None if it does not exist.
+
+    Raises:
+        DamagedFile: it cannot be read, or is no regular file: reading a pipe would not end.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise DamagedFile(f"{path}: not a regular file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedFile(f"{path}: {error.strerror}") from error
 
 
 def write_atomic(path: Path, content: bytes, keep_existing: bool = False) -> None:

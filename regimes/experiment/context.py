@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Named, Size
 from regimes.data import DATASETS
+from regimes.data.check_data import check_data
 from regimes.data.dataset import Dataset, Split, predictions_per_input
 from regimes.data.inputs import call
 from regimes.device_faults import reraise_device_fault
@@ -29,8 +31,9 @@ from regimes.landscape.metric import Variable, in_nats
 from regimes.landscape.trial import copy_inputs, try_network, warn_of
 from regimes.losses.tasks import Task
 from regimes.models import BUILDER_ARGUMENTS, MODELS
-from regimes.models.build import build, in_dtype
+from regimes.models.build import build, in_dtype, load_weights
 from regimes.models.residual_blocks import remove_missing_blocks
+from regimes.models.state_dict_file import read_checkpoint
 from regimes.pruners.channels import fit_to_state
 from regimes.pruners.mask import Mask
 from regimes.registry import lookup, source_id, with_defaults
@@ -99,7 +102,8 @@ class RunContext:
         """The data as returned by the data set's function.
 
         Raises:
-            UserError: the function raises, does not return a `Dataset`, or returns different data in another process.
+            UserError: the function raises, does not return a `Dataset`, or returns different data in another process;
+                or the data cannot be learnt or measured, see `check_data`.
         """
         make = lookup(DATASETS, self.spec.data.name, "data set")
         with _as_user_error("data", self.spec.data.name):
@@ -109,7 +113,9 @@ class RunContext:
                 f"data set '{self.spec.data.name}' returned {type(data).__name__}; expected a regimes.Dataset, "
                 "e.g. Dataset.from_arrays(train=(x, y), test=(x, y), title=...)"
             )
-        if self.spec.fingerprint not in (None, data.fingerprint):
+        if self.spec.fingerprint is None:
+            check_data(data)
+        elif self.spec.fingerprint != data.fingerprint:
             raise UserError(
                 f"data set '{self.spec.data.name}' is not the same each time it is loaded; use a fixed random seed"
             )
@@ -200,6 +206,20 @@ class RunContext:
             if isinstance(answers, Tensor) and (single or not answers.dim() or len(answers) != len(few.inputs)):
                 wanted = f"logits of shape {expected} are" if single else "one row per input is"
                 raise ValueError(f"for two inputs it returned {tuple(answers.shape)}; {wanted} expected")
+
+    def read_network(self, path: str) -> nn.Module:
+        """Return the network of a checkpoint, in eval mode; warn if its outputs are not finite.
+
+        Raises:
+            UserError: the file cannot be read or does not fit the model, see `read_checkpoint`.
+        """
+        network = self.new_model(seed=0)
+        load_weights(network, read_checkpoint(path, network))
+        with one_thread(), torch.no_grad():
+            outputs = tree_leaves(call(network.eval(), self.data.train.inputs[:2]))
+        if any(isinstance(each, Tensor) and not bool(each.isfinite().all()) for each in outputs):
+            warnings.warn(f"{path}: the network's outputs are not finite; has its training diverged?", stacklevel=2)
+        return network
 
     def model_with(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return a model with stored weights, with channels and blocks removed to fit them."""

@@ -13,7 +13,7 @@ from regimes.config.sweep import Size, Sweep
 from regimes.data.dataset import guessing_error, predictions_per_input
 from regimes.errors import UserError
 from regimes.experiment.context import RunContext
-from regimes.experiment.preflight import check_fits, try_channels, try_discovery, try_loss, try_pruner
+from regimes.experiment.preflight import check_fits, try_channels, try_discovery, try_loss, try_new_model, try_pruner
 from regimes.experiment.stages.discover import DiscoverStage
 from regimes.experiment.stages.measure import MeasureStage
 from regimes.experiment.stages.pretrained import PretrainedStage, content_hash
@@ -24,7 +24,6 @@ from regimes.experiment.stages.train import TrainStage
 from regimes.experiment.store import Store
 from regimes.landscape import METRICS
 from regimes.landscape.metric import Metric
-from regimes.models.state_dict_file import read_checkpoint
 from regimes.pruners import DISCOVERED
 from regimes.pruners.prunable_weights import Coverage, coverage
 from regimes.registry import lookup
@@ -42,10 +41,12 @@ def check_sweep(sweep: Sweep, context: RunContext) -> None:
     if sweep.dense is None:
         for temperature in sweep.temperatures():
             check_fits(sweep.dense_recipe(temperature), context.loaded)
-    _check_metrics(sweep, context)
     try_loss(sweep.recipe, context, "recipe", trained=sweep.dense is None)
     try_loss(sweep.retrain, context, "retrain")
+    _check_metrics(sweep, context)
     for size in sweep.sizes():
+        if sweep.dense is None:
+            try_new_model(sweep.recipe, context.sized(size))
         try_load = try_discovery if sweep.load.pruner == DISCOVERED else try_channels
         (try_load if sweep.load.structured else try_pruner)(sweep, context.sized(size))
 
@@ -75,9 +76,8 @@ def _content(path: str, context: RunContext, imported: Mapping[str, str]) -> str
     """
     if path in imported and not Path(path).exists():
         return imported[path]
-    content = content_hash(path)
-    read_checkpoint(path, context.new_model(seed=0))
-    return content
+    context.read_network(path)
+    return content_hash(path)
 
 
 def pruning_branches(

@@ -1,17 +1,18 @@
-"""Checks of a recipe, and trial calls of losses, pruner and discovery on a new model, before any work."""
+"""Checks of a recipe, and trials of new models, losses, pruner and discovery, before any work."""
 
 from __future__ import annotations
 
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regimes.config.recipe import Recipe
 from regimes.config.sweep import Sweep
 from regimes.data import AUGMENTATIONS
 from regimes.data.dataset import Dataset, Split
-from regimes.data.inputs import call
+from regimes.data.inputs import Inputs, call
 from regimes.device_faults import reraise_device_fault
 from regimes.discovery import ESTIMATORS
 from regimes.discovery.trace_graph import trace_graph
@@ -20,6 +21,8 @@ from regimes.experiment.context import RunContext, one_thread
 from regimes.experiment.memory import synchronize
 from regimes.experiment.numerics import Numerics
 from regimes.losses.functions import IGNORED, loss_value
+from regimes.models.build import seeded
+from regimes.models.eval_mode import eval_mode
 from regimes.pruners.channels import shrink
 from regimes.pruners.prune import check_kept, prunable, prune
 from regimes.registry import lookup
@@ -27,6 +30,8 @@ from regimes.training.precision import ProductDtypes, precision_context
 from regimes.training.schedule import TrainingSchedule
 
 RUNS_MODEL = ("snip", "synflow")  # pruners that may fail on a model
+TRIED_INPUTS = 8
+NOISE = 0.1  # standard deviation of what is added to the weights of a trial
 NUDGE = 1e-3  # added to the weights for a trial: a layer that starts at zero stops every flow
 
 
@@ -39,10 +44,11 @@ def check_recipe(recipe: Recipe, context: RunContext, table: str = "recipe") -> 
         table: the recipe's table in the file, for messages.
 
     Raises:
-        UserError: it does not; see `check_fits` and `try_loss`.
+        UserError: it does not; see `check_fits`, `try_loss` and `try_new_model`.
     """
     check_fits(recipe, context.loaded)
     try_loss(recipe, context, table)
+    try_new_model(recipe, context)
 
 
 def check_fits(recipe: Recipe, data: Dataset) -> None:
@@ -94,6 +100,74 @@ def try_loss(recipe: Recipe, context: RunContext, table: str = "recipe", trained
             reraise_device_fault(error)
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"the gradient of {where} raised {type(error).__name__}: {_shorter(reason)}") from error
+        if all(each.grad is None for each in model.parameters()):
+            raise UserError(f"the gradient of {where} reaches no parameter: the outputs do not depend on them")
+
+
+def try_new_model(recipe: Recipe, context: RunContext) -> None:
+    """Check initial weights and outputs of new models.
+
+    Warns of initial weights that are the same for every seed, of probabilities as outputs where logits are expected,
+    and of outputs that do not depend on the inputs.
+
+    Raises:
+        UserError: initial weights differ with one seed, or belong to several models; outputs are NaN or infinite.
+    """
+    where = f"[model] name = '{context.spec.model.name}'"
+    inputs = context.data.train.inputs[:TRIED_INPUTS]
+    with one_thread(), seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = context.new_model(seed=0)
+        _check_initial_weights(where, model, context.new_model(seed=0))
+        fixed = _different_weight(model, context.new_model(seed=1)) is None
+        outputs = _outputs(model, inputs)
+        if bool((outputs.isnan() | outputs.isposinf()).any()):
+            raise UserError(f"{where}: outputs of a new model are NaN or infinite; check its initial weights")
+        with torch.no_grad():  # a layer that starts at zero hides the inputs
+            for each in model.parameters():
+                each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(0)).to(each), alpha=NOISE)
+        noisy = _outputs(model, inputs)
+    if fixed:
+        warnings.warn(f"{where}: initial weights are the same for every seed; dense seeds differ less", stacklevel=2)
+    if recipe.loss == "cross-entropy" and _are_probabilities(outputs):
+        warnings.warn(f"{where} returns probabilities; cross-entropy expects logits: remove the softmax", stacklevel=2)
+    differ = isinstance(inputs, Tensor) and not bool((inputs == inputs[:1]).all())
+    if differ and torch.allclose(noisy, noisy[:1].expand_as(noisy), rtol=1e-6, atol=0):
+        warnings.warn(f"{where}: outputs do not depend on the inputs", stacklevel=2)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+    """All tensors that a model returns in eval mode, (n, numbers)."""
+    with eval_mode(model), torch.no_grad():
+        found = [each for each in tree_leaves(call(model, inputs)) if isinstance(each, Tensor) and each.dim()]
+    rows = [each.reshape(len(inputs), -1) for each in found if len(each) == len(inputs)]
+    return torch.cat(rows, dim=1) if rows else torch.zeros(len(inputs), 0)
+
+
+def _check_initial_weights(where: str, model: nn.Module, again: nn.Module) -> None:
+    """Refuse two models of one seed whose weights differ, or are the same tensors."""
+    places = {each.data_ptr() for each in model.parameters() if each.requires_grad and each.numel()}
+    if any(each.data_ptr() in places for each in again.parameters()):
+        raise UserError(f"{where} returns the same weights in every call; it must return a new model")
+    differs = _different_weight(model, again)
+    if differs is not None:
+        raise UserError(
+            f"{where}: '{differs}' starts with other weights each time; draw them from the global generators of torch, "
+            "NumPy or Python, which are seeded"
+        )
+
+
+def _different_weight(one: nn.Module, other: nn.Module) -> str | None:
+    """The name of a tensor of the state dict that differs between two models; None if none does."""
+    pairs = {name: (each, other.state_dict()[name]) for name, each in one.state_dict().items()}
+    return next((name for name, (a, b) in pairs.items() if not torch.equal(a.nan_to_num(), b.nan_to_num())), None)
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    sums = outputs.sum(dim=1)
+    return (
+        outputs.shape[1] > 1 and bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    )
 
 
 def _shorter(reason: str) -> str:

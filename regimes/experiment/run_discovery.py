@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -188,22 +189,25 @@ def _keep_progress(folder: Path, key: str, saved: DiscoveryCheckpoint) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = folder / f"{PROGRESS}.{saved.epoch}.safetensors"
-    write_atomic(tensors, packed({name: each.contiguous() for name, each in saved.tensors.items()}))
-    write_checked(folder / f"{PROGRESS}.json", {"key": key, "epoch": saved.epoch, "facts": saved.facts})
+    content = packed({name: each.contiguous() for name, each in saved.tensors.items()})
+    write_atomic(tensors, content)
+    note = {"key": key, "epoch": saved.epoch, "facts": saved.facts, "sha256": hashlib.sha256(content).hexdigest()}
+    write_checked(folder / f"{PROGRESS}.json", note)
     for old in folder.glob(f"{PROGRESS}.*.safetensors"):
         if old != tensors:
             old.unlink()
 
 
 def _load_progress(folder: Path, key: str) -> DiscoveryCheckpoint | None:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     note = _read(folder / f"{PROGRESS}.json")
     if note is None or note["key"] != key:
         return None
     try:
-        tensors = load((folder / f"{PROGRESS}.{note['epoch']}.safetensors").read_bytes())
-    except (OSError, ValueError, SafetensorError):
-        return None  # truncated or missing: start again
-    return DiscoveryCheckpoint(note["epoch"], tensors, note["facts"])
+        content = (folder / f"{PROGRESS}.{note['epoch']}.safetensors").read_bytes()
+    except OSError:
+        return None  # missing: start again
+    if hashlib.sha256(content).hexdigest() != note.get("sha256"):
+        return None  # truncated or altered
+    return DiscoveryCheckpoint(note["epoch"], load(content), note["facts"])

@@ -28,6 +28,7 @@ from regimes.experiment.atomic_files import (
     DamagedFile,
     Record,
     read_checked,
+    read_stored,
     remove_leftovers,
     write_atomic,
     write_checked,
@@ -137,12 +138,9 @@ class Store:
 
     def _read_checked_weights(self, key: str, record: Record) -> bytes | None:
         path = self.weights_file(key)
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+        content = read_stored(path)
+        if content is None:
             return None
-        except OSError as error:
-            raise DamagedFile(f"{path}: {error.strerror}") from error
         expected = record.get("weights") or {}
         if hashlib.sha256(content).hexdigest() != expected.get("sha256"):
             raise DamagedFile(f"{path}: {len(content)} bytes, expected {expected.get('bytes')}; truncated or altered")

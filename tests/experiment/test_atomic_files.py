@@ -30,12 +30,15 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(bytes(content[: len(content) // 2]))
     elif how == "emptied":
         path.write_bytes(b"")
+    elif how == "a pipe":  # reading it would not end
+        path.unlink()
+        os.mkfifo(path)
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("how", ["truncated", "altered", "emptied"])
+@pytest.mark.parametrize("how", ["truncated", "altered", "emptied", "a pipe"])
 @pytest.mark.parametrize("what", ["records/*/*.json", "weights/*/*.safetensors"])
 def test_damaged_file_is_named_and_done_again(tiny: Sweep, run_tiny: Run, what: str, how: str) -> None:
     first = run_tiny(tiny)

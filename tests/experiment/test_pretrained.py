@@ -158,3 +158,26 @@ def test_pruned_checkpoints_are_retrained_with_the_optimiser_they_came_from(
         }.items()
     }
     assert errors["inherited"] == errors["same"] != errors["sgd"]
+
+
+def tied(input_shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    """A network with one weight in two layers."""
+    model = torch.nn.Sequential(torch.nn.Linear(*input_shape, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, classes))
+    model.insert(2, torch.nn.Linear(8, 8))
+    model[2].weight = model[1].weight
+    return model
+
+
+def test_tied_weights_are_taken_in_and_a_diverged_network_is_a_result(
+    tiny: Sweep, run_tiny: Run, tmp_path: Path
+) -> None:
+    del tiny["temperature"], tiny["dense_seeds"]
+    weights = build("test_pretrained:tied", {}, (8,), 4, 0).state_dict()
+    torch.save(weights, tmp_path / "1.pt")
+    torch.save({name: each * torch.nan for name, each in weights.items()}, tmp_path / "2.pt")
+    tiny["dense"] = {"checkpoints": [{"path": str(tmp_path / f"{number}.pt"), "epochs": number} for number in (1, 2)]}
+    tiny["model"] = {"name": "test_pretrained:tied"}
+    with pytest.warns(UserWarning, match="2.pt: the network's outputs are not finite; has its training diverged"):
+        result = run_tiny(tiny)
+    assert not result.progress.failed
+    assert regimes.open(result.folder).status.squeeze("dense_seed").values.tolist() == [[1, 1], [2, 2]]

@@ -245,7 +245,7 @@ def test_checkpoints_from_the_terminal(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["c.pt"], "c.pt: cannot read weights"),
+        (["c.pt"], "c.pt: cannot be read: No such file or directory"),
         (["a.pt", "--metrics", "lmc"], "metric 'lmc' compares two networks"),
         (["a.pt", "--metrics", "lcm"], "measure.metrics: unknown metric 'lcm'"),
         (["a.pt", "--set", "model.widths=[9]"], "a.pt: does not fit the model"),

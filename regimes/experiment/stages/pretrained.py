@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from regimes.config.keys import SCHEMA, digest
@@ -19,7 +19,7 @@ from regimes.experiment.stages.train import VARIABLES
 from regimes.experiment.store import Store
 from regimes.landscape.error import error_and_loss
 from regimes.models.build import load_weights
-from regimes.models.state_dict_file import read_checkpoint
+from regimes.models.state_dict_file import check_file, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,14 @@ def content_hash(path: str) -> str:
     Raises:
         UserError: the file cannot be read.
     """
-    if Path(path).exists() and not Path(path).is_file():  # a folder, or a device without an end
-        raise UserError(f"{path}: is not a file; expected a state dict")
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:20]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    check_file(path)
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:20]
 
 
 def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, store: Store, report: Report) -> None:
-    """Evaluate each network once, and store its weights like those of a trained network."""
+    """Evaluate each network once, and store its weights like those of a trained network; without a finite loss it has
+    diverged."""
     for stage in fleet:
         started = time.perf_counter()
         with attempt([stage], store, report) as done:
@@ -96,10 +94,15 @@ def import_checkpoints(fleet: Sequence[PretrainedStage], context: RunContext, st
                 raise UserError(f"{stage.path} has changed since the run started; run again")
             weights = read_checkpoint(stage.path, model)
             load_weights(model, weights)
-            values = {}
+            values, losses = {}, []
             for name, variable in VARIABLES.items():
                 split = getattr(context.data, name.removesuffix("_error"))
-                error, _ = error_and_loss(model, split, stage.recipe.loss_fn, stage.recipe.error_function)
+                error, loss = error_and_loss(model, split, stage.recipe.loss_fn, stage.recipe.error_function)
                 values[name] = value(error, context.with_units(variable, stage.recipe))
-            store.write(stage.key, record_of(stage, context, started, values), weights)
+                losses.append(loss.value)
+            record = record_of(stage, context, started, values)
+            if all(map(math.isfinite, losses)):
+                store.write(stage.key, record, {name: each.clone() for name, each in weights.items()})  # may be tied
+            else:
+                store.write(stage.key, {**record, "status": "diverged"})
             done(Outcome(stage.key))

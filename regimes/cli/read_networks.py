@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,17 +73,16 @@ def expand_files(files: Sequence[Path]) -> list[Path]:
 
 
 def read_networks(files: Sequence[Path], context: RunContext) -> list[nn.Module]:
-    """Return the networks of state dicts, in eval mode.
+    """Return the networks of state dicts, in eval mode; warn if two are the same.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the model.
     """
-    from regimes.models.build import load_weights
-    from regimes.models.state_dict_file import read_checkpoint
+    import torch
 
-    networks = []
-    for file in files:
-        network = context.new_model(seed=0)
-        load_weights(network, read_checkpoint(str(file), network))
-        networks.append(network.eval())
+    networks = [context.read_network(str(file)) for file in files]
+    for (one, first), (two, second) in itertools.combinations(zip(files, networks, strict=True), 2):
+        states = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        if all(torch.equal(*pair) for pair in states):
+            warnings.warn(f"{one} and {two} hold the same weights", stacklevel=2)
     return networks
