@@ -307,3 +307,6 @@ def test_four_commands_train_as_much_as_one(
     assert not (tmp_path / "by-4" / "claims").exists()
     rows = [json.loads(line) for line in (tmp_path / "by-4" / "log.jsonl").read_text().splitlines()]
     assert sum(row["stages"] for row in rows) == len(done(Store(tmp_path / "by-1")))
+    with Claims(tmp_path / "by-4", workers=3):
+        assert f", process {os.getpid()}, 3 workers" in cli("status", "by-4").stdout
+    assert "working on it" not in cli("status", "by-4").stdout

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 import random
-import signal
 import struct
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor
 from regimes.errors import UserError
 from regimes.models.build import build, load_weights
 from regimes.models.state_dict_file import read_checkpoint
+from regimes.research.abuse.watchdog import OverTime, time_limit
 
 LIMIT = 2.0  # seconds
 NUMBERS: tuple[Any, ...] = (
@@ -46,10 +45,6 @@ NUMBERS: tuple[Any, ...] = (
 State = dict[Any, Any]
 
 
-class OverTime(BaseException):
-    """A file was read for longer than `LIMIT`; not an `Exception`, which readers convert."""
-
-
 def attack(seed: int, folder: Path) -> str:
     """Write one malformed checkpoint and read it; the same seed makes the same file.
 
@@ -63,7 +58,7 @@ def attack(seed: int, folder: Path) -> str:
         warnings.simplefilter("ignore")
         file.write_bytes(_malformed(dict(model.state_dict()), generator))
         try:
-            with _limit():
+            with time_limit(LIMIT):
                 load_weights(model, read_checkpoint(str(file), model))
         except UserError as error:
             return "refused" if len(error.lines) == 1 and "\n" not in str(error) else f"traceback: lines {error.lines}"
@@ -73,20 +68,6 @@ def attack(seed: int, folder: Path) -> str:
             where = traceback.extract_tb(error.__traceback__)[-1]
             return f"traceback: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
     return "read"
-
-
-@contextmanager
-def _limit() -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise OverTime
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _malformed(state: State, generator: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""``python -m regimes.research abuse``: malformed inputs and kills until the time is over, added to what was counted."""
+"""``python -m regimes.research abuse``: malformed inputs and kills until the time is over; counts are added up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from regimes.errors import UserError
 from regimes.plots.text_table import TextTable
 from regimes.research.abuse import checkpoints, descriptions, grids
-from regimes.research.abuse.kills import Count, kill_commands
+from regimes.research.abuse.kills import KillCount, kill_commands
 from regimes.research.page import Page, Say
 
 INPUTS: dict[str, Callable[[int, Path], str]] = {
@@ -51,13 +51,13 @@ class Counts:
     Attributes:
         tried: {kind of input: number tried; the next one has this seed}.
         answers: {kind of input: {answer: number}}.
-        kills: {command: what was seen}.
+        kills: {command: kills and what they led to}.
         problems: the first inputs that went wrong.
     """
 
     tried: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INPUTS, 0))
     answers: dict[str, dict[str, int]] = field(default_factory=dict)
-    kills: dict[str, Count] = field(default_factory=dict)
+    kills: dict[str, KillCount] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @classmethod
@@ -66,7 +66,7 @@ class Counts:
         if not path.is_file():
             return cls()
         facts = json.loads(path.read_text())["facts"]
-        kills = {name: Count(**count) for name, count in facts.pop("kills").items()}
+        kills = {name: KillCount(**count) for name, count in facts.pop("kills").items()}
         return cls(**facts, kills=kills)
 
 

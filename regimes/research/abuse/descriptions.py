@@ -8,11 +8,9 @@ import functools
 import json
 import math
 import random
-import signal
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from regimes.config.recipe import Recipe
 from regimes.config.sweep import LoadConfig
 from regimes.config.sweep_file import read_sweep
 from regimes.errors import MAX_LINES, SHORT_LINE, UserError
+from regimes.research.abuse.watchdog import OverTime, time_limit
 
 SECONDS = 2.0  # processor time in which a description is answered
 SWEEPS = Path(__file__).parents[3] / "sweeps"  # of a clone
@@ -66,10 +65,6 @@ class Raw:
     text: str
 
 
-class OverTime(BaseException):
-    """More than `SECONDS` of processor time."""
-
-
 def attack(seed: int, folder: Path) -> str:
     """Read one random malformed description, made from a valid one.
 
@@ -97,7 +92,7 @@ def attack(seed: int, folder: Path) -> str:
     path.write_bytes(text.encode(errors="replace"))
     started = time.process_time()
     try:
-        with _limit(SECONDS):
+        with time_limit(SECONDS):
             _reader(file)(path, changes)
         answer = "accepted"
     except UserError as error:
@@ -188,19 +183,3 @@ def _problem(lines: Iterable[str]) -> str:
         if not line.isprintable() or PASSWORD in line:
             return f"a control character or a password in {line!r}"
     return ""
-
-
-@contextmanager
-def _limit(seconds: float) -> Iterator[None]:
-    """Raise `OverTime` in the block after so many seconds of processor time."""
-
-    def stop(*_: Any) -> None:
-        raise OverTime
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)

@@ -105,8 +105,8 @@ class Killed:
 
 
 @dataclass
-class Count:
-    """What was seen.
+class KillCount:
+    """Kills of one command and what they led to.
 
     Attributes:
         kills: kills of a command that was at work.
@@ -191,7 +191,7 @@ def commands(postgres: str) -> list[Killed]:
 
 
 def kill_until_done(
-    killed: Killed, folder: Path, seed: int, whole: Finished | None, seconds: float, count: Count
+    killed: Killed, folder: Path, seed: int, whole: Finished | None, seconds: float, count: KillCount
 ) -> None:
     """Start a command, kill it at a random instant, compare, and so on until it has finished.
 
@@ -254,7 +254,7 @@ def never_killed(killed: Killed, folder: Path) -> tuple[Finished, float]:
 
 
 def kill_commands(
-    folder: Path, seed: int, until: Callable[[], bool], postgres: str, counts: dict[str, Count], say: Say
+    folder: Path, seed: int, until: Callable[[], bool], postgres: str, counts: dict[str, KillCount], say: Say
 ) -> None:
     """Kill all commands in turn until the time is over; a command begun is killed until it has finished."""
     references = {}
@@ -264,7 +264,7 @@ def kill_commands(
                 references[killed.name] = never_killed(killed, folder / f"{killed.name} whole")
             whole, seconds = references[killed.name]
             work = folder / f"{killed.name} {seed}"
-            count = counts.setdefault(killed.name, Count())
+            count = counts.setdefault(killed.name, KillCount())
             kill_until_done(killed, work, seed, whole if killed.steady else None, seconds, count)
             say(f"{killed.name}: {count.kills} kills, {count.problems}")
             shutil.rmtree(work, ignore_errors=True)
