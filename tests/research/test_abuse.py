@@ -9,7 +9,7 @@ import pytest
 
 from regimes.errors import UserError
 from regimes.research.abuse.command import INPUTS, abuse
-from regimes.research.abuse.kills import Killed, KillCount, commands, kill_until_done, never_killed, stages
+from regimes.research.abuse.kills import KillCount, Killed, commands, kill_until_done, never_killed, stages
 
 
 @pytest.mark.parametrize("kind", INPUTS)

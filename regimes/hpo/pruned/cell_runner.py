@@ -97,12 +97,15 @@ class CellRunner:
         """Ask a study for trials.
 
         A setting that the sampler draws is tried at every density, because its dense training serves all of them;
-        trials that were enqueued are taken as they are.
+        trials that were enqueued are taken as they are. Where networks are trained one by one, one setting is asked for
+        at a time, so that the sampler knows the results of all before.
         """
         if isinstance(study.sampler, MapSampler):
             begun = cells_of(study.get_trials(deepcopy=False), self.spec)
             study.sampler.cost = functools.partial(self.cells.costs, begun=begun)
         densities = self.space[DENSITY].choices or () if DENSITY in self.space else ()
+        if all(engine.lanes == 1 for engine in self.engines.values()):
+            count = min(count, max(1, len(densities)))
         found: list[RunningCell] = []
         while len(found) < count:
             for trial, as_it_is in self._asked(study, math.ceil((count - len(found)) / max(1, len(densities)))):

@@ -213,11 +213,12 @@ class ReplayRunner(CellRunner):
     def run_batch(self, study: optuna.Study, batch: Sequence[RunningCell]) -> None:
         """Add the seconds of a batch, and tell its values."""
         places = [self.points[_key(each.cell.setting)] for each in batch]
-        self.spent += self._dense(places) + self.table.retrain_seconds(len(batch) * (1 + self.method.landscape))
-        if self.method.landscape:
-            self.spent += len(batch) * sum(self.table.facts["seconds"][name] for name in ("lmc", "cka"))
+        self.spent += self._dense(places)
+        one_by_one = self.engines["retrain"].lanes == 1  # then each is told when it is done, else all together
+        self.spent += 0.0 if one_by_one else self._cell_seconds(len(batch))
         assert self.spec.pruned is not None
         for running, point in zip(batch, places, strict=True):
+            self.spent += self._cell_seconds(1) if one_by_one else 0.0
             density = self.spec.pruned.densities.index(running.cell.density)
             value = float(self.values[(*point, self.table.densities[density])])
             running.over, front = True, DENSITY in self.space
@@ -229,6 +230,12 @@ class ReplayRunner(CellRunner):
             else:  # as `CellRunner` does
                 running.trial.set_user_attr("regimes:why", "diverged")
                 study.tell(running.trial, state=TrialState.FAIL if front else TrialState.PRUNED)
+
+    def _cell_seconds(self, count: int) -> float:
+        """Seconds of retraining and measuring some cells, whose dense trainings are done."""
+        seconds = self.table.retrain_seconds(count * (1 + self.method.landscape))
+        measured = sum(self.table.facts["seconds"][name] for name in ("lmc", "cka"))
+        return seconds + (count * measured if self.method.landscape else 0.0)
 
     def _dense(self, places: Sequence[Point]) -> float:
         """Seconds of the dense trainings of a batch: each once and in fleets, or each alone."""
