@@ -224,7 +224,7 @@ def _panel(axes: Axes, each: Problem, styles: Mapping[str, tuple[str, str]]) -> 
     axes.axhline(100 * each.target, color="#999999", linewidth=0.8)
     axes.set_xscale("log")
     lowest = min(float(np.mean(each.finals(name))) for name in each.curves)
-    axes.set_ylim(100 * lowest - 1, 100 * min(1.0, lowest + 0.35))
+    axes.set_ylim(100 * (lowest - each.margin), 100 * min(1.0, lowest + 8 * each.margin))
     axes.set_xlabel("seconds of the search, one core")
     axes.set_ylabel("expected test error, %")
     axes.set_title(each.title, fontsize=9)
