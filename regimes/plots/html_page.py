@@ -10,13 +10,14 @@ import pandas as pd
 import xarray as xr
 
 from regimes.errors import UserError
+from regimes.plots.escape import ScriptEncoder
 from regimes.plots.grid_matrix import axis_titles, table
 from regimes.plots.metric_panel import panel_names
 from regimes.plots.phase_diagram import COLOURS
 from regimes.record.grid import knobs_of
 from regimes.regime_map.cell_stats import cell_mean, cell_stderr
 from regimes.regime_map.classification import MEANING
-from regimes.regime_map.classify import REGIMES, meaning_of
+from regimes.regime_map.classify import REGIMES, check_classified, meaning_of
 
 if TYPE_CHECKING:
     import altair as alt
@@ -32,15 +33,15 @@ def write_page(data: xr.Dataset, file: str | Path) -> Path:
     Raises:
         UserError: the grid is not classified, altair is not installed, or the file cannot be written.
     """
-    if "regime" not in data:
-        raise UserError("the grid has no regimes; classify it first")
+    check_classified(data)
     try:
         import altair
         import vl_convert  # noqa: F401 - embeds the drawing library into the page
     except ImportError as error:
         raise UserError(f"the page needs {error.name}; install it with: {INSTALL_COMMAND}") from error
     with altair.data_transformers.enable("default", max_rows=None):
-        html = _page(data).to_html(inline=True, embed_options={"renderer": "svg", "actions": False})
+        options = {"renderer": "svg", "actions": False}
+        html = _page(data).to_html(inline=True, embed_options=options, json_kwds={"cls": ScriptEncoder})
     try:
         Path(file).write_text(html, encoding="utf-8")
     except OSError as error:
