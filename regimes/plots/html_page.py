@@ -14,7 +14,7 @@ from regimes.plots.escape import ScriptEncoder
 from regimes.plots.grid_matrix import axis_titles, table
 from regimes.plots.metric_panel import panel_names
 from regimes.plots.phase_diagram import COLOURS
-from regimes.record.grid import knobs_of
+from regimes.record.grid import knobs_of, loads_of
 from regimes.regime_map.cell_stats import cell_mean, cell_stderr
 from regimes.regime_map.classification import MEANING
 from regimes.regime_map.classify import REGIMES, check_classified, meaning_of
@@ -161,6 +161,8 @@ def curves_of(data: xr.Dataset) -> pd.DataFrame | None:
     if CURVE_VARIABLE not in data or "t" not in data[CURVE_VARIABLE].dims:
         return None
     values = data[CURVE_VARIABLE]
+    kept = {"t", "dense_seed", "pair", *knobs_of(data), *loads_of(data)}
+    values = values.mean([dim for dim in values.dims if dim not in kept])
     for name in ("dense_seed", "pair"):
         if name not in values.dims:
             values = values.expand_dims({name: [0]})

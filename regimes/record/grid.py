@@ -11,7 +11,7 @@ import xarray as xr
 from regimes.errors import UserError, printable
 from regimes.knobs import KNOBS, Knob
 from regimes.record.assemble import STATUS, open_record
-from regimes.record.hdf5_file import check_hdf5
+from regimes.record.hdf5_check import check_hdf5
 from regimes.record.plain_data import check_numeric, check_plain
 from regimes.registry import lookup
 
@@ -50,11 +50,10 @@ def load_netcdf(path: Path) -> xr.Dataset:
             `check_plain`.
     """
     try:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder; expected a run folder or a netCDF grid")
         check_hdf5(path)
         with xr.open_dataset(path, engine="h5netcdf", decode_times=False) as opened:
-            data = opened.load().drop_encoding()
+            loaded = opened.load().drop_encoding()
+        data = xr.Dataset(loaded.data_vars, loaded.coords, loaded.attrs)  # opening does not check that sizes agree
     except UserError:
         raise
     except Exception as error:  # HDF5 and xarray raise anything on a damaged file
@@ -179,7 +178,7 @@ def _by_density(data: xr.Dataset, name: str) -> xr.Dataset:
 
 
 def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Dataset:
-    """Convert to float; reject values that are not numeric and duplicates on an axis; drop test errors without axes."""
+    """Convert to float; reject values that are not numeric and duplicates on an axis; drop errors without axes."""
     wanted = [
         "lmc",
         "cka",
@@ -196,8 +195,8 @@ def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Datase
         known, errors = set(data[each].dims), set(data[f"{each}_stderr"].dims)
         if not known & set(axes) <= errors <= known:
             raise UserError(f"{name}: '{each}_stderr' has other dimensions than '{each}'")
-    if "test_error" in data and not set(axes) <= set(data["test_error"].dims):
-        data = data.drop_vars("test_error")
+    measured = [each for each in ("test_error", "train_error") if each in data]
+    data = data.drop_vars([each for each in measured if not set(axes) <= set(data[each].dims)])
     return data.assign({each: data[each].astype(float) for each in wanted if each in data})
 
 

@@ -1,0 +1,1 @@
+"""Random malformed inputs, and what the package makes of them."""
