@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -35,7 +36,7 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
         DamagedFile: the file is truncated, altered, or belongs to another key.
     """
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -49,6 +50,17 @@ def read_checked(path: Path, expect_key: str | None = None) -> Record | None:
     if not good or (expect_key is not None and content.get("key") != expect_key):
         raise DamagedFile(f"{path}: altered, its checksum does not match")
     return content
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file, which is no pipe or device that never ends.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if path.is_fifo() or path.is_char_device() or path.is_socket():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
 
 
 def write_atomic(path: Path, content: bytes, keep_existing: bool = False) -> None:

@@ -24,7 +24,7 @@ from regimes.record.export import export
 from regimes.record.grid import open_grid, save_grid
 from regimes.regime_map.regime_map import classify_and_map
 
-LIMIT = 10.0  # seconds for one grid, 60 with figures
+LIMIT = 10.0  # seconds of processor time for one grid, 60 with figures
 DRAWN = 50  # every 50th seed also draws the figures
 MARKUP = ("<script>alert(1)</script>", "x](javascript:alert(1))", "=1+1", "a|b`c", "$x", "a\x1b[31m\n#", "=" * 10**6)
 NUMBERS = (np.nan, np.inf, -np.inf, 1e308, -1e300, 5e-324, -1.0, 0.0, 2.0, 101.0)
@@ -61,8 +61,8 @@ def attack(seed: int, folder: Path) -> str:
         folder: an existing folder for the files of this call.
 
     Returns:
-        "read", "refused" (a `UserError` of one line), "traceback: ..." with the error and its place, or "over time".
-        A call into HDF5 cannot be interrupted: its time is found out when it returns.
+        "read", "refused" (a `UserError` of one line), "traceback: ..." with the error and its place, or "over time",
+        which is processor time of this process; HDF5 reads the file in another one, with a limit of its own.
     """
     random = np.random.default_rng([seed, 77])
     path = folder / f"grid-{seed}.nc"
@@ -263,15 +263,15 @@ def _outcome(path: Path, folder: Path, uses: Sequence[Callable[[xr.Dataset, Path
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise `OverTime` after some seconds, in the main thread only."""
+    """Raise `OverTime` after some seconds of processor time; for the main thread only."""
 
     def stop(*_: object) -> None:
         raise OverTime
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
