@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from regimes.errors import printable
+
 STAGE_NOUNS = {
     "train": "snapshots",
     "given": "checkpoints",
@@ -40,10 +42,10 @@ def size(count: int) -> str:
 def echo_problems(failed: Mapping[str, str], damaged: list[str], blocked: int = 0) -> None:
     """Print failed stages with their errors, how many stages wait for them, and damaged files."""
     for name, error in list(failed.items())[:MAX_FAILURES]:
-        typer.echo(f"  failed   {name}: {error}")
+        typer.echo(printable(f"  failed   {name}: {error}"))
     if len(failed) > MAX_FAILURES:
         typer.echo(f"  ... and {len(failed) - MAX_FAILURES} more")
     if blocked:
         typer.echo(f"  {blocked} stages wait for a failed one")
     for line in damaged:
-        typer.echo(f"  damaged  {line}; will be recomputed")
+        typer.echo(printable(f"  damaged  {line}; will be recomputed"))

@@ -12,7 +12,8 @@ from regimes.diagnosis.diagnosis import Diagnosis
 from regimes.diagnosis.measures import MEASURES
 from regimes.diagnosis.network_diagnosis import NetworkDiagnosis, diagnose_values
 from regimes.errors import OutsideRange, UserError
-from regimes.record.grid import SEEDS, knobs_of, loads_of
+from regimes.record.grid import knobs_of, loads_of
+from regimes.record.plain_data import SEEDS, check_numeric
 
 MIDDLE = (0.2, 0.8)  # positions on a curve that count as its middle, where the reference has 0.25, 0.5, 0.75
 NOT_MIXED = "CKA of a record is measured on training images, the reference's on mixed images: not used"
@@ -43,6 +44,8 @@ def diagnose_cell(
     """
     cell = data
     axes = [*knobs_of(data), *loads_of(data)]
+    measured = [name for name in (*MEASURES, "curve_error") if name in data]
+    check_numeric(data, [*axes, *measured], str(data.attrs.get("title", "grid")))
     for name in at:
         if name not in axes:
             raise UserError(f"'{name}' is no axis of this record; allowed: {', '.join(axes)}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from regimes.record.grid import SEEDS, hotter_is_larger, knobs_of
+from regimes.record.grid import hotter_is_larger, knobs_of
+from regimes.record.plain_data import SEEDS
 
 WIDER = ("width",)
 MORE_DATA = ("data_fraction", "images")

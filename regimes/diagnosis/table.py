@@ -12,7 +12,7 @@ import xarray as xr
 from regimes.diagnosis.gains import gains_of
 from regimes.diagnosis.measures import GAINS, MEASURES, Array
 from regimes.errors import UserError
-from regimes.record.grid import SEEDS
+from regimes.record.plain_data import SEEDS
 
 Table = pd.DataFrame | xr.Dataset
 

@@ -54,9 +54,6 @@ class Owner:
         """Return the owner of this process."""
         return cls(platform.node(), os.getpid(), _machine(), _started(os.getpid()), workers)
 
-    def __str__(self) -> str:
-        return f"{self.host}, process {self.pid}"
-
     @property
     def is_dead(self) -> bool:
         """Whether its process is known to have ended."""

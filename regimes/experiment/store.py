@@ -17,11 +17,12 @@ weights are read or written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from regimes.errors import UserError
 from regimes.experiment.atomic_files import (
@@ -36,6 +37,9 @@ from regimes.experiment.atomic_files import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Store:
@@ -220,6 +224,26 @@ class Store:
     def remove_leftovers(self) -> None:
         """Remove temporary files of killed processes of this machine."""
         remove_leftovers(self.folder)
+
+
+def reads_run(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Report, as a `UserError`, files of a run that are intact but hold something else than this version writes.
+
+    The decorated function's first argument is the run folder.
+    """
+
+    @functools.wraps(function)
+    def wrapped(run: str | Path, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(run, *args, **kwargs)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:100]}"
+            raise UserError(
+                f"{run}: its files hold something else than this version of regimes writes ({reason}); "
+                f"write them again with: regimes run SWEEP.toml --out {run}"
+            ) from error
+
+    return wrapped
 
 
 def open_store(folder: str | Path) -> Store:

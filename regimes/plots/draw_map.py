@@ -14,6 +14,7 @@ from regimes.errors import UserError
 from regimes.plots.metric_panel import panel, panel_names, with_excess
 from regimes.plots.phase_diagram import phase_diagram
 from regimes.plots.report import write_report
+from regimes.regime_map.classify import check_classified
 from regimes.regime_map.regime_map import RegimeMap
 
 # The same data give the same files: no date, and no random ids in SVG.
@@ -36,8 +37,7 @@ def draw_map(
         UserError: the grid is not classified, the folder cannot be written, or the mark is not a setting of the grid.
         OutsideRange: the mark is outside the measured range.
     """
-    if "regime" not in data:
-        raise UserError("the grid has no regimes; classify it first")
+    check_classified(data)
     return draw_classified(data, map_of(data), out, facts, mark)
 
 

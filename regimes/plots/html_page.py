@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,14 @@ import pandas as pd
 import xarray as xr
 
 from regimes.errors import UserError
+from regimes.plots.escape import ScriptEncoder
 from regimes.plots.grid_matrix import axis_titles, table
 from regimes.plots.metric_panel import panel_names
 from regimes.plots.phase_diagram import COLOURS
-from regimes.record.grid import knobs_of
+from regimes.record.grid import knobs_of, loads_of
 from regimes.regime_map.cell_stats import cell_mean, cell_stderr
 from regimes.regime_map.classification import MEANING
-from regimes.regime_map.classify import REGIMES, meaning_of
+from regimes.regime_map.classify import REGIMES, check_classified, meaning_of
 
 if TYPE_CHECKING:
     import altair as alt
@@ -33,8 +33,7 @@ def write_page(data: xr.Dataset, file: str | Path) -> Path:
     Raises:
         UserError: the grid is not classified, altair is not installed, or the file cannot be written.
     """
-    if "regime" not in data:
-        raise UserError("the grid has no regimes; classify it first")
+    check_classified(data)
     try:
         import altair
         import vl_convert  # noqa: F401 - embeds the drawing library into the page
@@ -42,19 +41,12 @@ def write_page(data: xr.Dataset, file: str | Path) -> Path:
         raise UserError(f"the page needs {error.name}; install it with: {INSTALL_COMMAND}") from error
     with altair.data_transformers.enable("default", max_rows=None):
         options = {"renderer": "svg", "actions": False}
-        html = _page(data).to_html(inline=True, embed_options=options, json_kwds={"cls": _InScript})
+        html = _page(data).to_html(inline=True, embed_options=options, json_kwds={"cls": ScriptEncoder})
     try:
         Path(file).write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
     return Path(file)
-
-
-class _InScript(json.JSONEncoder):
-    """Encoder of JSON inside ``<script>``, which a title with ``</script>`` does not end."""
-
-    def encode(self, o: Any) -> str:
-        return super().encode(o).replace("<", "\\u003c")
 
 
 def _page(data: xr.Dataset) -> Any:
@@ -169,6 +161,8 @@ def curves_of(data: xr.Dataset) -> pd.DataFrame | None:
     if CURVE_VARIABLE not in data or "t" not in data[CURVE_VARIABLE].dims:
         return None
     values = data[CURVE_VARIABLE]
+    kept = {"t", "dense_seed", "pair", *knobs_of(data), *loads_of(data)}
+    values = values.mean([dim for dim in values.dims if dim not in kept])
     for name in ("dense_seed", "pair"):
         if name not in values.dims:
             values = values.expand_dims({name: [0]})

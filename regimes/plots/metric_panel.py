@@ -8,12 +8,14 @@ import xarray as xr
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from regimes.plots.escape import figure_text
 from regimes.plots.grid_matrix import axis_titles, load_groups, table
 from regimes.plots.phase_diagram import draw_steps
 from regimes.record.grid import knobs_of, loads_of
 from regimes.regime_map.cell_stats import cell_mean
 
-SKIPPED_VARIABLES = ("kept", "regime", "status", "cka_cut", "at_chance", "tried")
+# "phase": its file would replace the phase diagram's.
+SKIPPED_VARIABLES = ("kept", "regime", "status", "cka_cut", "at_chance", "tried", "phase")
 
 
 def panel_names(data: xr.Dataset) -> list[str]:
@@ -54,7 +56,7 @@ def panel(data: xr.Dataset, name: str) -> Figure:
     units = data[name].attrs.get("units", "1")
     title = data[name].attrs.get("long_name", name)
     sns.heatmap(
-        cells.astype(float),
+        cells.astype(float).rename(index=figure_text),
         ax=axes,
         cmap=colours,
         norm=norm,
@@ -63,14 +65,14 @@ def panel(data: xr.Dataset, name: str) -> Figure:
         annot_kws={"fontsize": 8},
         linewidths=0.6,
         linecolor="#ffffff",
-        cbar_kws={"label": _meaning(name, units)},
+        cbar_kws={"label": figure_text(_meaning(name, units))},
     )
     axes.set_facecolor("#e4e4e4")
     if "regime" in data:
         draw_steps(axes, table(data["regime"], data).to_numpy(), load_groups(data))
     density_title, temperature_title = axis_titles(data)
-    axes.set(xlabel=density_title, ylabel=temperature_title)
-    axes.set_title(title[:1].upper() + title[1:], fontsize=10)
+    axes.set(xlabel=figure_text(density_title), ylabel=figure_text(temperature_title))
+    axes.set_title(figure_text(title[:1].upper() + title[1:]), fontsize=10)
     axes.tick_params(axis="both", length=0)
     axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
     return figure

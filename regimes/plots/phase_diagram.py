@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from regimes.errors import UserError
 from regimes.plots.border import INK as BORDER
 from regimes.plots.border import ProbabilityField, draw_border, has_border, has_inner_border, probability_field
+from regimes.plots.escape import figure_text
 from regimes.plots.grid_matrix import axis_titles, best_rows, load_groups, setting_at, table
 from regimes.regime_map.axes import position
 from regimes.regime_map.classification import MEANING
@@ -52,8 +53,8 @@ def phase_diagram(data: xr.Dataset, chart: RegimeMap | None = None, mark: Mappin
     if mark and chart is not None:
         more.append(draw_mark(axes, chart, mark))
     density_title, temperature_title = axis_titles(data)
-    axes.set(xlabel=density_title, ylabel=temperature_title)
-    axes.set_title(f"Regimes of pruning: {data.attrs.get('title', '')}", fontsize=11)
+    axes.set(xlabel=figure_text(density_title), ylabel=figure_text(temperature_title))
+    axes.set_title(figure_text(f"Regimes of pruning: {data.attrs.get('title', '')}"), fontsize=11)
     handles = [*legend_handles(present(data), dots, meaning_of(data)), *more]
     if fine is not None and has_border(fine):
         handles.append(Patch(facecolor=BORDER, alpha=0.3, label="border of I (line) and its 80 % band"))
@@ -79,7 +80,7 @@ def draw_regimes(axes: Axes, data: xr.Dataset, fine: ProbabilityField | None = N
     """
     cells = table(data["regime"], data)
     sns.heatmap(
-        cells,
+        cells.rename(index=figure_text),
         ax=axes,
         cmap=ListedColormap([COLOURS[name] for name in REGIMES.values()]),
         vmin=-1.5,
@@ -163,7 +164,7 @@ def draw_mark(axes: Axes, chart: RegimeMap, mark: Mapping[str, float]) -> Line2D
     style: dict[str, Any] = {"marker": "*", "ms": 17, "mfc": "#ffffff", "mec": "#111111", "mew": 1.6, "ls": ""}
     axes.plot(column, row, zorder=6, **style)
     setting = ", ".join(f"{name} {value:g}" for name, value in mark.items())
-    return Line2D([], [], label=f"yours: {setting}", **{**style, "ms": 11})
+    return Line2D([], [], label=figure_text(f"yours: {setting}"), **{**style, "ms": 11})
 
 
 def draw_steps(axes: Axes, labels: np.ndarray, groups: int = 1) -> None:
@@ -182,7 +183,7 @@ def draw_steps(axes: Axes, labels: np.ndarray, groups: int = 1) -> None:
 def legend_handles(counts: Mapping[str, int], dots: bool, meaning: Mapping[str, str] = MEANING) -> list[Patch | Line2D]:
     """Return legend handles of the regimes, and of the dots; ``counts`` holds the number of cells per regime."""
     handles: list[Patch | Line2D] = [
-        Patch(color=COLOURS[name], label=f"{name}  {text}" + ("" if counts[name] else "  (not seen)"))
+        Patch(color=COLOURS[name], label=figure_text(f"{name}  {text}") + ("" if counts[name] else "  (not seen)"))
         for name, text in meaning.items()
     ]
     if dots:

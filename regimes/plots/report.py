@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import xarray as xr
 
 from regimes.landscape.estimate import MAX_RELATIVE_STDERR
 from regimes.plots.advice_section import advice_section
+from regimes.plots.escape import markdown_code, markdown_text
 from regimes.plots.grid_matrix import axis_titles, best_rows, percent, table
 from regimes.plots.metric_panel import panel_names
 from regimes.plots.run_info import engine_line
@@ -28,7 +30,7 @@ def write_report(data: xr.Dataset, out: Path, facts: dict[str, Any]) -> Path:
         out: the folder with the figures.
         facts: information about the run, see `run_facts`; empty to leave the section out.
     """
-    lines = [f"# Regimes of pruning: {data.attrs.get('title', facts.get('name', ''))}", ""]
+    lines = [f"# Regimes of pruning: {markdown_text(data.attrs.get('title', facts.get('name', '')))}", ""]
     lines += ["![phase diagram](phase.png)", "", *_reading(data), "", *_thresholds(data), ""]
     lines += _by_density(data)
     lines += ["", *advice_section(data)]
@@ -36,7 +38,7 @@ def write_report(data: xr.Dataset, out: Path, facts: dict[str, Any]) -> Path:
         lines += ["", *_run(facts)]
     lines += ["", "## Panels", ""]
     for name in panel_names(data):
-        lines += [f"![{name}]({name}.png)", ""]
+        lines += [f"![{markdown_text(name)}]({quote(name)}.png)", ""]
     path = out / "README.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
@@ -49,7 +51,7 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
     yield ""
     for name, count in counts.items():
         share = f"{count} of {total} cells" if count else "not seen in these data"
-        yield f"- **{name}** ({meaning[name]}): {share}."
+        yield f"- **{name}** ({markdown_text(meaning[name])}): {share}."
     unknown = int((data["regime"] == -1).sum())
     if unknown:
         yield f"- {unknown} cells are unknown: not measured, failed, diverged, or at chance."
@@ -58,9 +60,11 @@ def _reading(data: xr.Dataset) -> Iterator[str]:
         behind = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in seeds.items())
         yield f"- Networks per cell: {behind.replace('_', ' ')}."
     for name, count in _unsure(data).items():
-        yield f"- Note: {count} values of `{name}` have a standard error of more than a fifth of the value."
-    off = abs(data["kept"] / data["density"] - 1).max() if "kept" in data else 0.0
-    if "nu" in data.coords:
+        much = "a standard error of more than a fifth of the value"
+        yield f"- Note: {count} values of {markdown_code(name)} have {much}."
+    by_density = "kept" in data and "density" in data["kept"].dims
+    off = abs(data["kept"] / data["density"] - 1).max() if by_density else 0.0
+    if "nu" in data.coords and "density" in data.dims:
         pressed = ", ".join(f"{float(each.nu):g} ({percent(float(each.density))} %)" for each in data["density"])
         yield f"- Networks are discovered, not pruned; nu (mean density): {pressed}."
     elif off > 0.02:
@@ -91,10 +95,10 @@ def _unsure(data: xr.Dataset) -> dict[str, int]:
 def _thresholds(data: xr.Dataset) -> Iterator[str]:
     yield "## Thresholds"
     yield ""
-    yield f"Rule `{data['regime'].attrs['rule']}`."
+    yield f"Rule {markdown_code(data['regime'].attrs['rule'])}."
     yield ""
     for note in data["regime"].attrs["thresholds"].split("; "):
-        yield f"- {note}."
+        yield f"- {markdown_text(note)}."
 
 
 def _by_density(data: xr.Dataset) -> Iterator[str]:
@@ -104,7 +108,7 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
         return
     cells = table(data["regime"], data)
     errors = table(cell_mean(data["test_error"], knobs_of(data)), data)
-    load, temperature = axis_titles(data)
+    load, temperature = map(markdown_text, axis_titles(data))
     name = temperature.split("   ")[0]
     fraction = data["test_error"].attrs.get("units", "1") == "1"
 
@@ -121,7 +125,7 @@ def _by_density(data: xr.Dataset) -> Iterator[str]:
         ends = ", ".join("-" if np.isnan(each) else said(each) for each in column_errors[[0, -1]])
         load_value = f"{cells.columns[column]} %" if "density" in data.dims else cells.columns[column]
         yield (
-            f"| {load_value} | {said(column_errors[row])} | {cells.index[row]} | {regimes[row]} "
+            f"| {load_value} | {said(column_errors[row])} | {markdown_text(cells.index[row])} | {regimes[row]} "
             f"| {ends} | {regimes[0]}, {regimes[-1]} |"
         )
     yield ""
@@ -144,16 +148,18 @@ def _noise(data: xr.Dataset) -> str:
 def _run(facts: dict[str, Any]) -> Iterator[str]:
     yield "## How it was made"
     yield ""
-    yield f"- Commands: `regimes run {facts['file']} --out {facts['folder']}`, then `regimes map {facts['folder']}`."
-    numerics = facts.get("numerics", {})
-    yield f"- Hardware: {facts.get('processor')}, {facts.get('cores')} cores, {facts.get('system')}."
-    yield f"- Numerics: {', '.join(f'{key} {value}' for key, value in numerics.items())}."
+    run, draw = f"regimes run {facts['file']} --out {facts['folder']}", f"regimes map {facts['folder']}"
+    yield f"- Commands: {markdown_code(run)}, then {markdown_code(draw)}."
+    numerics = ", ".join(f"{key} {value}" for key, value in facts.get("numerics", {}).items())
+    hardware = f"{facts.get('processor')}, {facts.get('cores')} cores, {facts.get('system')}"
+    yield f"- Hardware: {markdown_text(hardware)}."
+    yield f"- Numerics: {markdown_text(numerics)}."
     if engines := engine_line(facts):
-        yield f"- Engines: {engines}."
-    versions = ", ".join(f"{name} {value}" for name, value in facts.get("versions", {}).items())
-    yield f"- Versions: Python {facts.get('python')}, {versions}."
+        yield f"- Engines: {markdown_text(engines)}."
+    versions = {"Python": facts.get("python"), **facts.get("versions", {})}
+    yield f"- Versions: {markdown_text(', '.join(f'{name} {value}' for name, value in versions.items()))}."
     for kind, (count, hours) in facts["stages"].items():
-        yield f"- {kind}: {count} stages, {hours:.3f} core-hours."
+        yield f"- {markdown_text(kind)}: {count} stages, {hours:.3f} core-hours."
     yield f"- Wall time of all commands that were not killed: {facts['wall_hours']:.3f} hours."
     yield ""
     yield "<details><summary>The sweep, with every default</summary>"

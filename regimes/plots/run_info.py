@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regimes.experiment.atomic_files import DamagedFile
-from regimes.experiment.store import open_store
+from regimes.experiment.atomic_files import DamagedFile, read_stored
+from regimes.experiment.store import open_store, reads_run
 from regimes.regime_map import ROUNDS_FILE
 
 
+@reads_run
 def run_facts(run: str | Path) -> dict[str, Any]:
     """Return information about a run, read from its folder.
 
     Keys: ``name``, ``sweep`` (with all defaults), ``file``, ``folder``, ``numerics``, ``lanes``, ``engines``,
     ``processor``, ``cores``, ``versions``, ``python``, ``system``; ``stages`` {kind: [number, core-hours]},
     ``wall_hours`` over all commands.
+
+    Raises:
+        UserError: there is no run in the folder, or its files cannot be read.
     """
     store = open_store(run)
     head, layout = store.run_info or {}, store.layout
@@ -32,7 +36,7 @@ def run_facts(run: str | Path) -> dict[str, Any]:
             entry[0] += 1
             entry[1] += record["seconds"] / 3600
     log = store.folder / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
+    lines = (read_stored(log) or b"").decode(errors="replace").splitlines()
     wall = sum(_seconds(line) for line in lines) / 3600
     about = {
         "name": layout["name"],
@@ -42,7 +46,8 @@ def run_facts(run: str | Path) -> dict[str, Any]:
         "stages": stages,
         "wall_hours": wall,
     }
-    return {**head, **about}
+    engine_line(head)  # raises if it cannot be shown
+    return {**head, **{name: dict(head.get(name, {})) for name in ("numerics", "versions")}, **about}
 
 
 def engine_line(facts: Mapping[str, Any]) -> str:

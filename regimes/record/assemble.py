@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from regimes.experiment.atomic_files import DamagedFile, Record
-from regimes.experiment.store import Store, open_store
+from regimes.experiment.store import Store, open_store, reads_run
 
 LOADS = ("width", "nu", "density")
 COORDINATE_ATTRS = (
@@ -18,10 +18,12 @@ COORDINATE_ATTRS = (
     ("nu", "nat", "nu (loss that the whole network's complexity is worth)"),
     ("width", "1", "width of the model"),
 )
+MAX_VALUES = 10**8  # of a variable over all coordinates
 STATUS = ("pending", "ok", "diverged", "failed")
 STATUS_BY_SEVERITY = (1, 2, 0, 3)  # ok < diverged < pending < failed; the worst stage of a cell counts
 
 
+@reads_run
 def open_record(run: str | Path) -> xr.Dataset:
     """Return all measurements of a run so far.
 
@@ -37,7 +39,7 @@ def open_record(run: str | Path) -> xr.Dataset:
         run: the run folder.
 
     Raises:
-        UserError: there is no run in the folder, or its layout cannot be read.
+        UserError: there is no run in the folder, or its files cannot be read.
     """
     store = open_store(run)
     layout = store.layout
@@ -65,6 +67,8 @@ class _Grid:
         loads = [name for name in LOADS if name in self.coords]
         settings = ["setting"] if "settings" in layout else []
         self.cell = (*self.knobs, *settings, *loads, "dense_seed")
+        if math.prod(map(len, self.coords.values())) > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values in a variable")
         shape = [len(self.coords[name]) for name in self.cell]
         self.status = np.full(shape, 1, dtype=np.int8)
         self.tried = np.full(shape, not settings)  # a search does not try every setting at every density

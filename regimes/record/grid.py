@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from regimes.errors import UserError
+from regimes.errors import UserError, printable
 from regimes.knobs import KNOBS, Knob
 from regimes.record.assemble import STATUS, open_record
+from regimes.record.hdf5_check import check_hdf5
+from regimes.record.plain_data import check_numeric, check_plain
 from regimes.registry import lookup
 
-SEEDS = ("dense_seed", "retrain_seed", "pair")
 LOADS = ("data_fraction", "width", "density")  # recognised by name; density last, where it is drawn
 ERRORS = ("test_error", "val_error", "train_error", "final_test_error")  # also with "dense_" in front
 
@@ -28,28 +29,37 @@ def read_grid(path: str | Path) -> xr.Dataset:
 
 
 def open_grid(path: str | Path) -> xr.Dataset:
-    """Return the grid of a run folder or a netCDF file, unchecked.
+    """Return the data of a run folder or a netCDF file, which need not be a grid.
 
     Raises:
-        UserError: there is no such file or folder.
+        UserError: there is no such file or folder, or it cannot be read; see `check_plain`.
     """
     path = Path(path)
-    return open_record(path) if path.is_dir() else load_netcdf(path)
+    if not path.is_dir():
+        return load_netcdf(path)
+    data = open_record(path)
+    check_plain(data, str(path))
+    return data
 
 
 def load_netcdf(path: Path) -> xr.Dataset:
-    """Return the dataset of a netCDF-4 file, unchecked.
+    """Return the dataset of a netCDF-4 file of any origin. Times are left as numbers.
 
     Raises:
-        UserError: there is no such file, or it is not netCDF-4.
+        UserError: there is no such file, it is not netCDF-4 or damaged, or it is refused by `check_hdf5` or
+            `check_plain`.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected a run folder or a netCDF grid")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            data = opened.load()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a netCDF-4 file: {str(error).splitlines()[0]}") from error
+        check_hdf5(path)
+        with xr.open_dataset(path, engine="h5netcdf", decode_times=False) as opened:
+            loaded = opened.load().drop_encoding()
+        data = xr.Dataset(loaded.data_vars, loaded.coords, loaded.attrs)  # opening does not check that sizes agree
+    except UserError:
+        raise
+    except Exception as error:  # HDF5 and xarray raise anything on a damaged file
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))[:200]
+        raise UserError(f"{path}: not a netCDF-4 file, or damaged: {reason}") from error
+    check_plain(data, str(path))
     return data
 
 
@@ -63,6 +73,8 @@ def save_grid(data: xr.Dataset, path: str | Path) -> None:
         data.to_netcdf(path, engine="h5netcdf")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (TypeError, ValueError) as error:  # attributes that netCDF has no type for
+        raise UserError(f"{path}: cannot be written as netCDF: {printable(error)}") from error
 
 
 def knobs_of(data: xr.Dataset) -> list[str]:
@@ -97,6 +109,7 @@ def check_grid(data: xr.Dataset, name: str) -> xr.Dataset:
     Raises:
         UserError: a dimension or variable is missing, or values are implausible (percentages, a flipped sign).
     """
+    check_plain(data, name)
     knobs = knobs_of(data)
     if not knobs:
         if "setting" in data.sizes:
@@ -165,23 +178,25 @@ def _by_density(data: xr.Dataset, name: str) -> xr.Dataset:
 
 
 def _as_numbers(data: xr.Dataset, axes: tuple[str, ...], name: str) -> xr.Dataset:
-    """Convert to float; reject values that are not numeric and duplicates on an axis; drop test errors without axes."""
+    """Convert to float; reject values that are not numeric and duplicates on an axis; drop errors without axes."""
     wanted = [
         "lmc",
         "cka",
         *(each for each in ("test_error", "train_error", "hessian_trace", "lmc_stderr", "cka_stderr") if each in data),
     ]
-    for each in (*wanted, *axes):
-        if not np.issubdtype(data[each].dtype, np.number):
-            raise UserError(f"{name}: '{each}' has values of type {data[each].dtype}; expected numbers")
+    check_numeric(data, (*wanted, *axes), name)
     for axis in axes:
         values = data[axis].values
         if len(np.unique(values)) != len(values) or not np.isfinite(values).all():
             raise UserError(f"{name}: coordinate '{axis}' has duplicate or non-finite values")
         if data[axis].attrs.get("hotter", "larger") not in ("larger", "smaller"):
             raise UserError(f"{name}: {axis}.hotter = '{data[axis].attrs['hotter']}'; allowed: larger, smaller")
-    if "test_error" in data and not set(axes) <= set(data["test_error"].dims):
-        data = data.drop_vars("test_error")
+    for each in (str(each) for each in data.data_vars if f"{each}_stderr" in data):
+        known, errors = set(data[each].dims), set(data[f"{each}_stderr"].dims)
+        if not known & set(axes) <= errors <= known:
+            raise UserError(f"{name}: '{each}_stderr' has other dimensions than '{each}'")
+    measured = [each for each in ("test_error", "train_error") if each in data]
+    data = data.drop_vars([each for each in measured if not set(axes) <= set(data[each].dims)])
     return data.assign({each: data[each].astype(float) for each in wanted if each in data})
 
 

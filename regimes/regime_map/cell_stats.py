@@ -7,7 +7,8 @@ import math
 import numpy as np
 import xarray as xr
 
-from regimes.record.grid import SEEDS, loads_of
+from regimes.record.grid import loads_of
+from regimes.record.plain_data import SEEDS
 
 CHANCE_SHARE = 0.9  # of the chance error; networks at or above it have learnt next to nothing
 

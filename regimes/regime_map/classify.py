@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from regimes.errors import UserError
-from regimes.record.grid import check_grid
+from regimes.record.grid import check_grid, knobs_of, loads_of
 from regimes.regime_map import RULES
 from regimes.regime_map.cell_stats import error_scale
 from regimes.regime_map.classification import MEANING, Classification
@@ -96,6 +96,25 @@ def _with_probability(data: xr.Dataset, measured: MeasuredGrid, classification: 
     if at_chance.any():
         data["at_chance"] = (at_chance.dims, at_chance.values, {"units": "1", "long_name": "networks at chance"})
     return data
+
+
+def check_classified(data: xr.Dataset) -> None:
+    """Refuse a grid without the result of `classify`.
+
+    Raises:
+        UserError: ``regime`` or ``regime_probability`` is missing, or is not as `classify` writes it.
+    """
+    axes = {*knobs_of(data), *loads_of(data)}
+    expected = {"regime": axes, "regime_probability": {*axes, "regime_name"}}
+    if not (
+        axes
+        and all(name in data and set(data[name].dims) == dims for name, dims in expected.items())
+        and data["regime"].isin(list(REGIMES)).all()
+        and data["regime_probability"].dtype.kind == "f"
+        and list(data["regime_name"].values) == list(MEANING)
+        and {"rule", "thresholds"} <= data["regime"].attrs.keys()
+    ):
+        raise UserError("the grid has no regimes, or not as `classify` writes them; classify it first")
 
 
 def meaning_of(data: xr.Dataset) -> dict[str, str]:

@@ -12,7 +12,7 @@ import xarray as xr
 
 from regimes.errors import UserError
 from regimes.record.grid import open_grid
-from regimes.regime_map import ADVISERS
+from regimes.regime_map import ADVISERS, RULES
 from regimes.regime_map.axes import Axis
 from regimes.regime_map.candidates import Candidates, candidates_at, once_per_load
 from regimes.regime_map.classification import MEANING, Classification
@@ -68,8 +68,15 @@ class RegimeMap:
 
     @classmethod
     def of(cls, data: xr.Dataset) -> RegimeMap:
-        """Return the map of a classified grid, by the same rule and given cuts."""
+        """Return the map of a classified grid, by the same rule and given cuts.
+
+        Raises:
+            UserError: the rule is an import path, which is not imported at the word of a file; otherwise as for the
+                class.
+        """
         about = data["regime"].attrs
+        if about["rule"] not in RULES:
+            raise UserError(f"the grid was classified by the rule '{about['rule']}'; give it as `rule` instead")
         return cls(data, about["rule"], about.get("given_lmc"), about.get("given_cka"))
 
     @property
