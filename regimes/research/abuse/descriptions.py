@@ -21,7 +21,7 @@ from regimes.config.recipe import Recipe
 from regimes.config.sweep import LoadConfig
 from regimes.config.sweep_file import read_sweep
 from regimes.errors import MAX_LINES, SHORT_LINE, UserError
-from regimes.research.abuse.watchdog import OverTime
+from regimes.research.abuse.watchdog import OverTime, time_limit
 
 SECONDS = 2.0  # processor time in which a description is answered
 SWEEPS = Path(__file__).parents[3] / "sweeps"  # of a clone
