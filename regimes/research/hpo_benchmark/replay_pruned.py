@@ -110,11 +110,24 @@ class PrunedTable:
         copies = np.random.default_rng(seed).integers(self.val.shape[3], size=self.val.shape[:3])
         return np.take_along_axis(self.val, copies[..., None], 3)[..., 0]
 
+    @property
+    def expected(self) -> Numbers:
+        """The expected test errors (setting, snapshot, density), from all networks of a cell."""
+        return self._means(self._test_errors())
+
     def tested(self, seed: int) -> Numbers:
         """Return the expected test errors (setting, snapshot, density), without the copy that a search sees."""
         copies = np.random.default_rng(seed).integers(self.val.shape[3], size=self.val.shape[:3])
-        errors = self.data["test_error"].transpose("setting", "snapshot", "density", "dense_seed", "copy").values.copy()
+        errors = self._test_errors()
         np.put_along_axis(errors[..., 0, :], copies[..., None], np.nan, 3)
+        return self._means(errors)
+
+    def _test_errors(self) -> Numbers:
+        errors = self.data["test_error"].transpose("setting", "snapshot", "density", "dense_seed", "copy")
+        return np.array(errors.values)
+
+    @staticmethod
+    def _means(errors: Numbers) -> Numbers:
         known = np.where(np.isinf(errors), 1.0, errors).reshape(*errors.shape[:3], -1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # settings that are not recorded
