@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from browser import shown_in_browser
 from known_grids import world
 from typer.testing import CliRunner
 
@@ -205,14 +205,9 @@ const waiting = setInterval(() => {
 
 
 def test_pointing_at_a_cell_in_a_real_browser(tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
     head, tail = write_page(with_curves(), tmp_path / "p.html").read_text().rsplit("</body>", 1)
     (tmp_path / "p.html").write_text(f"{head}{HOVER}</body>{tail}")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path / 'browser'}", f"file://{tmp_path / 'p.html'}"]
-    page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    page = shown_in_browser(tmp_path / "p.html")
     pointed = re.search(r'id="said">[^<]*cell: ([^<;]*);', page)
     assert pointed is not None
     assert pointed[1] != "learning_rate 1, density 2 %"  # the one that is shown at first

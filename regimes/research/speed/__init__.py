@@ -10,5 +10,6 @@ BENCHES = {
     "steps": "regimes.research.speed.steps:bench",
     "check": "regimes.research.speed.device_conformance:bench",
     "growth": "regimes.research.speed.scaling:bench",
+    "sharing": "regimes.research.speed.sharing:bench",
     "hpo": "regimes.research.hpo_benchmark.bench:bench",
 }
