@@ -12,8 +12,7 @@ STORAGE_TEXTS = ("No space left on device", "Disk quota exceeded", "database or 
 
 
 def storage_error_of(error: BaseException) -> UserError | None:
-    """Return an error that names the file and what to do, if an error is, or comes from, that of a full, read-only or
-    failing disk.
+    """Return a user error for an error of a full, read-only or failing disk; None for other errors.
 
     It is searched in the error, in those that it was raised from, and in those that were being handled.
     """

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 from regimes.faults import user_error_of
 
@@ -34,10 +34,10 @@ def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             print("regimes: interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # | head
-            sys.stderr.close()
-            sys.exit(0)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):  # | head
+                sys.stderr.close()
+                sys.exit(0)
             known = user_error_of(error)
             if known is None:
                 raise
@@ -46,6 +46,15 @@ def report_user_errors(command: Callable[P, R]) -> Callable[P, R]:
             sys.exit(known.exit_code)
 
     return wrapped
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Return whether nobody reads a stream any more."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 _interruptions: list[int] = []

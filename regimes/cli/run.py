@@ -69,6 +69,7 @@ def run(
     }
     options |= {"lanes": lanes, "fail_fast": fail_fast, "allow_mixed": allow_mixed, "retry_failed": retry_failed}
     options["stage_timeout"] = stage_timeout
+    options |= {"executor": executor, "address": address, "gpus": gpus}
     if adaptive:
         run_adaptively(sweep, out, budget, options)
     else:

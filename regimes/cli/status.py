@@ -33,7 +33,7 @@ def status(run: Run, as_json: Json = False) -> None:
     for kind, counts in facts["stages"].items():
         typer.echo(f"  {kind:<8} " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     for owner in facts["working"]:
-        typer.echo(printable("  working on it: {host}, process {pid}, {workers} workers".format(**owner)))
+        typer.echo(printable("  working on it: {host}, process {pid}, workers: {workers}".format(**owner)))
     echo_problems(facts["failed"], facts["damaged"])
     if facts["failed"]:
         typer.echo(f"  retry them with: regimes run {run} --retry-failed")

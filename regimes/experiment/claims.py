@@ -2,8 +2,9 @@
 
 A command writes a file ``claims/HOST-PID-….owner`` and touches it every ten seconds. A claim on some work is a hard
 link ``claims/NAME.N`` to that file: links are created atomically, also on shared file systems, and one touch renews all
-claims of a command. A claim is stale once its owner's process has ended, or, on another machine, once the file has not
-been touched for three minutes by the clock of the file system. Work with a stale claim N is claimed by N + 1.
+claims of a command. A claim is stale once its owner is known to have ended, which is seen on the same machine, or once
+the file has not been touched for three minutes by the clock of the file system. Work whose claims are all stale is
+claimed with the next number.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from regimes.experiment.atomic_files import is_alive, write_atomic
 FOLDER = "claims"
 HEARTBEAT = 10.0  # seconds between two touches
 LOOK_INTERVAL = 0.5  # seconds between looks at the work of other commands
+REGISTER_ATTEMPTS = 5
 STALE_AFTER = 180.0  # seconds without a touch; clients of a network file system may see times a minute old
 
 T = TypeVar("T")
@@ -95,40 +97,27 @@ class Claims:
         """Claim some work; return whether it is this command's now."""
         if name in self._held:
             return True
-        number = 1
-        while True:
-            path = self._path(name, number)
-            try:
-                os.link(self.file, path)
-            except FileExistsError:
-                if not self._is_stale(path):
-                    return False
-                number += 1
-            except FileNotFoundError:  # the folder was removed meanwhile
-                self._register()
-            else:
-                break
-        # Stale claims may have been removed and claimed anew since they were looked at.
-        if any(self._is_held(self._path(name, other)) for other in (number - 1, number + 1)):
-            path.unlink(missing_ok=True)
-            return False
-        self._held[name] = path
-        return True
+        while not self._is_taken(found := self._claims_on(name)):
+            path = self.folder / f"{name}.{max(found, default=0) + 1}"
+            if not self._link(path):
+                continue
+            # Stale claims may have been removed and claimed anew since they were looked at.
+            if self._is_taken(self._claims_on(name)):
+                path.unlink(missing_ok=True)
+                return False
+            self._held[name] = path
+            return True
+        return False
 
     def release(self, name: str) -> None:
         """Give up a claim."""
         path = self._held.pop(name, None)
-        if path is not None:
+        if path is not None and self._is_ours(path):
             path.unlink(missing_ok=True)
 
     def is_taken(self, name: str) -> bool:
         """Return whether another living command has claimed some work."""
-        number = 1
-        while (path := self._path(name, number)).exists():
-            if not self._is_stale(path):
-                return name not in self._held
-            number += 1
-        return False
+        return self._is_taken(self._claims_on(name))
 
     def in_turn(self, work: Iterable[T], name: Callable[[T], str]) -> Iterator[T]:
         """Yield pieces of work as they can be claimed, each claimed until the next one is asked for.
@@ -149,25 +138,56 @@ class Claims:
         """Return the other living commands."""
         return [owner for path, owner in _owners(self.folder) if path != self.file and not self._is_stale(path)]
 
-    def _path(self, name: str, number: int) -> Path:
-        return self.folder / f"{name}.{number}"
+    def _claims_on(self, name: str) -> dict[int, Path]:
+        """The claims on some work, stale ones too, by number."""
+        return {int(path.suffix[1:]): path for path in self.folder.glob(f"{name}.*") if path.suffix[1:].isdigit()}
+
+    def _is_taken(self, found: Mapping[int, Path]) -> bool:
+        return any(path.exists() and not self._is_ours(path) and not self._is_stale(path) for path in found.values())
+
+    def _is_ours(self, path: Path) -> bool:
+        try:
+            return path.samefile(self.file)
+        except FileNotFoundError:
+            return False
+
+    def _link(self, path: Path) -> bool:
+        """Create a claim; return whether it is ours."""
+        try:
+            os.link(self.file, path)
+        except FileExistsError:
+            return self._is_ours(path)  # a network file system may have lost the answer to the first request
+        except FileNotFoundError:  # the folder was removed meanwhile
+            self._register()
+            return False
+        return True
 
     def _register(self) -> None:
-        write_atomic(self.file, json.dumps(vars(self.me)).encode())
+        content = json.dumps(vars(self.me)).encode()
+        for _ in range(REGISTER_ATTEMPTS):
+            try:
+                write_atomic(self.file, content)
+            except FileNotFoundError:  # another command, which was the last one, has just removed the folder
+                continue
+            return
+        write_atomic(self.file, content)
 
     def _beat(self) -> None:
         while not self._end.wait(HEARTBEAT):
-            try:
-                os.utime(self.file)
-            except OSError:  # the folder is out of reach, or was removed
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # out of reach for the moment
+                try:
+                    os.utime(self.file)
+                except FileNotFoundError:
                     self._register()
 
-    def _is_held(self, path: Path) -> bool:
-        return path.exists() and not self._is_stale(path)
-
     def _is_stale(self, path: Path) -> bool:
-        return is_stale(path, self.file)
+        """Whether the owner of a claim, or of an owner's file, is no longer at work; not if the file was removed."""
+        try:
+            owner, touched = _read(path), path.stat().st_mtime
+            age = self.file.stat().st_mtime - touched  # by the clock of the file system
+        except FileNotFoundError:
+            return False
+        return age > STALE_AFTER or (owner is not None and owner.is_dead)
 
     def _remove_stale(self) -> None:
         for path in self.folder.iterdir():
@@ -175,24 +195,14 @@ class Claims:
                 path.unlink(missing_ok=True)
 
 
-def is_stale(path: Path, clock: Path) -> bool:
-    """Return whether the owner of a claim, or of an owner's file, is no longer at work.
-
-    Args:
-        path: the file; one that was removed is not stale.
-        clock: a file that has just been touched, for the time of the file system.
-    """
-    try:
-        owner, touched = _read(path), path.stat().st_mtime
-        age = clock.stat().st_mtime - touched
-    except FileNotFoundError:
-        return False
-    return age > STALE_AFTER or (owner is not None and owner.is_dead)
-
-
 def owners(folder: str | Path) -> list[Owner]:
-    """Return the commands that are working on a folder, without writing to it."""
-    return [owner for _, owner in _owners(Path(folder) / FOLDER) if not owner.is_dead]
+    """Return the commands that are working on a folder, by this machine's clock, without writing to it."""
+    working, since = [], time.time() - STALE_AFTER
+    for path, owner in _owners(Path(folder) / FOLDER):
+        with contextlib.suppress(FileNotFoundError):
+            if not owner.is_dead and path.stat().st_mtime > since:
+                working.append(owner)
+    return working
 
 
 def _owners(folder: Path) -> Iterator[tuple[Path, Owner]]:

@@ -28,7 +28,7 @@ from regimes.experiment.worker_process import READY, Heard, WorkerHandle, Worker
 
 EXECUTORS = ("processes", "ray")
 MAX_ATTEMPTS = 3  # of a fleet whose worker dies, before it counts as failed
-MAX_FALSE_STARTS = 20  # workers in a row that end, none being ready meanwhile
+MAX_DEATHS_IN_A_ROW = 50  # of workers, without any outcome meanwhile, after which the run ends
 MAX_FAULTS = 2  # device faults in a row, after which a worker is not replaced if there are workers on another device
 
 
@@ -52,13 +52,22 @@ def in_process(
         report: function that receives the outcomes.
         until: asked before each fleet whether to stop.
     """
-    store = Store(context.spec.folder)
-    waiting = ReadyQueue(fleets, store, claims, report)
+    store, errors = Store(context.spec.folder), list[Exception]()
+
+    def guarded(outcome: Outcome) -> None:  # stages would take an error of the report for their own
+        try:
+            report(outcome)
+        except Exception as error:
+            errors.append(error)
+
+    waiting = ReadyQueue(fleets, store, claims, guarded)
     with one_thread():
         while not (until() or waiting.is_over):
             fleet = waiting.take()
             if fleet is not None:
                 run_fleet(fleet, context, store, waiting.close)
+                if errors:
+                    raise errors[0]
             elif waiting.elsewhere:
                 time.sleep(LOOK_INTERVAL)
 
@@ -105,7 +114,10 @@ def pool_of(
         return
     if workers == 0:
         raise UserError("--executor ray: its workers are processes; use --workers 1 or more, or leave it out")
-    each = gpus if gpus is not None else float(devices[0].startswith("cuda"))
+    on_cuda = devices[0].startswith("cuda")
+    if gpus and not on_cuda:
+        raise UserError(f"--gpus {gpus:g}: needs --device cuda, got {devices[0]}")
+    each = gpus if gpus is not None else float(on_cuda)
     with ray_cluster(address, workers, each) as count:
         yield Pool(count, functools.partial(RayWorker, gpus=each), stage_timeout)
 
@@ -182,7 +194,7 @@ class Supervisor:
         self.workers: list[_Worker] = []
         self.events: queue.Queue[tuple[_Worker, Any]] = queue.Queue()
         self.warned: dict[Any, Any] = {}
-        self.false_starts = 0  # workers in a row that have ended, none being ready meanwhile
+        self.deaths_in_a_row = 0
 
     def run(self) -> None:
         """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first.
@@ -191,8 +203,8 @@ class Supervisor:
             UserError: a worker cannot write to the run's folder.
         """
         try:
-            count = max(1, min(self.pool.workers, len(self.waiting)))
-            self.workers = [self._spawn(self.devices[number % len(self.devices)]) for number in range(count)]
+            for number in range(min(self.pool.workers, len(self.waiting))):
+                self.workers.append(self._spawn(self.devices[number % len(self.devices)]))
             while not self.waiting.is_over or any(worker.fleet or worker.owed for worker in self.workers):
                 try:
                     self._handle(*self.events.get(timeout=LOOK_INTERVAL))
@@ -215,6 +227,7 @@ class Supervisor:
     def _handle(self, worker: _Worker, event: Any) -> None:
         if isinstance(event, Outcome):
             worker.receive(event)
+            self.deaths_in_a_row = 0
             self.waiting.close(event)
             self._wake_idle()
         elif isinstance(event, WorkerWarning):
@@ -227,7 +240,7 @@ class Supervisor:
             if worker in self.workers:
                 self._replace_dead(worker)
         elif event == READY and worker in self.workers:
-            worker.fleet, worker.idle, self.false_starts = None, True, 0
+            worker.fleet, worker.idle = None, True
             self._wake_idle()
 
     def _kill_silent(self) -> None:
@@ -252,9 +265,9 @@ class Supervisor:
             warnings.warn(f"{worker.device} failed in a worker, which is {then}: {worker.fault}", stacklevel=2)
         ended = worker.handle.wait()
         worker.handle.kill()  # what user code has started in it
-        self.false_starts += 1
-        if self.false_starts > MAX_FALSE_STARTS:
-            raise RunFailed(f"{self.false_starts} workers in a row ended before they were ready: {ended}")
+        self.deaths_in_a_row += 1
+        if self.deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
+            raise RunFailed(f"{self.deaths_in_a_row} workers in a row died without a result: {ended}")
         fleet = worker.fleet
         for given in worker.given:
             if given is not fleet:  # computed but not fully written: not the cause, to be done again
@@ -281,7 +294,12 @@ class Supervisor:
             self.waiting.put_back(halves[0])
         else:
             line = f"the worker process died {len(deaths)} times on this stage: {cause}"
-            for stage in left.stages:
+            # Masks and measurements are done one after the other: the first one left is the cause.
+            failed = left.stages if left.kind in ("train", "retrain") else left.stages[:1]
+            rest = left.stages[len(failed) :]
+            self.deaths = {key: each for key, each in self.deaths.items() if key not in {stage.key for stage in rest}}
+            self.waiting.put_back(replace(left, stages=rest))
+            for stage in failed:
                 self.store.fail(stage.key, line, "", stage.coords)
                 self.waiting.close(Outcome(stage.key, line))
 

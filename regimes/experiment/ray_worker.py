@@ -9,7 +9,9 @@ import contextlib
 import importlib
 import math
 import os
+import platform
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from regimes.experiment.context import ContextSpec
     from regimes.experiment.schedule import Fleet
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS, END_SECONDS = 10.0, 5.0
 INSTALL_COMMAND = "pip install 'regimes[ray]'"
 
 
@@ -44,7 +46,7 @@ def ray_cluster(address: str | None, workers: int | None, gpus: float) -> Iterat
     mine = not ray.is_initialized()
     if mine:
         local: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
-        variables = {**MALLOC_SETTINGS, **ONE_THREAD}
+        variables, handler = {**MALLOC_SETTINGS, **ONE_THREAD}, signal.getsignal(signal.SIGTERM)
         try:
             _connect(address)  # Ray would try for minutes
             ray.init(
@@ -56,7 +58,12 @@ def ray_cluster(address: str | None, workers: int | None, gpus: float) -> Iterat
             )
         except (OSError, ValueError, RuntimeError) as error:
             line = str(error).splitlines()[0]
-            raise UserError(f"--address {address}: no Ray cluster there ({line}); start one with: ray start") from error
+            where = (
+                f"--address {address}: no Ray cluster there" if address else "--executor ray: no cluster can be started"
+            )
+            raise UserError(f"{where} ({line}); start one with: ray start") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets its own
     try:
         total = ray.cluster_resources()
         room = total.get("CPU", 0.0)
@@ -116,7 +123,8 @@ class RayWorker:
             ray.kill(self.actor)
 
     def wait(self) -> str:
-        """Return how it ended."""
+        """Wait for its end and return how it ended."""
+        self.thread.join(END_SECONDS)
         return self.ended or "stopped"
 
     def _listen(self) -> None:
@@ -126,7 +134,6 @@ class RayWorker:
                 self.heard(ray.get(event))
         except Exception as error:  # its machine has gone, or user code has ended it
             self.ended = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        self.kill()
         self.heard(EOFError())
 
 
@@ -158,9 +165,14 @@ class _Actor:
             yield event
 
     def _serve(self, spec: ContextSpec) -> None:
+        from regimes.experiment.numerics import numerics_of
         from regimes.experiment.worker import serve
 
         try:
+            began = spec.numerics
+            here = numerics_of(spec.device, began.dense, began.engine, began.precision)
+            if here != began:
+                raise UserError(f"{platform.node()}: results would be by {here}, but the run is by {began}")
             serve(spec, self.inbox.get, self.outbox.put)
             self.outbox.put(None)
         except BaseException as error:

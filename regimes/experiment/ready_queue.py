@@ -74,16 +74,16 @@ class ReadyQueue:
             heapq.heappush(self._ready, self._first)
 
     def close(self, outcome: Outcome) -> None:
-        """Record and report the outcome of a stage, and give up its claim."""
+        """Record and report the outcome of a stage, once, and give up its claim."""
+        if outcome.key not in self.open:
+            return
         if outcome.error is not None:
             self._failed.add(outcome.key)
         self._close(outcome.key)
         self.report(outcome)
 
     def _close(self, key: str) -> None:
-        if key not in self.open:
-            return
-        self.open.remove(key)
+        self.open.discard(key)
         for number in self._needed_by.pop(key, ()):
             self._missing[number] -= 1
             if not self._missing[number]:
@@ -96,7 +96,13 @@ class ReadyQueue:
                 self.claims.release(name)
 
     def _possible(self, fleet: Fleet) -> Fleet:
-        """The fleet without stages that need a failed one, which fail silently."""
+        """The open stages of a fleet, without those that have failed elsewhere, and without those that need a failed
+        one, which are closed silently."""
+        for stage in fleet.stages:
+            failure = self.store.failure(stage.key) if stage.key in self.open else None
+            if failure is not None:
+                self.close(Outcome(stage.key, failure["error"], ours=False))
+        fleet = replace(fleet, stages=tuple(stage for stage in fleet.stages if stage.key in self.open))
         rest = fleet.without(self._failed)
         for key in {stage.key for stage in fleet.stages} - {stage.key for stage in rest.stages}:
             self._close(key)
@@ -125,9 +131,10 @@ class ReadyQueue:
         for fleet in looked:
             taken = {stage.key: self.claims.is_taken(claim_of(stage)) for stage in fleet.stages}  # before reading
             for stage in fleet.stages:
-                failure = self.store.failure(stage.key)
-                if failure is not None or self.store.is_intact(stage.key):
-                    self.close(Outcome(stage.key, None if failure is None else failure["error"], ours=False))
+                if self.store.is_intact(stage.key):
+                    self.close(Outcome(stage.key, ours=False))
+                elif (failure := self.store.failure(stage.key)) is not None:
+                    self.close(Outcome(stage.key, failure["error"], ours=False))
             left = [stage for stage in fleet.stages if stage.key in self.open]
             given_up = tuple(stage for stage in left if not taken[stage.key])
             self.put_back(replace(fleet, stages=given_up))

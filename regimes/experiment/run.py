@@ -181,7 +181,8 @@ def _work(prepared: Prepared, pool: Pool, watch: Watch, fail_fast: bool, started
             else:
                 in_process(work, RunContext(prepared.spec), claims, report)
     finally:
-        log(prepared.store, time.perf_counter() - started, ours)
+        with contextlib.suppress(OSError):  # a full disk, which is reported already
+            log(prepared.store, time.perf_counter() - started, ours)
 
 
 def expand(sweep: Sweep, context: RunContext) -> list[Stage]:
@@ -297,7 +298,6 @@ def numerics_from_records(numerics: Numerics, store: Store, precision: str | Non
 
 def forget_damaged(prepared: Prepared) -> None:
     """Drop stages whose files are damaged, so that they are computed again."""
-    if prepared.progress.damaged:
-        still = scan_store(prepared.stages, prepared.store).damaged  # another process may have repaired them meanwhile
-        for key in still.keys() & prepared.progress.damaged.keys():
+    for key in prepared.progress.damaged:
+        if not prepared.store.is_intact(key):  # another process may have repaired it meanwhile
             prepared.store.drop(key)

@@ -80,7 +80,7 @@ def engines_in(info: Record) -> dict[str, EngineChoice]:
 
 def log(store: Store, seconds: float, stages: int) -> None:
     """Append the wall time of an invocation, and the number of stages that it did itself, to log.jsonl, as one short
-    line that is written atomically."""
+    line."""
     when = time.strftime("%Y-%m-%d %H:%M")
     line = json.dumps({"finished": when, "seconds": round(seconds, 1), "stages": stages})
     with open(store.folder / "log.jsonl", "a", encoding="utf-8") as stream:

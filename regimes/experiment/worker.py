@@ -12,7 +12,7 @@ from typing import Any
 
 
 def serve(spec: Any, next_fleet: Callable[[], Any], answer: Callable[[Any], None]) -> None:
-    """Do fleets until a fault of the device or the disk, which is answered; other exceptions propagate.
+    """Do fleets until a `UserError` or a fault of the device or the disk, which is answered; other errors propagate.
 
     Args:
         spec: description of the run context.
@@ -21,6 +21,7 @@ def serve(spec: Any, next_fleet: Callable[[], Any], answer: Callable[[Any], None
             follow as they are written.
     """
     from regimes.device_faults import DeviceFaultMessage, fault_of
+    from regimes.errors import UserError
     from regimes.experiment.async_store import AsyncStore
     from regimes.experiment.context import RunContext
     from regimes.experiment.dispatch import run_fleet
@@ -36,7 +37,8 @@ def serve(spec: Any, next_fleet: Callable[[], Any], answer: Callable[[Any], None
             run_fleet(next_fleet(), context, store, store.report)
             answer(READY)
     except (Exception, SystemExit) as error:
-        fault = storage_error_of(error) or (DeviceFaultMessage(fault_of(error)) if fault_of(error) else None)
+        fault: Any = error if isinstance(error, UserError) else storage_error_of(error)
+        fault = fault or (DeviceFaultMessage(fault_of(error)) if fault_of(error) else None)
         if fault is None:
             raise
         store.flush()  # what was computed before

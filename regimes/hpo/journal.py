@@ -11,7 +11,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from regimes.errors import UserError
 
-LOCK_GRACE_PERIOD = 5  # seconds after which a lock counts as stale
+LOCK_GRACE_PERIOD = 15  # seconds after which a lock counts as stale
 
 
 class Journal(JournalFileBackend):

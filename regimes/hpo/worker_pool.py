@@ -126,6 +126,8 @@ def _worker(config: WorkerConfig, spec: Hpo, device: str, number: int, command: 
     try:
         deadline = time.monotonic() + config.ends - time.time()
         (_work_on_pruned if spec.objective == "pruned" else _work_on_full)(config, spec, device, number, deadline)
+    except KeyboardInterrupt:
+        os._exit(143)
     except Exception as error:
         said = user_error_of(error)
         if said is None:
@@ -170,4 +172,4 @@ def _work_on_pruned(config: WorkerConfig, spec: Hpo, device: str, number: int, d
 
 
 def _leave(*_: Any) -> None:
-    raise SystemExit(143)  # so that running trials are marked unfinished
+    raise KeyboardInterrupt  # which stages do not take for a failure; running trials are marked unfinished

@@ -136,6 +136,11 @@ def test_a_grid_from_elsewhere(cli: Cli, tmp_path: Path) -> None:
             ["diagnose", "a.pt", "--model", "mlp", "--data", "synthetic", "--device", "cuda:-1"],
             "'cuda:-1' is not a CPU",
         ),
+        (["run", "tiny.toml", "--executor", "dask"], "--executor dask: unknown; allowed: processes, ray"),
+        (
+            ["run", "tiny.toml", "--address", "auto"],
+            "--address and --gpus belong to --executor ray; add it, or leave them out",
+        ),
         (["run", "tiny.toml", "--lanes", "0"], "--lanes 0: allowed: 1 to 64"),
         (["plan", "tiny.toml", "--lanes", "65"], "--lanes 65: allowed: 1 to 64"),
         (

@@ -308,5 +308,47 @@ def test_four_commands_train_as_much_as_one(
     rows = [json.loads(line) for line in (tmp_path / "by-4" / "log.jsonl").read_text().splitlines()]
     assert sum(row["stages"] for row in rows) == len(done(Store(tmp_path / "by-1")))
     with Claims(tmp_path / "by-4", workers=3):
-        assert f", process {os.getpid()}, 3 workers" in cli("status", "by-4").stdout
+        assert f", process {os.getpid()}, workers: 3" in cli("status", "by-4").stdout
     assert "working on it" not in cli("status", "by-4").stdout
+
+
+def test_a_claim_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def lost(source: Path, path: Path) -> None:  # as a network file system repeats a request
+        link(source, path)
+        raise FileExistsError
+
+    with Claims(tmp_path) as ours, Claims(tmp_path) as theirs:
+        monkeypatch.setattr(os, "link", lost)
+        assert ours.take("a")
+        monkeypatch.undo()
+        assert not theirs.take("a")
+
+
+def test_commands_that_begin_and_end_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    errors: list[Exception] = []
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(60):
+                with Claims(tmp_path) as claims:
+                    claims.take("a")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_a_failing_report_ends_work_in_this_process(tiny: Sweep, run_tiny: Callable[..., Any]) -> None:
+    def watch(stage: Any, outcome: Outcome) -> None:
+        raise ConnectionError("database is gone")
+
+    with pytest.raises(ConnectionError, match="database is gone"):
+        run_tiny(tiny, workers=0, engine="eager", watch=watch)
+    assert not run_tiny(tiny, workers=0).progress.failed

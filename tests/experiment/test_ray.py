@@ -71,6 +71,7 @@ def test_a_cell_that_raises_fails_and_the_rest_goes_on(
         ({"executor": "processes", "address": "auto"}, "--address and --gpus belong to --executor ray"),
         ({"executor": "processes", "gpus": 0.5}, "--address and --gpus belong to --executor ray"),
         ({"executor": "ray", "workers": 0}, "--executor ray: its workers are processes; use --workers 1 or more"),
+        ({"executor": "ray", "gpus": 0.5}, "--gpus 0.5: needs --device cuda, got cpu"),
         ({"executor": "ray", "address": "127.0.0.1:1"}, "--address 127.0.0.1:1: no Ray cluster there"),
     ],
 )
@@ -86,7 +87,7 @@ def test_wrong_options_are_one_line(how: dict[str, Any], says: str) -> None:
 def test_a_cluster_without_room_is_refused(cluster: Any) -> None:
     with (
         pytest.raises(UserError, match=r"a worker needs 1 CPU and 0.5 GPUs, but the cluster has"),
-        pool_of("ray", None, ("cpu",), cluster.address, 0.5),
+        pool_of("ray", None, ("cuda:0",), cluster.address, 0.5),
     ):
         pass
 

@@ -167,7 +167,6 @@ class CellRunner:
         """Tell a finished trial. One that diverged is PRUNED, so that samplers avoid its setting; in a front, where
         Optuna allows no pruned trials, and after an error it is FAIL."""
         result, trial, front = self.cells.result(running.cell), running.trial, DENSITY in self.space
-        running.over = True
         try:
             note(trial, "cell", row_of(running.cell, result))
             if not result.why:
@@ -178,7 +177,9 @@ class CellRunner:
                 state = TrialState.PRUNED if result.why == "diverged" and not front else TrialState.FAIL
                 study.tell(trial, state=state, skip_if_finished=True)
         except UpdateFinishedTrialError:
-            return  # by another process
+            running.over = True  # by another process
+            return
+        running.over = True
         if self.look is not None:
             self.look(study)
 

@@ -83,6 +83,7 @@ def search_pruned(spec: Hpo, options: SearchOptions, say: Say, look: PrunedLook 
         return trials_left(study, space_of(spec), limits) <= 0
 
     until_done([study], work, is_idle, deadline, options.take_over, say)
+    CellRunner(spec, cells, engines).write_layout(study)  # workers may have written theirs in another order
     best = best_of(study)
 
     def do(stages: Sequence[Stage]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -29,8 +28,8 @@ MOST_PROBLEMS = 20
 INTRODUCTION = (
     "Counts are added up over runs of the command; the n-th input of a kind has seed n, so that a later command tries "
     "others. Inputs are made from valid ones by random edits and given, in one process with a watchdog, to the "
-    "functions behind the commands. Commands are killed (SIGKILL) with their workers at random instants and started "
-    "again until they have finished."
+    "functions behind the commands. Commands are killed (SIGKILL) at random instants, their workers "
+    "end with them, and started again until they have finished."
 )
 ANSWERS = (
     "refused: by an error of one line for the user; traceback: any other exception, or a message that is too long or "
@@ -82,7 +81,7 @@ def abuse(out: Path, minutes: float, only: list[str], postgres: str, say: Say) -
     counts, parts = Counts.of(out / "study.json"), only or list(PARTS)
     for name in parts:
         ends = time.monotonic() + 60 * minutes / len(parts)
-        with tempfile.TemporaryDirectory(prefix="abuse-") as folder:
+        with tempfile.TemporaryDirectory(prefix="abuse-", ignore_cleanup_errors=True) as folder:
             if name == KILLS:
                 _kill(counts, Path(folder), ends, postgres, say)
             else:
@@ -104,8 +103,6 @@ def _try(name: str, counts: Counts, folder: Path, ends: float, say: Say) -> None
             said = time.monotonic()
             say(f"{name}: {counts.tried[name]} tried, {dict(answers)}")
     counts.answers[name] = dict(answers)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
 
 
 def _kill(counts: Counts, folder: Path, ends: float, postgres: str, say: Say) -> None:

@@ -61,7 +61,7 @@ def attack(seed: int, folder: Path) -> str:
         which is processor time of this process; HDF5 reads the file in another one, with a limit of its own.
     """
     random = np.random.default_rng([seed, 77])
-    path = folder / f"grid-{seed}.nc"
+    path = folder / "malformed.nc"
     malformed_grid(random, path, _valid_file(folder))
     try:
         with warnings.catch_warnings(), time_limit(6 * LIMIT if seed % DRAWN == 0 else LIMIT):

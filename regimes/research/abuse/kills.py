@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,7 +236,8 @@ def start(killed: Killed, folder: Path) -> subprocess.Popen[str]:
     """Start a command in a process group of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "abuse.toml"
-    file.write_text(killed.description)
+    # The name is that of a search's study, also in a database that all searches share.
+    file.write_text(killed.description.replace('"abuse"', f'"abuse-{zlib.crc32(str(folder).encode())}"'))
     name, *rest = (word.replace("FOLDER", str(folder / "out")) for word in killed.words)
     command = [sys.executable, "-m", "regimes", name, str(file), "--out", str(folder / "out"), *rest]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
