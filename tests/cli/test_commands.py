@@ -307,9 +307,9 @@ def test_failures_are_seen_at_once_kept_and_retried(cli: Cli, tiny: Sweep, tmp_p
             2.0,
             "[model] name = 'mlp' raised ValueError: dropout probability has to be between 0 and 1",
         ),
-        ("model", "widths", ["8"], "[model] name = 'mlp' raised TypeError"),
+        ("model", "widths", ["8"], "model.widths.0: should be a valid integer, got '8'"),
         ("data", "train", -5, "[data] name = 'synthetic' raised"),
-        ("data", "shape", "x", "[data] name = 'synthetic' raised"),
+        ("data", "shape", "x", "data.shape: should be a valid array, got 'x'"),
     ],
 )
 def test_options_that_do_not_fit_are_said_before_any_work(

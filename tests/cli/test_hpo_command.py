@@ -115,7 +115,7 @@ def test_progress_tells_every_full_training_once_and_the_time_left(monkeypatch: 
         (["space.batch_size=[16.5]"], "16.5 is not a whole number"),
         (["space.batch_size=[16, 512]"], "space.batch_size: 512 is larger than the training set"),
         (["ladder.proxy=narowed"], "unknown proxy 'narowed' (did you mean 'narrowed'?)"),
-        (["ladder.densities=[0.1, 0.1]"], "ladder.densities: duplicate value in [0.1, 0.1]"),
+        (["ladder.densities=[0.1, 0.1]"], "ladder.densities: duplicate value 0.1"),
         (["ladder.densities=[1.5]"], "ladder.densities.0: should be less than or equal to 1"),
         (["ladder.step_time=[0.5]"], "cannot be combined with densities; remove one of the two"),
         (["study.stopper=sha"], "unknown stopper 'sha'"),

@@ -233,7 +233,9 @@ def test_files_of_a_few_of_many_settings(tiny: Raw, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_a_file(tmp_path: Path) -> None:
-    assert answer(content_hash, str(tmp_path)) == [f"{tmp_path}: is not a file; expected a state dict"]
+    assert answer(content_hash, str(tmp_path)) == [
+        f"{tmp_path}: cannot be read: not a regular file; give the file of a state dict"
+    ]
 
 
 # -- names of functions ------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_tables_that_are_missing_or_unknown(asked: dict[str, Any]) -> None:
     with pytest.raises(UserError) as found:
         resolve_discovery(asked)
     assert [line.split(": ")[1] for line in found.value.lines] == ["discovery", "data"]
-    with pytest.raises(UserError, match="seeds: Input should be greater than or equal to 1"):
+    with pytest.raises(UserError, match="seeds: should be greater than or equal to 1, got 0"):
         resolve_discovery({**ASKED, "seeds": 0})
 
 

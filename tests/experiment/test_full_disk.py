@@ -55,8 +55,8 @@ def sleepy(input_shape, classes):
 
 @pytest.fixture
 def toml(tiny: Sweep, tmp_path: Path) -> Path:
-    (tmp_path / "own.py").write_text(MODULE)
-    return write_toml(tmp_path / "tiny.toml", tiny | {"model": {"name": "own:mlp"}})
+    (tmp_path / "own_full_disk.py").write_text(MODULE)
+    return write_toml(tmp_path / "tiny.toml", tiny | {"model": {"name": "own_full_disk:mlp"}})
 
 
 def test_the_error_names_the_file_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_worker_that_hangs_is_killed_and_its_work_tried_again(
     asleep = tmp_path / "asleep"
     monkeypatch.setenv("SLEEP", str(asleep))
     asleep.touch()
-    sweep = resolve_sweep(tiny | {"model": {"name": "own:sleepy"}, "temperature": {"epochs": [2]}})
+    sweep = resolve_sweep(tiny | {"model": {"name": "own_full_disk:sleepy"}, "temperature": {"epochs": [2]}})
     result = run(sweep, tmp_path / "run", workers=1, engine="eager", stage_timeout=1)
     assert set(result.progress.failed.values()) == {
         "the worker process died 3 times on this stage: no result within 1 s (--stage-timeout)"
