@@ -14,7 +14,7 @@ from regimes.config.sweep import Named
 from regimes.config.sweep_file import SweepChecker, read_toml
 from regimes.config.validation import duplicates
 from regimes.data import DATASETS
-from regimes.errors import UserError
+from regimes.errors import UserError, one_line
 from regimes.hpo import PROXIES, SAMPLERS, STOPPERS
 from regimes.models import BUILDER_ARGUMENTS, MODELS
 from regimes.registry import lookup, nearest, options_of, types_of
@@ -41,7 +41,7 @@ def resolve_hpo(raw: Mapping[str, Any], source: str = "search", default_name: st
     checker = SweepChecker(source)
     objective = raw.get("objective", "full")
     if objective not in OBJECTIVES:
-        raise UserError(f"{source}: objective: {objective!r}; allowed: {', '.join(OBJECTIVES)}")
+        raise UserError(f"{source}: objective: {one_line(repr(objective), 100)}; allowed: {', '.join(OBJECTIVES)}")
     pruned = objective == "pruned"
     tables, required = ((*TABLES, *PRUNED_TABLES), (*REQUIRED, "load")) if pruned else (TABLES, REQUIRED)
     checker.check_names(raw, ("objective", *PLAIN, *(("retrain_seeds",) if pruned else ()), *tables))

@@ -98,7 +98,8 @@ def _try(name: str, counts: Counts, folder: Path, ends: float, say: Say) -> None
         kind = answer.partition(":")[0]
         answers[kind] += 1
         if kind in ("traceback", "over time"):
-            counts.problems = [*counts.problems, f"{name}, seed {seed}: {answer}"][:MOST_PROBLEMS]
+            shown = answer.replace(f"{folder}/", "")
+            counts.problems = [*counts.problems, f"{name}, seed {seed}: {shown}"][:MOST_PROBLEMS]
         if time.monotonic() - said > SAY_INTERVAL:
             said = time.monotonic()
             say(f"{name}: {counts.tried[name]} tried, {dict(answers)}")
