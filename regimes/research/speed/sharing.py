@@ -26,11 +26,11 @@ name = "preresnet"
 depth = 14
 width = 8
 [recipe]
-epochs = 20
+epochs = 10
 [temperature]
-batch_size = [32, 64, 128]
+batch_size = [64, 128]
 [load]
-density = [0.05, 0.1, 0.2, 0.4]
+density = [0.05, 0.1, 0.2]
 [measure]
 metrics = ["error", "lmc", "cka"]
 """
@@ -83,4 +83,4 @@ def _table(timings: list[Timing]) -> TextTable:
         "commands started at once on an empty folder; wall time until the last has ended; engine eager",
         "stages done: by all commands together; more than the sweep has would be done twice",
     ]
-    return TextTable("PreResNet-14 on handwritten digits, 24 cells, three copies", rows, notes, facts)
+    return TextTable("PreResNet-14 on handwritten digits, 12 cells, three copies", rows, notes, facts)
