@@ -140,8 +140,8 @@ def verdict(each: Problem) -> str:
         f"{reached[best >= 1 - 1 / GOAL_FACTOR]}. *{default}* ends {apart.points()} points from {base}, *{with_map}* "
         f"{worse.points()} points from *{default}*. The map saves {map_saves.percent()} of the time to the target; "
         f"{100 * GOAL_SHARE:.0f} % was the goal: {reached[map_saves.value >= GOAL_SHARE]}. Test errors of the recorded "
-        f"cells have a standard deviation of {100 * each.spread:.1f} points, one network's noise is {100 * each.margin:.1f} "
-        f"points{' (averaged over the densities)' if each.title.startswith('Front') else ''}."
+        f"cells have a standard deviation of {100 * each.spread:.1f} points, one network's noise is "
+        f"{100 * each.margin:.1f} points{' (averaged over the densities)' if each.title.startswith('Front') else ''}."
     )
 
 
