@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 
 MAX_LINE = 1_000  # characters of a line of a message
@@ -39,14 +38,9 @@ def without_passwords(text: str) -> str:
 def printable(text: object) -> str:
     """Return a text as one line without control characters, which a terminal would obey.
 
-    Line breaks and tabs become spaces; other characters of the Unicode categories C (control, format, surrogate,
-    unassigned) and separators become U+FFFD.
+    White space becomes spaces; other characters that are not printable (`str.isprintable`) become U+FFFD.
     """
-    return "".join(each if _is_printable(each) else " " if each.isspace() else "\ufffd" for each in str(text))
-
-
-def _is_printable(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "".join(each if each.isprintable() else " " if each.isspace() else "\ufffd" for each in str(text))
 
 
 class UserError(Exception):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from regimes.config.keys import canonical
+from regimes.experiment.process_identity import start_of
 
 Record = dict[str, Any]
-_HOST = "".join(char for char in platform.node() if char.isalnum())[:20] or "host"  # a folder may be shared
+HOST = "".join(char for char in platform.node() if char.isalnum())[:20] or "host"  # a folder may be shared
 
 
 class DamagedFile(Exception):
@@ -76,7 +77,7 @@ def write_atomic(path: Path, content: bytes, keep_existing: bool = False) -> Non
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{_HOST}.{os.getpid()}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{HOST}.{os.getpid()}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
@@ -97,20 +98,9 @@ def write_atomic(path: Path, content: bytes, keep_existing: bool = False) -> Non
         raise
 
 
-def is_alive(process: int) -> bool:
-    """Return whether a process of this machine exists."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of killed processes of this machine."""
-    for path in folder.rglob(f".{_HOST}.*.tmp"):
+    for path in folder.rglob(f".{HOST}.*.tmp"):
         writer = path.name.split(".")[2]
-        if not (writer.isdigit() and is_alive(int(writer))):
+        if not (writer.isdigit() and start_of(int(writer))):
             path.unlink(missing_ok=True)

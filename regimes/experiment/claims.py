@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from regimes.experiment.atomic_files import is_alive, write_atomic
+from regimes.experiment.atomic_files import HOST, write_atomic
+from regimes.experiment.process_identity import has_ended, start_of
 
 FOLDER = "claims"
 HEARTBEAT = 10.0  # seconds between two touches
@@ -41,7 +42,7 @@ class Owner:
     Attributes:
         host, pid: its machine's name and its process.
         machine: identity of the booted machine and its process namespace; process numbers are comparable within one.
-        started: start of the process in the machine's own unit, which tells it from a later process of the same number.
+        started: start of the process, which tells it from a later one of the same number; see `start_of`.
         workers: number of worker processes.
     """
 
@@ -54,12 +55,12 @@ class Owner:
     @classmethod
     def here(cls, workers: int) -> Owner:
         """Return the owner of this process."""
-        return cls(platform.node(), os.getpid(), _machine(), _started(os.getpid()), workers)
+        return cls(platform.node(), os.getpid(), _machine(), start_of(os.getpid()), workers)
 
     @property
     def is_dead(self) -> bool:
         """Whether its process is known to have ended."""
-        return self.machine == _machine() and not (is_alive(self.pid) and _started(self.pid) == self.started)
+        return self.machine == _machine() and has_ended(self.pid, self.started)
 
 
 class Claims:
@@ -73,7 +74,7 @@ class Claims:
     def __init__(self, folder: str | Path, workers: int = 1) -> None:
         self.folder = Path(folder) / FOLDER
         self.me = Owner.here(workers)
-        self.file = self.folder / f"{_plain(self.me.host)}-{self.me.pid}-{uuid.uuid4().hex[:8]}.owner"
+        self.file = self.folder / f"{HOST}-{self.me.pid}-{uuid.uuid4().hex[:8]}.owner"
         self._held: dict[str, Path] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -221,10 +222,6 @@ def _read(path: Path) -> Owner | None:
         return None
 
 
-def _plain(host: str) -> str:
-    return "".join(char for char in host if char.isalnum())[:20] or "host"
-
-
 @cache
 def _machine() -> str:
     """The identity of the booted machine and, on Linux, of its process namespace."""
@@ -233,12 +230,3 @@ def _machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
-
-
-def _started(pid: int) -> str:
-    """The start time of a process in clock ticks since the boot; "" where it cannot be known, or once it has ended."""
-    try:
-        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if facts[0] == "Z" else facts[19]
-    except (OSError, IndexError):
-        return ""

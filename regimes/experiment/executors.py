@@ -1,4 +1,4 @@
-"""Executors of fleets: in this process, or in spawned single-threaded worker processes with a supervisor."""
+"""Executors of fleets: in this process, or by workers (processes, actors of a Ray cluster) with a supervisor."""
 
 from __future__ import annotations
 
@@ -200,7 +200,8 @@ class Supervisor:
         """Do all fleets; on any exception, also on Ctrl-C, all workers are killed first.
 
         Raises:
-            UserError: a worker cannot write to the run's folder.
+            UserError: a worker cannot write to the run's folder, or has other data or numerics than the run.
+            RunFailed: workers die one after the other without any result.
         """
         try:
             for number in range(min(self.pool.workers, len(self.waiting))):

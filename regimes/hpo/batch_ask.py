@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, chec
 from optuna.trial import Trial, TrialState
 
 from regimes.errors import UserError
+from regimes.experiment.process_identity import this_worker
 from regimes.hpo.exhaustion import EXHAUSTIBLE_SAMPLERS
-from regimes.hpo.process_identity import this_worker
 from regimes.hpo.search_space import Space, distributions, suggest
 from regimes.hpo.trial_attrs import note
 from regimes.training.fleet import PER_NETWORK_FIELDS

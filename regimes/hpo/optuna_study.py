@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 from regimes.config.hpo import StudySpec
 from regimes.config.keys import seed_of
 from regimes.errors import UserError, without_passwords
+from regimes.experiment.process_identity import this_worker
 from regimes.hpo import SAMPLERS, STOPPERS
-from regimes.hpo.process_identity import this_worker
 from regimes.hpo.requeue import is_gone, is_open
 from regimes.hpo.search_space import Space, distributions
 from regimes.hpo.trial_attrs import PREFIX

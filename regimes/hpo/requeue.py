@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from regimes.hpo.process_identity import is_dead, is_here, this_worker
+from regimes.experiment.process_identity import is_dead, is_here, this_worker
 from regimes.hpo.trial_attrs import PREFIX
 
 INHERITED_ATTRS = tuple(f"{PREFIX}{name}" for name in ("seed", "promoted", "from"))  # of a requeued trial

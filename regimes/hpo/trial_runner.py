@@ -16,10 +16,10 @@ from optuna.trial import Trial, TrialState
 
 from regimes.config.recipe import Recipe
 from regimes.errors import UserError
+from regimes.experiment.process_identity import this_worker
 from regimes.hpo.batch_ask import ask, check_minimises, check_space
 from regimes.hpo.fidelities import Ladder, Segment
 from regimes.hpo.fidelity_trainer import FidelityResult, TrialJob
-from regimes.hpo.process_identity import this_worker
 from regimes.hpo.search_space import Space, recipe_with, suggest
 from regimes.hpo.stoppers import HALVING_STOPPERS, fair_order
 from regimes.hpo.trial_attrs import PREFIX, note, row_of

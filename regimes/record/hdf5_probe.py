@@ -6,8 +6,8 @@ the HDF5 library itself crashes or loops on some damaged files. It imports nothi
 
 from __future__ import annotations
 
+import contextlib
 import math
-import resource
 import sys
 
 import h5py
@@ -78,8 +78,11 @@ def _is_plain(kind: h5py.h5t.TypeID) -> bool:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
-    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
+    with contextlib.suppress(ImportError):  # on Windows there are no such limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
     try:
         probe(sys.argv[1])
     except Refused as error:

@@ -49,21 +49,27 @@ def test_training_goes_on_while_a_slow_disk_writes(tmp_path: Path, monkeypatch: 
     assert heard == ["a" * 20]
 
 
-def test_a_write_that_fails_makes_a_failed_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def outcomes_of(folder: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> list[Any]:
+    """What is heard of three stages, a, b and c, of which the second cannot be written."""
     write = Store.write
 
-    def full(self: Store, key: str, *args: Any) -> None:
+    def failing(self: Store, key: str, *args: Any) -> None:
         if key.startswith("b"):
-            raise OSError("File name too long")
+            raise error
         write(self, key, *args)
 
-    monkeypatch.setattr(Store, "write", full)
-    heard: list[Outcome] = []
-    writer = AsyncStore(tmp_path, heard.append)
+    monkeypatch.setattr(Store, "write", failing)
+    heard: list[Any] = []
+    writer = AsyncStore(folder, heard.append)
     for key in ("a" * 20, "b" * 20, "c" * 20):
         writer.write(key, RECORD)
         writer.report(Outcome(key))
     writer.flush()
+    return heard
+
+
+def test_a_write_that_fails_makes_a_failed_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = outcomes_of(tmp_path, monkeypatch, OSError("File name too long"))
     assert [outcome.error for outcome in heard] == [None, "OSError: File name too long", None]
     failure = Store(tmp_path).failure("b" * 20)
     assert failure is not None
@@ -72,21 +78,8 @@ def test_a_write_that_fails_makes_a_failed_stage(tmp_path: Path, monkeypatch: py
 
 
 def test_after_a_full_disk_nothing_more_is_written_or_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Store.write
-
-    def full(self: Store, key: str, *args: Any) -> None:
-        if key.startswith("b"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
-        write(self, key, *args)
-
-    monkeypatch.setattr(Store, "write", full)
-    heard: list[Any] = []
-    writer = AsyncStore(tmp_path, heard.append)
-    for key in ("a" * 20, "b" * 20, "c" * 20):
-        writer.write(key, RECORD)
-        writer.report(Outcome(key))
-    writer.flush()
-    done, fault = heard
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+    done, fault = outcomes_of(tmp_path, monkeypatch, full)
     assert done == Outcome("a" * 20)
     assert str(fault).startswith(f"{tmp_path}: No space left on device; what is finished is kept")
     assert Store(tmp_path).read("c" * 20) is None

@@ -108,8 +108,8 @@ def test_numerics_that_changed_are_refused_unless_allowed(
 
 def test_leftovers_of_killed_writers_are_removed(tiny: Sweep, run_tiny: Run) -> None:
     folder = run_tiny(tiny).folder
-    killed, elsewhere = (folder / "records" / f".{host}.999999999.abc.tmp" for host in (files._HOST, "anotherhost"))
-    alive = folder / "records" / f".{files._HOST}.{os.getpid()}.abc.tmp"
+    killed, elsewhere = (folder / "records" / f".{host}.999999999.abc.tmp" for host in (files.HOST, "anotherhost"))
+    alive = folder / "records" / f".{files.HOST}.{os.getpid()}.abc.tmp"
     for path in (killed, elsewhere, alive):
         path.write_text("half a rec")
     run_tiny(tiny)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -42,6 +43,15 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "LOOK_INTERVAL", 0.0)
 
 
+def together(*work: Callable[[], None]) -> None:
+    """Call functions in a thread each, at once."""
+    threads = [threading.Thread(target=each) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_work_belongs_to_whoever_claims_it_first(tmp_path: Path) -> None:
     with Claims(tmp_path) as ours, Claims(tmp_path) as theirs:
         assert ours.take("a")
@@ -66,11 +76,7 @@ def test_of_many_that_claim_at_once_one_has_it(tmp_path: Path) -> None:
 
     for command in commands:
         command.__enter__()
-    threads = [threading.Thread(target=claim, args=each) for each in zip(commands, had, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(functools.partial(claim, *each) for each in zip(commands, had, strict=True)))
     assert sorted(name for mine in had for name in mine) == sorted(names)
     for command in commands:
         command.__exit__(None, None, None)
@@ -86,11 +92,7 @@ def test_pieces_of_work_are_done_once_by_two_commands_in_turn(tmp_path: Path) ->
                     time.sleep(0.02)
                     did.append(piece)
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[work] * 2)
     assert sorted(did) == list(range(8))
 
 
@@ -337,11 +339,7 @@ def test_commands_that_begin_and_end_at_once_do_not_disturb_each_other(tmp_path:
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[come_and_go] * 3)
     assert not errors
 
 

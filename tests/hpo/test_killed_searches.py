@@ -127,7 +127,7 @@ def test_a_worker_that_is_killed_is_replaced(file: Path, tmp_path: Path) -> None
 
 
 def test_a_trial_of_a_living_worker_is_left_alone() -> None:
-    from regimes.hpo.process_identity import is_dead, this_worker
+    from regimes.experiment.process_identity import is_dead, this_worker
 
     study = optuna.create_study()
     alive, dead, elsewhere = (study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}) for _ in range(3))

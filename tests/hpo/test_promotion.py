@@ -14,10 +14,10 @@ from searches import RAW, clock, engine, planned, spec
 
 import regimes
 from regimes import UserError
+from regimes.experiment.process_identity import this_worker
 from regimes.hpo.fidelity_trainer import FidelityResult, FidelityTrainer
 from regimes.hpo.optimize_loop import Limits, run_trials
 from regimes.hpo.optuna_study import open_storage
-from regimes.hpo.process_identity import this_worker
 from regimes.hpo.requeue import requeue_dead_trials
 from regimes.hpo.search import search
 from regimes.hpo.search_options import SearchOptions

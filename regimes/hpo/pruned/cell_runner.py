@@ -17,10 +17,10 @@ from regimes.config.hpo import Dimension, Hpo
 from regimes.experiment.claims import Claims
 from regimes.experiment.engine_selection import EngineChoice
 from regimes.experiment.executors import in_process
+from regimes.experiment.process_identity import this_worker
 from regimes.experiment.schedule import fleets, scan_store
 from regimes.experiment.stages.stage import Outcome
 from regimes.hpo import batch_ask
-from regimes.hpo.process_identity import this_worker
 from regimes.hpo.pruned import DENSITY
 from regimes.hpo.pruned.cells import Cell, CellResult, Cells
 from regimes.hpo.pruned.map_sampler import MapSampler

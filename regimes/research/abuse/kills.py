@@ -72,14 +72,7 @@ learning_rate = {{ low = 0.01, high = 1.0, log = true }}
 """
 PRUNED = f"""
 objective = "pruned"
-trials = 9
-batch = 3
-final_seeds = 1
-{COMMON}
-[study]
-sampler = "random"
-[space]
-learning_rate = {{ low = 0.01, high = 1.0, log = true }}
+{SEARCH}
 [load]
 density = [0.2, 0.4, 0.6]
 """

@@ -1,4 +1,4 @@
-"""Identity of the process that runs a trial, and whether that process is alive."""
+"""Identity of a process, and whether it is alive."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import os
 import socket
 from pathlib import Path
 
+UNKNOWN = "?"  # start time of a process without an entry in /proc
+
 
 def this_worker() -> str:
     """Return a unique id of this process: host, process id and start time."""
-    return f"{socket.gethostname()}/{os.getpid()}/{_began(os.getpid())}"
+    return f"{socket.gethostname()}/{os.getpid()}/{start_of(os.getpid())}"
 
 
 def is_dead(name: str) -> bool:
     """Return whether a worker of this machine is gone; workers of other machines count as alive."""
     _, pid, began = name.rsplit("/", 2)
-    return is_here(name) and _began(int(pid)) != began
+    return is_here(name) and has_ended(int(pid), began)
 
 
 def is_here(name: str) -> bool:
@@ -23,8 +25,13 @@ def is_here(name: str) -> bool:
     return name.rsplit("/", 2)[0] == socket.gethostname()
 
 
-def _began(pid: int) -> str:
-    """Start time of a process in kernel ticks; "" if there is none, "?" if it is alive but has no /proc entry."""
+def has_ended(pid: int, start: str) -> bool:
+    """Return whether the process of this machine that had a number and a start time is known to have ended."""
+    return start_of(pid) not in (start, UNKNOWN)
+
+
+def start_of(pid: int) -> str:
+    """Return the start time of a process in kernel ticks; "" if there is none, "?" if it is alive but not shown."""
     try:
         content = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -39,4 +46,4 @@ def _lives(pid: int) -> str:
         return ""
     except PermissionError:
         pass
-    return "?"
+    return UNKNOWN
