@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def _file_name(text: str) -> str:
     if not re.fullmatch(r"\w[\w.-]{0,99}", text):
-        raise ValueError("must be a file name of at most 100 letters, digits and _ . -, which begins with none of . -")
+        raise ValueError("must be at most 100 letters, digits, _ . and -, and begin with a letter, a digit or _")
     return text
 
 

@@ -159,8 +159,9 @@ def _check_initial_weights(where: str, model: nn.Module, again: nn.Module) -> No
 
 def _different_weight(one: nn.Module, other: nn.Module) -> str | None:
     """The name of a tensor of the state dict that differs between two models; None if none does."""
-    pairs = {name: (each, other.state_dict()[name]) for name, each in one.state_dict().items()}
-    return next((name for name, (a, b) in pairs.items() if not torch.equal(a.nan_to_num(), b.nan_to_num())), None)
+    theirs = other.state_dict()
+    pairs = ((name, each.nan_to_num(), theirs[name].nan_to_num()) for name, each in one.state_dict().items())
+    return next((name for name, first, second in pairs if not torch.equal(first, second)), None)
 
 
 def _are_probabilities(outputs: Tensor) -> bool:
